@@ -1,0 +1,156 @@
+//! One error type: what went wrong, in which file, with which numbers.
+
+use std::{fmt, io, path::Path};
+
+/// Classifies an [`Error`] so that a binding can raise its language's own exception.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The operating system refused or failed an operation; `errno` is set when it gave one.
+    Io,
+    /// The bytes are not a sound FlashPack (or safetensors) file.
+    Format,
+    /// The bytes do not match their recorded digests.
+    Checksum,
+    /// The caller passed something that cannot work.
+    Argument,
+    /// The request is meaningful, but not something this library does.
+    Unsupported,
+    /// Memory for the result could not be reserved.
+    Memory,
+    /// The caller asked for the operation to stop.
+    Cancelled,
+    /// A defect of this library.
+    Internal,
+}
+
+impl ErrorKind {
+    /// The name used in the machine-readable tag of [`Error::to_tagged_string`].
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Io => "io",
+            Self::Format => "format",
+            Self::Checksum => "checksum",
+            Self::Argument => "argument",
+            Self::Unsupported => "unsupported",
+            Self::Memory => "memory",
+            Self::Cancelled => "cancelled",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// An error of this crate. `Display` gives one sentence that starts with the file's path, if one is known.
+#[derive(Clone, Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    errno: Option<i32>,
+    path: Option<String>,
+    message: String,
+}
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error of `kind` that concerns no particular file yet; see [`Error::at`].
+    #[must_use]
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            errno: None,
+            path: None,
+            message: message.into(),
+        }
+    }
+
+    /// The file is not what the format allows.
+    #[must_use]
+    pub fn format(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Format, message)
+    }
+
+    /// The caller's argument is wrong.
+    #[must_use]
+    pub fn argument(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Argument, message)
+    }
+
+    /// The operating system failed `action` (a verb phrase such as "cannot open").
+    #[must_use]
+    pub fn io(action: &str, error: &io::Error) -> Self {
+        let kind = if error.kind() == io::ErrorKind::OutOfMemory {
+            ErrorKind::Memory
+        } else {
+            ErrorKind::Io
+        };
+        Self {
+            kind,
+            errno: error.raw_os_error(),
+            path: None,
+            message: format!("{action}: {error}"),
+        }
+    }
+
+    /// Names the file, unless an inner layer already named one.
+    #[must_use]
+    pub fn at(mut self, path: &Path) -> Self {
+        if self.path.is_none() {
+            self.path = Some(path.display().to_string());
+        }
+        self
+    }
+
+    /// What class of error this is.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The operating system's error number, for [`ErrorKind::Io`].
+    #[must_use]
+    pub const fn errno(&self) -> Option<i32> {
+        self.errno
+    }
+
+    /// The message followed by a JSON tag with kind, errno and path: what crosses a language boundary.
+    #[must_use]
+    pub fn to_tagged_string(&self) -> String {
+        let tag =
+            serde_json::json!({"kind": self.kind.name(), "errno": self.errno, "path": self.path});
+        format!("{self} [flashpack:{tag}]")
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.path {
+            Some(path) => write!(f, "{path}: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Names the file in the error of a result; see [`Error::at`].
+pub(crate) trait At<T> {
+    fn at(self, path: &Path) -> Result<T>;
+}
+
+impl<T> At<T> for Result<T> {
+    fn at(self, path: &Path) -> Self {
+        self.map_err(|error| error.at(path))
+    }
+}
+
+/// Turns an operating system result into ours, naming the action and the file.
+pub(crate) trait IoContext<T> {
+    fn during(self, action: &str, path: &Path) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
+    fn during(self, action: &str, path: &Path) -> Result<T> {
+        self.map_err(|error| Error::io(action, &error.into()).at(path))
+    }
+}

@@ -1,0 +1,295 @@
+//! The footer's JSON: typed parsing of untrusted text, and rendering.
+//!
+//! Parsing checks syntax and types only; `validate` checks what the numbers mean.
+
+use std::{borrow::Cow, collections::BTreeMap, fmt, marker::PhantomData};
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use super::{FORMAT_V3, FORMAT_V4, Index, MAGIC, MAX_FOOTER_BYTES, TRAILER_BYTES, validate};
+use crate::error::{Error, Result};
+
+/// Finds the footer: given the file's length and its last [`TRAILER_BYTES`] bytes, the offset and length of the JSON.
+///
+/// # Errors
+/// The file is too short, ends in other bytes than [`MAGIC`], or names a footer that cannot lie before the trailer.
+pub fn locate(file_bytes: u64, trailer: &[u8]) -> Result<(u64, usize)> {
+    let Some(before_trailer) = file_bytes.checked_sub(TRAILER_BYTES as u64) else {
+        return Err(Error::format(format!(
+            "File too small: {file_bytes} bytes, but a FlashPack file has at least {TRAILER_BYTES}"
+        )));
+    };
+    let (length, magic) = trailer.split_at(8);
+    if magic != MAGIC {
+        return Err(Error::format(format!(
+            "Bad magic: the file ends in \"{}\" instead of \"{}\"",
+            magic.escape_ascii(),
+            MAGIC.escape_ascii()
+        )));
+    }
+    let length = length
+        .iter()
+        .rev()
+        .fold(0_u64, |value, &byte| value << 8 | u64::from(byte));
+    let offset = before_trailer.checked_sub(length).ok_or_else(|| {
+        Error::format(format!(
+            "Corrupt footer length: {length} bytes, but only {before_trailer} lie before the trailer"
+        ))
+    })?;
+    match usize::try_from(length) {
+        Ok(length) if offset + MAX_FOOTER_BYTES >= before_trailer => Ok((offset, length)),
+        _ => Err(Error::format(format!(
+            "Corrupt footer length: {length} bytes, more than the {MAX_FOOTER_BYTES} a footer may have"
+        ))),
+    }
+}
+
+/// Parses and validates the footer's JSON of a file whose footer starts at `footer_offset`.
+///
+/// # Errors
+/// [`ErrorKind::Format`](crate::ErrorKind::Format) for everything FORMAT's rules refuse,
+/// [`ErrorKind::Checksum`](crate::ErrorKind::Checksum) if the index does not match its own digest.
+pub fn parse(json: &[u8], footer_offset: u64) -> Result<Index> {
+    let text = std::str::from_utf8(json).map_err(|error| {
+        Error::format(format!(
+            "Corrupt footer: not UTF-8 at byte {} of its {}",
+            error.valid_up_to(),
+            json.len()
+        ))
+    })?;
+    match serde_json::from_str::<Object<RawFooter<'_>>>(text).map(|Object(raw)| raw) {
+        Ok(raw) if raw.format == FORMAT_V3 || raw.format == FORMAT_V4 => {
+            validate::validate(raw, footer_offset)
+        }
+        Ok(raw) => Err(unexpected_format(&raw.format)),
+        Err(error) => Err(explain(text, &error)),
+    }
+}
+
+/// The trailer that follows `json` in a file.
+#[must_use]
+pub fn trailer(json: &[u8]) -> [u8; TRAILER_BYTES] {
+    let mut bytes = [0; TRAILER_BYTES];
+    bytes[..8].copy_from_slice(&(json.len() as u64).to_le_bytes());
+    bytes[8..].copy_from_slice(&MAGIC);
+    bytes
+}
+
+/// The footer JSON of `index`, as flashpack 0.4.5 spells it plus the extension keys.
+#[must_use]
+pub fn render(index: &Index) -> String {
+    let single = match index.blocks() {
+        [block] => Some(block),
+        _ => None,
+    };
+    let footer = Rendered {
+        format: if single.is_some() {
+            FORMAT_V3
+        } else {
+            FORMAT_V4
+        },
+        target_dtype: single.map(|block| block.dtype().name()),
+        align_bytes: index.align_bytes(),
+        total_payload_bytes: single.is_none().then(|| index.payload_bytes()),
+        total_elems: index.blocks().iter().map(super::Macroblock::elems).sum(),
+        macroblocks: single.is_none().then(|| {
+            let block = |block: &super::Macroblock| RenderedBlock {
+                dtype: block.dtype().name(),
+                offset_bytes: block.offset(),
+                length_bytes: block.bytes(),
+                length_elems: block.elems(),
+            };
+            index.blocks().iter().map(block).collect()
+        }),
+        index: index
+            .records()
+            .iter()
+            .map(|record| RenderedRecord {
+                name: record.name(),
+                shape: record.shape(),
+                offset: record.offset(),
+                length: record.elems(),
+                macroblock: single.is_none().then(|| record.block()),
+            })
+            .collect(),
+        checksums: index.checksums().map(|checksums| RenderedChecksums {
+            algorithm: checksums.algorithm(),
+            chunk_bytes: checksums.chunk_bytes(),
+            digests: checksums.digests_hex(),
+            footer: checksums.footer_hex(),
+        }),
+        metadata: index.metadata(),
+    };
+    serde_json::to_string(&footer).expect("strings and integers always serialize")
+}
+
+fn unexpected_format(format: &str) -> Error {
+    Error::format(format!(
+        "Unexpected format: {format:?} is neither {FORMAT_V3:?} nor {FORMAT_V4:?}"
+    ))
+}
+
+/// Says why `text` did not parse: an unknown format first (its keys may differ), else the path of the key at fault.
+#[cold]
+fn explain(text: &str, error: &serde_json::Error) -> Error {
+    #[derive(Deserialize)]
+    struct Format {
+        format: String,
+    }
+    if let Ok(Format { format }) = serde_json::from_str(text)
+        && format != FORMAT_V3
+        && format != FORMAT_V4
+    {
+        return unexpected_format(&format);
+    }
+    if error.is_syntax() || error.is_eof() {
+        return Error::format(format!("Corrupt footer: not JSON: {error}"));
+    }
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    match serde_path_to_error::deserialize::<_, Object<RawFooter<'_>>>(&mut deserializer) {
+        Err(located) if located.path().iter().next().is_none() => {
+            Error::format(format!("Corrupt footer: {}", located.inner()))
+        }
+        Err(located) => Error::format(format!(
+            "Corrupt footer: key {}: {}",
+            located.path(),
+            located.inner()
+        )),
+        Ok(_) => Error::format(format!("Corrupt footer: {error}")),
+    }
+}
+
+/// A non-negative integer; serde's own `u64` would name Rust's type in its messages.
+#[derive(Clone, Copy)]
+pub(super) struct Count(pub(super) u64);
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Count;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an integer from 0 to 2^64-1")
+            }
+            fn visit_u64<E: de::Error>(self, value: u64) -> std::result::Result<Count, E> {
+                Ok(Count(value))
+            }
+        }
+        deserializer.deserialize_u64(Visitor)
+    }
+}
+
+/// A JSON object: serde alone would take a list for a struct, too, its values for the fields in turn.
+pub(super) struct Object<T>(pub(super) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Visitor<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> de::Visitor<'de> for Visitor<T> {
+            type Value = Object<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: de::MapAccess<'de>>(
+                self,
+                map: A,
+            ) -> std::result::Result<Object<T>, A::Error> {
+                T::deserialize(de::value::MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(Visitor(PhantomData))
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct RawFooter<'a> {
+    #[serde(borrow)]
+    pub(super) format: Cow<'a, str>,
+    pub(super) align_bytes: Count,
+    #[serde(borrow)]
+    pub(super) target_dtype: Option<Cow<'a, str>>,
+    pub(super) total_elems: Count,
+    pub(super) total_payload_bytes: Option<Count>,
+    #[serde(borrow)]
+    pub(super) macroblocks: Option<Vec<Object<RawBlock<'a>>>>,
+    #[serde(borrow)]
+    pub(super) index: Vec<Object<RawRecord<'a>>>,
+    #[serde(borrow)]
+    pub(super) checksums: Option<Object<RawChecksums<'a>>>,
+    #[serde(default)]
+    pub(super) metadata: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct RawBlock<'a> {
+    #[serde(borrow)]
+    pub(super) dtype: Cow<'a, str>,
+    pub(super) offset_bytes: Count,
+    pub(super) length_bytes: Count,
+    pub(super) length_elems: Count,
+}
+
+#[derive(Deserialize)]
+pub(super) struct RawRecord<'a> {
+    #[serde(borrow)]
+    pub(super) name: Cow<'a, str>,
+    pub(super) shape: Vec<Count>,
+    pub(super) offset: Count,
+    pub(super) length: Count,
+    pub(super) macroblock: Option<Count>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct RawChecksums<'a> {
+    #[serde(borrow)]
+    pub(super) algorithm: Cow<'a, str>,
+    pub(super) chunk_bytes: Count,
+    #[serde(borrow)]
+    pub(super) digests: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(super) footer: Cow<'a, str>,
+}
+
+#[derive(Serialize)]
+struct Rendered<'a> {
+    format: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_dtype: Option<&'a str>,
+    align_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_payload_bytes: Option<u64>,
+    total_elems: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    macroblocks: Option<Vec<RenderedBlock<'a>>>,
+    index: Vec<RenderedRecord<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checksums: Option<RenderedChecksums<'a>>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: &'a BTreeMap<String, String>,
+}
+
+#[derive(Serialize)]
+struct RenderedBlock<'a> {
+    dtype: &'a str,
+    offset_bytes: u64,
+    length_bytes: u64,
+    length_elems: u64,
+}
+
+#[derive(Serialize)]
+struct RenderedRecord<'a> {
+    name: &'a str,
+    shape: &'a [u64],
+    offset: u64,
+    length: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    macroblock: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct RenderedChecksums<'a> {
+    algorithm: &'a str,
+    chunk_bytes: u64,
+    digests: String,
+    footer: String,
+}

@@ -1,0 +1,210 @@
+//! The validated index of a file. Fields are private: whoever holds an [`Index`] holds the proof of its rules.
+
+use std::{collections::BTreeMap, fmt::Write as _, ops::Range};
+
+use super::{DType, checksum::Digest};
+
+/// A contiguous run of elements of one type in the payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Macroblock {
+    pub(super) dtype: DType,
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+}
+
+impl Macroblock {
+    /// Type of every element.
+    #[must_use]
+    pub const fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// First byte in the file.
+    #[must_use]
+    pub const fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Length in bytes, padding between records included; a multiple of the element size.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Length in elements.
+    #[must_use]
+    pub const fn elems(&self) -> u64 {
+        self.bytes / self.dtype.size()
+    }
+
+    /// Where the block lies in the file.
+    #[must_use]
+    pub const fn file_range(&self) -> Range<u64> {
+        self.offset..self.offset + self.bytes
+    }
+}
+
+/// One named tensor: a contiguous, row-major run of elements of a macroblock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub(super) name: Box<str>,
+    pub(super) shape: Box<[u64]>,
+    pub(super) block: usize,
+    pub(super) offset: u64,
+    pub(super) elems: u64,
+}
+
+impl Record {
+    /// The tensor's name, unique in its file.
+    #[must_use]
+    pub const fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Sizes of the dimensions; empty for a scalar. Every size and stride fits `i64`.
+    #[must_use]
+    pub const fn shape(&self) -> &[u64] {
+        &self.shape
+    }
+
+    /// Number of the macroblock that holds the elements.
+    #[must_use]
+    pub const fn block(&self) -> usize {
+        self.block
+    }
+
+    /// First element within the block. Meaningless for a tensor without elements, which may claim any place.
+    #[must_use]
+    pub const fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Number of elements: the product of the shape.
+    #[must_use]
+    pub const fn elems(&self) -> u64 {
+        self.elems
+    }
+}
+
+/// Digests of a payload's chunks and of the index itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checksums {
+    pub(super) algorithm: Box<str>,
+    pub(super) chunk_bytes: u64,
+    pub(super) digests: Box<[Digest]>,
+    pub(super) footer: Digest,
+}
+
+impl Checksums {
+    /// Name of the digest function.
+    #[must_use]
+    pub const fn algorithm(&self) -> &str {
+        &self.algorithm
+    }
+
+    /// Bytes of payload behind each digest; the last chunk may be shorter.
+    #[must_use]
+    pub const fn chunk_bytes(&self) -> u64 {
+        self.chunk_bytes
+    }
+
+    /// One digest per chunk, in file order from offset 0.
+    #[must_use]
+    pub const fn digests(&self) -> &[Digest] {
+        &self.digests
+    }
+
+    pub(super) fn digests_hex(&self) -> String {
+        let mut hex = String::with_capacity(self.digests.len() * 16);
+        for digest in &self.digests {
+            write!(hex, "{digest:016x}").expect("strings take everything");
+        }
+        hex
+    }
+
+    pub(super) fn footer_hex(&self) -> String {
+        format!("{:016x}", self.footer)
+    }
+}
+
+/// Everything a file says about its tensors, checked: blocks lie in the payload without overlap, records in their
+/// blocks, aligned and without partial overlap, names are unique, every product and sum fits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Index {
+    pub(super) align_bytes: u64,
+    pub(super) payload_bytes: u64,
+    pub(super) blocks: Box<[Macroblock]>,
+    pub(super) records: Box<[Record]>,
+    /// Numbers of the records in the order of their names.
+    pub(super) by_name: Box<[usize]>,
+    pub(super) checksums: Option<Checksums>,
+    pub(super) metadata: BTreeMap<String, String>,
+}
+
+impl Index {
+    /// Alignment in bytes of each record's start within its block; 0 means none.
+    #[must_use]
+    pub const fn align_bytes(&self) -> u64 {
+        self.align_bytes
+    }
+
+    /// Bytes from the file's start to the end of the last block.
+    #[must_use]
+    pub const fn payload_bytes(&self) -> u64 {
+        self.payload_bytes
+    }
+
+    /// The macroblocks in the footer's order.
+    #[must_use]
+    pub const fn blocks(&self) -> &[Macroblock] {
+        &self.blocks
+    }
+
+    /// The records in the footer's order.
+    #[must_use]
+    pub const fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    /// Digests, if the writer left any in an algorithm this library knows.
+    #[must_use]
+    pub const fn checksums(&self) -> Option<&Checksums> {
+        self.checksums.as_ref()
+    }
+
+    /// The user's own strings.
+    #[must_use]
+    pub const fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// The number of the record called `name`.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<usize> {
+        let found = self
+            .by_name
+            .binary_search_by(|&record| (*self.records[record].name).cmp(name));
+        found.ok().map(|position| self.by_name[position])
+    }
+
+    /// Bytes of `record` within its block, `0..0` for a tensor without elements.
+    #[must_use]
+    pub fn range_in_block(&self, record: &Record) -> Range<u64> {
+        if record.elems == 0 {
+            return 0..0;
+        }
+        let size = self.blocks[record.block].dtype.size();
+        record.offset * size..(record.offset + record.elems) * size
+    }
+}
+
+/// Numbers of `records` in the order of their names, or two records, the earlier first, with the same name.
+pub(super) fn order_by_name(records: &[Record]) -> Result<Box<[usize]>, (usize, usize)> {
+    let mut by_name: Box<[usize]> = (0..records.len()).collect();
+    by_name.sort_unstable_by_key(|&record| (&records[record].name, record));
+    let mut neighbours = by_name.iter().zip(by_name.iter().skip(1));
+    match neighbours.find(|(one, other)| records[**one].name == records[**other].name) {
+        Some((&one, &other)) => Err((one, other)),
+        None => Ok(by_name),
+    }
+}
