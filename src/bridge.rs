@@ -1,0 +1,365 @@
+//! The cxx bridge: everything C++ may ask of Rust, in flat values. C++ calls Rust, never the reverse.
+//!
+//! Errors become `rust::Error` whose text ends in the tag of [`Error::to_tagged_string`]; so do panics.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+};
+
+use cxx::{CxxString, CxxVector};
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    format::{
+        DType,
+        layout::{self, Order},
+    },
+    load::{self, Block, Loaded},
+    pack::Packer,
+    plan::{Ignore, Selection},
+    progress::Progress,
+    reader::Reader,
+};
+
+#[cxx::bridge(namespace = "flashpack")]
+mod ffi {
+    /// What a load may be told. 1 is yes, 0 no, -1 leaves it to the environment and the defaults.
+    struct LoadOptions {
+        eager: i8,
+        verify: i8,
+        progress: ProgressWords,
+    }
+
+    /// Address of three int64 (bytes done, bytes in all, cancel) that outlive the operation, or 0.
+    #[derive(Clone, Copy)]
+    struct ProgressWords {
+        address: usize,
+    }
+
+    /// A loaded tensor.
+    struct View {
+        /// torch's `ScalarType` number.
+        dtype: i32,
+        /// The block it lies in.
+        block: usize,
+        /// Its first byte there.
+        offset: i64,
+        /// Where its sizes begin in [`Loaded`]'s flat list, and how many there are.
+        first_size: usize,
+        dims: usize,
+    }
+
+    /// A tensor to pack.
+    struct TensorSpec {
+        name: String,
+        /// torch's `ScalarType` number of the elements as stored.
+        dtype: i32,
+        shape: Vec<i64>,
+        /// Number of an earlier tensor with the same elements in the same memory, or -1.
+        tied_to: i64,
+    }
+
+    extern "Rust" {
+        fn footer(path: &str) -> Result<String>;
+        fn verify(path: &str, progress: ProgressWords) -> Result<i64>;
+
+        type LoadedTensors;
+        fn load_names(
+            path: &str,
+            names: &CxxVector<CxxString>,
+            options: &LoadOptions,
+        ) -> Result<Box<LoadedTensors>>;
+        fn load_except(
+            path: &str,
+            names: &CxxVector<CxxString>,
+            prefixes: &CxxVector<CxxString>,
+            suffixes: &CxxVector<CxxString>,
+            options: &LoadOptions,
+        ) -> Result<Box<LoadedTensors>>;
+        fn load_blocks(path: &str, options: &LoadOptions) -> Result<Box<LoadedTensors>>;
+        fn names(self: &LoadedTensors) -> &Vec<String>;
+        fn views(self: &LoadedTensors) -> &Vec<View>;
+        fn sizes(self: &LoadedTensors) -> &Vec<i64>;
+        fn blocks_left(self: &LoadedTensors) -> usize;
+        fn take_block(self: &mut LoadedTensors) -> Result<Box<Block>>;
+
+        type Block;
+        fn data(self: &mut Block) -> *mut u8;
+        fn bytes(self: &Block) -> i64;
+
+        type PackInProgress;
+        fn stored_dtype(name: &str, dtype: i32, wanted: i32) -> Result<i32>;
+        fn pack(
+            path: &str,
+            tensors: &[TensorSpec],
+            keep_order: bool,
+            align_bytes: i64,
+            metadata: &CxxVector<CxxString>,
+            progress: ProgressWords,
+        ) -> Result<Box<PackInProgress>>;
+        fn order(self: &PackInProgress) -> &Vec<usize>;
+        fn write(self: &mut PackInProgress, bytes: &[u8]) -> Result<()>;
+        fn finish(pack: Box<PackInProgress>) -> Result<()>;
+    }
+}
+
+use ffi::{LoadOptions, ProgressWords, TensorSpec, View};
+
+/// An error as it crosses the bridge: cxx shows it by `Display`.
+struct Tagged(Error);
+
+impl fmt::Display for Tagged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.to_tagged_string())
+    }
+}
+
+/// Runs `operation`; a panic becomes an error, because unwinding into C++ would abort the process.
+fn guarded<T>(operation: impl FnOnce() -> Result<T>) -> std::result::Result<T, Tagged> {
+    let panicked = |_| {
+        Err(Error::new(
+            ErrorKind::Internal,
+            "internal error: a panic was caught",
+        ))
+    };
+    // What a panic interrupts is dropped with the operation's values, so nothing inconsistent stays reachable.
+    panic::catch_unwind(AssertUnwindSafe(operation))
+        .unwrap_or_else(panicked)
+        .map_err(Tagged)
+}
+
+impl ProgressWords {
+    fn get<'a>(self) -> Progress<'a> {
+        // SAFETY: the address is 0 or that of three words in a tensor which the operator's caller holds until the
+        // operator returns; ops.cpp checks type, size and device, and drops every user of `'a` before it returns.
+        unsafe { Progress::from_ptr(std::ptr::with_exposed_provenance_mut(self.address)) }
+    }
+}
+
+fn footer(path: &str) -> std::result::Result<String, Tagged> {
+    guarded(|| Ok(Reader::open(Path::new(path))?.footer().to_owned()))
+}
+
+fn verify(path: &str, progress: ProgressWords) -> std::result::Result<i64, Tagged> {
+    guarded(|| {
+        Ok(crate::verify::verify(Path::new(path), progress.get())?
+            .verified_bytes
+            .cast_signed())
+    })
+}
+
+/// A finished load, flattened for C++.
+struct LoadedTensors {
+    blocks: std::vec::IntoIter<Block>,
+    names: Vec<String>,
+    views: Vec<View>,
+    sizes: Vec<i64>,
+}
+
+impl LoadedTensors {
+    fn new(loaded: Loaded) -> Self {
+        let mut sizes = Vec::new();
+        let views = loaded.views.iter().map(|view| {
+            let first_size = sizes.len();
+            // An index holds only shapes whose sizes fit i64.
+            sizes.extend(view.shape.iter().map(|size| size.cast_signed()));
+            View {
+                dtype: view.dtype as i32,
+                block: view.memory,
+                offset: view.offset.cast_signed(),
+                first_size,
+                dims: view.shape.len(),
+            }
+        });
+        let views = views.collect();
+        Self {
+            blocks: loaded.blocks.into_iter(),
+            names: loaded.names,
+            views,
+            sizes,
+        }
+    }
+
+    fn names(&self) -> &Vec<String> {
+        &self.names
+    }
+
+    fn views(&self) -> &Vec<View> {
+        &self.views
+    }
+
+    fn sizes(&self) -> &Vec<i64> {
+        &self.sizes
+    }
+
+    fn blocks_left(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn take_block(&mut self) -> std::result::Result<Box<Block>, Tagged> {
+        let none = || Error::new(ErrorKind::Internal, "no block is left");
+        guarded(|| self.blocks.next().map(Box::new).ok_or_else(none))
+    }
+}
+
+fn strings(values: &CxxVector<CxxString>) -> Vec<String> {
+    values
+        .iter()
+        .map(|value| value.to_string_lossy().into_owned())
+        .collect()
+}
+
+const fn choice(value: i8) -> Option<bool> {
+    match value {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
+}
+
+fn load(path: &str, selection: Selection<'_>, options: &LoadOptions) -> Result<Box<LoadedTensors>> {
+    let wanted = load::Options {
+        eager: choice(options.eager),
+        verify: choice(options.verify),
+    };
+    load::load(Path::new(path), selection, wanted, options.progress.get())
+        .map(|loaded| Box::new(LoadedTensors::new(loaded)))
+}
+
+fn load_names(
+    path: &str,
+    names: &CxxVector<CxxString>,
+    options: &LoadOptions,
+) -> std::result::Result<Box<LoadedTensors>, Tagged> {
+    guarded(|| load(path, Selection::Names(&strings(names)), options))
+}
+
+fn load_except(
+    path: &str,
+    names: &CxxVector<CxxString>,
+    prefixes: &CxxVector<CxxString>,
+    suffixes: &CxxVector<CxxString>,
+    options: &LoadOptions,
+) -> std::result::Result<Box<LoadedTensors>, Tagged> {
+    guarded(|| {
+        let (names, prefixes, suffixes) = (strings(names), strings(prefixes), strings(suffixes));
+        let ignore = Ignore {
+            names: &names,
+            prefixes: &prefixes,
+            suffixes: &suffixes,
+        };
+        load(path, Selection::Except(&ignore), options)
+    })
+}
+
+fn load_blocks(
+    path: &str,
+    options: &LoadOptions,
+) -> std::result::Result<Box<LoadedTensors>, Tagged> {
+    guarded(|| load(path, Selection::Blocks, options))
+}
+
+fn known_dtype(name: &str, code: i32) -> Result<DType> {
+    let unsupported = || {
+        Error::argument(format!(
+            "Unsupported dtype of {name:?}: torch's ScalarType {code}"
+        ))
+    };
+    DType::from_code(code).ok_or_else(unsupported)
+}
+
+/// The type a tensor of `dtype` is stored as when floating tensors shall be `wanted` (-1: their own).
+fn stored_dtype(name: &str, dtype: i32, wanted: i32) -> std::result::Result<i32, Tagged> {
+    guarded(|| {
+        let own = known_dtype(name, dtype)?;
+        if wanted == -1 {
+            return Ok(own as i32);
+        }
+        let wanted = known_dtype("the target", wanted)?;
+        if !wanted.is_castable_float() {
+            return Err(Error::argument(format!(
+                "Unsupported dtype: {wanted} is no floating type to cast to"
+            )));
+        }
+        Ok(if own.is_castable_float() { wanted } else { own } as i32)
+    })
+}
+
+/// A [`Packer`] on its way through C++.
+struct PackInProgress {
+    packer: Packer<'static>,
+    order: Vec<usize>,
+}
+
+fn pack(
+    path: &str,
+    tensors: &[TensorSpec],
+    keep_order: bool,
+    align_bytes: i64,
+    metadata: &CxxVector<CxxString>,
+    progress: ProgressWords,
+) -> std::result::Result<Box<PackInProgress>, Tagged> {
+    guarded(|| {
+        let align_bytes = u64::try_from(align_bytes)
+            .map_err(|_| Error::argument(format!("align_bytes must be >= 0, not {align_bytes}")))?;
+        let order = if keep_order {
+            Order::Given
+        } else {
+            Order::LargestFirst
+        };
+        let specs = tensors.iter().map(spec).collect::<Result<Vec<_>>>()?;
+        let words = strings(metadata);
+        let (pairs, []) = words.as_chunks::<2>() else {
+            return Err(Error::argument(
+                "metadata is not a list of keys and values in turn",
+            ));
+        };
+        let metadata: BTreeMap<_, _> = pairs
+            .iter()
+            .map(|[key, value]| (key.clone(), value.clone()))
+            .collect();
+        let packer = Packer::create(
+            Path::new(path),
+            &specs,
+            order,
+            align_bytes,
+            metadata,
+            progress.get(),
+        )?;
+        let order = packer.writes().iter().map(|write| write.tensor).collect();
+        Ok(Box::new(PackInProgress { packer, order }))
+    })
+}
+
+fn spec(tensor: &TensorSpec) -> Result<layout::TensorSpec> {
+    let shape = tensor
+        .shape
+        .iter()
+        .map(|&size| u64::try_from(size))
+        .collect::<std::result::Result<_, _>>();
+    Ok(layout::TensorSpec {
+        name: tensor.name.clone(),
+        dtype: known_dtype(&tensor.name, tensor.dtype)?,
+        shape: shape
+            .map_err(|_| Error::argument(format!("{:?} has a negative size", tensor.name)))?,
+        tied_to: usize::try_from(tensor.tied_to).ok(),
+    })
+}
+
+impl PackInProgress {
+    /// Numbers of the tensors whose bytes are wanted, in that order.
+    fn order(&self) -> &Vec<usize> {
+        &self.order
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> std::result::Result<(), Tagged> {
+        guarded(|| self.packer.write(bytes))
+    }
+}
+
+fn finish(pack: Box<PackInProgress>) -> std::result::Result<(), Tagged> {
+    guarded(|| pack.packer.finish().map(drop))
+}

@@ -1,0 +1,163 @@
+//! The C interface of `libflashpack.so`: one call that takes and gives JSON, for programs without torch.
+
+use std::{
+    collections::BTreeMap,
+    panic::{self, AssertUnwindSafe},
+    path::PathBuf,
+    ptr, slice,
+};
+
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::{
+    convert,
+    error::{Error, ErrorKind, Result},
+    format::{DEFAULT_ALIGN_BYTES, DType},
+    plan::Ignore,
+    progress::Progress,
+    reader::Reader,
+    verify::verify,
+};
+
+/// What a caller may ask for.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "op", rename_all = "lowercase", deny_unknown_fields)]
+enum Request {
+    /// The validated footer's JSON, as it stands in the file.
+    Footer { path: PathBuf },
+    /// Check footer and payload.
+    Verify { path: PathBuf },
+    /// safetensors to FlashPack.
+    Convert {
+        sources: Vec<PathBuf>,
+        destination: PathBuf,
+        #[serde(default)]
+        dtype: Option<String>,
+        #[serde(default)]
+        align_bytes: Option<u64>,
+        #[serde(default)]
+        ignore_names: Vec<String>,
+        #[serde(default)]
+        ignore_prefixes: Vec<String>,
+        #[serde(default)]
+        ignore_suffixes: Vec<String>,
+        #[serde(default)]
+        metadata: Option<BTreeMap<String, String>>,
+    },
+    /// FlashPack to safetensors.
+    Revert { path: PathBuf, destination: PathBuf },
+}
+
+impl Request {
+    fn run(self, progress: Progress<'_>) -> Result<String> {
+        match self {
+            Self::Footer { path } => Ok(Reader::open(&path)?.footer().to_owned()),
+            Self::Verify { path } => {
+                let report = verify(&path, progress)?;
+                Ok(json!({
+                    "payload_bytes": report.payload_bytes,
+                    "verified_bytes": report.verified_bytes,
+                    "algorithm": report.algorithm,
+                })
+                .to_string())
+            }
+            Self::Convert {
+                sources,
+                destination,
+                dtype,
+                align_bytes,
+                ignore_names,
+                ignore_prefixes,
+                ignore_suffixes,
+                metadata,
+            } => {
+                let unknown =
+                    |name: String| Error::argument(format!("Unsupported dtype: {name:?}"));
+                let dtype = dtype
+                    .map(|name| DType::from_name(&name).ok_or_else(|| unknown(name)))
+                    .transpose()?;
+                let request = convert::Request {
+                    sources: &sources,
+                    destination: &destination,
+                    dtype,
+                    align_bytes: align_bytes.unwrap_or(DEFAULT_ALIGN_BYTES),
+                    ignore: Ignore {
+                        names: &ignore_names,
+                        prefixes: &ignore_prefixes,
+                        suffixes: &ignore_suffixes,
+                    },
+                    metadata: metadata.unwrap_or_default(),
+                };
+                Ok(converted(convert::from_safetensors(request, progress)?))
+            }
+            Self::Revert { path, destination } => Ok(converted(convert::to_safetensors(
+                &path,
+                &destination,
+                progress,
+            )?)),
+        }
+    }
+}
+
+fn converted(made: convert::Converted) -> String {
+    json!({"tensors": made.tensors, "bytes": made.bytes}).to_string()
+}
+
+fn answer(request: &[u8], progress: Progress<'_>) -> Result<String> {
+    let request: Request = serde_json::from_slice(request)
+        .map_err(|error| Error::argument(format!("malformed request: {error}")))?;
+    // A panic must not unwind into C; nothing that could be left inconsistent outlives the call.
+    panic::catch_unwind(AssertUnwindSafe(|| request.run(progress))).unwrap_or_else(|_| {
+        Err(Error::new(
+            ErrorKind::Internal,
+            "internal error: a panic was caught",
+        ))
+    })
+}
+
+/// Carries out the JSON `request`; see [`Request`] for its forms.
+///
+/// Returns 0 and the result, or 1 and the text of an [`Error`](crate::Error) with its tag, as UTF-8 in `*reply` and
+/// `*reply_len`, to be freed by [`flashpack_free`]. `progress` is null or three words as [`Progress`] describes.
+///
+/// # Safety
+/// `request` points to `request_len` readable bytes; `reply` and `reply_len` are writable; `progress` is null or
+/// points to three `i64` that stay valid until the call returns.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn flashpack_call(
+    request: *const u8,
+    request_len: usize,
+    progress: *mut i64,
+    reply: *mut *mut u8,
+    reply_len: *mut usize,
+) -> i32 {
+    // SAFETY: the caller vouches for the pointers and their lifetimes.
+    let (request, progress) = unsafe {
+        (
+            slice::from_raw_parts(request, request_len),
+            Progress::from_ptr(progress),
+        )
+    };
+    let (status, text) = match answer(request, progress) {
+        Ok(text) => (0, text),
+        Err(error) => (1, error.to_tagged_string()),
+    };
+    let bytes = text.into_bytes().into_boxed_slice();
+    // SAFETY: the caller vouches that both are writable.
+    unsafe {
+        *reply_len = bytes.len();
+        *reply = Box::into_raw(bytes).cast();
+    }
+    status
+}
+
+/// Frees a reply of [`flashpack_call`].
+///
+/// # Safety
+/// `reply` and `reply_len` come from one call of [`flashpack_call`] and are freed once.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn flashpack_free(reply: *mut u8, reply_len: usize) {
+    // SAFETY: this is the box that flashpack_call gave away.
+    drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(reply, reply_len)) });
+}

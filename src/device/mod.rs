@@ -1,0 +1,5 @@
+//! Memory that loads fill.
+
+mod buffer;
+
+pub use buffer::HostBuffer;

@@ -1,0 +1,12 @@
+//! Bytes from files and to files: sources, mappings, the read engine, atomic replacement.
+
+pub mod file;
+pub mod map;
+pub mod memory;
+pub mod read;
+mod source;
+pub mod write;
+
+pub use file::FileSource;
+pub use map::Mapping;
+pub use source::Source;

@@ -1,0 +1,193 @@
+//! The read engine: carries out the chunks of a plan.
+
+use std::{iter, mem, sync::Mutex, thread};
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::Source;
+use crate::{
+    error::{Error, ErrorKind, Result},
+    format::{Checksums, checksum::Digest},
+    plan::Chunk,
+    progress::Progress,
+};
+
+/// Bytes read at a time when only a digest wants them.
+const SCRATCH_BYTES: usize = 256 << 10;
+
+/// Reads `tasks` from `source` into `memory` with `threads` threads, verifying the chunks that name a digest.
+/// `memory` has a slice for each memory of the plan; those that no chunk names (mappings) may be empty.
+///
+/// # Errors
+/// The first failure; the rest of the work is then abandoned. [`ErrorKind::Checksum`] names chunk and bytes.
+pub fn read<S: Source>(
+    source: &S,
+    tasks: &[Vec<Chunk>],
+    memory: Vec<&mut [u8]>,
+    checksums: Option<&Checksums>,
+    threads: usize,
+    progress: Progress<'_>,
+) -> Result<()> {
+    let reader = Reader {
+        source,
+        checksums,
+        progress,
+    };
+    let mut work = bind(tasks, memory);
+    if threads <= 1 {
+        let mut scratch = Vec::new();
+        return work.try_for_each(|task| reader.run(task, &mut scratch));
+    }
+    let shared = Mutex::new(work);
+    let next = || shared.lock().map_or(None, |mut work| work.next());
+    let worker = || {
+        let mut scratch = Vec::new();
+        while let Some(task) = next() {
+            if let Err(error) = reader.run(task, &mut scratch) {
+                // The others find no work and stop.
+                while next().is_some() {}
+                return Err(error);
+            }
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        // A thread that cannot be started only makes the load slower: this one works, too.
+        let others: Vec<_> = (1..threads)
+            .map_while(|number| {
+                thread::Builder::new()
+                    .name(format!("flashpack-read-{number}"))
+                    .spawn_scoped(scope, worker)
+                    .ok()
+            })
+            .collect();
+        let mine = worker();
+        others
+            .into_iter()
+            .map(|other| other.join().unwrap_or_else(|_| Err(panicked())))
+            .fold(mine, Result::and)
+    })
+}
+
+fn panicked() -> Error {
+    Error::new(ErrorKind::Internal, "a reader thread panicked")
+}
+
+/// A chunk with the memory it fills.
+struct BoundChunk<'m> {
+    offset: u64,
+    parts: Vec<Target<'m>>,
+    digest: Option<usize>,
+}
+
+enum Target<'m> {
+    Fill(&'m mut [u8]),
+    Skip(u64),
+}
+
+/// Hands each task its disjoint slices of `memory`. Chunks come in file order and a plan places in file order, so
+/// each memory is split front to back.
+fn bind<'p, 'm: 'p>(
+    tasks: &'p [Vec<Chunk>],
+    memory: Vec<&'m mut [u8]>,
+) -> impl Iterator<Item = Vec<BoundChunk<'m>>> + Send + use<'p, 'm> {
+    let mut unfilled: Vec<(u64, &mut [u8])> =
+        memory.into_iter().map(|memory| (0, memory)).collect();
+    let mut take = move |memory: usize, offset: u64, bytes: u64| {
+        let (position, rest) = &mut unfilled[memory];
+        let skip = to_usize(offset - *position);
+        let (taken, left) = mem::take(rest)[skip..].split_at_mut(to_usize(bytes));
+        (*position, *rest) = (offset + bytes, left);
+        taken
+    };
+    let mut tasks = tasks.iter();
+    iter::from_fn(move || {
+        let bind_chunk = |chunk: &Chunk| BoundChunk {
+            offset: chunk.offset,
+            parts: chunk
+                .parts
+                .iter()
+                .map(|part| match part.target {
+                    Some((memory, offset)) => Target::Fill(take(memory, offset, part.bytes)),
+                    None => Target::Skip(part.bytes),
+                })
+                .collect(),
+            digest: chunk.digest,
+        };
+        tasks
+            .next()
+            .map(|chunks| chunks.iter().map(bind_chunk).collect())
+    })
+}
+
+/// Offsets within memory that exists fit `usize`.
+fn to_usize(value: u64) -> usize {
+    usize::try_from(value).expect("offsets into memory fit usize")
+}
+
+struct Reader<'a, S> {
+    source: &'a S,
+    checksums: Option<&'a Checksums>,
+    progress: Progress<'a>,
+}
+
+impl<S: Source> Reader<'_, S> {
+    fn run(&self, task: Vec<BoundChunk<'_>>, scratch: &mut Vec<u8>) -> Result<()> {
+        for chunk in task {
+            let (offset, digest) = (chunk.offset, chunk.digest);
+            let mut hasher = digest.map(|_| Xxh3::new());
+            let mut cursor = offset;
+            for part in chunk.parts {
+                cursor += match part {
+                    Target::Fill(memory) => self.fill(memory, cursor, hasher.as_mut())?,
+                    Target::Skip(bytes) => self.skip(bytes, cursor, hasher.as_mut(), scratch)?,
+                };
+            }
+            if let (Some(number), Some(hasher)) = (digest, hasher) {
+                self.check(number, offset, cursor, hasher.digest())?;
+            }
+            self.progress.advance(cursor - offset)?;
+        }
+        Ok(())
+    }
+
+    fn fill(&self, memory: &mut [u8], offset: u64, hasher: Option<&mut Xxh3>) -> Result<u64> {
+        self.source.read_exact_at(memory, offset)?;
+        if let Some(hasher) = hasher {
+            hasher.update(memory);
+        }
+        Ok(memory.len() as u64)
+    }
+
+    fn skip(
+        &self,
+        bytes: u64,
+        offset: u64,
+        mut hasher: Option<&mut Xxh3>,
+        scratch: &mut Vec<u8>,
+    ) -> Result<u64> {
+        scratch.resize(SCRATCH_BYTES, 0);
+        let mut done = 0;
+        while done < bytes {
+            let step = scratch
+                .len()
+                .min(usize::try_from(bytes - done).unwrap_or(usize::MAX));
+            done += self.fill(&mut scratch[..step], offset + done, hasher.as_deref_mut())?;
+        }
+        Ok(bytes)
+    }
+
+    fn check(&self, number: usize, start: u64, end: u64, actual: Digest) -> Result<()> {
+        match self.checksums.and_then(|checksums| checksums.digests().get(number)) {
+            Some(&expected) if expected != actual => Err(Error::new(
+                ErrorKind::Checksum,
+                format!(
+                    "chunk {number} (bytes {start}..{end}) is damaged: expected digest {expected:016x}, got {actual:016x}"
+                ),
+            )
+            .at(self.source.path())),
+            Some(_) => Ok(()),
+            None => Err(Error::new(ErrorKind::Internal, format!("the plan names digest {number}, which does not exist"))),
+        }
+    }
+}

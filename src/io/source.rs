@@ -1,0 +1,55 @@
+//! What the read engine reads from.
+
+use std::{io, path::Path};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Random access to a fixed number of bytes, from several threads at once.
+pub trait Source: Sync {
+    /// Reads into `buffer` from `offset`, as `pread` does: fewer bytes than asked are no error, 0 is the end.
+    ///
+    /// # Errors
+    /// Whatever the medium reports.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Length in bytes when the source was opened.
+    fn len(&self) -> u64;
+
+    /// Whether the source was empty when it was opened.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What errors call the source.
+    fn path(&self) -> &Path;
+
+    /// Fills `buffer` from `offset`, through short reads and interruptions.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`], naming the path and the range; an end of file before the range's end is one, too: the
+    /// source shrank after it was opened.
+    fn read_exact_at(&self, mut buffer: &mut [u8], mut offset: u64) -> Result<()> {
+        while !buffer.is_empty() {
+            match self.read_at(buffer, offset) {
+                Ok(0) => {
+                    let missing = buffer.len();
+                    return Err(Error::new(
+                        ErrorKind::Io,
+                        format!("ends at byte {offset}, {missing} bytes early: truncated while it was read"),
+                    )
+                    .at(self.path()));
+                }
+                Ok(count) => {
+                    buffer = &mut buffer[count..];
+                    offset += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    let action = format!("cannot read {} bytes at {offset}", buffer.len());
+                    return Err(Error::io(&action, &error).at(self.path()));
+                }
+            }
+        }
+        Ok(())
+    }
+}

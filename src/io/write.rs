@@ -1,0 +1,236 @@
+//! Writing files so that nobody ever sees half of one.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use rustix::fs::{FallocateFlags, OFlags};
+
+use crate::error::{Error, IoContext, Result};
+
+/// Every temporary file's name contains this, between the destination's name and a number unique to its writer.
+const TEMP_MARK: &str = ".flashpack-tmp-";
+
+/// A new file that takes the place of `destination` in one step when it is [committed](Self::commit), and vanishes
+/// when it is dropped before.
+///
+/// It is written as a sibling of the destination (of the link's target, if that is a symbolic link) under an
+/// exclusive lock, by which later writers tell files of dead processes from files in the making: they remove the former.
+#[derive(Debug)]
+pub struct AtomicFile {
+    file: File,
+    temp: PathBuf,
+    destination: PathBuf,
+    committed: bool,
+}
+
+impl AtomicFile {
+    /// Begins a file of about `expected_bytes` (reserved at once, so that a full disk shows before the work is done).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the folder cannot be written to or the disk is full.
+    pub fn create(destination: &Path, expected_bytes: u64) -> Result<Self> {
+        let destination = follow_link(destination)?;
+        if destination.is_dir() {
+            return Err(
+                Error::io("cannot write", &rustix::io::Errno::ISDIR.into()).at(&destination)
+            );
+        }
+        let folder = folder_of(&destination);
+        fs::create_dir_all(folder).during("cannot create the folder", folder)?;
+        remove_abandoned(&destination);
+        let temp = temp_path(&destination);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o666)
+            .custom_flags(OFlags::CLOEXEC.bits().cast_signed())
+            .open(&temp)
+            .during("cannot create a temporary file beside", &destination)?;
+        let this = Self {
+            file,
+            temp,
+            destination,
+            committed: false,
+        };
+        // Without locks (some network file systems) abandoned files stay; nothing else depends on them.
+        let _ = this.file.try_lock();
+        if let Ok(replaced) = fs::metadata(&this.destination) {
+            let permissions = Permissions::from_mode(replaced.permissions().mode() & 0o7777);
+            this.file
+                .set_permissions(permissions)
+                .during("cannot set the permissions of", &this.temp)?;
+        }
+        this.reserve(expected_bytes)?;
+        Ok(this)
+    }
+
+    /// The file being written.
+    #[must_use]
+    pub const fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where it is until it is committed.
+    #[must_use]
+    pub fn temp_path(&self) -> &Path {
+        &self.temp
+    }
+
+    /// Appends `bytes`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io), naming the destination.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file
+            .write_all(bytes)
+            .during("cannot write", &self.destination)
+    }
+
+    /// Makes the file durable and puts it in the destination's place; returns its length in bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io); the destination is then what it was.
+    pub fn commit(mut self) -> Result<u64> {
+        let path = self.destination.clone();
+        let bytes = self.file.metadata().during("cannot stat", &path)?.len();
+        self.file.sync_all().during("cannot flush to disk", &path)?;
+        fs::rename(&self.temp, &path).during("cannot put the new file in place of", &path)?;
+        self.committed = true;
+        let folder = folder_of(&path);
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        match synced {
+            // Some file systems cannot flush a folder; their renames are as durable as they get.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
+                Ok(bytes)
+            }
+            synced => synced
+                .during("cannot flush the folder to disk", folder)
+                .map(|()| bytes),
+        }
+    }
+
+    /// Reserves disk blocks without changing the length. File systems that cannot reserve are written to as they are.
+    fn reserve(&self, bytes: u64) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, bytes) {
+            Err(
+                errno @ (rustix::io::Errno::NOSPC
+                | rustix::io::Errno::DQUOT
+                | rustix::io::Errno::FBIG),
+            ) => Err(
+                Error::io(&format!("cannot reserve {bytes} bytes"), &errno.into())
+                    .at(&self.destination),
+            ),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if !self.committed {
+            let _ = fs::remove_file(&self.temp);
+        }
+    }
+}
+
+/// The file behind a symbolic link, even one that points to nothing yet.
+fn follow_link(path: &Path) -> Result<PathBuf> {
+    /// As many links as the kernel follows.
+    const MAX_LINKS: usize = 40;
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match fs::read_link(&path) {
+            Ok(target) => path = folder_of(&path).join(target),
+            Err(_) => return Ok(path),
+        }
+    }
+    Err(Error::io("cannot write", &rustix::io::Errno::LOOP.into()).at(&path))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn temp_prefix(destination: &Path) -> OsString {
+    let mut prefix = OsString::from(".");
+    // Names have at most 255 bytes on the file systems we know: leave room for mark and number.
+    let name = destination
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
+    let kept = name
+        .char_indices()
+        .map(|(at, _)| at)
+        .take_while(|&at| at <= 180)
+        .last()
+        .unwrap_or(0);
+    prefix.push(if name.len() <= 180 {
+        &name
+    } else {
+        &name[..kept]
+    });
+    prefix.push(TEMP_MARK);
+    prefix
+}
+
+fn temp_path(destination: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let nanos = std::time::UNIX_EPOCH
+        .elapsed()
+        .map_or(0, |since| since.subsec_nanos());
+    let mut name = temp_prefix(destination);
+    name.push(format!(
+        "{}-{}-{nanos}",
+        process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    ));
+    folder_of(destination).join(name)
+}
+
+/// Removes temporary files for `destination` whose writers died: those that nobody holds a lock on.
+/// Failures are left for the next writer: they cost space, not correctness.
+fn remove_abandoned(destination: &Path) {
+    let prefix = temp_prefix(destination);
+    let Ok(entries) = fs::read_dir(folder_of(destination)) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(prefix.as_encoded_bytes())
+        {
+            let abandoned = || -> io::Result<bool> {
+                let old = entry
+                    .metadata()?
+                    .modified()?
+                    .elapsed()
+                    .is_ok_and(|age| age.as_secs() >= 1);
+                // A file this young may not have been locked by its writer yet.
+                Ok(old
+                    && OpenOptions::new()
+                        .read(true)
+                        .open(entry.path())?
+                        .try_lock()
+                        .is_ok())
+            };
+            if abandoned().unwrap_or(false) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}

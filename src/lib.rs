@@ -1,0 +1,35 @@
+//! FlashPack: model weights as contiguous, aligned macroblocks with a JSON footer, and the fastest way to load them.
+//!
+//! Layers, each of which calls only those above it:
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`format`](mod@format) | the file: bytes in, values out; parsed and validated once into an [`Index`](format::Index) |
+//! | [`io`] | sources of bytes, mappings, the read engine, atomic writes |
+//! | [`device`] | memory that loads fill |
+//! | [`plan`] | pure: index and selection to what is read where, and where each tensor lies |
+//! | [`load`], [`pack`], [`verify`](mod@verify), [`convert`] | the jobs, each a short composition of the above |
+//! | `capi`, `bridge` | the C interface (feature `capi`) and the cxx bridge to torch (feature `torch`) |
+
+pub mod convert;
+pub mod device;
+mod error;
+pub mod format;
+pub mod io;
+pub mod load;
+mod options;
+pub mod pack;
+pub mod plan;
+mod progress;
+mod reader;
+pub mod verify;
+
+#[cfg(feature = "torch")]
+mod bridge;
+#[cfg(feature = "capi")]
+pub mod capi;
+
+pub use error::{Error, ErrorKind, Result};
+pub use options::Environment;
+pub use progress::Progress;
+pub use reader::Reader;

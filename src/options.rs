@@ -1,0 +1,167 @@
+//! The environment variables, read in one place and nowhere else.
+
+use std::{env, ffi::OsString, num::NonZeroUsize, thread};
+
+use crate::error::{Error, Result};
+
+/// Reader threads unless `FLASHPACK_READ_THREADS` says otherwise; the processors at hand clamp it.
+const DEFAULT_READ_THREADS: usize = 16;
+/// Bytes a reader thread takes at a time unless `FLASHPACK_READ_CHUNK_BYTES` says otherwise: four huge pages, so
+/// that threads seldom meet on one, and small against any file worth several threads.
+const DEFAULT_READ_CHUNK_BYTES: u64 = 8 << 20;
+/// Bounds of `FLASHPACK_READ_CHUNK_BYTES`: a page, and 1 GiB.
+const READ_CHUNK_BOUNDS: (u64, u64) = (4096, 1 << 30);
+
+/// Defaults of loads as the `FLASHPACK_*` environment variables set them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Environment {
+    /// `FLASHPACK_CPU_PARALLEL_READ`: loads to the CPU read every byte instead of mapping the file.
+    pub eager: bool,
+    /// `FLASHPACK_READ_THREADS`, clamped to the processors this process may use; 1 if `FLASHPACK_PARALLEL_READ=0`.
+    pub read_threads: NonZeroUsize,
+    /// `FLASHPACK_READ_CHUNK_BYTES`.
+    pub read_chunk_bytes: u64,
+}
+
+impl Environment {
+    /// Reads the variables of this process.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument), naming a variable whose value is malformed.
+    pub fn read() -> Result<Self> {
+        Self::from_lookup(
+            |name| env::var_os(name),
+            thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+        )
+    }
+
+    fn from_lookup(
+        lookup: impl Fn(&str) -> Option<OsString>,
+        processors: NonZeroUsize,
+    ) -> Result<Self> {
+        let vars = Variables(lookup);
+        let asked = vars.number(
+            "FLASHPACK_READ_THREADS",
+            DEFAULT_READ_THREADS as u64,
+            (1, 1024),
+        )?;
+        let asked = usize::try_from(asked)
+            .ok()
+            .and_then(NonZeroUsize::new)
+            .unwrap_or(NonZeroUsize::MIN);
+        let clamped = if vars.flag("FLASHPACK_NO_THREAD_CLAMP", false)? {
+            asked
+        } else {
+            asked.min(processors)
+        };
+        let parallel = vars.flag("FLASHPACK_PARALLEL_READ", true)?;
+        Ok(Self {
+            eager: vars.flag("FLASHPACK_CPU_PARALLEL_READ", false)?,
+            read_threads: if parallel { clamped } else { NonZeroUsize::MIN },
+            read_chunk_bytes: vars.number(
+                "FLASHPACK_READ_CHUNK_BYTES",
+                DEFAULT_READ_CHUNK_BYTES,
+                READ_CHUNK_BOUNDS,
+            )?,
+        })
+    }
+}
+
+struct Variables<F>(F);
+
+impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
+    /// The trimmed value; unset and empty are the same.
+    fn value(&self, name: &str) -> Option<String> {
+        let value = (self.0)(name)?.to_string_lossy().trim().to_owned();
+        (!value.is_empty()).then_some(value)
+    }
+
+    fn flag(&self, name: &str, default: bool) -> Result<bool> {
+        match self
+            .value(name)
+            .map(|value| value.to_ascii_lowercase())
+            .as_deref()
+        {
+            None => Ok(default),
+            Some("1" | "true" | "yes" | "on") => Ok(true),
+            Some("0" | "false" | "no" | "off") => Ok(false),
+            Some(value) => Err(Error::argument(format!(
+                "{name} is {value:?}, expected 0 or 1"
+            ))),
+        }
+    }
+
+    fn number(&self, name: &str, default: u64, (low, high): (u64, u64)) -> Result<u64> {
+        let Some(value) = self.value(name) else {
+            return Ok(default);
+        };
+        match value.parse() {
+            Ok(number) if (low..=high).contains(&number) => Ok(number),
+            _ => Err(Error::argument(format!(
+                "{name} is {value:?}, expected an integer from {low} to {high}"
+            ))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(vars: &'static [(&str, &str)]) -> Result<Environment> {
+        let lookup = |name: &str| {
+            vars.iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| value.into())
+        };
+        Environment::from_lookup(lookup, NonZeroUsize::new(4).unwrap())
+    }
+
+    #[test]
+    fn defaults_and_settings() {
+        let default = with(&[("FLASHPACK_READ_THREADS", " ")]).unwrap();
+        assert_eq!(
+            (
+                default.eager,
+                default.read_threads.get(),
+                default.read_chunk_bytes
+            ),
+            (false, 4, 8 << 20)
+        );
+        let set = with(&[
+            ("FLASHPACK_CPU_PARALLEL_READ", "On"),
+            ("FLASHPACK_READ_CHUNK_BYTES", "65536"),
+        ])
+        .unwrap();
+        assert_eq!((set.eager, set.read_chunk_bytes), (true, 65536));
+        let free = with(&[
+            ("FLASHPACK_READ_THREADS", "9"),
+            ("FLASHPACK_NO_THREAD_CLAMP", "1"),
+        ])
+        .unwrap();
+        assert_eq!(free.read_threads.get(), 9);
+        assert_eq!(
+            with(&[("FLASHPACK_PARALLEL_READ", "0")])
+                .unwrap()
+                .read_threads
+                .get(),
+            1
+        );
+    }
+
+    #[test]
+    fn malformed_values_name_their_variable() {
+        for (name, value) in [
+            ("FLASHPACK_READ_THREADS", "0"),
+            ("FLASHPACK_READ_THREADS", "many"),
+            ("FLASHPACK_READ_CHUNK_BYTES", "-1"),
+            ("FLASHPACK_CPU_PARALLEL_READ", "maybe"),
+        ] {
+            let lookup = |key: &str| (key == name).then(|| value.into());
+            let error = Environment::from_lookup(lookup, NonZeroUsize::MIN)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(name) && error.contains(value), "{error}");
+        }
+    }
+}

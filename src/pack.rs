@@ -1,0 +1,157 @@
+//! Writing a file: lay out, stream the payload with digests on the way, footer, commit.
+
+use std::{collections::BTreeMap, path::Path};
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    format::{
+        checksum::{CHUNK_BYTES, Chunker},
+        footer,
+        layout::{Layout, Order, TensorSpec, Write},
+    },
+    io::write::AtomicFile,
+    progress::Progress,
+};
+
+/// Small pieces are gathered up to this many bytes, larger ones written as they are.
+const GATHER_BYTES: usize = 1 << 20;
+/// Disk space set aside for the footer: records seldom take more, and a file may outgrow it.
+const FOOTER_RESERVE_BYTES: u64 = 1 << 20;
+
+/// A FlashPack file in the making. Its caller provides the bytes of each of [`Packer::writes`] in that order.
+pub struct Packer<'a> {
+    file: AtomicFile,
+    layout: Layout,
+    next: usize,
+    /// Bytes still missing of the piece in progress.
+    missing: u64,
+    position: u64,
+    chunker: Chunker,
+    gathered: Vec<u8>,
+    progress: Progress<'a>,
+}
+
+impl<'a> Packer<'a> {
+    /// Lays out `tensors` and begins the file.
+    ///
+    /// # Errors
+    /// Those of [`Layout::new`] and [`AtomicFile::create`].
+    pub fn create(
+        destination: &Path,
+        tensors: &[TensorSpec],
+        order: Order,
+        align_bytes: u64,
+        metadata: BTreeMap<String, String>,
+        progress: Progress<'a>,
+    ) -> Result<Self> {
+        let layout = Layout::new(tensors, order, align_bytes, metadata)?;
+        let file = AtomicFile::create(
+            destination,
+            layout.payload_bytes().saturating_add(FOOTER_RESERVE_BYTES),
+        )?;
+        progress.start(layout.payload_bytes());
+        let chunker = Chunker::new(CHUNK_BYTES);
+        let mut this = Self {
+            file,
+            layout,
+            next: 0,
+            missing: 0,
+            position: 0,
+            chunker,
+            gathered: Vec::new(),
+            progress,
+        };
+        this.begin_piece()?;
+        Ok(this)
+    }
+
+    /// Which tensors' bytes are wanted, in which order. Tied tensors appear once, tensors without elements never.
+    #[must_use]
+    pub fn writes(&self) -> &[Write] {
+        self.layout.writes()
+    }
+
+    /// Takes the next bytes, whole tensors or parts of them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] if there are more than the layout has room for; [`ErrorKind::Io`];
+    /// [`ErrorKind::Cancelled`].
+    pub fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            if self.missing == 0 {
+                return Err(Error::new(
+                    ErrorKind::Internal,
+                    "more bytes than the layout has room for",
+                ));
+            }
+            let take = bytes
+                .len()
+                .min(usize::try_from(self.missing).unwrap_or(usize::MAX))
+                .min(GATHER_BYTES);
+            let (now, rest) = bytes.split_at(take);
+            self.put(now)?;
+            self.missing -= take as u64;
+            bytes = rest;
+            if self.missing == 0 {
+                self.next += 1;
+                self.begin_piece()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the footer and puts the file in its destination's place; returns its length in bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] if bytes are missing; [`ErrorKind::Io`].
+    pub fn finish(mut self) -> Result<u64> {
+        if self.next < self.layout.writes().len() {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("{} bytes of the payload are missing", self.missing),
+            ));
+        }
+        self.pad_to(self.layout.payload_bytes())?;
+        let index = self.layout.into_index(self.chunker.finish());
+        let json = footer::render(&index);
+        self.gathered.extend_from_slice(json.as_bytes());
+        self.gathered
+            .extend_from_slice(&footer::trailer(json.as_bytes()));
+        self.file.write(&self.gathered)?;
+        self.file.commit()
+    }
+
+    fn begin_piece(&mut self) -> Result<()> {
+        if let Some(&Write { offset, bytes, .. }) = self.layout.writes().get(self.next) {
+            self.missing = bytes;
+            self.pad_to(offset)?;
+        }
+        Ok(())
+    }
+
+    fn pad_to(&mut self, offset: u64) -> Result<()> {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        while self.position < offset {
+            let step = usize::try_from(offset - self.position)
+                .map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
+            self.put(&ZEROS[..step])?;
+        }
+        Ok(())
+    }
+
+    /// Digests and writes at most [`GATHER_BYTES`]: little enough for the write to find them in the cache.
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.chunker.update(bytes);
+        if self.gathered.len() + bytes.len() > GATHER_BYTES {
+            self.file.write(&self.gathered)?;
+            self.gathered.clear();
+        }
+        if bytes.len() >= GATHER_BYTES {
+            self.file.write(bytes)?;
+        } else {
+            self.gathered.extend_from_slice(bytes);
+        }
+        self.position += bytes.len() as u64;
+        self.progress.advance(bytes.len() as u64)
+    }
+}

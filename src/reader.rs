@@ -1,0 +1,81 @@
+//! An open FlashPack file: its source, its validated index, its footer's text.
+
+use std::path::Path;
+
+use crate::{
+    error::{At, Result},
+    format::{Index, TRAILER_BYTES, footer},
+    io::{FileSource, Source},
+};
+
+/// Bytes read from the file's end at first: with most footers that is all it takes.
+const TAIL_BYTES: usize = 64 << 10;
+
+/// A file whose footer has been read and validated.
+#[derive(Debug)]
+pub struct Reader<S = FileSource> {
+    source: S,
+    index: Index,
+    footer: String,
+}
+
+impl Reader {
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if it cannot be read, [`ErrorKind::Format`](crate::ErrorKind::Format)
+    /// if it is no sound FlashPack file.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::new(FileSource::open(path)?)
+    }
+}
+
+impl<S: Source> Reader<S> {
+    /// Reads and validates the footer of `source`.
+    ///
+    /// # Errors
+    /// As [`Reader::open`].
+    pub fn new(source: S) -> Result<Self> {
+        let len = source.len();
+        let mut tail = vec![0; usize::try_from(len).map_or(TAIL_BYTES, |len| len.min(TAIL_BYTES))];
+        let tail_offset = len - tail.len() as u64;
+        source.read_exact_at(&mut tail, tail_offset)?;
+        let trailer = tail.len().saturating_sub(TRAILER_BYTES);
+        let (offset, json_bytes) = footer::locate(len, &tail[trailer..]).at(source.path())?;
+        let json = if json_bytes <= trailer {
+            tail.drain(..trailer - json_bytes);
+            tail.truncate(json_bytes);
+            tail
+        } else {
+            let mut json = vec![0; json_bytes];
+            source.read_exact_at(&mut json, offset)?;
+            json
+        };
+        let index = footer::parse(&json, offset).at(source.path())?;
+        // The parser saw UTF-8, so nothing is lost here.
+        let footer = String::from_utf8_lossy(&json).into_owned();
+        Ok(Self {
+            source,
+            index,
+            footer,
+        })
+    }
+
+    /// Where the bytes come from.
+    #[must_use]
+    pub const fn source(&self) -> &S {
+        &self.source
+    }
+
+    /// The validated index.
+    #[must_use]
+    pub const fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The footer's JSON as it stands in the file.
+    #[must_use]
+    pub fn footer(&self) -> &str {
+        &self.footer
+    }
+}

@@ -1,0 +1,139 @@
+//! Files appear whole or not at all, with the right permissions, and leave nothing behind.
+
+mod common;
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    path::Path,
+};
+
+use common::{pack, tensor};
+use flashpack::{
+    ErrorKind, Reader,
+    format::{DType, layout::Order},
+    io::write::AtomicFile,
+};
+
+fn model() -> Vec<common::Tensor> {
+    vec![
+        tensor("weight", DType::Float32, &[64, 32]),
+        tensor("bias", DType::Float32, &[32]),
+    ]
+}
+
+fn files_in(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_new_file_honours_the_umask_and_a_replaced_one_keeps_its_mode() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("deep/model.flashpack");
+    let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o027));
+    pack(&path, &model(), Order::LargestFirst, 128).unwrap();
+    rustix::process::umask(umask);
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o604)).unwrap();
+    pack(&path, &model(), Order::LargestFirst, 128).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o604);
+    assert_eq!(files_in(path.parent().unwrap()), ["model.flashpack"]);
+}
+
+#[test]
+fn a_symbolic_link_is_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (target, link) = (
+        folder.path().join("store.flashpack"),
+        folder.path().join("link.flashpack"),
+    );
+    symlink("store.flashpack", &link).unwrap();
+    for _ in 0..2 {
+        pack(&link, &model(), Order::LargestFirst, 128).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert!(fs::symlink_metadata(&target).unwrap().is_file());
+        Reader::open(&link).unwrap();
+    }
+    let circle = folder.path().join("circle");
+    symlink("circle", &circle).unwrap();
+    assert_eq!(
+        pack(&circle, &model(), Order::LargestFirst, 128)
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Io
+    );
+}
+
+#[test]
+fn a_failed_write_leaves_the_old_file_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.flashpack");
+    fs::write(&path, b"precious").unwrap();
+    {
+        let mut file = AtomicFile::create(&path, 100).unwrap();
+        file.write(b"half").unwrap();
+        assert_eq!(files_in(folder.path()).len(), 2);
+    }
+    assert_eq!(fs::read(&path).unwrap(), b"precious");
+    assert_eq!(files_in(folder.path()), ["model.flashpack"]);
+    let directory = pack(folder.path(), &model(), Order::LargestFirst, 128).unwrap_err();
+    assert_eq!(
+        (directory.kind(), directory.errno()),
+        (ErrorKind::Io, Some(21))
+    );
+}
+
+#[test]
+fn a_full_disk_is_an_io_error_before_and_while_writing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.flashpack");
+    fs::write(&path, b"precious").unwrap();
+    let error = AtomicFile::create(&path, 1 << 60).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert!(
+        matches!(error.errno(), Some(27 | 28)),
+        "EFBIG or ENOSPC: {error}"
+    );
+    assert_eq!(
+        (
+            fs::read(&path).unwrap().as_slice(),
+            files_in(folder.path()).len()
+        ),
+        (&b"precious"[..], 1)
+    );
+}
+
+#[test]
+fn files_of_dead_writers_are_swept_and_those_of_live_ones_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.flashpack");
+    let live = AtomicFile::create(&path, 0).unwrap();
+    let dead = folder.path().join(".model.flashpack.flashpack-tmp-1-0-0");
+    fs::write(&dead, b"half a model").unwrap();
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+    for file in [&dead, live.temp_path()] {
+        fs::OpenOptions::new()
+            .write(true)
+            .open(file)
+            .unwrap()
+            .set_modified(long_ago)
+            .unwrap();
+    }
+    pack(&path, &model(), Order::LargestFirst, 128).unwrap();
+    assert!(!dead.exists() && live.temp_path().exists());
+}
+
+#[test]
+fn names_at_the_file_systems_limit_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder
+        .path()
+        .join(format!("{}.flashpack", "\u{e9}".repeat(122)));
+    pack(&path, &model(), Order::LargestFirst, 128).unwrap();
+    Reader::open(&path).unwrap();
+}
