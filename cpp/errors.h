@@ -1,0 +1,14 @@
+// Errors of the C++ side, in the form that Rust's take: a sentence, then a tag for those who raise typed exceptions.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace flashpack {
+
+// The caller passed something that cannot work.
+[[noreturn]] inline void fail_argument(const std::string& message) {
+  throw std::runtime_error(message + R"( [flashpack:{"kind":"argument","errno":null,"path":null}])");
+}
+
+}  // namespace flashpack
