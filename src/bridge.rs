@@ -119,16 +119,9 @@ impl fmt::Display for Tagged {
 
 /// Runs `operation`; a panic becomes an error, because unwinding into C++ would abort the process.
 fn guarded<T>(operation: impl FnOnce() -> Result<T>) -> std::result::Result<T, Tagged> {
-    let panicked = |_| {
-        Err(Error::new(
-            ErrorKind::Internal,
-            "internal error: a panic was caught",
-        ))
-    };
+    let panicked = |_| Err(Error::new(ErrorKind::Internal, "internal error: a panic was caught"));
     // What a panic interrupts is dropped with the operation's values, so nothing inconsistent stays reachable.
-    panic::catch_unwind(AssertUnwindSafe(operation))
-        .unwrap_or_else(panicked)
-        .map_err(Tagged)
+    panic::catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(panicked).map_err(Tagged)
 }
 
 impl ProgressWords {
@@ -144,11 +137,7 @@ fn footer(path: &str) -> std::result::Result<String, Tagged> {
 }
 
 fn verify(path: &str, progress: ProgressWords) -> std::result::Result<i64, Tagged> {
-    guarded(|| {
-        Ok(crate::verify::verify(Path::new(path), progress.get())?
-            .verified_bytes
-            .cast_signed())
-    })
+    guarded(|| Ok(crate::verify::verify(Path::new(path), progress.get())?.verified_bytes.cast_signed()))
 }
 
 /// A finished load, flattened for C++.
@@ -175,12 +164,7 @@ impl LoadedTensors {
             }
         });
         let views = views.collect();
-        Self {
-            blocks: loaded.blocks.into_iter(),
-            names: loaded.names,
-            views,
-            sizes,
-        }
+        Self { blocks: loaded.blocks.into_iter(), names: loaded.names, views, sizes }
     }
 
     fn names(&self) -> &Vec<String> {
@@ -206,10 +190,7 @@ impl LoadedTensors {
 }
 
 fn strings(values: &CxxVector<CxxString>) -> Vec<String> {
-    values
-        .iter()
-        .map(|value| value.to_string_lossy().into_owned())
-        .collect()
+    values.iter().map(|value| value.to_string_lossy().into_owned()).collect()
 }
 
 const fn choice(value: i8) -> Option<bool> {
@@ -221,10 +202,7 @@ const fn choice(value: i8) -> Option<bool> {
 }
 
 fn load(path: &str, selection: Selection<'_>, options: &LoadOptions) -> Result<Box<LoadedTensors>> {
-    let wanted = load::Options {
-        eager: choice(options.eager),
-        verify: choice(options.verify),
-    };
+    let wanted = load::Options { eager: choice(options.eager), verify: choice(options.verify) };
     load::load(Path::new(path), selection, wanted, options.progress.get())
         .map(|loaded| Box::new(LoadedTensors::new(loaded)))
 }
@@ -246,28 +224,17 @@ fn load_except(
 ) -> std::result::Result<Box<LoadedTensors>, Tagged> {
     guarded(|| {
         let (names, prefixes, suffixes) = (strings(names), strings(prefixes), strings(suffixes));
-        let ignore = Ignore {
-            names: &names,
-            prefixes: &prefixes,
-            suffixes: &suffixes,
-        };
+        let ignore = Ignore { names: &names, prefixes: &prefixes, suffixes: &suffixes };
         load(path, Selection::Except(&ignore), options)
     })
 }
 
-fn load_blocks(
-    path: &str,
-    options: &LoadOptions,
-) -> std::result::Result<Box<LoadedTensors>, Tagged> {
+fn load_blocks(path: &str, options: &LoadOptions) -> std::result::Result<Box<LoadedTensors>, Tagged> {
     guarded(|| load(path, Selection::Blocks, options))
 }
 
 fn known_dtype(name: &str, code: i32) -> Result<DType> {
-    let unsupported = || {
-        Error::argument(format!(
-            "Unsupported dtype of {name:?}: torch's ScalarType {code}"
-        ))
-    };
+    let unsupported = || Error::argument(format!("Unsupported dtype of {name:?}: torch's ScalarType {code}"));
     DType::from_code(code).ok_or_else(unsupported)
 }
 
@@ -305,46 +272,26 @@ fn pack(
     guarded(|| {
         let align_bytes = u64::try_from(align_bytes)
             .map_err(|_| Error::argument(format!("align_bytes must be >= 0, not {align_bytes}")))?;
-        let order = if keep_order {
-            Order::Given
-        } else {
-            Order::LargestFirst
-        };
+        let order = if keep_order { Order::Given } else { Order::LargestFirst };
         let specs = tensors.iter().map(spec).collect::<Result<Vec<_>>>()?;
         let words = strings(metadata);
         let (pairs, []) = words.as_chunks::<2>() else {
-            return Err(Error::argument(
-                "metadata is not a list of keys and values in turn",
-            ));
+            return Err(Error::argument("metadata is not a list of keys and values in turn"));
         };
-        let metadata: BTreeMap<_, _> = pairs
-            .iter()
-            .map(|[key, value]| (key.clone(), value.clone()))
-            .collect();
-        let packer = Packer::create(
-            Path::new(path),
-            &specs,
-            order,
-            align_bytes,
-            metadata,
-            progress.get(),
-        )?;
+        let metadata: BTreeMap<_, _> =
+            pairs.iter().map(|[key, value]| (key.clone(), value.clone())).collect();
+        let packer = Packer::create(Path::new(path), &specs, order, align_bytes, metadata, progress.get())?;
         let order = packer.writes().iter().map(|write| write.tensor).collect();
         Ok(Box::new(PackInProgress { packer, order }))
     })
 }
 
 fn spec(tensor: &TensorSpec) -> Result<layout::TensorSpec> {
-    let shape = tensor
-        .shape
-        .iter()
-        .map(|&size| u64::try_from(size))
-        .collect::<std::result::Result<_, _>>();
+    let shape = tensor.shape.iter().map(|&size| u64::try_from(size)).collect::<std::result::Result<_, _>>();
     Ok(layout::TensorSpec {
         name: tensor.name.clone(),
         dtype: known_dtype(&tensor.name, tensor.dtype)?,
-        shape: shape
-            .map_err(|_| Error::argument(format!("{:?} has a negative size", tensor.name)))?,
+        shape: shape.map_err(|_| Error::argument(format!("{:?} has a negative size", tensor.name)))?,
         tied_to: usize::try_from(tensor.tied_to).ok(),
     })
 }

@@ -72,11 +72,9 @@ impl Request {
                 ignore_suffixes,
                 metadata,
             } => {
-                let unknown =
-                    |name: String| Error::argument(format!("Unsupported dtype: {name:?}"));
-                let dtype = dtype
-                    .map(|name| DType::from_name(&name).ok_or_else(|| unknown(name)))
-                    .transpose()?;
+                let unknown = |name: String| Error::argument(format!("Unsupported dtype: {name:?}"));
+                let dtype =
+                    dtype.map(|name| DType::from_name(&name).ok_or_else(|| unknown(name))).transpose()?;
                 let request = convert::Request {
                     sources: &sources,
                     destination: &destination,
@@ -91,11 +89,9 @@ impl Request {
                 };
                 Ok(converted(convert::from_safetensors(request, progress)?))
             }
-            Self::Revert { path, destination } => Ok(converted(convert::to_safetensors(
-                &path,
-                &destination,
-                progress,
-            )?)),
+            Self::Revert { path, destination } => {
+                Ok(converted(convert::to_safetensors(&path, &destination, progress)?))
+            }
         }
     }
 }
@@ -108,12 +104,8 @@ fn answer(request: &[u8], progress: Progress<'_>) -> Result<String> {
     let request: Request = serde_json::from_slice(request)
         .map_err(|error| Error::argument(format!("malformed request: {error}")))?;
     // A panic must not unwind into C; nothing that could be left inconsistent outlives the call.
-    panic::catch_unwind(AssertUnwindSafe(|| request.run(progress))).unwrap_or_else(|_| {
-        Err(Error::new(
-            ErrorKind::Internal,
-            "internal error: a panic was caught",
-        ))
-    })
+    panic::catch_unwind(AssertUnwindSafe(|| request.run(progress)))
+        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "internal error: a panic was caught")))
 }
 
 /// Carries out the JSON `request`; see [`Request`] for its forms.
@@ -133,12 +125,8 @@ pub unsafe extern "C" fn flashpack_call(
     reply_len: *mut usize,
 ) -> i32 {
     // SAFETY: the caller vouches for the pointers and their lifetimes.
-    let (request, progress) = unsafe {
-        (
-            slice::from_raw_parts(request, request_len),
-            Progress::from_ptr(progress),
-        )
-    };
+    let (request, progress) =
+        unsafe { (slice::from_raw_parts(request, request_len), Progress::from_ptr(progress)) };
     let (status, text) = match answer(request, progress) {
         Ok(text) => (0, text),
         Err(error) => (1, error.to_tagged_string()),

@@ -56,12 +56,7 @@ impl Error {
     /// An error of `kind` that concerns no particular file yet; see [`Error::at`].
     #[must_use]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            errno: None,
-            path: None,
-            message: message.into(),
-        }
+        Self { kind, errno: None, path: None, message: message.into() }
     }
 
     /// The file is not what the format allows.
@@ -79,17 +74,8 @@ impl Error {
     /// The operating system failed `action` (a verb phrase such as "cannot open").
     #[must_use]
     pub fn io(action: &str, error: &io::Error) -> Self {
-        let kind = if error.kind() == io::ErrorKind::OutOfMemory {
-            ErrorKind::Memory
-        } else {
-            ErrorKind::Io
-        };
-        Self {
-            kind,
-            errno: error.raw_os_error(),
-            path: None,
-            message: format!("{action}: {error}"),
-        }
+        let kind = if error.kind() == io::ErrorKind::OutOfMemory { ErrorKind::Memory } else { ErrorKind::Io };
+        Self { kind, errno: error.raw_os_error(), path: None, message: format!("{action}: {error}") }
     }
 
     /// Names the file, unless an inner layer already named one.
@@ -116,8 +102,7 @@ impl Error {
     /// The message followed by a JSON tag with kind, errno and path: what crosses a language boundary.
     #[must_use]
     pub fn to_tagged_string(&self) -> String {
-        let tag =
-            serde_json::json!({"kind": self.kind.name(), "errno": self.errno, "path": self.path});
+        let tag = serde_json::json!({"kind": self.kind.name(), "errno": self.errno, "path": self.path});
         format!("{self} [flashpack:{tag}]")
     }
 }

@@ -78,8 +78,7 @@ impl Loaded {
     pub fn to_bytes(&mut self, number: usize) -> Vec<u8> {
         let view = &self.views[number];
         let elems: u64 = view.shape.iter().product();
-        let bytes =
-            usize::try_from(elems * view.dtype.size()).expect("a loaded tensor fits in memory");
+        let bytes = usize::try_from(elems * view.dtype.size()).expect("a loaded tensor fits in memory");
         let offset = usize::try_from(view.offset).expect("a loaded tensor fits in memory");
         let data = self.blocks[view.memory].data();
         // SAFETY: the plan placed the view within its block, which lives as long as `self` and which nothing
@@ -105,25 +104,12 @@ pub fn load(
     let mut blocks = provide(&plan, reader.source()).map_err(|error| error.at(path))?;
     progress.start(plan.read_bytes());
     let memory = blocks.iter_mut().map(Block::as_mut_slice).collect();
-    io::read::read(
-        reader.source(),
-        &plan.tasks,
-        memory,
-        reader.index().checksums(),
-        plan.threads,
-        progress,
-    )?;
+    io::read::read(reader.source(), reader.index(), &plan.tasks, memory, plan.threads, progress)?;
     let name = |view: &View| match selection {
         Selection::Blocks => view.source.to_string(),
-        Selection::Names(_) | Selection::Except(_) => {
-            reader.index().records()[view.source].name().to_owned()
-        }
+        Selection::Names(_) | Selection::Except(_) => reader.index().records()[view.source].name().to_owned(),
     };
-    Ok(Loaded {
-        names: plan.views.iter().map(name).collect(),
-        blocks,
-        views: plan.views,
-    })
+    Ok(Loaded { names: plan.views.iter().map(name).collect(), blocks, views: plan.views })
 }
 
 /// Decides how `selection` of an open file is loaded.
@@ -136,43 +122,21 @@ pub fn plan<S: Source>(
     options: Options,
     environment: Environment,
 ) -> Result<ReadPlan> {
-    let mode = if options.eager.unwrap_or(environment.eager) {
-        Mode::Eager
-    } else {
-        Mode::Lazy
-    };
+    let mode = if options.eager.unwrap_or(environment.eager) { Mode::Eager } else { Mode::Lazy };
     let verify = match (options.verify, mode) {
         (Some(true), _) => Verify::Everything,
         (None, Mode::Eager) => Verify::Whole,
         (Some(false), _) | (None, Mode::Lazy) => Verify::Never,
     };
-    let Environment {
-        read_threads: threads,
-        read_chunk_bytes,
-        ..
-    } = environment;
-    ReadPlan::new(
-        reader.index(),
-        selection,
-        Settings {
-            mode,
-            verify,
-            threads,
-            read_chunk_bytes,
-        },
-    )
+    let Environment { read_threads: threads, read_chunk_bytes, .. } = environment;
+    ReadPlan::new(reader.index(), selection, Settings { mode, verify, threads, read_chunk_bytes })
 }
 
 fn provide(plan: &ReadPlan, source: &FileSource) -> Result<Vec<Block>> {
     let provide = |memory: &Memory| match *memory {
         Memory::Mapping => Mapping::new(source).map(Block::Mapped),
         Memory::Buffer(bytes) => usize::try_from(bytes)
-            .map_err(|_| {
-                Error::new(
-                    ErrorKind::Memory,
-                    format!("{bytes} bytes exceed the address space"),
-                )
-            })
+            .map_err(|_| Error::new(ErrorKind::Memory, format!("{bytes} bytes exceed the address space")))
             .and_then(HostBuffer::new)
             .map(Block::Buffer),
     };

@@ -35,25 +35,12 @@ impl Environment {
         )
     }
 
-    fn from_lookup(
-        lookup: impl Fn(&str) -> Option<OsString>,
-        processors: NonZeroUsize,
-    ) -> Result<Self> {
+    fn from_lookup(lookup: impl Fn(&str) -> Option<OsString>, processors: NonZeroUsize) -> Result<Self> {
         let vars = Variables(lookup);
-        let asked = vars.number(
-            "FLASHPACK_READ_THREADS",
-            DEFAULT_READ_THREADS as u64,
-            (1, 1024),
-        )?;
-        let asked = usize::try_from(asked)
-            .ok()
-            .and_then(NonZeroUsize::new)
-            .unwrap_or(NonZeroUsize::MIN);
-        let clamped = if vars.flag("FLASHPACK_NO_THREAD_CLAMP", false)? {
-            asked
-        } else {
-            asked.min(processors)
-        };
+        let asked = vars.number("FLASHPACK_READ_THREADS", DEFAULT_READ_THREADS as u64, (1, 1024))?;
+        let asked = usize::try_from(asked).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN);
+        let clamped =
+            if vars.flag("FLASHPACK_NO_THREAD_CLAMP", false)? { asked } else { asked.min(processors) };
         let parallel = vars.flag("FLASHPACK_PARALLEL_READ", true)?;
         Ok(Self {
             eager: vars.flag("FLASHPACK_CPU_PARALLEL_READ", false)?,
@@ -77,17 +64,11 @@ impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
     }
 
     fn flag(&self, name: &str, default: bool) -> Result<bool> {
-        match self
-            .value(name)
-            .map(|value| value.to_ascii_lowercase())
-            .as_deref()
-        {
+        match self.value(name).map(|value| value.to_ascii_lowercase()).as_deref() {
             None => Ok(default),
             Some("1" | "true" | "yes" | "on") => Ok(true),
             Some("0" | "false" | "no" | "off") => Ok(false),
-            Some(value) => Err(Error::argument(format!(
-                "{name} is {value:?}, expected 0 or 1"
-            ))),
+            Some(value) => Err(Error::argument(format!("{name} is {value:?}, expected 0 or 1"))),
         }
     }
 
@@ -97,9 +78,9 @@ impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
         };
         match value.parse() {
             Ok(number) if (low..=high).contains(&number) => Ok(number),
-            _ => Err(Error::argument(format!(
-                "{name} is {value:?}, expected an integer from {low} to {high}"
-            ))),
+            _ => {
+                Err(Error::argument(format!("{name} is {value:?}, expected an integer from {low} to {high}")))
+            }
         }
     }
 }
@@ -109,11 +90,7 @@ mod tests {
     use super::*;
 
     fn with(vars: &'static [(&str, &str)]) -> Result<Environment> {
-        let lookup = |name: &str| {
-            vars.iter()
-                .find(|(key, _)| *key == name)
-                .map(|(_, value)| value.into())
-        };
+        let lookup = |name: &str| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
         Environment::from_lookup(lookup, NonZeroUsize::new(4).unwrap())
     }
 
@@ -121,32 +98,15 @@ mod tests {
     fn defaults_and_settings() {
         let default = with(&[("FLASHPACK_READ_THREADS", " ")]).unwrap();
         assert_eq!(
-            (
-                default.eager,
-                default.read_threads.get(),
-                default.read_chunk_bytes
-            ),
+            (default.eager, default.read_threads.get(), default.read_chunk_bytes),
             (false, 4, 8 << 20)
         );
-        let set = with(&[
-            ("FLASHPACK_CPU_PARALLEL_READ", "On"),
-            ("FLASHPACK_READ_CHUNK_BYTES", "65536"),
-        ])
-        .unwrap();
+        let set =
+            with(&[("FLASHPACK_CPU_PARALLEL_READ", "On"), ("FLASHPACK_READ_CHUNK_BYTES", "65536")]).unwrap();
         assert_eq!((set.eager, set.read_chunk_bytes), (true, 65536));
-        let free = with(&[
-            ("FLASHPACK_READ_THREADS", "9"),
-            ("FLASHPACK_NO_THREAD_CLAMP", "1"),
-        ])
-        .unwrap();
+        let free = with(&[("FLASHPACK_READ_THREADS", "9"), ("FLASHPACK_NO_THREAD_CLAMP", "1")]).unwrap();
         assert_eq!(free.read_threads.get(), 9);
-        assert_eq!(
-            with(&[("FLASHPACK_PARALLEL_READ", "0")])
-                .unwrap()
-                .read_threads
-                .get(),
-            1
-        );
+        assert_eq!(with(&[("FLASHPACK_PARALLEL_READ", "0")]).unwrap().read_threads.get(), 1);
     }
 
     #[test]
@@ -158,9 +118,7 @@ mod tests {
             ("FLASHPACK_CPU_PARALLEL_READ", "maybe"),
         ] {
             let lookup = |key: &str| (key == name).then(|| value.into());
-            let error = Environment::from_lookup(lookup, NonZeroUsize::MIN)
-                .unwrap_err()
-                .to_string();
+            let error = Environment::from_lookup(lookup, NonZeroUsize::MIN).unwrap_err().to_string();
             assert!(error.contains(name) && error.contains(value), "{error}");
         }
     }

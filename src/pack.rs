@@ -45,22 +45,12 @@ impl<'a> Packer<'a> {
         progress: Progress<'a>,
     ) -> Result<Self> {
         let layout = Layout::new(tensors, order, align_bytes, metadata)?;
-        let file = AtomicFile::create(
-            destination,
-            layout.payload_bytes().saturating_add(FOOTER_RESERVE_BYTES),
-        )?;
+        let file =
+            AtomicFile::create(destination, layout.payload_bytes().saturating_add(FOOTER_RESERVE_BYTES))?;
         progress.start(layout.payload_bytes());
         let chunker = Chunker::new(CHUNK_BYTES);
-        let mut this = Self {
-            file,
-            layout,
-            next: 0,
-            missing: 0,
-            position: 0,
-            chunker,
-            gathered: Vec::new(),
-            progress,
-        };
+        let mut this =
+            Self { file, layout, next: 0, missing: 0, position: 0, chunker, gathered: Vec::new(), progress };
         this.begin_piece()?;
         Ok(this)
     }
@@ -79,15 +69,9 @@ impl<'a> Packer<'a> {
     pub fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             if self.missing == 0 {
-                return Err(Error::new(
-                    ErrorKind::Internal,
-                    "more bytes than the layout has room for",
-                ));
+                return Err(Error::new(ErrorKind::Internal, "more bytes than the layout has room for"));
             }
-            let take = bytes
-                .len()
-                .min(usize::try_from(self.missing).unwrap_or(usize::MAX))
-                .min(GATHER_BYTES);
+            let take = bytes.len().min(usize::try_from(self.missing).unwrap_or(usize::MAX)).min(GATHER_BYTES);
             let (now, rest) = bytes.split_at(take);
             self.put(now)?;
             self.missing -= take as u64;
@@ -115,8 +99,7 @@ impl<'a> Packer<'a> {
         let index = self.layout.into_index(self.chunker.finish());
         let json = footer::render(&index);
         self.gathered.extend_from_slice(json.as_bytes());
-        self.gathered
-            .extend_from_slice(&footer::trailer(json.as_bytes()));
+        self.gathered.extend_from_slice(&footer::trailer(json.as_bytes()));
         self.file.write(&self.gathered)?;
         self.file.commit()
     }
@@ -132,8 +115,8 @@ impl<'a> Packer<'a> {
     fn pad_to(&mut self, offset: u64) -> Result<()> {
         const ZEROS: [u8; 4096] = [0; 4096];
         while self.position < offset {
-            let step = usize::try_from(offset - self.position)
-                .map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
+            let step =
+                usize::try_from(offset - self.position).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
             self.put(&ZEROS[..step])?;
         }
         Ok(())

@@ -46,14 +46,8 @@ impl Ignore<'_> {
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
         self.names.iter().any(|other| other == name)
-            || self
-                .prefixes
-                .iter()
-                .any(|prefix| name.starts_with(prefix.as_str()))
-            || self
-                .suffixes
-                .iter()
-                .any(|suffix| name.ends_with(suffix.as_str()))
+            || self.prefixes.iter().any(|prefix| name.starts_with(prefix.as_str()))
+            || self.suffixes.iter().any(|suffix| name.ends_with(suffix.as_str()))
     }
 }
 
@@ -178,24 +172,13 @@ impl ReadPlan {
         let tasks = cut(&segments, index, settings);
         let threads = settings.threads.get().min(tasks.len());
         let views = views.into_iter().map(|wanted| wanted.view).collect();
-        Ok(Self {
-            mode: settings.mode,
-            memory,
-            views,
-            tasks,
-            threads,
-        })
+        Ok(Self { mode: settings.mode, memory, views, tasks, threads })
     }
 
     /// Bytes the load reads, padding and bytes for digests included.
     #[must_use]
     pub fn read_bytes(&self) -> u64 {
-        self.tasks
-            .iter()
-            .flatten()
-            .flat_map(|chunk| &chunk.parts)
-            .map(|part| part.bytes)
-            .sum()
+        self.tasks.iter().flatten().flat_map(|chunk| &chunk.parts).map(|part| part.bytes).sum()
     }
 }
 
@@ -242,14 +225,9 @@ fn select(index: &Index, selection: Selection<'_>) -> Result<Vec<Wanted>> {
             })
             .collect(),
         Selection::Except(ignore) => {
-            let kept = index
-                .records()
-                .iter()
-                .enumerate()
-                .filter(|(_, record)| !ignore.matches(record.name()));
-            Ok(kept
-                .map(|(source, record)| wanted_record(index, source, record))
-                .collect())
+            let kept =
+                index.records().iter().enumerate().filter(|(_, record)| !ignore.matches(record.name()));
+            Ok(kept.map(|(source, record)| wanted_record(index, source, record)).collect())
         }
         Selection::Blocks => {
             let blocks = index.blocks().iter().enumerate();
@@ -261,25 +239,13 @@ fn select(index: &Index, selection: Selection<'_>) -> Result<Vec<Wanted>> {
 }
 
 fn wanted_record(index: &Index, source: usize, record: &Record) -> Wanted {
-    let block = &index.blocks()[record.block()];
-    let range = index.range_in_block(record);
-    let file = block.offset() + range.start..block.offset() + range.end;
-    wanted(source, record.block(), block.dtype(), record.shape(), file)
+    let dtype = index.blocks()[record.block()].dtype();
+    wanted(source, record.block(), dtype, record.shape(), index.file_range(record))
 }
 
 /// A view that is not placed yet.
 fn wanted(source: usize, block: usize, dtype: DType, shape: &[u64], file: Range<u64>) -> Wanted {
-    Wanted {
-        view: View {
-            source,
-            dtype,
-            memory: 0,
-            offset: 0,
-            shape: shape.into(),
-        },
-        file,
-        block,
-    }
+    Wanted { view: View { source, dtype, memory: 0, offset: 0, shape: shape.into() }, file, block }
 }
 
 /// Maps what can be mapped; elements that the file leaves unaligned have to be copied.
@@ -288,15 +254,9 @@ fn place_lazily(index: &Index, views: &mut [Wanted], memory: &mut Vec<Memory>) -
         let block = &index.blocks()[block];
         block.offset().is_multiple_of(block.dtype().size())
     };
-    if views
-        .iter()
-        .any(|wanted| !wanted.file.is_empty() && aligned(wanted.block))
-    {
+    if views.iter().any(|wanted| !wanted.file.is_empty() && aligned(wanted.block)) {
         memory.push(Memory::Mapping);
-        for wanted in views
-            .iter_mut()
-            .filter(|wanted| !wanted.file.is_empty() && aligned(wanted.block))
-        {
+        for wanted in views.iter_mut().filter(|wanted| !wanted.file.is_empty() && aligned(wanted.block)) {
             wanted.view.offset = wanted.file.start;
         }
     }
@@ -311,10 +271,7 @@ fn place_in_buffers(
     selects: impl Fn(usize) -> bool,
 ) -> Vec<Segment> {
     let mut by_block: Vec<Vec<&mut Wanted>> = index.blocks().iter().map(|_| Vec::new()).collect();
-    for wanted in views
-        .iter_mut()
-        .filter(|wanted| !wanted.file.is_empty() && selects(wanted.block))
-    {
+    for wanted in views.iter_mut().filter(|wanted| !wanted.file.is_empty() && selects(wanted.block)) {
         by_block[wanted.block].push(wanted);
     }
     let mut segments = Vec::new();
@@ -324,15 +281,11 @@ fn place_in_buffers(
         let mut run: Option<(Range<u64>, u64)> = None;
         for it in wanted {
             run = match run {
-                Some((file, start))
-                    if it.file.start <= file.end.saturating_add(MERGE_GAP_BYTES) =>
-                {
+                Some((file, start)) if it.file.start <= file.end.saturating_add(MERGE_GAP_BYTES) => {
                     Some((file.start..file.end.max(it.file.end), start))
                 }
                 previous => {
-                    let cursor = previous
-                        .as_ref()
-                        .map_or(0, |(file, start)| start + (file.end - file.start));
+                    let cursor = previous.as_ref().map_or(0, |(file, start)| start + (file.end - file.start));
                     segments.extend(previous.map(|run| segment(buffer, run)));
                     Some((it.file.clone(), place(cursor, it.file.start, it.view.dtype)))
                 }
@@ -350,10 +303,7 @@ fn place_in_buffers(
 }
 
 fn segment(buffer: usize, (file, start): (Range<u64>, u64)) -> Segment {
-    Segment {
-        file,
-        target: Some((buffer, start)),
-    }
+    Segment { file, target: Some((buffer, start)) }
 }
 
 /// The first place at or after `cursor` for bytes that lie at `file_offset` in the file.
@@ -363,11 +313,7 @@ fn place(cursor: u64, file_offset: u64, dtype: DType) -> u64 {
     }
     let phase = file_offset % PLACEMENT_BYTES;
     let here = cursor - cursor % PLACEMENT_BYTES + phase;
-    if here >= cursor {
-        here
-    } else {
-        here + PLACEMENT_BYTES
-    }
+    if here >= cursor { here } else { here + PLACEMENT_BYTES }
 }
 
 /// The bytes behind mapped views, to be read for their digests only.
@@ -379,10 +325,7 @@ fn mapped_segments(views: &[Wanted], memory: &[Memory]) -> Vec<Segment> {
         .collect();
     files.sort_unstable_by_key(|file| file.start);
     files.dedup();
-    files
-        .into_iter()
-        .map(|file| Segment { file, target: None })
-        .collect()
+    files.into_iter().map(|file| Segment { file, target: None }).collect()
 }
 
 /// Cuts the sorted `segments` into chunks, and groups those into tasks.
@@ -393,9 +336,7 @@ fn cut(segments: &[Segment], index: &Index, settings: Settings) -> Vec<Vec<Chunk
         Verify::Everything => Some(u64::MAX),
     };
     let verify = surplus.zip(index.checksums());
-    let step = verify.map_or(settings.read_chunk_bytes, |(_, checksums)| {
-        checksums.chunk_bytes()
-    });
+    let step = verify.map_or(settings.read_chunk_bytes, |(_, checksums)| checksums.chunk_bytes());
     let task_bytes = settings.read_chunk_bytes.max(step);
     let mut tasks: Vec<Vec<Chunk>> = Vec::new();
     let mut task = u64::MAX;
@@ -403,18 +344,13 @@ fn cut(segments: &[Segment], index: &Index, settings: Settings) -> Vec<Vec<Chunk
     let mut from = 0;
     while let Some(first) = rest.first() {
         let start = first.file.start.max(from);
-        let window = start - start % step
-            ..(start - start % step)
-                .saturating_add(step)
-                .min(index.payload_bytes());
+        let window =
+            start - start % step..(start - start % step).saturating_add(step).min(index.payload_bytes());
         let (pieces, used) = pieces_within(rest, from, window.end);
         rest = &rest[used..];
         from = window.end;
         let whole = verify.is_some_and(|(surplus, _)| {
-            let covered: u64 = pieces
-                .iter()
-                .map(|piece| piece.file.end - piece.file.start)
-                .sum();
+            let covered: u64 = pieces.iter().map(|piece| piece.file.end - piece.file.start).sum();
             window.end - window.start - covered <= surplus
         });
         if task != window.start / task_bytes {
@@ -424,22 +360,13 @@ fn cut(segments: &[Segment], index: &Index, settings: Settings) -> Vec<Vec<Chunk
         let chunks = tasks.last_mut().expect("a task was just begun");
         if whole {
             let digest = usize::try_from(window.start / step).ok();
-            chunks.push(Chunk {
-                offset: window.start,
-                parts: parts_of(&window, &pieces),
-                digest,
-            });
+            chunks.push(Chunk { offset: window.start, parts: parts_of(&window, &pieces), digest });
         } else {
-            chunks.extend(
-                pieces
-                    .iter()
-                    .filter(|piece| piece.target.is_some())
-                    .map(|piece| Chunk {
-                        offset: piece.file.start,
-                        parts: parts_of(&piece.file, std::slice::from_ref(piece)),
-                        digest: None,
-                    }),
-            );
+            chunks.extend(pieces.iter().filter(|piece| piece.target.is_some()).map(|piece| Chunk {
+                offset: piece.file.start,
+                parts: parts_of(&piece.file, std::slice::from_ref(piece)),
+                digest: None,
+            }));
         }
     }
     tasks.retain(|chunks| !chunks.is_empty());
@@ -450,18 +377,10 @@ fn cut(segments: &[Segment], index: &Index, settings: Settings) -> Vec<Vec<Chunk
 fn pieces_within(segments: &[Segment], from: u64, end: u64) -> (Vec<Segment>, usize) {
     let mut pieces = Vec::new();
     let mut used = 0;
-    for segment in segments
-        .iter()
-        .take_while(|segment| segment.file.start < end)
-    {
+    for segment in segments.iter().take_while(|segment| segment.file.start < end) {
         let start = segment.file.start.max(from);
-        let target = segment
-            .target
-            .map(|(memory, offset)| (memory, offset + (start - segment.file.start)));
-        pieces.push(Segment {
-            file: start..segment.file.end.min(end),
-            target,
-        });
+        let target = segment.target.map(|(memory, offset)| (memory, offset + (start - segment.file.start)));
+        pieces.push(Segment { file: start..segment.file.end.min(end), target });
         used += usize::from(segment.file.end <= end);
     }
     (pieces, used)
@@ -471,18 +390,10 @@ fn pieces_within(segments: &[Segment], from: u64, end: u64) -> (Vec<Segment>, us
 fn parts_of(range: &Range<u64>, pieces: &[Segment]) -> Vec<Part> {
     let mut parts = Vec::with_capacity(pieces.len());
     let mut cursor = range.start;
-    let gap = |from: u64, to: u64| {
-        (to > from).then_some(Part {
-            bytes: to - from,
-            target: None,
-        })
-    };
+    let gap = |from: u64, to: u64| (to > from).then_some(Part { bytes: to - from, target: None });
     for piece in pieces {
         parts.extend(gap(cursor, piece.file.start));
-        parts.push(Part {
-            bytes: piece.file.end - piece.file.start,
-            target: piece.target,
-        });
+        parts.push(Part { bytes: piece.file.end - piece.file.start, target: piece.target });
         cursor = piece.file.end;
     }
     parts.extend(gap(cursor, range.end));

@@ -54,11 +54,7 @@ impl<S: Source> Reader<S> {
         let index = footer::parse(&json, offset).at(source.path())?;
         // The parser saw UTF-8, so nothing is lost here.
         let footer = String::from_utf8_lossy(&json).into_owned();
-        Ok(Self {
-            source,
-            index,
-            footer,
-        })
+        Ok(Self { source, index, footer })
     }
 
     /// Where the bytes come from.

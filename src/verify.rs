@@ -33,24 +33,12 @@ pub fn verify(path: &Path, progress: Progress<'_>) -> Result<Report> {
     let reader = Reader::open(path)?;
     let payload_bytes = reader.index().payload_bytes();
     let Some(checksums) = reader.index().checksums() else {
-        return Ok(Report {
-            payload_bytes,
-            verified_bytes: 0,
-            algorithm: None,
-        });
+        return Ok(Report { payload_bytes, verified_bytes: 0, algorithm: None });
     };
     let tasks = every_chunk(payload_bytes, checksums);
     let threads = environment.read_threads.get().min(tasks.len());
     progress.start(payload_bytes);
-    io::read::read(
-        reader.source(),
-        &tasks,
-        Vec::new(),
-        Some(checksums),
-        threads,
-        progress,
-    )
-    .at(path)?;
+    io::read::read(reader.source(), reader.index(), &tasks, Vec::new(), threads, progress).at(path)?;
     Ok(Report {
         payload_bytes,
         verified_bytes: payload_bytes,
@@ -62,14 +50,7 @@ fn every_chunk(payload_bytes: u64, checksums: &Checksums) -> Vec<Vec<Chunk>> {
     let chunk = |digest: usize| {
         let offset = digest as u64 * checksums.chunk_bytes();
         let bytes = checksums.chunk_bytes().min(payload_bytes - offset);
-        vec![Chunk {
-            offset,
-            parts: vec![Part {
-                bytes,
-                target: None,
-            }],
-            digest: Some(digest),
-        }]
+        vec![Chunk { offset, parts: vec![Part { bytes, target: None }], digest: Some(digest) }]
     };
     (0..checksums.digests().len()).map(chunk).collect()
 }

@@ -27,27 +27,12 @@ fn request<'a>(sources: &'a [PathBuf], destination: &'a std::path::Path) -> Requ
 
 fn load_all(path: &std::path::Path) -> BTreeMap<String, (DType, Vec<u64>, Vec<u8>)> {
     let everything = Ignore::default();
-    let options = Options {
-        eager: Some(true),
-        verify: Some(true),
-    };
-    let mut loaded = load::load(
-        path,
-        Selection::Except(&everything),
-        options,
-        Progress::SILENT,
-    )
-    .unwrap();
+    let options = Options { eager: Some(true), verify: Some(true) };
+    let mut loaded = load::load(path, Selection::Except(&everything), options, Progress::SILENT).unwrap();
     (0..loaded.names.len())
         .map(|number| {
-            let (dtype, shape) = (
-                loaded.views[number].dtype,
-                loaded.views[number].shape.to_vec(),
-            );
-            (
-                loaded.names[number].clone(),
-                (dtype, shape, loaded.to_bytes(number)),
-            )
+            let (dtype, shape) = (loaded.views[number].dtype, loaded.views[number].shape.to_vec());
+            (loaded.names[number].clone(), (dtype, shape, loaded.to_bytes(number)))
         })
         .collect()
 }
@@ -57,26 +42,15 @@ fn every_common_type_goes_there_and_back() {
     let folder = tempfile::tempdir().unwrap();
     let [first, there, back] =
         ["a.flashpack", "b.safetensors", "c.flashpack"].map(|name| folder.path().join(name));
-    let common = DType::ALL
-        .iter()
-        .filter(|dtype| dtype.to_safetensors().is_some());
-    let mut tensors: Vec<_> = common
-        .map(|&dtype| tensor(dtype.name(), dtype, &[3, 5]))
-        .collect();
+    let common = DType::ALL.iter().filter(|dtype| dtype.to_safetensors().is_some());
+    let mut tensors: Vec<_> = common.map(|&dtype| tensor(dtype.name(), dtype, &[3, 5])).collect();
     tensors.push(tensor("scalar", DType::Float64, &[]));
     tensors.push(tensor("empty", DType::Float32, &[4, 0]));
     pack(&first, &tensors, Order::LargestFirst, 128).unwrap();
     let out = convert::to_safetensors(&first, &there, Progress::SILENT).unwrap();
-    assert_eq!(
-        (out.tensors, out.bytes),
-        (tensors.len(), fs::metadata(&there).unwrap().len())
-    );
+    assert_eq!((out.tensors, out.bytes), (tensors.len(), fs::metadata(&there).unwrap().len()));
     SafeTensors::deserialize(&fs::read(&there).unwrap()).unwrap();
-    convert::from_safetensors(
-        request(std::slice::from_ref(&there), &back),
-        Progress::SILENT,
-    )
-    .unwrap();
+    convert::from_safetensors(request(std::slice::from_ref(&there), &back), Progress::SILENT).unwrap();
     assert_eq!(load_all(&back), load_all(&first));
 }
 
@@ -85,55 +59,26 @@ fn shards_metadata_and_filters() {
     let folder = tempfile::tempdir().unwrap();
     let data = [1_u8; 8];
     let view = |shape| TensorView::new(Dtype::F32, shape, &data).unwrap();
-    let shards: Vec<PathBuf> = (1..3)
-        .map(|number| folder.path().join(format!("m-{number}.safetensors")))
-        .collect();
+    let shards: Vec<PathBuf> =
+        (1..3).map(|number| folder.path().join(format!("m-{number}.safetensors"))).collect();
     let metadata = |key: &str| Some([(key.to_owned(), "1".to_owned())].into());
     let save = |path: &PathBuf, tensors: Vec<(&str, TensorView<'_>)>, key| {
-        fs::write(
-            path,
-            safetensors::serialize(tensors, metadata(key)).unwrap(),
-        )
-        .unwrap();
+        fs::write(path, safetensors::serialize(tensors, metadata(key)).unwrap()).unwrap();
     };
-    save(
-        &shards[0],
-        vec![("a.w", view(vec![2])), ("a.b", view(vec![1, 2]))],
-        "one",
-    );
+    save(&shards[0], vec![("a.w", view(vec![2])), ("a.b", view(vec![1, 2]))], "one");
     save(&shards[1], vec![("b.w", view(vec![2, 1]))], "two");
     let made = folder.path().join("m.flashpack");
     let (names, prefixes) = (["a.b".to_owned()], ["z".to_owned()]);
-    let ignore = Ignore {
-        names: &names,
-        prefixes: &prefixes,
-        suffixes: &[],
-    };
-    convert::from_safetensors(
-        Request {
-            ignore,
-            ..request(&shards, &made)
-        },
-        Progress::SILENT,
-    )
-    .unwrap();
-    assert_eq!(
-        load_all(&made).into_keys().collect::<Vec<_>>(),
-        ["a.w", "b.w"]
-    );
+    let ignore = Ignore { names: &names, prefixes: &prefixes, suffixes: &[] };
+    convert::from_safetensors(Request { ignore, ..request(&shards, &made) }, Progress::SILENT).unwrap();
+    assert_eq!(load_all(&made).into_keys().collect::<Vec<_>>(), ["a.w", "b.w"]);
     let reader = Reader::open(&made).unwrap();
-    assert_eq!(
-        reader.index().metadata().keys().collect::<Vec<_>>(),
-        ["one", "two"]
-    );
+    assert_eq!(reader.index().metadata().keys().collect::<Vec<_>>(), ["one", "two"]);
 
     save(&shards[1], vec![("a.w", view(vec![2]))], "two");
     let error = convert::from_safetensors(request(&shards, &made), Progress::SILENT).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Argument);
-    assert!(
-        error.to_string().contains("duplicate name \"a.w\""),
-        "{error}"
-    );
+    assert!(error.to_string().contains("duplicate name \"a.w\""), "{error}");
     assert_eq!(load_all(&made).len(), 2, "the old file is as it was");
 }
 
@@ -141,10 +86,7 @@ fn shards_metadata_and_filters() {
 fn casts_touch_floating_tensors_only() {
     let folder = tempfile::tempdir().unwrap();
     let [source, made] = ["m.safetensors", "m.flashpack"].map(|name| folder.path().join(name));
-    let floats: Vec<u8> = [1.5_f32, 3.0e38, -0.0]
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect();
+    let floats: Vec<u8> = [1.5_f32, 3.0e38, -0.0].iter().flat_map(|value| value.to_le_bytes()).collect();
     let ints: Vec<u8> = 2301_i64.to_le_bytes().to_vec();
     let views = [
         ("f", TensorView::new(Dtype::F32, vec![3], &floats).unwrap()),
@@ -152,57 +94,31 @@ fn casts_touch_floating_tensors_only() {
     ];
     fs::write(&source, safetensors::serialize(views, None).unwrap()).unwrap();
     let sources = [source];
-    let cast = Request {
-        dtype: Some(DType::Float16),
-        ..request(&sources, &made)
-    };
+    let cast = Request { dtype: Some(DType::Float16), ..request(&sources, &made) };
     convert::from_safetensors(cast, Progress::SILENT).unwrap();
     let loaded = load_all(&made);
     assert_eq!(loaded["f"].0, DType::Float16);
     assert_eq!(loaded["f"].2, [0x00, 0x3e, 0x00, 0x7c, 0x00, 0x80]);
     assert_eq!((loaded["i"].0, &loaded["i"].2), (DType::Int64, &ints));
-    let fp8 = Request {
-        dtype: Some(DType::Float8E4m3fn),
-        ..request(&sources, &made)
-    };
-    assert_eq!(
-        convert::from_safetensors(fp8, Progress::SILENT)
-            .unwrap_err()
-            .kind(),
-        ErrorKind::Unsupported
-    );
+    let fp8 = Request { dtype: Some(DType::Float8E4m3fn), ..request(&sources, &made) };
+    assert_eq!(convert::from_safetensors(fp8, Progress::SILENT).unwrap_err().kind(), ErrorKind::Unsupported);
 }
 
 #[test]
 fn damaged_sources_and_odd_destinations_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let [source, made] = ["m.safetensors", "m.flashpack"].map(|name| folder.path().join(name));
-    for bytes in [
-        &b""[..],
-        b"short",
-        &[255; 64],
-        &[2, 0, 0, 0, 0, 0, 0, 0, b'{', b'}', 0],
-    ] {
+    for bytes in [&b""[..], b"short", &[255; 64], &[2, 0, 0, 0, 0, 0, 0, 0, b'{', b'}', 0]] {
         fs::write(&source, bytes).unwrap();
         let sources = [source.clone()];
-        let error =
-            convert::from_safetensors(request(&sources, &made), Progress::SILENT).unwrap_err();
+        let error = convert::from_safetensors(request(&sources, &made), Progress::SILENT).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Format, "{error}");
         assert!(!made.exists());
     }
-    pack(
-        &made,
-        &[tensor("x", DType::Complex128, &[2])],
-        Order::LargestFirst,
-        128,
-    )
-    .unwrap();
+    pack(&made, &[tensor("x", DType::Complex128, &[2])], Order::LargestFirst, 128).unwrap();
     let error = convert::to_safetensors(&made, &source, Progress::SILENT).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    assert!(
-        error.to_string().contains("complex128") && error.to_string().contains("\"x\""),
-        "{error}"
-    );
+    assert!(error.to_string().contains("complex128") && error.to_string().contains("\"x\""), "{error}");
     for (from, to) in [(&made, &made), (&source, &source)] {
         let sources = [from.clone()];
         assert!(convert::to_safetensors(from, to, Progress::SILENT).is_err());
@@ -215,13 +131,7 @@ fn damaged_sources_and_odd_destinations_are_refused() {
 fn a_conversion_can_be_cancelled() {
     let folder = tempfile::tempdir().unwrap();
     let [source, made] = ["m.flashpack", "m.safetensors"].map(|name| folder.path().join(name));
-    pack(
-        &source,
-        &[tensor("x", DType::Uint8, &[5])],
-        Order::LargestFirst,
-        128,
-    )
-    .unwrap();
+    pack(&source, &[tensor("x", DType::Uint8, &[5])], Order::LargestFirst, 128).unwrap();
     let words = [0, 0, 1].map(std::sync::atomic::AtomicI64::new);
     let error = convert::to_safetensors(&source, &made, Progress::new(&words)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Cancelled);

@@ -33,11 +33,7 @@ fn read_with(faults: Faults, threads: usize) -> flashpack::Result<Vec<(String, V
 fn short_and_interrupted_reads_are_retried() {
     let sound = read_with(Faults::default(), 1).unwrap();
     for threads in [1, 4] {
-        let faults = Faults {
-            short_reads: 7,
-            interrupt_every: 2,
-            ..Faults::default()
-        };
+        let faults = Faults { short_reads: 7, interrupt_every: 2, ..Faults::default() };
         assert_eq!(read_with(faults, threads).unwrap(), sound);
     }
 }
@@ -46,19 +42,8 @@ fn short_and_interrupted_reads_are_retried() {
 fn an_error_at_any_read_is_the_loads_error() {
     for fail_read in 1..=10 {
         for threads in [1, 4] {
-            let error = read_with(
-                Faults {
-                    fail_read,
-                    ..Faults::default()
-                },
-                threads,
-            )
-            .unwrap_err();
-            assert_eq!(
-                (error.kind(), error.errno()),
-                (ErrorKind::Io, Some(5)),
-                "read {fail_read}: {error}"
-            );
+            let error = read_with(Faults { fail_read, ..Faults::default() }, threads).unwrap_err();
+            assert_eq!((error.kind(), error.errno()), (ErrorKind::Io, Some(5)), "read {fail_read}: {error}");
         }
     }
 }
@@ -70,12 +55,7 @@ fn a_file_that_shrinks_after_it_was_opened_is_an_io_error() {
     std::fs::write(&path, model()).unwrap();
     let reader = Reader::open(&path).unwrap();
     let len = 5000;
-    std::fs::OpenOptions::new()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(len)
-        .unwrap();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(len).unwrap();
     let everything = settings(Mode::Eager, Verify::Whole, 2, 4096);
     let error = load(&reader, Selection::Except(&Ignore::default()), everything).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
@@ -88,18 +68,9 @@ fn sources_agree() {
     let path = folder.path().join("bytes");
     let bytes = model();
     std::fs::write(&path, &bytes).unwrap();
-    let (file, memory) = (
-        FileSource::open(&path).unwrap(),
-        MemorySource::new(bytes.clone()),
-    );
+    let (file, memory) = (FileSource::open(&path).unwrap(), MemorySource::new(bytes.clone()));
     assert_eq!(file.len(), memory.len());
-    for (offset, length) in [
-        (0, 1),
-        (0, bytes.len()),
-        (4095, 2),
-        (bytes.len() - 1, 1),
-        (bytes.len(), 0),
-    ] {
+    for (offset, length) in [(0, 1), (0, bytes.len()), (4095, 2), (bytes.len() - 1, 1), (bytes.len(), 0)] {
         let mut from = [vec![0; length], vec![1; length]];
         file.read_exact_at(&mut from[0], offset as u64).unwrap();
         memory.read_exact_at(&mut from[1], offset as u64).unwrap();
@@ -107,9 +78,7 @@ fn sources_agree() {
         assert_eq!(from[0], from[1]);
     }
     for source in [&file as &dyn Source, &memory] {
-        let error = source
-            .read_exact_at(&mut [0; 2], bytes.len() as u64 - 1)
-            .unwrap_err();
+        let error = source.read_exact_at(&mut [0; 2], bytes.len() as u64 - 1).unwrap_err();
         assert!(error.to_string().contains("truncated"), "{error}");
     }
 }
@@ -128,11 +97,7 @@ fn what_is_no_regular_file_is_refused_without_waiting() {
     ];
     for (path, errno, words) in cases {
         let error = Reader::open(&path).unwrap_err();
-        assert_eq!(
-            (error.kind(), error.errno()),
-            (ErrorKind::Io, errno),
-            "{error}"
-        );
+        assert_eq!((error.kind(), error.errno()), (ErrorKind::Io, errno), "{error}");
         assert!(error.to_string().contains(words), "{error}");
     }
 }

@@ -61,27 +61,16 @@ fn golden_files_give_their_tensors_lazily_and_eagerly() {
     assert_eq!(golden.files.len(), 46);
     for (file, expected) in &golden.files {
         for eager in [false, true] {
-            let options = Options {
-                eager: Some(eager),
-                verify: None,
-            };
+            let options = Options { eager: Some(eager), verify: None };
             let everything = Ignore::default();
-            let mut loaded = load::load(
-                &fixture(file),
-                Selection::Except(&everything),
-                options,
-                Progress::SILENT,
-            )
-            .unwrap();
+            let mut loaded =
+                load::load(&fixture(file), Selection::Except(&everything), options, Progress::SILENT)
+                    .unwrap();
             assert_eq!(loaded.names, expected.order, "{file}");
             for number in 0..loaded.views.len() {
                 let name = loaded.names[number].clone();
                 let tensor = &expected.tensors[&name];
-                assert_eq!(
-                    loaded.views[number].dtype.name(),
-                    tensor.dtype,
-                    "{file}: {name}"
-                );
+                assert_eq!(loaded.views[number].dtype.name(), tensor.dtype, "{file}: {name}");
                 assert_eq!(*loaded.views[number].shape, *tensor.shape, "{file}: {name}");
                 let digest = hex(&Sha256::digest(loaded.to_bytes(number)));
                 assert_eq!(digest, tensor.sha256, "{file}: {name}, eager: {eager}");
@@ -101,20 +90,12 @@ fn words(class: &str) -> &'static [&'static str] {
         "footer not an object" => &["expected an object"],
         "unknown format" => &["Unexpected format"],
         "unknown dtype" => &["Unsupported dtype"],
-        "keys missing or of the wrong type" => &[
-            "missing",
-            "expected a string",
-            "expected a sequence",
-            "expected an integer",
-            "empty list",
-        ],
-        "negative or overflowing numbers" => &[
-            "`-",
-            "overflows",
-            "18446744073709551615",
-            "e+19",
-            "4611686018427387904 exceeds",
-        ],
+        "keys missing or of the wrong type" => {
+            &["missing", "expected a string", "expected a sequence", "expected an integer", "empty list"]
+        }
+        "negative or overflowing numbers" => {
+            &["`-", "overflows", "18446744073709551615", "e+19", "4611686018427387904 exceeds"]
+        }
         "a block past the payload" => &["past the payload"],
         "a record past its block" => &["reaches past its macroblock"],
         "length != product(shape)" => &["but its shape"],
@@ -140,9 +121,7 @@ fn hostile_files_are_refused_in_their_own_words() {
                 let text = error.to_string();
                 assert!(text.starts_with(path.to_str().unwrap()), "{text}");
                 assert!(
-                    words(&expected.class)
-                        .iter()
-                        .any(|word| text.contains(word)),
+                    words(&expected.class).iter().any(|word| text.contains(word)),
                     "{}: {text}",
                     expected.class
                 );

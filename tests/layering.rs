@@ -10,21 +10,13 @@ fn sources() -> Vec<(String, String)> {
                 walk(&path, found);
             } else {
                 let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-                let name = path
-                    .strip_prefix(root)
-                    .unwrap()
-                    .to_str()
-                    .unwrap()
-                    .to_owned();
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
                 found.push((name, fs::read_to_string(&path).unwrap()));
             }
         }
     }
     let mut found = Vec::new();
-    walk(
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
-        &mut found,
-    );
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
     assert!(found.len() > 20, "the sources were found");
     found
 }
@@ -34,10 +26,7 @@ fn offenders(in_folder: &str, words: &[&str]) -> Vec<String> {
         .iter()
         .filter(|(name, _)| name.starts_with(in_folder))
         .flat_map(|(name, text)| {
-            words
-                .iter()
-                .filter(|word| text.contains(**word))
-                .map(move |word| format!("{name}: {word}"))
+            words.iter().filter(|word| text.contains(**word)).map(move |word| format!("{name}: {word}"))
         })
         .collect()
 }
@@ -45,40 +34,13 @@ fn offenders(in_folder: &str, words: &[&str]) -> Vec<String> {
 #[test]
 fn lower_layers_know_nothing_of_higher_ones() {
     let none: [String; 0] = [];
-    let jobs = [
-        "crate::load",
-        "crate::pack",
-        "crate::convert",
-        "crate::verify",
-        "crate::bridge",
-        "crate::capi",
-    ];
+    let jobs =
+        ["crate::load", "crate::pack", "crate::convert", "crate::verify", "crate::bridge", "crate::capi"];
     assert_eq!(
-        offenders(
-            "format/",
-            &[
-                "std::fs",
-                "std::io",
-                "crate::io",
-                "crate::plan",
-                "crate::device"
-            ]
-        ),
+        offenders("format/", &["std::fs", "std::io", "crate::io", "crate::plan", "crate::device"]),
         none
     );
-    assert_eq!(
-        offenders(
-            "plan.rs",
-            &[
-                "std::fs",
-                "std::io",
-                "crate::io",
-                "crate::device",
-                "thread::"
-            ]
-        ),
-        none
-    );
+    assert_eq!(offenders("plan.rs", &["std::fs", "std::io", "crate::io", "crate::device", "thread::"]), none);
     for layer in ["format/", "io/", "device/", "plan.rs"] {
         assert_eq!(offenders(layer, &jobs), none);
     }
@@ -103,19 +65,11 @@ fn each_foreign_interface_has_one_home() {
 
 #[test]
 fn unsafe_code_stays_where_it_is_known() {
-    let known = [
-        "bridge.rs",
-        "capi.rs",
-        "io/map.rs",
-        "load.rs",
-        "progress.rs",
-    ];
+    let known = ["bridge.rs", "capi.rs", "io/map.rs", "load.rs", "progress.rs"];
     let mut found: Vec<_> = sources()
         .into_iter()
         .filter(|(_, text)| {
-            text.contains("unsafe {")
-                || text.contains("unsafe fn")
-                || text.contains("unsafe extern")
+            text.contains("unsafe {") || text.contains("unsafe fn") || text.contains("unsafe extern")
         })
         .map(|(name, _)| name)
         .collect();

@@ -9,7 +9,7 @@ use common::{execute, load, models, packed, settings};
 use flashpack::{
     ErrorKind, Reader,
     format::{
-        BLOCK_ALIGN_BYTES, Index, Record, footer,
+        BLOCK_ALIGN_BYTES, footer,
         layout::{Layout, Order, TensorSpec},
     },
     io::memory::{Faults, MemorySource},
@@ -23,12 +23,6 @@ fn alignments() -> impl Strategy<Value = u64> {
 
 fn verifications() -> impl Strategy<Value = Verify> {
     prop::sample::select(vec![Verify::Never, Verify::Whole, Verify::Everything])
-}
-
-fn file_range(index: &Index, record: &Record) -> Range<u64> {
-    let range = index.range_in_block(record);
-    let start = index.blocks()[record.block()].offset();
-    start + range.start..start + range.end
 }
 
 proptest! {
@@ -98,7 +92,7 @@ proptest! {
         }
         let mut needed: Vec<Range<u64>> = Vec::new();
         for view in &plan.views {
-            let file = file_range(index, &index.records()[view.source]);
+            let file = index.file_range(&index.records()[view.source]);
             for at in [file.start, file.end.saturating_sub(1)].into_iter().filter(|_| !file.is_empty()) {
                 prop_assert!(read.iter().any(|range| range.contains(&at)));
             }

@@ -16,10 +16,7 @@ use flashpack::{
 };
 
 fn model() -> Vec<common::Tensor> {
-    vec![
-        tensor("weight", DType::Float32, &[64, 32]),
-        tensor("bias", DType::Float32, &[32]),
-    ]
+    vec![tensor("weight", DType::Float32, &[64, 32]), tensor("bias", DType::Float32, &[32])]
 }
 
 fn files_in(folder: &Path) -> Vec<String> {
@@ -48,10 +45,7 @@ fn a_new_file_honours_the_umask_and_a_replaced_one_keeps_its_mode() {
 #[test]
 fn a_symbolic_link_is_followed() {
     let folder = tempfile::tempdir().unwrap();
-    let (target, link) = (
-        folder.path().join("store.flashpack"),
-        folder.path().join("link.flashpack"),
-    );
+    let (target, link) = (folder.path().join("store.flashpack"), folder.path().join("link.flashpack"));
     symlink("store.flashpack", &link).unwrap();
     for _ in 0..2 {
         pack(&link, &model(), Order::LargestFirst, 128).unwrap();
@@ -61,12 +55,7 @@ fn a_symbolic_link_is_followed() {
     }
     let circle = folder.path().join("circle");
     symlink("circle", &circle).unwrap();
-    assert_eq!(
-        pack(&circle, &model(), Order::LargestFirst, 128)
-            .unwrap_err()
-            .kind(),
-        ErrorKind::Io
-    );
+    assert_eq!(pack(&circle, &model(), Order::LargestFirst, 128).unwrap_err().kind(), ErrorKind::Io);
 }
 
 #[test]
@@ -82,10 +71,7 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
     assert_eq!(fs::read(&path).unwrap(), b"precious");
     assert_eq!(files_in(folder.path()), ["model.flashpack"]);
     let directory = pack(folder.path(), &model(), Order::LargestFirst, 128).unwrap_err();
-    assert_eq!(
-        (directory.kind(), directory.errno()),
-        (ErrorKind::Io, Some(21))
-    );
+    assert_eq!((directory.kind(), directory.errno()), (ErrorKind::Io, Some(21)));
 }
 
 #[test]
@@ -95,17 +81,8 @@ fn a_full_disk_is_an_io_error_before_and_while_writing() {
     fs::write(&path, b"precious").unwrap();
     let error = AtomicFile::create(&path, 1 << 60).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
-    assert!(
-        matches!(error.errno(), Some(27 | 28)),
-        "EFBIG or ENOSPC: {error}"
-    );
-    assert_eq!(
-        (
-            fs::read(&path).unwrap().as_slice(),
-            files_in(folder.path()).len()
-        ),
-        (&b"precious"[..], 1)
-    );
+    assert!(matches!(error.errno(), Some(27 | 28)), "EFBIG or ENOSPC: {error}");
+    assert_eq!((fs::read(&path).unwrap().as_slice(), files_in(folder.path()).len()), (&b"precious"[..], 1));
 }
 
 #[test]
@@ -117,12 +94,7 @@ fn files_of_dead_writers_are_swept_and_those_of_live_ones_kept() {
     fs::write(&dead, b"half a model").unwrap();
     let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
     for file in [&dead, live.temp_path()] {
-        fs::OpenOptions::new()
-            .write(true)
-            .open(file)
-            .unwrap()
-            .set_modified(long_ago)
-            .unwrap();
+        fs::OpenOptions::new().write(true).open(file).unwrap().set_modified(long_ago).unwrap();
     }
     pack(&path, &model(), Order::LargestFirst, 128).unwrap();
     assert!(!dead.exists() && live.temp_path().exists());
@@ -131,9 +103,7 @@ fn files_of_dead_writers_are_swept_and_those_of_live_ones_kept() {
 #[test]
 fn names_at_the_file_systems_limit_work() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder
-        .path()
-        .join(format!("{}.flashpack", "\u{e9}".repeat(122)));
+    let path = folder.path().join(format!("{}.flashpack", "\u{e9}".repeat(122)));
     pack(&path, &model(), Order::LargestFirst, 128).unwrap();
     Reader::open(&path).unwrap();
 }

@@ -17,11 +17,7 @@ macro_rules! float {
     ($type:ty, $size:literal, |$value:ident| $from_f64:expr) => {
         impl Float for $type {
             fn read(bytes: &[u8]) -> impl Iterator<Item = f64> {
-                bytes
-                    .as_chunks::<$size>()
-                    .0
-                    .iter()
-                    .map(|&bytes| f64::from(<$type>::from_le_bytes(bytes)))
+                bytes.as_chunks::<$size>().0.iter().map(|&bytes| f64::from(<$type>::from_le_bytes(bytes)))
             }
             fn push($value: f64, to: &mut Vec<u8>) {
                 to.extend_from_slice(&($from_f64).to_le_bytes());
@@ -30,10 +26,7 @@ macro_rules! float {
     };
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "narrowing is what a cast is for"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "narrowing is what a cast is for")]
 const fn narrow(value: f64) -> f32 {
     value as f32
 }
@@ -79,10 +72,8 @@ mod tests {
 
     #[test]
     fn rounds_to_nearest_even_and_saturates_to_infinity() {
-        let bytes: Vec<u8> = [1.0_f32, 2049.0, 2051.0, 65520.0, -0.0]
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect();
+        let bytes: Vec<u8> =
+            [1.0_f32, 2049.0, 2051.0, 65520.0, -0.0].iter().flat_map(|value| value.to_le_bytes()).collect();
         let halves = run(DType::Float32, DType::Float16, &bytes);
         let values: Vec<f32> = f16::read(&halves).map(narrow).collect();
         assert_eq!(values, [1.0, 2048.0, 2052.0, f32::INFINITY, 0.0]);

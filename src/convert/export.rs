@@ -1,6 +1,6 @@
 //! FlashPack to safetensors.
 
-use std::{cmp::Reverse, path::Path};
+use std::{cmp::Reverse, collections::HashMap, ops::Range, path::Path};
 
 use safetensors::tensor::{Metadata, TensorInfo};
 
@@ -24,26 +24,16 @@ const HEADER_ALIGN_BYTES: usize = 8;
 /// # Errors
 /// Those of [`Reader::open`]; [`ErrorKind::Unsupported`] for a type that safetensors does not have;
 /// [`ErrorKind::Io`].
-pub fn to_safetensors(
-    path: &Path,
-    destination: &Path,
-    progress: Progress<'_>,
-) -> Result<Converted> {
+pub fn to_safetensors(path: &Path, destination: &Path, progress: Progress<'_>) -> Result<Converted> {
     let reader = Reader::open(path)?;
     let index = reader.index();
-    if destination
-        .canonicalize()
-        .is_ok_and(|other| path.canonicalize().is_ok_and(|path| path == other))
-    {
+    if destination.canonicalize().is_ok_and(|other| path.canonicalize().is_ok_and(|path| path == other)) {
         return Err(Error::argument("is both source and destination").at(path));
     }
     // The order safetensors asks for: widest elements first, so that all are aligned, then by name.
     let mut records: Vec<&Record> = index.records().iter().collect();
     records.sort_by_cached_key(|record| {
-        (
-            Reverse(index.blocks()[record.block()].dtype().to_safetensors()),
-            record.name(),
-        )
+        (Reverse(index.blocks()[record.block()].dtype().to_safetensors()), record.name())
     });
     let (header, payload_bytes) = header(index, &records).at(path)?;
     let mut file = AtomicFile::create(destination, header.len() as u64 + payload_bytes)?;
@@ -52,10 +42,7 @@ pub fn to_safetensors(
     for record in &records {
         copy(&reader, record, &mut file, progress)?;
     }
-    Ok(Converted {
-        tensors: records.len(),
-        bytes: file.commit()?,
-    })
+    Ok(Converted { tensors: records.len(), bytes: file.commit()? })
 }
 
 /// The header's length and JSON, and the bytes of the tensors behind it.
@@ -65,44 +52,28 @@ fn header(index: &Index, records: &[&Record]) -> Result<(Vec<u8>, u64)> {
     for record in records {
         let from = index.blocks()[record.block()].dtype();
         let dtype = from.to_safetensors().ok_or_else(|| {
-            let what = format!(
-                "Unsupported dtype: safetensors has no {from}, the type of {:?}",
-                record.name()
-            );
+            let what =
+                format!("Unsupported dtype: safetensors has no {from}, the type of {:?}", record.name());
             Error::new(ErrorKind::Unsupported, what)
         })?;
-        let mut shape = record
-            .shape()
-            .iter()
-            .map(|&size| fits(size))
-            .collect::<Result<Vec<usize>>>()?;
+        let mut shape = record.shape().iter().map(|&size| fits(size)).collect::<Result<Vec<usize>>>()?;
         if from == DType::Float4E2m1fnX2 {
             // torch counts bytes, safetensors the halves of a byte.
             match shape.last_mut() {
-                Some(last) => *last *= 2,
+                Some(last) => *last = last.checked_mul(2).ok_or_else(too_large)?,
                 None => shape.push(2),
             }
         }
         let range = index.range_in_block(record);
         let start = end;
-        end = fits(range.end - range.start)?
-            .checked_add(end)
-            .ok_or_else(too_large)?;
-        tensors.push((
-            record.name().to_owned(),
-            TensorInfo {
-                dtype,
-                shape,
-                data_offsets: (start, end),
-            },
-        ));
+        end = fits(range.end - range.start)?.checked_add(end).ok_or_else(too_large)?;
+        tensors.push((record.name().to_owned(), TensorInfo { dtype, shape, data_offsets: (start, end) }));
     }
-    let user =
-        (!index.metadata().is_empty()).then(|| index.metadata().clone().into_iter().collect());
-    let header =
-        Metadata::new(user, tensors).map_err(|error| Error::argument(error.to_string()))?;
-    let mut json =
-        serde_json::to_vec(&header).map_err(|error| Error::argument(error.to_string()))?;
+    let mut user: HashMap<String, String> = index.metadata().clone().into_iter().collect();
+    // transformers refuses safetensors files that do not name the framework their tensors come from.
+    user.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
+    let header = Metadata::new(Some(user), tensors).map_err(|error| Error::argument(error.to_string()))?;
+    let mut json = serde_json::to_vec(&header).map_err(|error| Error::argument(error.to_string()))?;
     json.resize(json.len().next_multiple_of(HEADER_ALIGN_BYTES), b' ');
     let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
     bytes.append(&mut json);
@@ -123,19 +94,13 @@ fn copy(
     file: &mut AtomicFile,
     progress: Progress<'_>,
 ) -> Result<()> {
-    let index = reader.index();
-    let range = index.range_in_block(record);
-    let start = index.blocks()[record.block()].offset() + range.start;
-    let bytes = range.end - range.start;
+    let Range { start, end } = reader.index().file_range(record);
+    let bytes = end - start;
     let mut buffer = vec![0; usize::try_from(BUFFER_BYTES.min(bytes)).expect("bounded")];
     let mut done = 0;
     while done < bytes {
-        let step = buffer
-            .len()
-            .min(usize::try_from(bytes - done).unwrap_or(usize::MAX));
-        reader
-            .source()
-            .read_exact_at(&mut buffer[..step], start + done)?;
+        let step = buffer.len().min(usize::try_from(bytes - done).unwrap_or(usize::MAX));
+        reader.source().read_exact_at(&mut buffer[..step], start + done)?;
         file.write(&buffer[..step])?;
         progress.advance(step as u64)?;
         done += step as u64;

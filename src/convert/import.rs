@@ -54,56 +54,30 @@ pub fn from_safetensors(request: Request<'_>, progress: Progress<'_>) -> Result<
     for (number, path) in request.sources.iter().enumerate() {
         let header = Header::open(path)?;
         metadata.extend(header.metadata);
-        let kept = header
-            .tensors
-            .into_iter()
-            .filter(|tensor| !request.ignore.matches(&tensor.name));
+        let kept = header.tensors.into_iter().filter(|tensor| !request.ignore.matches(&tensor.name));
         for tensor in kept {
             pieces.push(Piece::new(number, tensor, request.dtype).at(path)?);
         }
     }
     metadata.extend(request.metadata);
     let specs: Vec<TensorSpec> = pieces.iter().map(|piece| piece.spec.clone()).collect();
-    let Request {
-        sources,
-        destination,
-        align_bytes,
-        ..
-    } = request;
-    let mut packer = Packer::create(
-        destination,
-        &specs,
-        Order::LargestFirst,
-        align_bytes,
-        metadata,
-        progress,
-    )
-    .at(destination)?;
+    let Request { sources, destination, align_bytes, .. } = request;
+    let mut packer =
+        Packer::create(destination, &specs, Order::LargestFirst, align_bytes, metadata, progress)
+            .at(destination)?;
     let order: Vec<usize> = packer.writes().iter().map(|write| write.tensor).collect();
-    let mut streamer = Streamer {
-        sources,
-        open: None,
-        buffer: Vec::new(),
-        cast: Vec::new(),
-    };
+    let mut streamer = Streamer { sources, open: None, buffer: Vec::new(), cast: Vec::new() };
     for tensor in order {
         streamer.copy(&pieces[tensor], &mut packer)?;
     }
-    Ok(Converted {
-        tensors: specs.len(),
-        bytes: packer.finish()?,
-    })
+    Ok(Converted { tensors: specs.len(), bytes: packer.finish()? })
 }
 
 fn refuse_own_source(request: &Request<'_>) -> Result<()> {
     let Ok(destination) = request.destination.canonicalize() else {
         return Ok(());
     };
-    let same = |source: &&PathBuf| {
-        source
-            .canonicalize()
-            .is_ok_and(|source| source == destination)
-    };
+    let same = |source: &&PathBuf| source.canonicalize().is_ok_and(|source| source == destination);
     match request.sources.iter().find(same) {
         Some(_) => Err(Error::argument("is both source and destination").at(request.destination)),
         None => Ok(()),
@@ -131,39 +105,26 @@ impl Header {
     }
 
     fn read(source: &FileSource) -> Result<Self> {
-        let damaged =
-            |why: String| Error::format(format!("is not a sound safetensors file: {why}"));
+        let damaged = |why: String| Error::format(format!("is not a sound safetensors file: {why}"));
         let mut length = [0; 8];
         if source.len() < length.len() as u64 {
-            return Err(damaged(format!(
-                "{} bytes are too few for a header",
-                source.len()
-            )));
+            return Err(damaged(format!("{} bytes are too few for a header", source.len())));
         }
         source.read_exact_at(&mut length, 0)?;
         let length = u64::from_le_bytes(length);
         if length > MAX_HEADER_BYTES || length > source.len() - 8 {
-            return Err(damaged(format!(
-                "a header of {length} bytes in a file of {}",
-                source.len()
-            )));
+            return Err(damaged(format!("a header of {length} bytes in a file of {}", source.len())));
         }
         let payload = 8 + length;
         let mut json = vec![0; usize::try_from(length).expect("bounded above")];
         source.read_exact_at(&mut json, 8)?;
-        let header: Metadata =
-            serde_json::from_slice(&json).map_err(|error| damaged(error.to_string()))?;
+        let header: Metadata = serde_json::from_slice(&json).map_err(|error| damaged(error.to_string()))?;
         let end = payload + header.data_len() as u64;
         if end != source.len() {
-            return Err(damaged(format!(
-                "its tensors end at byte {end}, the file at {}",
-                source.len()
-            )));
+            return Err(damaged(format!("its tensors end at byte {end}, the file at {}", source.len())));
         }
         let tensor = |name: String| {
-            let info = header
-                .info(&name)
-                .expect("the name comes from the header itself");
+            let info = header.info(&name).expect("the name comes from the header itself");
             let (start, end) = info.data_offsets;
             SourceTensor {
                 dtype: info.dtype,
@@ -174,12 +135,7 @@ impl Header {
             }
         };
         let tensors = header.offset_keys().into_iter().map(tensor).collect();
-        let metadata = header
-            .metadata()
-            .clone()
-            .unwrap_or_default()
-            .into_iter()
-            .collect();
+        let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
         Ok(Self { tensors, metadata })
     }
 }
@@ -196,25 +152,17 @@ struct Piece {
 
 impl Piece {
     fn new(source: usize, tensor: SourceTensor, wanted: Option<DType>) -> Result<Self> {
-        let SourceTensor {
-            name,
-            dtype,
-            mut shape,
-            offset,
-            bytes,
-        } = tensor;
+        let SourceTensor { name, dtype, mut shape, offset, bytes } = tensor;
         let unsupported =
             |what: String| Error::new(ErrorKind::Unsupported, format!("Unsupported dtype: {what}"));
-        let from = DType::from_safetensors(dtype)
-            .ok_or_else(|| unsupported(format!("{dtype:?} of {name:?}")))?;
+        let from =
+            DType::from_safetensors(dtype).ok_or_else(|| unsupported(format!("{dtype:?} of {name:?}")))?;
         if from == DType::Float4E2m1fnX2 {
             // safetensors counts halves of a byte where torch counts the bytes.
             match shape.last_mut() {
                 Some(last) if last.is_multiple_of(2) => *last /= 2,
                 _ => {
-                    return Err(unsupported(format!(
-                        "an odd number of F4 elements in a row of {name:?}"
-                    )));
+                    return Err(unsupported(format!("an odd number of F4 elements in a row of {name:?}")));
                 }
             }
         }
@@ -226,20 +174,8 @@ impl Piece {
             ),
             None => None,
         };
-        let spec = TensorSpec {
-            name,
-            dtype: to.unwrap_or(from),
-            shape,
-            tied_to: None,
-        };
-        Ok(Self {
-            source,
-            offset,
-            bytes,
-            element_bytes: from.size(),
-            cast,
-            spec,
-        })
+        let spec = TensorSpec { name, dtype: to.unwrap_or(from), shape, tied_to: None };
+        Ok(Self { source, offset, bytes, element_bytes: from.size(), cast, spec })
     }
 }
 
@@ -261,8 +197,7 @@ impl Streamer<'_> {
         let mut done = 0;
         while done < piece.bytes {
             let take = step.min(piece.bytes - done);
-            self.buffer
-                .resize(usize::try_from(take).expect("at most BUFFER_BYTES"), 0);
+            self.buffer.resize(usize::try_from(take).expect("at most BUFFER_BYTES"), 0);
             source.read_exact_at(&mut self.buffer, piece.offset + done)?;
             match piece.cast {
                 Some(cast) => {

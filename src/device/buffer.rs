@@ -25,19 +25,10 @@ impl HostBuffer {
         let huge = len >= HUGE_PAGE_BYTES;
         let slack = if huge { HUGE_PAGE_BYTES } else { 0 };
         let reserve = len.max(1).checked_add(slack);
-        let map = reserve
-            .ok_or_else(|| refused(len, "too large"))
-            .and_then(|reserve| {
-                MmapOptions::new()
-                    .len(reserve)
-                    .map_anon()
-                    .map_err(|error| refused(len, &error.to_string()))
-            })?;
-        let start = if huge {
-            map.as_ptr().align_offset(HUGE_PAGE_BYTES)
-        } else {
-            0
-        };
+        let map = reserve.ok_or_else(|| refused(len, "too large")).and_then(|reserve| {
+            MmapOptions::new().len(reserve).map_anon().map_err(|error| refused(len, &error.to_string()))
+        })?;
+        let start = if huge { map.as_ptr().align_offset(HUGE_PAGE_BYTES) } else { 0 };
         if huge {
             // Advice: a kernel without huge pages serves small ones, slower.
             let _ = map.advise(Advice::HugePage);
@@ -69,8 +60,5 @@ impl HostBuffer {
 }
 
 fn refused(len: usize, why: &str) -> Error {
-    Error::new(
-        ErrorKind::Memory,
-        format!("cannot reserve {len} bytes of memory: {why}"),
-    )
+    Error::new(ErrorKind::Memory, format!("cannot reserve {len} bytes of memory: {why}"))
 }

@@ -31,20 +31,13 @@ impl Chunker {
     #[must_use]
     pub fn new(chunk_bytes: u64) -> Self {
         assert!(chunk_bytes > 0, "a chunk holds at least one byte");
-        Self {
-            chunk_bytes,
-            left: chunk_bytes,
-            hasher: Box::new(Xxh3::new()),
-            digests: Vec::new(),
-        }
+        Self { chunk_bytes, left: chunk_bytes, hasher: Box::new(Xxh3::new()), digests: Vec::new() }
     }
 
     /// Takes the payload's next bytes.
     pub fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let take = bytes
-                .len()
-                .min(usize::try_from(self.left).unwrap_or(usize::MAX));
+            let take = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
             let (now, rest) = bytes.split_at(take);
             self.hasher.update(now);
             self.left -= take as u64;

@@ -108,10 +108,7 @@ impl DType {
     /// The type with the same elements as safetensors' `dtype`, if there is one.
     #[must_use]
     pub fn from_safetensors(dtype: safetensors::Dtype) -> Option<Self> {
-        Self::ALL
-            .iter()
-            .copied()
-            .find(|candidate| candidate.to_safetensors() == Some(dtype))
+        Self::ALL.iter().copied().find(|candidate| candidate.to_safetensors() == Some(dtype))
     }
 }
 

@@ -27,10 +27,7 @@ pub fn locate(file_bytes: u64, trailer: &[u8]) -> Result<(u64, usize)> {
             MAGIC.escape_ascii()
         )));
     }
-    let length = length
-        .iter()
-        .rev()
-        .fold(0_u64, |value, &byte| value << 8 | u64::from(byte));
+    let length = length.iter().rev().fold(0_u64, |value, &byte| value << 8 | u64::from(byte));
     let offset = before_trailer.checked_sub(length).ok_or_else(|| {
         Error::format(format!(
             "Corrupt footer length: {length} bytes, but only {before_trailer} lie before the trailer"
@@ -83,11 +80,7 @@ pub fn render(index: &Index) -> String {
         _ => None,
     };
     let footer = Rendered {
-        format: if single.is_some() {
-            FORMAT_V3
-        } else {
-            FORMAT_V4
-        },
+        format: if single.is_some() { FORMAT_V3 } else { FORMAT_V4 },
         target_dtype: single.map(|block| block.dtype().name()),
         align_bytes: index.align_bytes(),
         total_payload_bytes: single.is_none().then(|| index.payload_bytes()),
@@ -124,9 +117,7 @@ pub fn render(index: &Index) -> String {
 }
 
 fn unexpected_format(format: &str) -> Error {
-    Error::format(format!(
-        "Unexpected format: {format:?} is neither {FORMAT_V3:?} nor {FORMAT_V4:?}"
-    ))
+    Error::format(format!("Unexpected format: {format:?} is neither {FORMAT_V3:?} nor {FORMAT_V4:?}"))
 }
 
 /// Says why `text` did not parse: an unknown format first (its keys may differ), else the path of the key at fault.
@@ -150,11 +141,7 @@ fn explain(text: &str, error: &serde_json::Error) -> Error {
         Err(located) if located.path().iter().next().is_none() => {
             Error::format(format!("Corrupt footer: {}", located.inner()))
         }
-        Err(located) => Error::format(format!(
-            "Corrupt footer: key {}: {}",
-            located.path(),
-            located.inner()
-        )),
+        Err(located) => Error::format(format!("Corrupt footer: key {}: {}", located.path(), located.inner())),
         Ok(_) => Error::format(format!("Corrupt footer: {error}")),
     }
 }
@@ -190,10 +177,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
-            fn visit_map<A: de::MapAccess<'de>>(
-                self,
-                map: A,
-            ) -> std::result::Result<Object<T>, A::Error> {
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> std::result::Result<Object<T>, A::Error> {
                 T::deserialize(de::value::MapAccessDeserializer::new(map)).map(Object)
             }
         }

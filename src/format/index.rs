@@ -181,10 +181,15 @@ impl Index {
     /// The number of the record called `name`.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<usize> {
-        let found = self
-            .by_name
-            .binary_search_by(|&record| (*self.records[record].name).cmp(name));
+        let found = self.by_name.binary_search_by(|&record| (*self.records[record].name).cmp(name));
         found.ok().map(|position| self.by_name[position])
+    }
+
+    /// Bytes of `record` in the file; empty for a tensor without elements.
+    #[must_use]
+    pub fn file_range(&self, record: &Record) -> Range<u64> {
+        let (range, start) = (self.range_in_block(record), self.blocks[record.block].offset);
+        start + range.start..start + range.end
     }
 
     /// Bytes of `record` within its block, `0..0` for a tensor without elements.

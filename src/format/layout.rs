@@ -75,32 +75,17 @@ impl Layout {
         for &tensor in &sequence {
             let dtype = tensors[tensor].dtype;
             let root = root_of(tensors, tensor)?;
-            let block = blocks
-                .iter()
-                .position(|block| block.dtype == dtype)
-                .unwrap_or_else(|| {
-                    blocks.push(GrowingBlock {
-                        dtype,
-                        elems: 0,
-                        writes: Vec::new(),
-                    });
-                    blocks.len() - 1
-                });
+            let block = blocks.iter().position(|block| block.dtype == dtype).unwrap_or_else(|| {
+                blocks.push(GrowingBlock { dtype, elems: 0, writes: Vec::new() });
+                blocks.len() - 1
+            });
             // The first of a tied group in file order takes the place; the others find it there.
             if places[root].is_none() {
                 places[root] = Some((block, blocks[block].push(root, elems[root], align_bytes)?));
             }
             places[tensor] = places[root];
         }
-        Self::place(
-            tensors,
-            &sequence,
-            &elems,
-            &blocks,
-            &places,
-            align_bytes,
-            metadata,
-        )
+        Self::place(tensors, &sequence, &elems, &blocks, &places, align_bytes, metadata)
     }
 
     fn place(
@@ -117,29 +102,17 @@ impl Layout {
         let mut writes = Vec::new();
         let mut end = 0_u64;
         for block in growing {
-            let offset = end
-                .checked_next_multiple_of(BLOCK_ALIGN_BYTES)
-                .ok_or_else(too_large)?;
+            let offset = end.checked_next_multiple_of(BLOCK_ALIGN_BYTES).ok_or_else(too_large)?;
             let bytes = block.elems * block.dtype.size();
-            end = offset
-                .checked_add(bytes)
-                .filter(|&end| i64::try_from(end).is_ok())
-                .ok_or_else(too_large)?;
-            writes.extend(block.writes.iter().map(|write| Write {
-                offset: offset + write.offset,
-                ..*write
-            }));
-            blocks.push(Macroblock {
-                dtype: block.dtype,
-                offset,
-                bytes,
-            });
+            end =
+                offset.checked_add(bytes).filter(|&end| i64::try_from(end).is_ok()).ok_or_else(too_large)?;
+            writes.extend(block.writes.iter().map(|write| Write { offset: offset + write.offset, ..*write }));
+            blocks.push(Macroblock { dtype: block.dtype, offset, bytes });
         }
         let records: Box<[Record]> = sequence
             .iter()
             .map(|&tensor| {
-                let (block, offset) =
-                    places[tensor].expect("every tensor of the sequence was placed");
+                let (block, offset) = places[tensor].expect("every tensor of the sequence was placed");
                 let TensorSpec { name, shape, .. } = &tensors[tensor];
                 Record {
                     name: name.as_str().into(),
@@ -150,9 +123,8 @@ impl Layout {
                 }
             })
             .collect();
-        let by_name = order_by_name(&records).map_err(|(one, _)| {
-            Error::argument(format!("duplicate name {:?}", records[one].name))
-        })?;
+        let by_name = order_by_name(&records)
+            .map_err(|(one, _)| Error::argument(format!("duplicate name {:?}", records[one].name)))?;
         let index = Index {
             align_bytes,
             payload_bytes: end,
@@ -202,21 +174,14 @@ impl GrowingBlock {
     /// Appends `elems` elements of `tensor`; returns the element they start at.
     fn push(&mut self, tensor: usize, elems: u64, align_bytes: u64) -> Result<u64> {
         let size = self.dtype.size();
-        let start = self
-            .elems
-            .checked_next_multiple_of(align_elems(align_bytes, self.dtype));
+        let start = self.elems.checked_next_multiple_of(align_elems(align_bytes, self.dtype));
         let end = start.and_then(|start| start.checked_add(elems));
-        let (Some(start), Some(end)) = (start, end.filter(|end| end.checked_mul(size).is_some()))
-        else {
+        let (Some(start), Some(end)) = (start, end.filter(|end| end.checked_mul(size).is_some())) else {
             return Err(Error::argument("the tensors together exceed 2^63 bytes"));
         };
         self.elems = end;
         if elems > 0 {
-            self.writes.push(Write {
-                tensor,
-                offset: start * size,
-                bytes: elems * size,
-            });
+            self.writes.push(Write { tensor, offset: start * size, bytes: elems * size });
         }
         Ok(start)
     }
@@ -224,10 +189,7 @@ impl GrowingBlock {
 
 fn elems_of(tensor: &TensorSpec) -> Result<u64> {
     product(&tensor.shape).ok_or_else(|| {
-        Error::argument(format!(
-            "the shape {:?} of {:?} overflows",
-            tensor.shape, tensor.name
-        ))
+        Error::argument(format!("the shape {:?} of {:?} overflows", tensor.shape, tensor.name))
     })
 }
 
@@ -237,8 +199,8 @@ fn root_of(tensors: &[TensorSpec], tensor: usize) -> Result<usize> {
     match spec.tied_to {
         None => Ok(tensor),
         Some(root) if root < tensor && tensors[root].tied_to.is_none() => {
-            let same = tensors[root].dtype == spec.dtype
-                && product(&tensors[root].shape) == product(&spec.shape);
+            let same =
+                tensors[root].dtype == spec.dtype && product(&tensors[root].shape) == product(&spec.shape);
             same.then_some(root).ok_or_else(|| {
                 Error::argument(format!(
                     "{:?} is tied to {:?} of another type or size",

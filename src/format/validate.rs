@@ -11,11 +11,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Checks every rule and builds the index. `footer_offset` is where the footer starts, so where the payload must end.
 pub(super) fn validate(raw: RawFooter<'_>, footer_offset: u64) -> Result<Index> {
-    let (blocks, payload_bytes) = if raw.format == FORMAT_V3 {
-        single_block(&raw)?
-    } else {
-        several_blocks(&raw)?
-    };
+    let (blocks, payload_bytes) =
+        if raw.format == FORMAT_V3 { single_block(&raw)? } else { several_blocks(&raw)? };
     if payload_bytes > footer_offset {
         return Err(Error::format(format!(
             "macroblocks reach past the payload: they end at byte {payload_bytes}, but the footer starts at {footer_offset}"
@@ -50,11 +47,7 @@ pub(super) fn validate(raw: RawFooter<'_>, footer_offset: u64) -> Result<Index> 
         metadata: raw.metadata,
     };
     refuse_overlapping_records(&index)?;
-    index.checksums = raw
-        .checksums
-        .map(|Object(raw)| check_checksums(&raw, &index))
-        .transpose()?
-        .flatten();
+    index.checksums = raw.checksums.map(|Object(raw)| check_checksums(&raw, &index)).transpose()?.flatten();
     Ok(index)
 }
 
@@ -63,21 +56,16 @@ fn overflow(what: &str, number: u64) -> Error {
 }
 
 fn missing(key: &str, format: &str) -> Error {
-    Error::format(format!(
-        "Corrupt footer: key {key} is missing or null, but {format} needs it"
-    ))
+    Error::format(format!("Corrupt footer: key {key} is missing or null, but {format} needs it"))
 }
 
 fn duplicate(records: &[Record], one: usize, other: usize) -> Error {
     let name = &records[one].name;
-    Error::format(format!(
-        "duplicate name {name:?}: records {one} and {other} of the index both have it"
-    ))
+    Error::format(format!("duplicate name {name:?}: records {one} and {other} of the index both have it"))
 }
 
 fn dtype(name: &str, of: &str) -> Result<DType> {
-    DType::from_name(name)
-        .ok_or_else(|| Error::format(format!("Unsupported dtype {name:?} of {of}")))
+    DType::from_name(name).ok_or_else(|| Error::format(format!("Unsupported dtype {name:?} of {of}")))
 }
 
 /// Bytes of `elems` elements, such that positions within them fit every signed 64-bit consumer.
@@ -89,35 +77,17 @@ fn byte_length(elems: u64, dtype: DType, of: &str) -> Result<u64> {
 }
 
 fn single_block(raw: &RawFooter<'_>) -> Result<(Vec<Macroblock>, u64)> {
-    let name = raw
-        .target_dtype
-        .as_deref()
-        .ok_or_else(|| missing("target_dtype", &raw.format))?;
+    let name = raw.target_dtype.as_deref().ok_or_else(|| missing("target_dtype", &raw.format))?;
     let dtype = dtype(name, "the macroblock")?;
     let bytes = byte_length(raw.total_elems.0, dtype, "the macroblock")?;
-    Ok((
-        vec![Macroblock {
-            dtype,
-            offset: 0,
-            bytes,
-        }],
-        bytes,
-    ))
+    Ok((vec![Macroblock { dtype, offset: 0, bytes }], bytes))
 }
 
 fn several_blocks(raw: &RawFooter<'_>) -> Result<(Vec<Macroblock>, u64)> {
-    let payload = raw
-        .total_payload_bytes
-        .ok_or_else(|| missing("total_payload_bytes", &raw.format))?
-        .0;
-    let blocks = raw
-        .macroblocks
-        .as_deref()
-        .ok_or_else(|| missing("macroblocks", &raw.format))?;
+    let payload = raw.total_payload_bytes.ok_or_else(|| missing("total_payload_bytes", &raw.format))?.0;
+    let blocks = raw.macroblocks.as_deref().ok_or_else(|| missing("macroblocks", &raw.format))?;
     if blocks.is_empty() {
-        return Err(Error::format(
-            "Corrupt footer: key macroblocks is an empty list",
-        ));
+        return Err(Error::format("Corrupt footer: key macroblocks is an empty list"));
     }
     let blocks = blocks
         .iter()
@@ -138,20 +108,10 @@ fn check_block(number: usize, raw: &RawBlock<'_>) -> Result<Macroblock> {
         )));
     }
     let offset = raw.offset_bytes.0;
-    if offset
-        .checked_add(bytes)
-        .is_none_or(|end| i64::try_from(end).is_err())
-    {
-        return Err(overflow(
-            &format!("the end of {of} with {bytes} bytes at offset_bytes"),
-            offset,
-        ));
+    if offset.checked_add(bytes).is_none_or(|end| i64::try_from(end).is_err()) {
+        return Err(overflow(&format!("the end of {of} with {bytes} bytes at offset_bytes"), offset));
     }
-    Ok(Macroblock {
-        dtype,
-        offset,
-        bytes,
-    })
+    Ok(Macroblock { dtype, offset, bytes })
 }
 
 fn check_record(
@@ -161,39 +121,27 @@ fn check_record(
     align_bytes: u64,
     default_block: Option<usize>,
 ) -> Result<Record> {
-    let fail =
-        |what: String| Error::format(format!("record {:?} (index {number}) {what}", raw.name));
+    let fail = |what: String| Error::format(format!("record {:?} (index {number}) {what}", raw.name));
     let block = match (raw.macroblock, default_block) {
-        (Some(Count(block)), _) => usize::try_from(block)
-            .ok()
-            .filter(|&block| block < blocks.len())
-            .ok_or_else(|| {
-                fail(format!(
-                    "is in macroblock {block}, but there are only {} macroblocks",
-                    blocks.len()
-                ))
-            })?,
+        (Some(Count(block)), _) => {
+            usize::try_from(block).ok().filter(|&block| block < blocks.len()).ok_or_else(|| {
+                fail(format!("is in macroblock {block}, but there are only {} macroblocks", blocks.len()))
+            })?
+        }
         (None, Some(block)) => block,
         (None, None) => return Err(fail("has no key macroblock".to_owned())),
     };
     let shape: Box<[u64]> = raw.shape.iter().map(|size| size.0).collect();
     let (offset, elems) = (raw.offset.0, raw.length.0);
     let Some(product) = product(&shape) else {
-        return Err(fail(format!(
-            "has shape {shape:?}, whose product overflows"
-        )));
+        return Err(fail(format!("has shape {shape:?}, whose product overflows")));
     };
     if product != elems {
-        return Err(fail(format!(
-            "has length {elems}, but its shape {shape:?} has {product} elements"
-        )));
+        return Err(fail(format!("has length {elems}, but its shape {shape:?} has {product} elements")));
     }
     let block_elems = blocks[block].elems();
     if elems > 0 {
-        if offset
-            .checked_add(elems)
-            .is_none_or(|end| end > block_elems)
-        {
+        if offset.checked_add(elems).is_none_or(|end| end > block_elems) {
             return Err(fail(format!(
                 "reaches past its macroblock {block}: offset {offset} plus length {elems} exceeds its {block_elems} elements"
             )));
@@ -205,13 +153,7 @@ fn check_record(
             )));
         }
     }
-    Ok(Record {
-        name: raw.name.into(),
-        shape,
-        block,
-        offset,
-        elems,
-    })
+    Ok(Record { name: raw.name.into(), shape, block, offset, elems })
 }
 
 /// The elements between two legal starts of records of `dtype` under `align_bytes`; at least 1.
@@ -225,9 +167,7 @@ pub(super) fn align_elems(align_bytes: u64, dtype: DType) -> u64 {
 
 /// The product of a shape, if the strides of a tensor of that shape (which skip zeros) fit `i64` too.
 pub(super) fn product(shape: &[u64]) -> Option<u64> {
-    let span = shape
-        .iter()
-        .try_fold(1_u64, |span, &size| span.checked_mul(size.max(1)))?;
+    let span = shape.iter().try_fold(1_u64, |span, &size| span.checked_mul(size.max(1)))?;
     i64::try_from(span).ok()?;
     Some(if shape.contains(&0) { 0 } else { span })
 }
@@ -236,11 +176,7 @@ fn refuse_overlapping_blocks(blocks: &[Macroblock]) -> Result<()> {
     let mut extents: Vec<Extent> = blocks
         .iter()
         .enumerate()
-        .map(|(owner, block)| Extent {
-            block: 0,
-            range: block.file_range(),
-            owner,
-        })
+        .map(|(owner, block)| Extent { block: 0, range: block.file_range(), owner })
         .collect();
     match first_overlap(&mut extents, |_, _| false) {
         Some((one, other)) => Err(Error::format(format!(
@@ -262,11 +198,7 @@ fn refuse_overlapping_records(index: &Index) -> Result<()> {
     match first_overlap(&mut extents, |one, other| one == other) {
         Some((one, other)) => Err(Error::format(format!(
             "record {:?} at bytes {:?} of macroblock {} overlaps record {:?} at bytes {:?}",
-            index.records[one.owner].name,
-            one.range,
-            one.block,
-            index.records[other.owner].name,
-            other.range
+            index.records[one.owner].name, one.range, one.block, index.records[other.owner].name, other.range
         ))),
         None => Ok(()),
     }
@@ -287,9 +219,7 @@ fn first_overlap(
     extents.retain(|extent| !extent.range.is_empty());
     extents.sort_unstable_by_key(|extent| (extent.block, extent.range.start, extent.range.end));
     let overlap = |(one, other): &(&Extent, &Extent)| {
-        one.block == other.block
-            && other.range.start < one.range.end
-            && !tied(&one.range, &other.range)
+        one.block == other.block && other.range.start < one.range.end && !tied(&one.range, &other.range)
     };
     extents.iter().zip(extents.iter().skip(1)).find(overlap)
 }
@@ -316,33 +246,21 @@ fn check_checksums(raw: &RawChecksums<'_>, index: &Index) -> Result<Option<Check
         )));
     }
     let [footer] = *parse_digests("footer", &raw.footer)? else {
-        return Err(Error::format(
-            "checksums.footer is not one digest of 16 hexadecimal digits",
-        ));
+        return Err(Error::format("checksums.footer is not one digest of 16 hexadecimal digits"));
     };
     let actual = checksum::index_digest(index, chunk_bytes, &digests);
     if actual != footer {
         return Err(Error::new(
             ErrorKind::Checksum,
-            format!(
-                "the index does not match its digest: expected {footer:016x}, got {actual:016x}"
-            ),
+            format!("the index does not match its digest: expected {footer:016x}, got {actual:016x}"),
         ));
     }
-    Ok(Some(Checksums {
-        algorithm: raw.algorithm.as_ref().into(),
-        chunk_bytes,
-        digests,
-        footer,
-    }))
+    Ok(Some(Checksums { algorithm: raw.algorithm.as_ref().into(), chunk_bytes, digests, footer }))
 }
 
 fn parse_digests(key: &str, hex: &str) -> Result<Box<[u64]>> {
-    let malformed = || {
-        Error::format(format!(
-            "checksums.{key} is not a sequence of 16-digit hexadecimal numbers"
-        ))
-    };
+    let malformed =
+        || Error::format(format!("checksums.{key} is not a sequence of 16-digit hexadecimal numbers"));
     let (digests, []) = hex.as_bytes().as_chunks::<16>() else {
         return Err(malformed());
     };

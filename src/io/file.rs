@@ -27,8 +27,7 @@ impl FileSource {
     /// [`ErrorKind::Io`] if `path` cannot be opened or is no regular file.
     pub fn open(path: &Path) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let file =
-            File::from(rustix::fs::open(path, flags, Mode::empty()).during("cannot open", path)?);
+        let file = File::from(rustix::fs::open(path, flags, Mode::empty()).during("cannot open", path)?);
         let metadata = file.metadata().during("cannot stat", path)?;
         if metadata.is_dir() {
             return Err(Error::io("cannot read", &rustix::io::Errno::ISDIR.into()).at(path));
@@ -36,11 +35,7 @@ impl FileSource {
         if !metadata.is_file() {
             return Err(Error::new(ErrorKind::Io, "is not a regular file").at(path));
         }
-        Ok(Self {
-            file,
-            len: metadata.len(),
-            path: path.to_owned(),
-        })
+        Ok(Self { file, len: metadata.len(), path: path.to_owned() })
     }
 
     /// The open file.

@@ -39,11 +39,7 @@ impl MemorySource {
     /// A source of `bytes` that fails as told.
     #[must_use]
     pub const fn with_faults(bytes: Vec<u8>, faults: Faults) -> Self {
-        Self {
-            bytes,
-            faults,
-            reads: AtomicU64::new(0),
-        }
+        Self { bytes, faults, reads: AtomicU64::new(0) }
     }
 }
 
@@ -56,17 +52,9 @@ impl Source for MemorySource {
         if read == self.faults.fail_read {
             return Err(rustix::io::Errno::IO.into());
         }
-        let end = self
-            .faults
-            .truncate_at
-            .unwrap_or(usize::MAX)
-            .min(self.bytes.len());
+        let end = self.faults.truncate_at.unwrap_or(usize::MAX).min(self.bytes.len());
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(end);
-        let limit = if self.faults.short_reads == 0 {
-            usize::MAX
-        } else {
-            self.faults.short_reads
-        };
+        let limit = if self.faults.short_reads == 0 { usize::MAX } else { self.faults.short_reads };
         let count = buffer.len().min(end - start).min(limit);
         buffer[..count].copy_from_slice(&self.bytes[start..start + count]);
         Ok(count)

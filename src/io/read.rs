@@ -1,13 +1,13 @@
 //! The read engine: carries out the chunks of a plan.
 
-use std::{iter, mem, sync::Mutex, thread};
+use std::{iter, mem, ops::Range, sync::Mutex, thread};
 
 use xxhash_rust::xxh3::Xxh3;
 
 use super::Source;
 use crate::{
     error::{Error, ErrorKind, Result},
-    format::{Checksums, checksum::Digest},
+    format::{Checksums, Index, Record, checksum::Digest},
     plan::Chunk,
     progress::Progress,
 };
@@ -15,24 +15,20 @@ use crate::{
 /// Bytes read at a time when only a digest wants them.
 const SCRATCH_BYTES: usize = 256 << 10;
 
-/// Reads `tasks` from `source` into `memory` with `threads` threads, verifying the chunks that name a digest.
+/// Reads `tasks` from `source`, whose index is `index`, into `memory` with `threads` threads, verifying the chunks that name a digest.
 /// `memory` has a slice for each memory of the plan; those that no chunk names (mappings) may be empty.
 ///
 /// # Errors
 /// The first failure; the rest of the work is then abandoned. [`ErrorKind::Checksum`] names chunk and bytes.
 pub fn read<S: Source>(
     source: &S,
+    index: &Index,
     tasks: &[Vec<Chunk>],
     memory: Vec<&mut [u8]>,
-    checksums: Option<&Checksums>,
     threads: usize,
     progress: Progress<'_>,
 ) -> Result<()> {
-    let reader = Reader {
-        source,
-        checksums,
-        progress,
-    };
+    let reader = Reader { source, index, progress };
     let mut work = bind(tasks, memory);
     if threads <= 1 {
         let mut scratch = Vec::new();
@@ -91,8 +87,7 @@ fn bind<'p, 'm: 'p>(
     tasks: &'p [Vec<Chunk>],
     memory: Vec<&'m mut [u8]>,
 ) -> impl Iterator<Item = Vec<BoundChunk<'m>>> + Send + use<'p, 'm> {
-    let mut unfilled: Vec<(u64, &mut [u8])> =
-        memory.into_iter().map(|memory| (0, memory)).collect();
+    let mut unfilled: Vec<(u64, &mut [u8])> = memory.into_iter().map(|memory| (0, memory)).collect();
     let mut take = move |memory: usize, offset: u64, bytes: u64| {
         let (position, rest) = &mut unfilled[memory];
         let skip = to_usize(offset - *position);
@@ -114,9 +109,7 @@ fn bind<'p, 'm: 'p>(
                 .collect(),
             digest: chunk.digest,
         };
-        tasks
-            .next()
-            .map(|chunks| chunks.iter().map(bind_chunk).collect())
+        tasks.next().map(|chunks| chunks.iter().map(bind_chunk).collect())
     })
 }
 
@@ -127,7 +120,7 @@ fn to_usize(value: u64) -> usize {
 
 struct Reader<'a, S> {
     source: &'a S,
-    checksums: Option<&'a Checksums>,
+    index: &'a Index,
     progress: Progress<'a>,
 }
 
@@ -169,25 +162,42 @@ impl<S: Source> Reader<'_, S> {
         scratch.resize(SCRATCH_BYTES, 0);
         let mut done = 0;
         while done < bytes {
-            let step = scratch
-                .len()
-                .min(usize::try_from(bytes - done).unwrap_or(usize::MAX));
+            let step = scratch.len().min(usize::try_from(bytes - done).unwrap_or(usize::MAX));
             done += self.fill(&mut scratch[..step], offset + done, hasher.as_deref_mut())?;
         }
         Ok(bytes)
     }
 
     fn check(&self, number: usize, start: u64, end: u64, actual: Digest) -> Result<()> {
-        match self.checksums.and_then(|checksums| checksums.digests().get(number)) {
+        let digests = self.index.checksums().map(Checksums::digests);
+        match digests.and_then(|digests| digests.get(number)) {
             Some(&expected) if expected != actual => Err(Error::new(
                 ErrorKind::Checksum,
                 format!(
-                    "chunk {number} (bytes {start}..{end}) is damaged: expected digest {expected:016x}, got {actual:016x}"
+                    "chunk {number} is damaged, bytes {start}..{end} {}: expected digest {expected:016x}, got {actual:016x}",
+                    self.contents(start..end)
                 ),
             )
             .at(self.source.path())),
             Some(_) => Ok(()),
             None => Err(Error::new(ErrorKind::Internal, format!("the plan names digest {number}, which does not exist"))),
+        }
+    }
+
+    /// What lies in these bytes of the file, for people.
+    fn contents(&self, bytes: Range<u64>) -> String {
+        const SHOWN: usize = 3;
+        let touches = |record: &&Record| {
+            let file = self.index.file_range(record);
+            file.start < bytes.end && bytes.start < file.end
+        };
+        let names: Vec<&str> = self.index.records().iter().filter(touches).map(Record::name).collect();
+        match names.len() {
+            0 => "(padding)".to_owned(),
+            count if count > SHOWN => {
+                format!("(of {:?} and {} more tensors)", &names[..SHOWN], count - SHOWN)
+            }
+            _ => format!("(of {names:?})"),
         }
     }
 }

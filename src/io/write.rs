@@ -38,9 +38,7 @@ impl AtomicFile {
     pub fn create(destination: &Path, expected_bytes: u64) -> Result<Self> {
         let destination = follow_link(destination)?;
         if destination.is_dir() {
-            return Err(
-                Error::io("cannot write", &rustix::io::Errno::ISDIR.into()).at(&destination)
-            );
+            return Err(Error::io("cannot write", &rustix::io::Errno::ISDIR.into()).at(&destination));
         }
         let folder = folder_of(&destination);
         fs::create_dir_all(folder).during("cannot create the folder", folder)?;
@@ -53,20 +51,13 @@ impl AtomicFile {
             .mode(0o666)
             .custom_flags(OFlags::CLOEXEC.bits().cast_signed())
             .open(&temp)
-            .during("cannot create a temporary file beside", &destination)?;
-        let this = Self {
-            file,
-            temp,
-            destination,
-            committed: false,
-        };
+            .during("cannot create a temporary file in its folder", &destination)?;
+        let this = Self { file, temp, destination, committed: false };
         // Without locks (some network file systems) abandoned files stay; nothing else depends on them.
         let _ = this.file.try_lock();
         if let Ok(replaced) = fs::metadata(&this.destination) {
             let permissions = Permissions::from_mode(replaced.permissions().mode() & 0o7777);
-            this.file
-                .set_permissions(permissions)
-                .during("cannot set the permissions of", &this.temp)?;
+            this.file.set_permissions(permissions).during("cannot set the permissions of", &this.temp)?;
         }
         this.reserve(expected_bytes)?;
         Ok(this)
@@ -89,9 +80,7 @@ impl AtomicFile {
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io), naming the destination.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file
-            .write_all(bytes)
-            .during("cannot write", &self.destination)
+        self.file.write_all(bytes).during("cannot write", &self.destination)
     }
 
     /// Makes the file durable and puts it in the destination's place; returns its length in bytes.
@@ -108,12 +97,8 @@ impl AtomicFile {
         let synced = File::open(folder).and_then(|folder| folder.sync_all());
         match synced {
             // Some file systems cannot flush a folder; their renames are as durable as they get.
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
-                Ok(bytes)
-            }
-            synced => synced
-                .during("cannot flush the folder to disk", folder)
-                .map(|()| bytes),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => Ok(bytes),
+            synced => synced.during("cannot flush the folder to disk", folder).map(|()| bytes),
         }
     }
 
@@ -123,14 +108,9 @@ impl AtomicFile {
             return Ok(());
         }
         match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, bytes) {
-            Err(
-                errno @ (rustix::io::Errno::NOSPC
-                | rustix::io::Errno::DQUOT
-                | rustix::io::Errno::FBIG),
-            ) => Err(
-                Error::io(&format!("cannot reserve {bytes} bytes"), &errno.into())
-                    .at(&self.destination),
-            ),
+            Err(errno @ (rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT | rustix::io::Errno::FBIG)) => {
+                Err(Error::io(&format!("cannot reserve {bytes} bytes"), &errno.into()).at(&self.destination))
+            }
             Ok(()) | Err(_) => Ok(()),
         }
     }
@@ -168,36 +148,18 @@ fn folder_of(path: &Path) -> &Path {
 fn temp_prefix(destination: &Path) -> OsString {
     let mut prefix = OsString::from(".");
     // Names have at most 255 bytes on the file systems we know: leave room for mark and number.
-    let name = destination
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy();
-    let kept = name
-        .char_indices()
-        .map(|(at, _)| at)
-        .take_while(|&at| at <= 180)
-        .last()
-        .unwrap_or(0);
-    prefix.push(if name.len() <= 180 {
-        &name
-    } else {
-        &name[..kept]
-    });
+    let name = destination.file_name().unwrap_or_default().to_string_lossy();
+    let kept = name.char_indices().map(|(at, _)| at).take_while(|&at| at <= 180).last().unwrap_or(0);
+    prefix.push(if name.len() <= 180 { &name } else { &name[..kept] });
     prefix.push(TEMP_MARK);
     prefix
 }
 
 fn temp_path(destination: &Path) -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let nanos = std::time::UNIX_EPOCH
-        .elapsed()
-        .map_or(0, |since| since.subsec_nanos());
+    let nanos = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.subsec_nanos());
     let mut name = temp_prefix(destination);
-    name.push(format!(
-        "{}-{}-{nanos}",
-        process::id(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    ));
+    name.push(format!("{}-{}-{nanos}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
     folder_of(destination).join(name)
 }
 
@@ -209,24 +171,11 @@ fn remove_abandoned(destination: &Path) {
         return;
     };
     for entry in entries.flatten() {
-        if entry
-            .file_name()
-            .as_encoded_bytes()
-            .starts_with(prefix.as_encoded_bytes())
-        {
+        if entry.file_name().as_encoded_bytes().starts_with(prefix.as_encoded_bytes()) {
             let abandoned = || -> io::Result<bool> {
-                let old = entry
-                    .metadata()?
-                    .modified()?
-                    .elapsed()
-                    .is_ok_and(|age| age.as_secs() >= 1);
+                let old = entry.metadata()?.modified()?.elapsed().is_ok_and(|age| age.as_secs() >= 1);
                 // A file this young may not have been locked by its writer yet.
-                Ok(old
-                    && OpenOptions::new()
-                        .read(true)
-                        .open(entry.path())?
-                        .try_lock()
-                        .is_ok())
+                Ok(old && OpenOptions::new().read(true).open(entry.path())?.try_lock().is_ok())
             };
             if abandoned().unwrap_or(false) {
                 let _ = fs::remove_file(entry.path());

@@ -27,30 +27,13 @@ pub struct Tensor {
 pub fn tensor(name: &str, dtype: DType, shape: &[u64]) -> Tensor {
     let bytes = shape.iter().product::<u64>() * dtype.size();
     let seed = name.bytes().map(u64::from).sum::<u64>();
-    let bytes = (0..bytes)
-        .map(|at| ((at * 31 + seed * 17) % 251) as u8)
-        .collect();
-    Tensor {
-        spec: TensorSpec {
-            name: name.to_owned(),
-            dtype,
-            shape: shape.to_vec(),
-            tied_to: None,
-        },
-        bytes,
-    }
+    let bytes = (0..bytes).map(|at| ((at * 31 + seed * 17) % 251) as u8).collect();
+    Tensor { spec: TensorSpec { name: name.to_owned(), dtype, shape: shape.to_vec(), tied_to: None }, bytes }
 }
 
 pub fn pack(path: &Path, tensors: &[Tensor], order: Order, align_bytes: u64) -> Result<u64> {
     let specs: Vec<_> = tensors.iter().map(|tensor| tensor.spec.clone()).collect();
-    let mut packer = Packer::create(
-        path,
-        &specs,
-        order,
-        align_bytes,
-        BTreeMap::new(),
-        Progress::SILENT,
-    )?;
+    let mut packer = Packer::create(path, &specs, order, align_bytes, BTreeMap::new(), Progress::SILENT)?;
     let writes: Vec<_> = packer.writes().iter().map(|write| write.tensor).collect();
     for number in writes {
         packer.write(&tensors[number].bytes)?;
@@ -71,12 +54,7 @@ pub fn packed_by_default(tensors: &[Tensor]) -> Vec<u8> {
 }
 
 pub fn settings(mode: Mode, verify: Verify, threads: usize, read_chunk_bytes: u64) -> Settings {
-    Settings {
-        mode,
-        verify,
-        threads: NonZeroUsize::new(threads).unwrap(),
-        read_chunk_bytes,
-    }
+    Settings { mode, verify, threads: NonZeroUsize::new(threads).unwrap(), read_chunk_bytes }
 }
 
 /// Carries out `plan` with plain vectors for memory; a mapping stays empty.
@@ -90,15 +68,7 @@ pub fn execute<S: Source>(reader: &Reader<S>, plan: &ReadPlan) -> Result<Vec<Vec
         })
         .collect();
     let slices = memory.iter_mut().map(Vec::as_mut_slice).collect();
-    let checksums = reader.index().checksums();
-    io::read::read(
-        reader.source(),
-        &plan.tasks,
-        slices,
-        checksums,
-        plan.threads,
-        Progress::SILENT,
-    )?;
+    io::read::read(reader.source(), reader.index(), &plan.tasks, slices, plan.threads, Progress::SILENT)?;
     Ok(memory)
 }
 
@@ -115,32 +85,21 @@ pub fn load<S: Source>(
         let start = view.offset as usize;
         memory[view.memory][start..start + bytes as usize].to_vec()
     };
-    let name =
-        |view: &flashpack::plan::View| reader.index().records()[view.source].name().to_owned();
-    Ok(plan
-        .views
-        .iter()
-        .map(|view| (name(view), bytes(view)))
-        .collect())
+    let name = |view: &flashpack::plan::View| reader.index().records()[view.source].name().to_owned();
+    Ok(plan.views.iter().map(|view| (name(view), bytes(view))).collect())
 }
 
 /// Models of up to a dozen small tensors of any types and shapes, some tied to earlier ones.
 pub fn models() -> impl Strategy<Value = Vec<Tensor>> {
     let shape = prop::collection::vec(0_u64..9, 0..4);
-    let one = (
-        shape,
-        0..DType::ALL.len(),
-        prop::option::weighted(0.2, any::<prop::sample::Index>()),
-    );
+    let one = (shape, 0..DType::ALL.len(), prop::option::weighted(0.2, any::<prop::sample::Index>()));
     prop::collection::vec(one, 1..12).prop_map(|raw| {
         let mut tensors: Vec<Tensor> = Vec::new();
         for (number, (shape, dtype, tie)) in raw.into_iter().enumerate() {
             let name = format!("layer.{number}");
             let tie = tie.filter(|_| number > 0).map(|tie| tie.index(number));
             tensors.push(match tie {
-                Some(root)
-                    if tensors[root].spec.tied_to.is_none() && !tensors[root].bytes.is_empty() =>
-                {
+                Some(root) if tensors[root].spec.tied_to.is_none() && !tensors[root].bytes.is_empty() => {
                     let mut tied = tensors[root].clone();
                     tied.spec.name = name;
                     tied.spec.tied_to = Some(root);
