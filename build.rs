@@ -67,9 +67,7 @@ mod torch {
     fn sources() -> Vec<PathBuf> {
         let folder = fs::read_dir("cpp").expect("cpp/ is part of the source tree");
         let paths = folder.map(|entry| entry.expect("cpp/ is readable").path());
-        let mut sources: Vec<_> = paths
-            .filter(|path| path.extension().is_some_and(|e| e == "cpp"))
-            .collect();
+        let mut sources: Vec<_> = paths.filter(|path| path.extension().is_some_and(|e| e == "cpp")).collect();
         sources.sort();
         sources
     }
