@@ -20,7 +20,8 @@ Tensor wrap(rust::Box<Block> block) {
   const int64_t stride = 1;
   auto owner = std::make_shared<rust::Box<Block>>(std::move(block));
   const auto release = [owner](void*) mutable { owner.reset(); };
-  return torch::stable::from_blob(data, {&size, 1}, {&stride, 1}, torch::stable::Device(torch::headeronly::DeviceType::CPU), ScalarType::Byte,
+  return torch::stable::from_blob(data, {&size, 1}, {&stride, 1},
+                                  torch::stable::Device(torch::headeronly::DeviceType::CPU), ScalarType::Byte,
                                   release);
 }
 
@@ -33,9 +34,8 @@ Tensor show(const Tensor& block, const View& view, const int64_t* sizes, std::ve
     stride *= sizes[dim] > 1 ? sizes[dim] : 1;
   }
   AtenTensorHandle tensor = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__alloc_from_pool(block.get(), view.offset, view.dtype,
-                                                            static_cast<int64_t>(view.dims), sizes, strides.data(),
-                                                            &tensor));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__alloc_from_pool(
+      block.get(), view.offset, view.dtype, static_cast<int64_t>(view.dims), sizes, strides.data(), &tensor));
   return Tensor(tensor);
 }
 

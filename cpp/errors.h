@@ -1,4 +1,5 @@
-// Errors of the C++ side, in the form that Rust's take: a sentence, then a tag for those who raise typed exceptions.
+// Errors of the C++ side, in the form that Rust's take: a sentence, then a tag for those who raise typed
+// exceptions.
 #pragma once
 
 #include <stdexcept>

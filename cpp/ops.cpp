@@ -33,7 +33,8 @@ ProgressWords words(const std::optional<Tensor>& progress) {
   return {reinterpret_cast<size_t>(progress->mutable_data_ptr())};
 }
 
-LoadOptions options(std::optional<bool> eager, std::optional<bool> verify, const std::optional<Tensor>& progress) {
+LoadOptions options(std::optional<bool> eager, std::optional<bool> verify,
+                    const std::optional<Tensor>& progress) {
   const auto choice = [](std::optional<bool> value) { return static_cast<int8_t>(value ? *value : -1); };
   return {choice(eager), choice(verify), words(progress)};
 }
@@ -47,7 +48,8 @@ std::string shape_of(const Tensor& tensor) {
 }
 
 // Refuses, before anything changes, what set_data could not do or should not.
-void check_assignable(const Names& names, const Tensors& tensors, const Tensors& values, const std::string& path) {
+void check_assignable(const Names& names, const Tensors& tensors, const Tensors& values,
+                      const std::string& path) {
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (!tensors[i].is_cpu()) {
       fail_argument(path + ": cannot assign '" + names[i] + "' to a tensor that is not in CPU memory");
@@ -55,24 +57,21 @@ void check_assignable(const Names& names, const Tensors& tensors, const Tensors&
     const auto have = tensors[i].sizes();
     const auto want = values[i].sizes();
     if (have.size() != want.size() || !std::equal(have.begin(), have.end(), want.begin())) {
-      fail_argument(path + ": '" + names[i] + "' has shape " + shape_of(values[i]) + ", the tensor given for it " +
-                    shape_of(tensors[i]));
+      fail_argument(path + ": '" + names[i] + "' has shape " + shape_of(values[i]) +
+                    ", the tensor given for it " + shape_of(tensors[i]));
     }
   }
 }
 
 // The elements that `tensor` shows, if another tensor could show the same: tensors with equal keys are tied.
-using TieKey = std::tuple<const void*, ScalarType, std::vector<int64_t>, std::vector<int64_t>, bool, bool>;
+using TieKey = std::tuple<const void*, ScalarType, std::vector<int64_t>, std::vector<int64_t>>;
 
 TieKey tie_key(const Tensor& tensor) {
   const bool flat = tensor.is_contiguous();
   const auto list = [](auto view) { return std::vector<int64_t>(view.begin(), view.end()); };
-  return {tensor.const_data_ptr(),
-          tensor.scalar_type(),
+  return {tensor.const_data_ptr(), tensor.scalar_type(),
           flat ? std::vector<int64_t>{tensor.numel()} : list(tensor.sizes()),
-          flat ? std::vector<int64_t>{} : list(tensor.strides()),
-          is_conj(tensor),
-          is_neg(tensor)};
+          flat ? std::vector<int64_t>{} : list(tensor.strides())};
 }
 
 rust::Vec<TensorSpec> describe(const Names& names, const Tensors& tensors, std::optional<ScalarType> dtype) {
@@ -108,8 +107,8 @@ int64_t op_verify(const std::string& path, const std::optional<Tensor>& progress
   return verify(path, words(progress));
 }
 
-Tensors op_load(const std::string& path, const Names& names, std::optional<bool> eager, std::optional<bool> verify,
-                const std::optional<Tensor>& progress) {
+Tensors op_load(const std::string& path, const Names& names, std::optional<bool> eager,
+                std::optional<bool> verify, const std::optional<Tensor>& progress) {
   return take_tensors(*load_names(path, names, options(eager, verify, progress)));
 }
 
@@ -148,12 +147,13 @@ void op_assign(const std::string& path, const Names& names, const Tensors& tenso
   op_set_data(tensors, values);
 }
 
-void op_pack(const std::string& path, const Names& names, const Tensors& tensors, std::optional<ScalarType> dtype,
-             int64_t align_bytes, bool keep_order, const std::optional<Names>& metadata,
-             const std::optional<Tensor>& progress) {
+void op_pack(const std::string& path, const Names& names, const Tensors& tensors,
+             std::optional<ScalarType> dtype, int64_t align_bytes, bool keep_order,
+             const std::optional<Names>& metadata, const std::optional<Tensor>& progress) {
   check_counts(names, tensors);
   const auto specs = describe(names, tensors, dtype);
-  auto file = pack(path, {specs.data(), specs.size()}, keep_order, align_bytes, metadata.value_or(Names{}), words(progress));
+  auto file = pack(path, {specs.data(), specs.size()}, keep_order, align_bytes, metadata.value_or(Names{}),
+                   words(progress));
   for (const size_t number : file->order()) {
     const Tensor plain = materialize(tensors[number], static_cast<ScalarType>(specs[number].dtype));
     const auto bytes = static_cast<size_t>(plain.numel()) * plain.element_size();
@@ -164,15 +164,18 @@ void op_pack(const std::string& path, const Names& names, const Tensors& tensors
 
 }  // namespace
 
-// `Tensor(*!)[]`: with `Tensor(a!)[]` TorchScript would drop calls whose tensors are a module's own parameters.
+// `Tensor(*!)[]`: with `Tensor(a!)[]` TorchScript would drop calls whose tensors are a module's own
+// parameters.
 STABLE_TORCH_LIBRARY(flashpack, m) {
   m.def("footer(str path) -> str");
   m.def("verify(str path, *, Tensor(a!)? progress=None) -> int");
   m.def(
-      "load(str path, str[] names, *, bool? eager=None, bool? verify=None, Tensor(a!)? progress=None) -> Tensor[]");
+      "load(str path, str[] names, *, bool? eager=None, bool? verify=None, Tensor(a!)? progress=None) -> "
+      "Tensor[]");
   m.def(
       "state_dict(str path, *, str[]? ignore_names=None, str[]? ignore_prefixes=None, "
-      "str[]? ignore_suffixes=None, bool? eager=None, bool? verify=None, Tensor(a!)? progress=None) -> (str[], Tensor[])");
+      "str[]? ignore_suffixes=None, bool? eager=None, bool? verify=None, Tensor(a!)? progress=None) -> "
+      "(str[], Tensor[])");
   m.def("blocks(str path, *, bool? eager=None, bool? verify=None, Tensor(a!)? progress=None) -> Tensor[]");
   m.def("assign(str path, str[] names, Tensor(*!)[] tensors, *, bool? eager=None, bool? verify=None) -> ()");
   m.def("set_data(Tensor(*!)[] tensors, Tensor[] values) -> ()");

@@ -104,6 +104,9 @@ mod ffi {
         fn write(self: &mut PackInProgress, bytes: &[u8]) -> Result<()>;
         fn finish(pack: Box<PackInProgress>) -> Result<()>;
     }
+
+    // C++ makes the list that `pack` borrows.
+    impl Vec<TensorSpec> {}
 }
 
 use ffi::{LoadOptions, ProgressWords, TensorSpec, View};
