@@ -1,0 +1,108 @@
+"""FlashPack: pack model weights into one file and load them back at the speed of the machine.
+
+Nothing heavy is imported here. Every public name is fetched from its module on first use, so that
+`import flashpack` costs about a millisecond and needs neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import (
+        commands,
+        constants,
+        deserialization,
+        integrations,
+        mixin,
+        ops,
+        serialization,
+        utils,
+    )
+    from ._assign import assign_from_file
+    from ._distributed import read_flashpack_file_distributed
+    from ._errors import ChecksumError, FlashPackError
+    from ._file import FlashPackFile
+    from ._file import open as open  # noqa: A004 (only ever flashpack.open)
+    from ._footer import get_flashpack_file_metadata, is_flashpack_file, verify_file
+    from ._load import load_file
+    from ._save import pack_to_file, save_file
+    from .integrations import patch_integrations
+    from .mixin import FlashPackMixin
+
+    __version__: str
+
+_HOMES = {
+    "assign_from_file": "_assign",
+    "read_flashpack_file_distributed": "_distributed",
+    "ChecksumError": "_errors",
+    "FlashPackError": "_errors",
+    "FlashPackFile": "_file",
+    "open": "_file",
+    "get_flashpack_file_metadata": "_footer",
+    "is_flashpack_file": "_footer",
+    "verify_file": "_footer",
+    "load_file": "_load",
+    "pack_to_file": "_save",
+    "save_file": "_save",
+    "patch_integrations": "integrations",
+    "FlashPackMixin": "mixin",
+}
+
+_SUBMODULES = frozenset(
+    {"commands", "constants", "deserialization", "integrations", "mixin", "ops", "serialization", "utils"}
+)
+
+# `open` is left out: a star import must not hide the builtin.
+__all__ = [
+    "ChecksumError",
+    "FlashPackError",
+    "FlashPackFile",
+    "FlashPackMixin",
+    "__version__",
+    "assign_from_file",
+    "commands",
+    "constants",
+    "deserialization",
+    "get_flashpack_file_metadata",
+    "integrations",
+    "is_flashpack_file",
+    "load_file",
+    "mixin",
+    "ops",
+    "pack_to_file",
+    "patch_integrations",
+    "read_flashpack_file_distributed",
+    "save_file",
+    "serialization",
+    "utils",
+    "verify_file",
+]
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("flashpack")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    value: Any
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    elif name in _SUBMODULES:
+        return importlib.import_module(f".{name}", __name__)  # binds itself as an attribute
+    elif name == "__version__":
+        value = _version()
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_HOMES})

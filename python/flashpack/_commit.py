@@ -1,0 +1,95 @@
+"""The step that changes the model: everything new is built first, then put in place at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from . import _ops
+from ._slots import Slot
+from ._tensors import is_uninitialized, rebuild
+
+
+@dataclass
+class _Changes:
+    """`live[i]` is to take over `values[i]`'s storage; `replaced` maps an old tensor's id to its heir."""
+
+    live: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    replaced: dict[int, Tensor] = field(default_factory=dict)
+
+
+def commit(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor], slots: Iterable[Slot]) -> None:
+    """Put `tensors` in their paired places; `slots` are all of the model's, so that ties follow along."""
+    # Clones and parameters made in inference mode could never be trained.
+    with torch.inference_mode(False), torch.no_grad():
+        changes = _prepare(paired, tensors)
+    if changes.live:
+        _ops.set_data(changes.live, changes.values)
+    for slot in slots:
+        heir = changes.replaced.get(id(slot.tensor))
+        if heir is not None:
+            slot.put(heir)
+
+
+def _prepare(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor]) -> _Changes:
+    changes = _Changes()
+    shared = _SharedRanges()
+    # One entry per tensor of the model: of the names of a tied one, the last in the file wins.
+    targets = {id(slot.tensor): (slot, tensors[name]) for name, slot in paired.items()}
+    for key, (slot, value) in targets.items():
+        old = slot.tensor
+        if not slot.is_parameter and value.dtype != old.dtype:
+            value = value.to(old.dtype)
+        if _can_set_data(old, value):
+            changes.live.append(old)
+            changes.values.append(shared.own(value))
+        elif slot.is_parameter:
+            changes.replaced[key] = shared.parameter(cast(nn.Parameter, old), value)
+        else:
+            changes.replaced[key] = shared.own(value)
+    return changes
+
+
+def _can_set_data(old: Tensor, value: Tensor) -> bool:
+    """Whether the storage can be swapped in place: not for meta, lazy or inference tensors."""
+    return (
+        not is_uninitialized(old)
+        and not old.is_inference()
+        and torch._has_compatible_shallow_copy_type(old, value)
+    )
+
+
+class _SharedRanges:
+    """Hands out values such that two tensors share memory only where the model means them to.
+
+    Records of one range are one tied weight. Distinct parameters on the meta device become one parameter
+    again, which mends the ties that an initialisation on meta broke. Distinct live tensors each
+    get memory of their own, so that training one does not change the other.
+    """
+
+    def __init__(self) -> None:
+        self._taken: set[int] = set()
+        self._parameters: dict[tuple[object, ...], nn.Parameter] = {}
+
+    def own(self, value: Tensor) -> Tensor:
+        """`value`, or a copy when its memory went to another tensor before."""
+        if value.numel() == 0:
+            return value
+        if value.data_ptr() in self._taken:
+            return value.clone()
+        self._taken.add(value.data_ptr())
+        return value
+
+    def parameter(self, old: nn.Parameter, value: Tensor) -> nn.Parameter:
+        """`old` made anew around `value`, or the parameter already made from the same range."""
+        if not old.is_meta or value.numel() == 0:
+            return rebuild(old, self.own(value))
+        key = (value.data_ptr(), value.shape, value.dtype, type(old), old.requires_grad)
+        if key not in self._parameters:
+            self._parameters[key] = rebuild(old, self.own(value))
+        return self._parameters[key]

@@ -1,0 +1,149 @@
+"""Conversion to FlashPack: from a model, a state dict, or weight files. Imports torch only when it must."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import _native
+from ._footer import is_flashpack_file
+from ._names import filter_state_dict, name_tuple
+from ._paths import StrPath, destination_or, make_parent, refuse_source, text_path, with_suffix
+from ._progress import run
+from ._sources import Sources, check_promises, find_sources
+from .constants import DEFAULT_ALIGN_BYTES
+from .utils import dtype_to_string, string_to_dtype
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+_WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt"})
+_NATIVE_CASTS = frozenset({"float64", "float32", "float16", "bfloat16"})
+_DTYPE_ALIASES = {"double": "float64", "float": "float32", "half": "float16"}
+
+
+def convert_to_flashpack(
+    model_or_state_dict_or_path_or_repo_id: StrPath | nn.Module | Mapping[str, Tensor],
+    destination_path: StrPath | None = None,
+    dtype: torch.dtype | str | None = None,
+    ignore_names: Iterable[str] | None = None,
+    ignore_prefixes: Iterable[str] | None = None,
+    ignore_suffixes: Iterable[str] | None = None,
+    use_transformers: bool = False,  # noqa: ARG001 (0.4.5's signature)
+    use_diffusers: bool = False,  # noqa: ARG001 (0.4.5's signature)
+    silent: bool | None = True,
+    **kwargs: Any,
+) -> str:
+    """Convert to a FlashPack file and return its path.
+
+    The source is a model, a state dict, a weight file (.safetensors, or a torch file that
+    weights_only=True accepts) or a folder with one, whole or sharded. The destination defaults to the
+    source with its suffix swapped, or `model.flashpack` in the source folder; in an existing folder
+    it keeps the source's stem. `dtype` casts floating tensors. Of `kwargs`, `subfolder` and `variant` choose
+    within a folder; the other hub options do not concern local sources, nor do `use_transformers` and
+    `use_diffusers`, since weights convert without their classes.
+
+    Raises ValueError for a destination that is a source, a dtype that is none, shards or tensors that
+    an index promises but that are missing; OSError.
+    """
+    wishes = _Wishes(
+        _dtype_name(dtype),
+        {
+            "ignore_names": name_tuple("ignore_names", ignore_names),
+            "ignore_prefixes": name_tuple("ignore_prefixes", ignore_prefixes),
+            "ignore_suffixes": name_tuple("ignore_suffixes", ignore_suffixes),
+        },
+        silent,
+    )
+    source = model_or_state_dict_or_path_or_repo_id
+    if isinstance(source, str | os.PathLike):
+        place = Path(text_path(source)) / (kwargs.get("subfolder") or "")
+        return str(_convert_path(place, destination_path, kwargs.get("variant"), wishes))
+    if destination_path is None:
+        raise ValueError("destination_path is required for a model or a state dict")
+    destination = Path(text_path(destination_path))
+    _pack(source if isinstance(source, Mapping) else source.state_dict(), destination, wishes)
+    return str(destination)
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    """What a conversion does on the way: cast, leave out, show progress."""
+
+    dtype: str | None
+    ignore: Mapping[str, tuple[str, ...]]
+    silent: bool | None
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and not self.native_cast:
+            string_to_dtype(self.dtype)  # a name that is none fails before any work
+
+    @property
+    def native_cast(self) -> bool:
+        """Whether the native side can do the cast, if there is one."""
+        return self.dtype is None or self.dtype in _NATIVE_CASTS
+
+
+def _dtype_name(dtype: torch.dtype | str | None) -> str | None:
+    if dtype is None:
+        return None
+    name = dtype.removeprefix("torch.") if isinstance(dtype, str) else dtype_to_string(dtype)
+    return _DTYPE_ALIASES.get(name, name)
+
+
+def _convert_path(
+    source: Path, destination_path: StrPath | None, variant: str | None, wishes: _Wishes
+) -> Path:
+    sources = find_sources(source, variant)
+    if source.is_dir():
+        default = source / "model.flashpack"
+    else:
+        default = with_suffix(source, _WEIGHT_SUFFIXES, ".flashpack")
+    destination = destination_or(default, destination_path)
+    refuse_source(destination, sources.files)
+    if sources.are_safetensors and wishes.native_cast:
+        _stream(sources, destination, wishes)
+    else:
+        _read_and_pack(sources, destination, wishes)
+    return destination
+
+
+def _stream(sources: Sources, destination: Path, wishes: _Wishes) -> None:
+    """safetensors go through the native side: bytes stream, no model and no torch."""
+    check_promises(sources)
+    make_parent(destination)
+    run(
+        lambda counter: _native.call(
+            "convert",
+            counter,
+            sources=[str(file) for file in sources.files],
+            destination=str(destination),
+            dtype=wishes.dtype,
+            align_bytes=DEFAULT_ALIGN_BYTES,
+            metadata=None,
+            **wishes.ignore,
+        ),
+        label="Converting",
+        size=sum(file.stat().st_size for file in sources.files),
+        silent=wishes.silent,
+    )
+
+
+def _read_and_pack(sources: Sources, destination: Path, wishes: _Wishes) -> None:
+    for file in sources.files:
+        if is_flashpack_file(file):
+            raise ValueError(f"{file}: already a FlashPack file")
+    from ._torch_files import read_state_dict
+
+    _pack(read_state_dict(sources), destination, wishes)
+
+
+def _pack(state: Mapping[str, Any], destination: Path, wishes: _Wishes) -> None:
+    from ._save import pack_to_file
+
+    dtype = None if wishes.dtype is None else string_to_dtype(wishes.dtype)
+    pack_to_file(filter_state_dict(state, **wishes.ignore), destination, dtype, silent=wishes.silent)

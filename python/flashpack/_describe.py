@@ -1,0 +1,67 @@
+"""A footer as lines of text for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from ._footer import blocks_of
+from .constants import FILE_FORMAT_V4
+
+_LISTS = ("macroblocks", "index")
+
+
+def describe(footer: dict[str, Any]) -> Iterator[str]:
+    """Keys and values, then macroblocks (bytes) and, when the footer has it, the index (elements)."""
+    for key, value in footer.items():
+        if key not in _LISTS:
+            yield f"{_key(key)}: {_brief(key, value)}"
+    if footer["format"] == FILE_FORMAT_V4:
+        yield f"{_key('macroblocks')}:"
+        yield from _macroblocks(footer["macroblocks"])
+    if "index" in footer:
+        yield f"{_key('index')}:"
+        yield from _index(footer)
+
+
+def _key(text: str) -> str:
+    return click.style(text, fg="green")
+
+
+def _number(value: int) -> str:
+    return click.style(str(value), fg="magenta")
+
+
+def _brief(key: str, value: Any) -> Any:
+    """The digests of a large file would fill the screen: say how many there are."""
+    if key != "checksums":
+        return value
+    count = len(value["digests"]) // 16
+    return f"{value['algorithm']}, {count} digests of {value['chunk_bytes']} bytes each"
+
+
+def _macroblocks(blocks: list[dict[str, Any]]) -> Iterator[str]:
+    width = len(str(max(block["offset_bytes"] + block["length_bytes"] for block in blocks)))
+    dtype_width = max(len(block["dtype"]) for block in blocks)
+    for number, block in enumerate(blocks):
+        start = block["offset_bytes"]
+        end = start + block["length_bytes"]
+        yield f"  {_number(number)}: {block['dtype']:{dtype_width}} {start:0{width}}:{end:0{width}}"
+
+
+def _index(footer: dict[str, Any]) -> Iterator[str]:
+    """Records in the order they lie in the file, under a line for each macroblock."""
+    blocks = blocks_of(footer)
+    width = len(str(max(block.length for block in blocks)))
+    current = None
+    records = sorted(footer["index"], key=lambda record: (record.get("macroblock", 0), record["offset"]))
+    for number, record in enumerate(records):
+        block = record.get("macroblock", 0)
+        if block != current:
+            current = block
+            yield f"  {click.style(f'macroblock{block}', fg='cyan')}: {blocks[block].dtype}"
+        start, end = record["offset"], record["offset"] + record["length"]
+        name = click.style(record["name"], fg="blue")
+        yield f"  {_number(number)}: {start:0{width}}:{end:0{width}} {name} {record['shape']}"

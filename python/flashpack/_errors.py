@@ -1,0 +1,49 @@
+"""The errors FlashPack raises, and how a tagged native message becomes one of them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from typing import Any
+
+_TAG = " [flashpack:"
+_OS_SUFFIX = re.compile(r" \(os error \d+\)")
+
+
+class FlashPackError(ValueError):
+    """A file that is not sound FlashPack: the message names the file, the record and the numbers."""
+
+
+class ChecksumError(FlashPackError):
+    """Bytes of the payload or of the index are not the bytes that were written."""
+
+
+_KINDS: dict[str, type[BaseException]] = {
+    "format": FlashPackError,
+    "checksum": ChecksumError,
+    "argument": ValueError,
+    "unsupported": ValueError,
+    "memory": MemoryError,
+    "cancelled": KeyboardInterrupt,
+    "internal": RuntimeError,
+}
+
+
+def from_native(text: str) -> BaseException | None:
+    """The exception that a native error text stands for, or None for a text without FlashPack's tag."""
+    message, tag, tail = text.rpartition(_TAG)
+    if not tag:
+        return None
+    details: dict[str, Any] = json.JSONDecoder().raw_decode(tail)[0]
+    if details["kind"] == "io":
+        return _os_error(message, details["errno"], details["path"])
+    return _KINDS.get(details["kind"], RuntimeError)(message)
+
+
+def _os_error(message: str, number: int | None, path: str | None) -> OSError:
+    """OSError picks the subclass from errno; it shows the path itself, so the message must not."""
+    reason = _OS_SUFFIX.sub("", message)
+    if path is not None:
+        reason = reason.removeprefix(f"{path}: ")
+    return OSError(errno.EIO if number is None else number, reason, path)

@@ -1,0 +1,102 @@
+"""flashpack.open: a lazy handle on a file, for people who think in safetensors' safe_open."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._footer import get_flashpack_file_metadata
+from ._load import Device, load_tensors, to_device
+from ._paths import StrPath, text_path
+
+
+class TensorSlice:
+    """One tensor of an open file: index it to get the part that is needed."""
+
+    def __init__(self, tensor: Tensor, device: torch.device) -> None:
+        self._tensor = tensor
+        self._device = device
+
+    def get_shape(self) -> list[int]:
+        """The tensor's shape."""
+        return list(self._tensor.shape)
+
+    def get_dtype(self) -> torch.dtype:
+        """The tensor's dtype."""
+        return self._tensor.dtype
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self._tensor[index].to(self._device)
+
+
+class FlashPackFile:
+    """An open FlashPack file. Tensors are mapped: what is never touched is never read.
+
+    On the CPU tensors are views of one private mapping: writable, and valid after the file is closed.
+    """
+
+    def __init__(self, path: StrPath, *, device: Device = "cpu", verify: bool | None = None) -> None:
+        self._path = text_path(path)
+        self._device = torch.device(device)
+        self._tensors: dict[str, Tensor] | None = load_tensors(
+            self._path, torch.device("cpu"), eager=False, verify=verify
+        )
+
+    def keys(self) -> list[str]:
+        """The names of the tensors, in file order."""
+        return list(self._opened())
+
+    def get_tensor(self, name: str) -> Tensor:
+        """The tensor of this name on the handle's device. Raises KeyError for an unknown name."""
+        return to_device([self._find(name)], self._device)[0]
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """A handle on part of the tensor. Raises KeyError for an unknown name."""
+        return TensorSlice(self._find(name), self._device)
+
+    def metadata(self) -> dict[str, str]:
+        """The user's own metadata; empty when the file has none."""
+        self._opened()
+        return dict(get_flashpack_file_metadata(self._path).get("metadata", {}))
+
+    def close(self) -> None:
+        """Let go of the file. Tensors handed out stay valid."""
+        self._tensors = None
+
+    def __enter__(self) -> FlashPackFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._opened())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._opened()
+
+    def _opened(self) -> dict[str, Tensor]:
+        if self._tensors is None:
+            raise ValueError(f"{self._path}: the file is closed")
+        return self._tensors
+
+    def _find(self, name: str) -> Tensor:
+        tensors = self._opened()
+        if name not in tensors:
+            raise KeyError(f"{self._path} has no tensor {name!r}")
+        return tensors[name]
+
+
+def open(  # noqa: A001 (meant to be called flashpack.open)
+    path: StrPath, *, device: Device = "cpu", verify: bool | None = None
+) -> FlashPackFile:
+    """Open a file lazily; usable as a context manager. `verify=True` checks every checksum first.
+
+    Raises FlashPackError for a file that is not sound, OSError for one that cannot be read.
+    """
+    return FlashPackFile(path, device=device, verify=verify)

@@ -1,0 +1,82 @@
+"""What a file says about itself: footer, blocks and checksums. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import _native
+from ._errors import FlashPackError
+from ._paths import StrPath, text_path
+from ._progress import run
+from .constants import FILE_FORMAT_V4
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One macroblock: `length` elements of `dtype` (torch's name), `offset_bytes` into the file."""
+
+    dtype: str
+    offset_bytes: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Result of `verify_file`: sizes in bytes; `algorithm` is None for a file without checksums."""
+
+    payload_bytes: int
+    verified_bytes: int
+    algorithm: str | None
+
+
+def get_flashpack_file_metadata(path: StrPath) -> dict[str, Any]:
+    """The footer of the file as a dict, after every structural check of the format.
+
+    Raises FlashPackError (a ValueError) for a file that is not sound, OSError for one that cannot be read.
+    """
+    footer: dict[str, Any] = _native.call("footer", path=text_path(path))
+    return footer
+
+
+def is_flashpack_file(path: StrPath) -> bool:
+    """Whether the file is sound FlashPack. Raises OSError when it cannot be read at all."""
+    try:
+        get_flashpack_file_metadata(path)
+    except FlashPackError:
+        return False
+    return True
+
+
+def verify_file(path: StrPath, *, silent: bool | None = True) -> Verification:
+    """Check structure and every checksum of the file.
+
+    Raises ChecksumError naming the damaged range, FlashPackError for a broken structure, OSError.
+    """
+    text = text_path(path)
+    result = run(
+        lambda counter: _native.call("verify", counter, path=text),
+        label="Verifying",
+        size=Path(text).stat().st_size,
+        silent=silent,
+    )
+    return Verification(**result)
+
+
+def blocks_of(footer: dict[str, Any]) -> list[Block]:
+    """The macroblocks of either format, in the order that records count them."""
+    if footer.get("format") == FILE_FORMAT_V4:
+        return [
+            Block(block["dtype"], int(block["offset_bytes"]), int(block["length_elems"]))
+            for block in footer["macroblocks"]
+        ]
+    return [Block(footer["target_dtype"], 0, int(footer["total_elems"]))]
+
+
+def records_of(footer: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """(name, shape, torch's dtype name) of every record, in file order."""
+    dtypes = [block.dtype for block in blocks_of(footer)]
+    for record in footer["index"]:
+        yield record["name"], tuple(record["shape"]), dtypes[record.get("macroblock", 0)]

@@ -1,0 +1,64 @@
+"""libflashpack.so through ctypes: everything that needs no torch.
+
+One function takes a JSON request and returns JSON or an error text; its memory is freed here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ._errors import from_native
+
+LIBRARY_FOLDER = Path(__file__).with_name("_lib")
+
+# [0] bytes done and [1] bytes in all are written by the native side; setting [2] to 1 cancels.
+Counter: TypeAlias = "ctypes.Array[ctypes.c_int64]"
+_BYTES = ctypes.POINTER(ctypes.c_uint8)
+
+
+def new_counter() -> Counter:
+    """A zeroed progress buffer for one native call."""
+    return (ctypes.c_int64 * 3)()
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    path = LIBRARY_FOLDER / "libflashpack.so"
+    if not path.exists():
+        raise ImportError(f"{path} is missing: this installation of flashpack was not built; run pip install")
+    library = ctypes.CDLL(str(path))
+    library.flashpack_call.restype = ctypes.c_int32
+    library.flashpack_call.argtypes = [
+        ctypes.c_char_p,
+        ctypes.c_size_t,
+        ctypes.POINTER(ctypes.c_int64),
+        ctypes.POINTER(_BYTES),
+        ctypes.POINTER(ctypes.c_size_t),
+    ]
+    library.flashpack_free.restype = None
+    library.flashpack_free.argtypes = [_BYTES, ctypes.c_size_t]
+    return library
+
+
+def call(op: str, progress: Counter | None = None, **fields: object) -> Any:
+    """Run one native operation and return its decoded JSON result.
+
+    The interpreter lock is released meanwhile. Raises what `from_native` makes of the error.
+    """
+    library = _library()
+    request = json.dumps({"op": op, **fields}).encode()
+    reply, length = _BYTES(), ctypes.c_size_t()
+    status = library.flashpack_call(
+        request, len(request), progress, ctypes.byref(reply), ctypes.byref(length)
+    )
+    try:
+        text = ctypes.string_at(reply, length.value).decode() if length.value else ""
+    finally:
+        library.flashpack_free(reply, length)
+    if status == 0:
+        return json.loads(text)
+    raise from_native(text) or RuntimeError(f"flashpack {op}: {text or 'failed without a message'}")

@@ -1,0 +1,117 @@
+"""The only file that names `torch.ops.flashpack`: loads the library once, one typed function per op.
+
+Every function raises OSError, FlashPackError, ValueError… in place of the RuntimeError torch delivers.
+Tensors that come out are ordinary ones, whatever inference mode the caller is in: a model that is loaded
+under `torch.inference_mode()` stays trainable, and a load behaves alike in this and in a worker thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _fakes
+from ._errors import from_native
+from ._native import LIBRARY_FOLDER, Counter
+
+
+def library_path() -> str:
+    """Path of the operator library."""
+    return str(LIBRARY_FOLDER / "libflashpack_torch.so")
+
+
+def _load_library() -> None:
+    path = library_path()
+    try:
+        load_library: Callable[[str], None] = torch.ops.load_library
+        load_library(path)
+    except OSError as error:
+        raise ImportError(
+            f"{path} cannot be loaded (torch {torch.__version__}, at least 2.11 is needed): {error}"
+        ) from error
+    _fakes.register()
+
+
+_load_library()
+
+
+def load(
+    path: str, names: Sequence[str], *, eager: bool | None, verify: bool | None, counter: Counter | None
+) -> list[Tensor]:
+    """The named tensors, in the order of `names`. Identical ranges of the file share memory."""
+    tensors: list[Tensor] = _run(
+        "load", path, list(names), eager=eager, verify=verify, progress=_progress(counter)
+    )
+    return tensors
+
+
+def state_dict(
+    path: str,
+    ignore: Mapping[str, Sequence[str]],
+    *,
+    eager: bool | None,
+    verify: bool | None,
+    counter: Counter | None,
+) -> dict[str, Tensor]:
+    """Every tensor whose name is not ignored, in file order. `ignore` holds ignore_names and the like."""
+    names, tensors = _run(
+        "state_dict", path, **ignore, eager=eager, verify=verify, progress=_progress(counter)
+    )
+    return dict(zip(names, tensors, strict=True))
+
+
+def blocks(path: str, *, eager: bool | None, verify: bool | None, counter: Counter | None) -> list[Tensor]:
+    """One 1-D tensor per macroblock."""
+    result: list[Tensor] = _run("blocks", path, eager=eager, verify=verify, progress=_progress(counter))
+    return result
+
+
+def set_data(tensors: list[Tensor], values: list[Tensor]) -> None:
+    """Give every tensor the storage, shape and dtype of its value; identity and requires_grad stay."""
+    # A subclass's __torch_function__ has no say here: this replaces bytes, it computes nothing.
+    with torch._C.DisableTorchFunctionSubclass():
+        _run("set_data", tensors, values)
+
+
+def pack(
+    path: str,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None,
+    align_bytes: int,
+    keep_order: bool,
+    metadata: Mapping[str, str],
+    counter: Counter | None,
+) -> None:
+    """Write `tensors` to `path`, atomically. Tensors that are the same memory are stored once."""
+    pairs = [text for pair in metadata.items() for text in pair]
+    _run(
+        "pack",
+        path,
+        list(tensors),
+        list(tensors.values()),
+        dtype=dtype,
+        align_bytes=align_bytes,
+        keep_order=keep_order,
+        metadata=pairs,
+        progress=_progress(counter),
+    )
+
+
+def _progress(counter: Counter | None) -> Tensor | None:
+    """A tensor on the counter's own memory, so that both sides see each other's writes."""
+    return None if counter is None else torch.frombuffer(counter, dtype=torch.int64)
+
+
+def _run(name: str, *args: Any, **options: Any) -> Any:
+    try:
+        with torch.inference_mode(False):
+            return getattr(torch.ops.flashpack, name)(*args, **options)
+    except RuntimeError as error:
+        translated = from_native(str(error))
+        if translated is None:
+            raise
+        raise translated from None

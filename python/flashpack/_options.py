@@ -1,0 +1,104 @@
+"""The options of a load: collected and checked once, then handed on as one value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from ._names import is_ignored_tensor_name, name_tuple
+from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
+
+if TYPE_CHECKING:
+    import torch
+
+SHARD_STRATEGIES = ("contiguous", "windows")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a file is loaded into a model. Raises ValueError on construction for what makes no sense.
+
+    `num_streams` and `chunk_bytes` (bytes) are 0.4.5's tuning knobs: checked, else unused.
+    `eager`: True reads every byte into private memory, False maps the file, None asks the environment.
+    `verify`: check the file's checksums while loading; None means just when eager.
+    """
+
+    device: str | int | torch.device | None = None
+    strict: bool | None = None
+    strict_params: bool = True
+    strict_buffers: bool = False
+    keep_flash_ref_on_model: bool = False
+    silent: bool = True
+    num_streams: int = DEFAULT_NUM_STREAMS
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES
+    ignore_names: tuple[str, ...] = ()
+    ignore_prefixes: tuple[str, ...] = ()
+    ignore_suffixes: tuple[str, ...] = ()
+    use_distributed_loading: bool = False
+    distributed_sharded: bool = False
+    distributed_shard_strategy: str | None = None
+    rank: int | None = None
+    local_rank: int | None = None
+    world_size: int | None = None
+    coerce_dtype: bool = False
+    eager: bool | None = None
+    verify: bool | None = None
+
+    def __post_init__(self) -> None:
+        for option in ("ignore_names", "ignore_prefixes", "ignore_suffixes"):
+            object.__setattr__(self, option, name_tuple(option, getattr(self, option)))
+        for option in ("num_streams", "chunk_bytes"):
+            if getattr(self, option) < 1:
+                raise ValueError(f"{option} must be at least 1, not {getattr(self, option)}")
+        if self.distributed_shard_strategy not in (None, *SHARD_STRATEGIES):
+            raise ValueError(
+                f"unknown shard strategy {self.distributed_shard_strategy!r}; "
+                f"expected one of {', '.join(SHARD_STRATEGIES)}"
+            )
+
+    @classmethod
+    def pick(cls, arguments: Mapping[str, Any]) -> LoadOptions:
+        """Build the options from those of `arguments` that are options."""
+        return cls(**{name: arguments[name] for name in OPTION_NAMES if name in arguments})
+
+    @property
+    def ignore(self) -> dict[str, tuple[str, ...]]:
+        """The three ignore options, as the native side takes them."""
+        return {
+            "ignore_names": self.ignore_names,
+            "ignore_prefixes": self.ignore_prefixes,
+            "ignore_suffixes": self.ignore_suffixes,
+        }
+
+    def ignores(self, name: str) -> bool:
+        """Whether the record or the model's tensor of this name is left alone."""
+        return is_ignored_tensor_name(name, **self.ignore)
+
+    @property
+    def refuses_unknown_names(self) -> bool:
+        """A name of the file that the model lacks is an error (0.4.5: when any strict option is set)."""
+        return bool(self.strict or self.strict_params or self.strict_buffers)
+
+    @property
+    def demands_params(self) -> bool:
+        """A parameter that the file lacks is an error."""
+        return self.strict_params if self.strict is None else self.strict
+
+    @property
+    def demands_buffers(self) -> bool:
+        """A persistent buffer that the file lacks is an error."""
+        return self.strict_buffers if self.strict is None else self.strict
+
+    @property
+    def surely_maps(self) -> bool:
+        """A CPU load with these options only maps the file: it reads no payload.
+
+        The native side reads the environment variable; here it only matters whether there is one.
+        """
+        maps = not self.eager if self.eager is not None else "FLASHPACK_CPU_PARALLEL_READ" not in os.environ
+        return maps and not self.verify
+
+
+OPTION_NAMES = frozenset(field.name for field in fields(LoadOptions))

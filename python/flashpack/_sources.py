@@ -1,0 +1,132 @@
+"""Which weight files a path stands for: one file, or what a folder's index lists. Needs no torch."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
+_SAFETENSORS = ".safetensors"
+_TORCH = ".bin"
+_HEADER_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Weight files of one kind. `promised` maps each tensor an index lists to the shard it names."""
+
+    files: list[Path]
+    promised: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def are_safetensors(self) -> bool:
+        """Whether the files are safetensors; else they are torch's."""
+        return self.files[0].suffix.lower() == _SAFETENSORS
+
+
+def find_sources(path: Path, variant: str | None = None) -> Sources:
+    """The weight files behind `path`.
+
+    Raises FileNotFoundError when there are none, ValueError for a folder or an index that is ambiguous,
+    incomplete or names files outside of the folder.
+    """
+    if path.is_file():
+        return Sources([path])
+    if path.is_dir():
+        return _in_folder(path, variant)
+    raise FileNotFoundError(
+        errno.ENOENT,
+        "No such file or folder (converting from a model hub by repository id is not supported yet)",
+        str(path),
+    )
+
+
+def _in_folder(folder: Path, variant: str | None) -> Sources:
+    names = {entry.name for entry in folder.iterdir()}
+    middle = f".{variant}" if variant else ""
+    for suffix in (_SAFETENSORS, _TORCH):
+        for stem in _STEMS:
+            if f"{stem}{middle}{suffix}" in names:
+                return Sources([folder / f"{stem}{middle}{suffix}"])
+        indexes = sorted(name for name in names if name.endswith(f"{suffix}.index{middle}.json"))
+        if indexes:
+            return _from_index(folder, _only(folder, indexes), names)
+        others = sorted(name for name in names if name.endswith(f"{middle}{suffix}"))
+        if others:
+            return Sources([folder / _only(folder, others)])
+    raise FileNotFoundError(
+        errno.ENOENT,
+        "No .safetensors or .bin weights in the folder (building a model from its configuration "
+        "is not supported yet)",
+        str(folder),
+    )
+
+
+def _only(folder: Path, names: list[str]) -> str:
+    if len(names) > 1:
+        raise ValueError(f"{folder}: which of these is meant? {', '.join(names)}")
+    return names[0]
+
+
+def _from_index(folder: Path, index: str, present: set[str]) -> Sources:
+    path = folder / index
+    promised = _weight_map(path)
+    shards = sorted(set(promised.values()))
+    for shard in shards:
+        if not _is_plain_name(shard):
+            raise ValueError(f"{path}: {shard!r} is not a plain file name")
+    missing = [shard for shard in shards if shard not in present]
+    if missing:
+        raise ValueError(f"{path}: {len(missing)} of {len(shards)} shards are missing: {missing}")
+    return Sources([folder / shard for shard in shards], promised)
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    try:
+        content: Any = json.loads(path.read_text("utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"{path}: not a valid index: {error}") from None
+    weights = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not weights or not all(isinstance(v, str) for v in weights.values()):
+        raise ValueError(f"{path}: not a valid index: it has no weight_map of tensor names to file names")
+    return weights
+
+
+def _is_plain_name(name: str) -> bool:
+    """An index must not reach outside of its folder, on any system's idea of a path."""
+    return name not in ("", ".", "..") and not any(character in name for character in "/\\:\0")
+
+
+def check_promises(sources: Sources) -> None:
+    """Raise ValueError unless the safetensors shards hold what the index promised."""
+    if sources.promised:
+        held = {file.name: set(header_names(file)) for file in sources.files}
+        refuse_broken_promises(sources, held)
+
+
+def refuse_broken_promises(sources: Sources, held: dict[str, set[str]]) -> None:
+    """Raise ValueError when a shard (by its plain name) does not hold a tensor that the index promised."""
+    broken = [name for name, shard in sources.promised.items() if name not in held[shard]]
+    if broken:
+        first = sources.promised[broken[0]]
+        raise ValueError(
+            f"{sources.files[0].parent}: {len(broken)} tensors of the index are missing from their "
+            f"shards, the first is {broken[0]!r} in {first}"
+        )
+
+
+def header_names(path: Path) -> Iterator[str]:
+    """The tensor names in a safetensors header. Raises ValueError when it is cut short or not JSON."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_HEADER_LENGTH_BYTES), "little")
+        if length > path.stat().st_size - _HEADER_LENGTH_BYTES:
+            raise ValueError(f"{path}: not a safetensors file: its header runs past its end")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise ValueError(f"{path}: not a safetensors file: {error}") from None
+    return (name for name in header if name != "__metadata__")

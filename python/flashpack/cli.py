@@ -1,0 +1,107 @@
+"""The command line. Only what a command needs is imported, inside it: `metadata` starts without torch."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+_VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Show progress and, on failure, the traceback.")
+
+
+@contextmanager
+def _reporting_errors(verbose: bool = False) -> Iterator[None]:
+    """Any failure becomes one line 'Error: …' and exit code 1."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 (the last line of defence before the user)
+        if verbose:
+            traceback.print_exc()
+        click.secho(f"Error: {error}", fg="red", err=True)
+        raise SystemExit(1) from None
+
+
+def _succeed(message: str) -> None:
+    click.secho(f"Success: {message}", fg="green")
+
+
+def _silence(verbose: bool) -> bool | None:
+    """Progress shows on a terminal, with -v anywhere."""
+    return False if verbose else None
+
+
+@click.group(name="flashpack")
+@click.version_option(package_name="flashpack")
+def main() -> None:
+    """Pack model weights into FlashPack files, and look into them."""
+
+
+@main.command()
+@click.argument("path_or_repo_id")
+@click.argument("destination_path", type=click.Path(), required=False)
+@click.option("--subfolder", help="Subfolder of the source folder that holds the weights.")
+@click.option("--variant", help="Variant of the weights, such as fp16.")
+@click.option("--dtype", help="Cast floating tensors to this torch dtype.")
+@click.option("--ignore-names", multiple=True, help="Leave out the tensor of this name (repeatable).")
+@click.option("--ignore-prefixes", multiple=True, help="Leave out names that start so (repeatable).")
+@click.option("--ignore-suffixes", multiple=True, help="Leave out names that end so (repeatable).")
+@click.option("--use-transformers", is_flag=True, help="The source is a transformers model.")
+@click.option("--use-diffusers", is_flag=True, help="The source is a diffusers model.")
+@_VERBOSE
+def convert(path_or_repo_id: str, destination_path: str | None, verbose: bool, **options: Any) -> None:
+    """Convert a .safetensors or torch file, or a folder with one, to FlashPack."""
+    with _reporting_errors(verbose):
+        from ._convert import convert_to_flashpack
+
+        result = convert_to_flashpack(path_or_repo_id, destination_path, silent=_silence(verbose), **options)
+        _succeed(f"Saved to {Path(result).absolute()}")
+
+
+@main.command()
+@click.argument("path", type=click.Path())
+@click.argument("destination_path", type=click.Path(), required=False)
+@_VERBOSE
+def revert(path: str, destination_path: str | None, verbose: bool) -> None:
+    """Convert a FlashPack file back to .safetensors, or to torch's format for any other suffix."""
+    with _reporting_errors(verbose):
+        from ._revert import revert_from_flashpack
+
+        result = revert_from_flashpack(path, destination_path, silent=_silence(verbose))
+        _succeed(f"Saved to {Path(result).absolute()}")
+
+
+@main.command()
+@click.argument("path", type=click.Path())
+@click.option("-i", "--show-index", is_flag=True, help="Show every tensor.")
+@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+def metadata(path: str, show_index: bool, as_json: bool) -> None:
+    """Print what the file says about itself."""
+    with _reporting_errors():
+        from ._describe import describe
+        from ._footer import get_flashpack_file_metadata
+
+        footer = get_flashpack_file_metadata(path)
+        if not show_index:
+            del footer["index"]
+        click.echo(json.dumps(footer, indent=2) if as_json else "\n".join(describe(footer)))
+
+
+@main.command()
+@click.argument("path", type=click.Path())
+@_VERBOSE
+def verify(path: str, verbose: bool) -> None:
+    """Check the structure and every checksum of a file: exit code 0 when it is sound, 1 when not."""
+    with _reporting_errors(verbose):
+        from ._footer import verify_file
+
+        result = verify_file(path, silent=_silence(verbose))
+        if result.algorithm is None:
+            what = f"the structure is sound; the file has no checksums for its {result.payload_bytes} bytes"
+        else:
+            what = f"{result.verified_bytes} bytes match their {result.algorithm} checksums"
+        _succeed(f"{Path(path).absolute()}: {what}")

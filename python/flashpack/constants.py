@@ -1,0 +1,16 @@
+"""The numbers of the file format and the defaults of 0.4.5's signatures."""
+
+import struct
+
+FILE_FORMAT_V3 = "flashpack_v3"  # one dtype
+FILE_FORMAT_V4 = "flashpack_v4"  # several dtypes
+
+MAGIC = b"FLASHPK\0"  # the last 8 bytes of a file
+U64LE = struct.Struct("<Q")  # the footer's length in bytes, just before the magic
+
+DEFAULT_ALIGN_BYTES = 128
+
+# Accepted for compatibility: the native reader and writer choose these by themselves.
+DEFAULT_NUM_WRITE_WORKERS = 32
+DEFAULT_NUM_STREAMS = 4
+DEFAULT_CHUNK_BYTES = 4 * 1024 * 1024

@@ -1,0 +1,22 @@
+"""0.4.5's home of the reading functions."""
+
+from ._assign import assign_from_file
+from ._distributed import read_flashpack_file_distributed
+from ._footer import get_flashpack_file_metadata, is_flashpack_file
+from ._storage import (
+    FlashTensorStorage,
+    iterate_from_flash_tensor,
+    read_flashpack_file,
+    revert_from_file,
+)
+
+__all__ = [
+    "FlashTensorStorage",
+    "assign_from_file",
+    "get_flashpack_file_metadata",
+    "is_flashpack_file",
+    "iterate_from_flash_tensor",
+    "read_flashpack_file",
+    "read_flashpack_file_distributed",
+    "revert_from_file",
+]

@@ -1,0 +1,117 @@
+"""FlashPackMixin: from_flashpack and save_flashpack for any module class."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import nn
+
+from ._assign import assign, assign_from_file
+from ._meta_init import parameters_on_meta
+from ._options import OPTION_NAMES, LoadOptions
+from ._paths import StrPath
+from ._save import pack_to_file
+from .constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
+
+__all__ = ["FlashPackMixin", "assign_from_file"]
+
+M = TypeVar("M", bound="FlashPackMixin")
+
+_RANKS = ("rank", "local_rank", "world_size")
+
+
+class FlashPackMixin:
+    """Mix into an nn.Module class, before or after nn.Module.
+
+    Class attributes: `flashpack_init_method` names a classmethod to build the model with instead of the
+    class itself; `flashpack_coerce_dtype` and `flashpack_ignore_*` are defaults for loading.
+    """
+
+    flashpack_coerce_dtype: ClassVar[bool] = False
+    flashpack_init_method: ClassVar[str | None] = None
+    flashpack_ignore_names: ClassVar[list[str] | None] = None
+    flashpack_ignore_prefixes: ClassVar[list[str] | None] = None
+    flashpack_ignore_suffixes: ClassVar[list[str] | None] = None
+
+    @classmethod
+    def from_flashpack(
+        cls: type[M],
+        path: StrPath,
+        *args: Any,
+        device: str | torch.device | None = None,
+        silent: bool = False,
+        init_fn: Callable[..., Any] | None = None,
+        **kwargs: Any,
+    ) -> M:
+        """Build a model without memory for its parameters and load them from a file, in eval mode.
+
+        Keyword arguments that are options of `assign_from_file` are taken as such. `args` and those of the
+        other keyword arguments that the initialiser knows go to it; the rest are dropped. `rank`,
+        `local_rank` and `world_size` go to both. `device` defaults to the CPU.
+
+        Raises what `assign_from_file` raises; warns about tensors that the file left on the meta device.
+        """
+        options = cls._options({**kwargs, "device": "cpu" if device is None else device, "silent": silent})
+        build = init_fn or cls._initialiser()
+        with parameters_on_meta():
+            model: M = build(*args, **_init_arguments(build, kwargs))
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"from_flashpack needs a torch.nn.Module, not {type(model).__name__}")
+        assign(model, path, options)
+        model.eval()
+        _warn_of_leftovers(model, path)
+        return model
+
+    def save_flashpack(
+        self,
+        destination_path: StrPath,
+        target_dtype: torch.dtype | None = None,
+        name_order: list[str] | None = None,
+        align_bytes: int = DEFAULT_ALIGN_BYTES,
+        silent: bool = False,
+        num_workers: int = DEFAULT_NUM_WRITE_WORKERS,
+    ) -> None:
+        """Write this model to a FlashPack file: `pack_to_file`."""
+        if not isinstance(self, nn.Module):
+            raise TypeError(f"save_flashpack needs a torch.nn.Module, not {type(self).__name__}")
+        pack_to_file(self, destination_path, target_dtype, name_order, align_bytes, silent, num_workers)
+
+    @classmethod
+    def _options(cls, arguments: dict[str, Any]) -> LoadOptions:
+        for name in ("ignore_names", "ignore_prefixes", "ignore_suffixes", "coerce_dtype"):
+            arguments[name] = arguments.get(name) or getattr(cls, f"flashpack_{name}")
+        return LoadOptions.pick(arguments)
+
+    @classmethod
+    def _initialiser(cls) -> Callable[..., Any]:
+        method = cls.flashpack_init_method
+        return cls if method is None else getattr(cls, method, cls)
+
+
+def _init_arguments(build: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those of `kwargs` that the initialiser takes, load options aside."""
+    parameters = inspect.signature(build).parameters.values()
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    named = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+    chosen = {
+        name: value
+        for name, value in kwargs.items()
+        if name not in OPTION_NAMES and (takes_any or name in named)
+    }
+    return chosen | {name: kwargs.get(name) for name in _RANKS if name in named}
+
+
+def _warn_of_leftovers(model: nn.Module, path: StrPath) -> None:
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    leftovers = [name for name, tensor in tensors if tensor.is_meta]
+    if leftovers:
+        warnings.warn(
+            f"flashpack: {len(leftovers)} tensor(s) remain on the meta device after loading from {path!r} "
+            f"and have no data: {leftovers}. Using the model will crash or produce incorrect results.",
+            stacklevel=3,
+        )
