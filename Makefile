@@ -41,7 +41,7 @@ demo: build $(VENV)/.demo ## pack and load a real model
 
 bench: build ## run the Rust benchmarks, then the Python ones
 	cargo bench
-	$(BIN)/python benches/python/run.py
+	$(BIN)/python benches/python/many_tensors.py
 
 wheel: $(VENV)/.tools ## build a wheel into dist/
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .

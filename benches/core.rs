@@ -1,0 +1,97 @@
+//! The Rust cores on their own: parsing a footer, planning, digests, reading into memory.
+
+use std::{collections::BTreeMap, hint::black_box, num::NonZeroUsize};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use flashpack::{
+    Progress,
+    format::{
+        DType, Index,
+        checksum::{CHUNK_BYTES, Chunker},
+        footer,
+        layout::{Layout, Order, TensorSpec},
+    },
+    load::{self, Options},
+    pack::Packer,
+    plan::{Ignore, Mode, ReadPlan, Selection, Settings, Verify},
+};
+
+fn specs(count: usize, elems: u64) -> Vec<TensorSpec> {
+    let spec = |number| TensorSpec {
+        name: format!("model.layers.{number}.self_attn.q_proj.weight"),
+        dtype: DType::Bfloat16,
+        shape: vec![elems / 64, 64],
+        tied_to: None,
+    };
+    (0..count).map(spec).collect()
+}
+
+fn index(count: usize) -> Index {
+    let layout = Layout::new(&specs(count, 4096), Order::LargestFirst, 128, BTreeMap::new()).unwrap();
+    let chunks = layout.payload_bytes().div_ceil(CHUNK_BYTES);
+    layout.into_index((0..chunks).collect())
+}
+
+fn footers(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("footer");
+    for count in [100, 5000] {
+        let index = index(count);
+        let json = footer::render(&index);
+        let parsed = footer::parse(json.as_bytes(), index.payload_bytes()).unwrap();
+        assert_eq!(parsed, index);
+        group.throughput(Throughput::Elements(count as u64));
+        group.bench_with_input(BenchmarkId::new("parse and validate", count), &json, |bencher, json| {
+            bencher.iter(|| footer::parse(black_box(json.as_bytes()), index.payload_bytes()).unwrap());
+        });
+    }
+}
+
+fn plans(criterion: &mut Criterion) {
+    let index = index(5000);
+    let everything = Ignore::default();
+    for (name, mode) in [("lazy", Mode::Lazy), ("eager", Mode::Eager)] {
+        let threads = NonZeroUsize::new(2).unwrap();
+        let settings = Settings { mode, verify: Verify::Whole, threads, read_chunk_bytes: 8 << 20 };
+        criterion.bench_function(&format!("plan/5000 tensors, {name}"), |bencher| {
+            bencher.iter(|| ReadPlan::new(black_box(&index), Selection::Except(&everything), settings).unwrap());
+        });
+    }
+}
+
+fn digests(criterion: &mut Criterion) {
+    let bytes = vec![7_u8; 64 << 20];
+    let mut group = criterion.benchmark_group("digest");
+    group.throughput(Throughput::Bytes(bytes.len() as u64));
+    group.bench_function("64 MiB", |bencher| {
+        bencher.iter(|| {
+            let mut chunker = Chunker::new(CHUNK_BYTES);
+            chunker.update(black_box(&bytes));
+            chunker.finish()
+        });
+    });
+}
+
+fn loads(criterion: &mut Criterion) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.flashpack");
+    let specs = specs(64, 4 << 20);
+    let bytes = vec![3_u8; 8 << 20];
+    let mut packer =
+        Packer::create(&path, &specs, Order::Given, 128, BTreeMap::new(), Progress::SILENT).unwrap();
+    for _ in &specs {
+        packer.write(&bytes).unwrap();
+    }
+    packer.finish().unwrap();
+    let mut group = criterion.benchmark_group("load 512 MiB, hot");
+    group.throughput(Throughput::Bytes(64 * (8 << 20))).sample_size(10);
+    for (name, verify) in [("eager", false), ("eager, verified", true)] {
+        let options = Options { eager: Some(true), verify: Some(verify) };
+        let everything = Ignore::default();
+        let load = || load::load(&path, Selection::Except(&everything), options, Progress::SILENT).unwrap();
+        assert_eq!(load().to_bytes(63), bytes);
+        group.bench_function(name, |bencher| bencher.iter_with_large_drop(load));
+    }
+}
+
+criterion_group!(benches, footers, plans, digests, loads);
+criterion_main!(benches);
