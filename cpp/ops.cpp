@@ -168,20 +168,20 @@ void op_pack(const std::string& path, const Names& names, const Tensors& tensors
 // parameters.
 STABLE_TORCH_LIBRARY(flashpack, m) {
   m.def("footer(str path) -> str");
-  m.def("verify(str path, *, Tensor(a!)? progress=None) -> int");
+  m.def("verify(str path, *, Tensor? progress=None) -> int");
   m.def(
-      "load(str path, str[] names, *, bool? eager=None, bool? verify=None, Tensor(a!)? progress=None) -> "
+      "load(str path, str[] names, *, bool? eager=None, bool? verify=None, Tensor? progress=None) -> "
       "Tensor[]");
   m.def(
       "state_dict(str path, *, str[]? ignore_names=None, str[]? ignore_prefixes=None, "
-      "str[]? ignore_suffixes=None, bool? eager=None, bool? verify=None, Tensor(a!)? progress=None) -> "
+      "str[]? ignore_suffixes=None, bool? eager=None, bool? verify=None, Tensor? progress=None) -> "
       "(str[], Tensor[])");
-  m.def("blocks(str path, *, bool? eager=None, bool? verify=None, Tensor(a!)? progress=None) -> Tensor[]");
+  m.def("blocks(str path, *, bool? eager=None, bool? verify=None, Tensor? progress=None) -> Tensor[]");
   m.def("assign(str path, str[] names, Tensor(*!)[] tensors, *, bool? eager=None, bool? verify=None) -> ()");
   m.def("set_data(Tensor(*!)[] tensors, Tensor[] values) -> ()");
   m.def(
-      "pack(str path, str[] names, Tensor[] tensors, *, ScalarType? dtype=None, int align_bytes=128, "
-      "bool keep_order=False, str[]? metadata=None, Tensor(a!)? progress=None) -> ()");
+      "pack(str path, str[] names, Tensor(*!)[] tensors, *, ScalarType? dtype=None, int align_bytes=128, "
+      "bool keep_order=False, str[]? metadata=None, Tensor? progress=None) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(flashpack, CompositeExplicitAutograd, m) {

@@ -15,8 +15,6 @@ use crate::{
 
 /// Small pieces are gathered up to this many bytes, larger ones written as they are.
 const GATHER_BYTES: usize = 1 << 20;
-/// Disk space set aside for the footer: records seldom take more, and a file may outgrow it.
-const FOOTER_RESERVE_BYTES: u64 = 1 << 20;
 
 /// A FlashPack file in the making. Its caller provides the bytes of each of [`Packer::writes`] in that order.
 pub struct Packer<'a> {
@@ -45,8 +43,7 @@ impl<'a> Packer<'a> {
         progress: Progress<'a>,
     ) -> Result<Self> {
         let layout = Layout::new(tensors, order, align_bytes, metadata)?;
-        let file =
-            AtomicFile::create(destination, layout.payload_bytes().saturating_add(FOOTER_RESERVE_BYTES))?;
+        let file = AtomicFile::create(destination, layout.payload_bytes())?;
         progress.start(layout.payload_bytes());
         let chunker = Chunker::new(CHUNK_BYTES);
         let mut this =

@@ -11,6 +11,7 @@ use crate::{
     io::{FileSource, Source, write::AtomicFile},
     progress::Progress,
     reader::Reader,
+    verify::verify,
 };
 
 /// Bytes held in memory at a time.
@@ -22,7 +23,7 @@ const HEADER_ALIGN_BYTES: usize = 8;
 /// Tied tensors are written once for each name, as safetensors has no way to say that they are one.
 ///
 /// # Errors
-/// Those of [`Reader::open`]; [`ErrorKind::Unsupported`] for a type that safetensors does not have;
+/// Those of [`verify`]; [`ErrorKind::Unsupported`] for a type that safetensors does not have;
 /// [`ErrorKind::Io`].
 pub fn to_safetensors(path: &Path, destination: &Path, progress: Progress<'_>) -> Result<Converted> {
     let reader = Reader::open(path)?;
@@ -36,6 +37,8 @@ pub fn to_safetensors(path: &Path, destination: &Path, progress: Progress<'_>) -
         (Reverse(index.blocks()[record.block()].dtype().to_safetensors()), record.name())
     });
     let (header, payload_bytes) = header(index, &records).at(path)?;
+    // The new file has no digests: damage has to show here or never.
+    verify(path, progress)?;
     let mut file = AtomicFile::create(destination, header.len() as u64 + payload_bytes)?;
     progress.start(payload_bytes);
     file.write(&header)?;

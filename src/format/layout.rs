@@ -85,6 +85,8 @@ impl Layout {
             }
             places[tensor] = places[root];
         }
+        // The index follows the file, as 0.4.5's does: block by block.
+        sequence.sort_by_key(|&tensor| places[tensor].map(|(block, _)| block));
         Self::place(tensors, &sequence, &elems, &blocks, &places, align_bytes, metadata)
     }
 
