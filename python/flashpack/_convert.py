@@ -137,13 +137,16 @@ def _read_and_pack(sources: Sources, destination: Path, wishes: _Wishes) -> None
     for file in sources.files:
         if is_flashpack_file(file):
             raise ValueError(f"{file}: already a FlashPack file")
-    from ._torch_files import read_state_dict
+    from ._torch_files import read_metadata, read_state_dict
 
-    _pack(read_state_dict(sources), destination, wishes)
+    _pack(read_state_dict(sources), destination, wishes, read_metadata(sources))
 
 
-def _pack(state: Mapping[str, Any], destination: Path, wishes: _Wishes) -> None:
+def _pack(
+    state: Mapping[str, Any], destination: Path, wishes: _Wishes, metadata: Mapping[str, str] | None = None
+) -> None:
     from ._save import pack_to_file
 
     dtype = None if wishes.dtype is None else string_to_dtype(wishes.dtype)
-    pack_to_file(filter_state_dict(state, **wishes.ignore), destination, dtype, silent=wishes.silent)
+    kept = filter_state_dict(state, **wishes.ignore)
+    pack_to_file(kept, destination, dtype, silent=wishes.silent, metadata=metadata)

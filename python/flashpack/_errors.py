@@ -7,7 +7,8 @@ import json
 import re
 from typing import Any
 
-_TAG = " [flashpack:"
+# The last one is ours: in the JSON that follows, a path's own quotes are escaped.
+_TAG = ' [flashpack:{"'
 _OS_SUFFIX = re.compile(r" \(os error \d+\)")
 
 
@@ -35,7 +36,7 @@ def from_native(text: str) -> BaseException | None:
     message, tag, tail = text.rpartition(_TAG)
     if not tag:
         return None
-    details: dict[str, Any] = json.JSONDecoder().raw_decode(tail)[0]
+    details: dict[str, Any] = json.JSONDecoder().raw_decode('{"' + tail)[0]
     if details["kind"] == "io":
         return _os_error(message, details["errno"], details["path"])
     return _KINDS.get(details["kind"], RuntimeError)(message)

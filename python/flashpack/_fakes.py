@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.node import has_side_effect
 
 from ._footer import blocks_of, get_flashpack_file_metadata, records_of
 from ._names import is_ignored_tensor_name
@@ -21,6 +23,8 @@ def register() -> None:
     """Register every fake; the operator library must be loaded."""
     for name, fake in _FAKES.items():
         torch.library.register_fake(f"flashpack::{name}", fake)
+    for name in ("assign", "set_data", "pack", "verify"):  # not to be dropped for want of results
+        has_side_effect(getattr(torch.ops.flashpack, name).default)
 
 
 def _empty(shape: tuple[int, ...], dtype: str) -> Tensor:
@@ -59,8 +63,25 @@ def _blocks(path: str, **_: Any) -> list[Tensor]:
     return [_empty((block.length,), block.dtype) for block in blocks_of(get_flashpack_file_metadata(path))]
 
 
-def _nothing(*_: Any, **__: Any) -> None:
-    return None
+def _assign(path: str, names: Sequence[str], tensors: Sequence[Tensor], **_: Any) -> None:  # noqa: ARG001
+    _refuse_meta("assign", tensors)
+
+
+def _set_data(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    _refuse_meta("set_data", [*tensors, *values])
+
+
+def _pack(path: str, names: Sequence[str], tensors: Sequence[Tensor], **_: Any) -> None:  # noqa: ARG001
+    _refuse_meta("pack", tensors)
+
+
+def _refuse_meta(op: str, tensors: Sequence[Tensor]) -> None:
+    """torch calls a fake for real meta tensors, too: without this the op would silently do nothing."""
+    if any(tensor.is_meta and not isinstance(tensor, FakeTensor) for tensor in tensors):
+        raise RuntimeError(
+            f"flashpack::{op} needs tensors in memory, not on the meta device "
+            '[flashpack:{"errno":null,"kind":"argument","path":null}]'
+        )
 
 
 def _verify(path: str, **_: Any) -> int:
@@ -73,8 +94,8 @@ _FAKES: dict[str, Callable[..., object]] = {
     "load": _load,
     "state_dict": _state_dict,
     "blocks": _blocks,
-    "assign": _nothing,
-    "set_data": _nothing,
-    "pack": _nothing,
+    "assign": _assign,
+    "set_data": _set_data,
+    "pack": _pack,
     "verify": _verify,
 }

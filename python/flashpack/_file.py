@@ -44,6 +44,8 @@ class FlashPackFile:
         self._tensors: dict[str, Tensor] | None = load_tensors(
             self._path, torch.device("cpu"), eager=False, verify=verify
         )
+        # Read now: the file may be replaced while it is open, the mapping stays.
+        self._metadata: dict[str, str] = get_flashpack_file_metadata(self._path).get("metadata", {})
 
     def keys(self) -> list[str]:
         """The names of the tensors, in file order."""
@@ -60,7 +62,7 @@ class FlashPackFile:
     def metadata(self) -> dict[str, str]:
         """The user's own metadata; empty when the file has none."""
         self._opened()
-        return dict(get_flashpack_file_metadata(self._path).get("metadata", {}))
+        return dict(self._metadata)
 
     def close(self) -> None:
         """Let go of the file. Tensors handed out stay valid."""

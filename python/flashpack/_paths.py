@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
 import secrets
+import stat
+import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -57,19 +61,41 @@ def make_parent(path: StrPath) -> None:
 def replacing(destination: Path) -> Iterator[Path]:
     """Yield a fresh sibling file to fill; it replaces `destination` only when the block succeeds.
 
-    A symbolic link is followed. The mode honours the umask (tempfile's 0600 would not).
+    A symbolic link is followed. The mode is that of the file replaced, else the umask's (tempfile's 0600
+    would be neither).
     """
     target = destination.resolve()
-    temporary = target.with_name(f".flashpack-{secrets.token_hex(8)}.tmp")
-    temporary.touch(exist_ok=False)
-    try:
+    prefix = f".{target.name}.flashpack-tmp-"
+    _remove_abandoned(target.parent, prefix)
+    temporary = target.with_name(f"{prefix}{secrets.token_hex(8)}")
+    with temporary.open("xb") as lock, _cleaning_up(temporary):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(FileNotFoundError):
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         yield temporary
         _sync(temporary)
         temporary.replace(target)
+    _sync(target.parent)
+
+
+@contextmanager
+def _cleaning_up(temporary: Path) -> Iterator[None]:
+    try:
+        yield
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(target.parent)
+
+
+def _remove_abandoned(folder: Path, prefix: str) -> None:
+    """Remove temporary files whose writers died: those that nobody holds a lock on (as natively)."""
+    for path in folder.glob(f"{glob.escape(prefix)}*"):
+        with suppress(OSError):
+            # One this young may not have been locked by its writer yet.
+            if time.time() - path.stat().st_mtime > 1:
+                with path.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
 
 
 def _sync(path: Path) -> None:

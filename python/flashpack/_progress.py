@@ -34,29 +34,25 @@ def run(work: Callable[[Counter | None], T], *, label: str, size: int, silent: b
     if size < INLINE_BYTES:
         return work(None)
     counter = new_counter()
-    future = _start(lambda: work(counter))
+    future: Future[T] = Future()
+    thread = threading.Thread(target=_settle, args=(future, lambda: work(counter)), name="flashpack")
     try:
+        thread.start()  # inside: an interrupt can find it started and us not yet back
         _watch(future, counter, label, _wants_bar(silent))
     except BaseException:
         counter[2] = 1
-        _wait_through_interrupts(future)
+        _wait_through_interrupts(thread)
         raise
     return future.result()
 
 
-def _start(body: Callable[[], T]) -> Future[T]:
-    future: Future[T] = Future()
-
-    def target() -> None:
-        try:
-            result = body()
-        except BaseException as error:  # noqa: BLE001 (handed to the waiting thread, whatever it is)
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    threading.Thread(target=target, name="flashpack").start()
-    return future
+def _settle(future: Future[T], body: Callable[[], T]) -> None:
+    try:
+        result = body()
+    except BaseException as error:  # noqa: BLE001 (handed to the waiting thread, whatever it is)
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 def _wants_bar(silent: bool | None) -> bool:
@@ -89,8 +85,8 @@ def _update(bar: Any, counter: Counter) -> None:
     bar.refresh()
 
 
-def _wait_through_interrupts(future: Future[Any]) -> None:
+def _wait_through_interrupts(thread: threading.Thread) -> None:
     """A second Ctrl-C must not leave a thread writing behind the caller's back."""
-    while not future.done():
+    while thread.is_alive():
         with suppress(KeyboardInterrupt):
-            wait([future])
+            thread.join()

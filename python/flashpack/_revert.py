@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import _native
+from ._footer import verify_file
 from ._paths import StrPath, destination_or, make_parent, refuse_source, replacing, text_path, with_suffix
 from ._progress import run
 
@@ -43,8 +44,17 @@ def _save_with_torch(source: Path, destination: Path) -> None:
 
     from ._load import duplicate, load_file
 
+    verify_file(source)  # the new file has no checksums to find damage by
     tensors = load_file(source)
     # torch.save stores whole storages, and refuses one that holds several dtypes: each tensor needs its own.
     own = dict(zip(tensors, duplicate(tensors.values(), torch.Tensor.clone), strict=True))
     with replacing(destination) as temporary:
-        torch.save(own, temporary)
+        try:
+            with temporary.open("wb") as file:  # ours, so that a full disk is an OSError
+                torch.save(own, file)
+        except (OSError, RuntimeError) as error:
+            # After a failed write torch's own writer fails once more and hides the reason.
+            reason = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(reason, OSError):
+                raise
+            raise OSError(reason.errno, f"cannot write: {reason.strerror}", str(destination)) from error

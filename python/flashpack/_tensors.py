@@ -53,7 +53,8 @@ def packable(name: object, value: Any) -> Tensor:
     reason = _unpackable(value)
     if reason is not None:
         raise ValueError(f"{name!r} cannot be packed: {reason}")
-    return value if type(value) in _PLAIN_TYPES else value.as_subclass(Tensor)
+    plain = value if type(value) in _PLAIN_TYPES else value.as_subclass(Tensor)
+    return plain.resolve_conj().resolve_neg()  # the tensor itself unless it is such a view
 
 
 def _unpackable(tensor: Tensor) -> str | None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._errors import FlashPackError
 from ._sources import Sources, check_promises, refuse_broken_promises
 
 
@@ -27,6 +28,16 @@ def read_state_dict(sources: Sources) -> dict[str, Tensor]:
     return _merge(parts)
 
 
+def read_metadata(sources: Sources) -> dict[str, str]:
+    """The strings that safetensors files hold beside their tensors; torch's files have none."""
+    metadata: dict[str, str] = {}
+    if sources.are_safetensors:
+        for path in sources.files:
+            with _open_safetensors(path) as file:
+                metadata.update(file.metadata() or {})
+    return metadata
+
+
 def _merge(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
     merged: dict[str, Tensor] = {}
     for shard, part in parts.items():
@@ -38,21 +49,35 @@ def _merge(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
+    with _open_safetensors(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+@contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise FlashPackError(f"{path}: is not a sound safetensors file: {error}") from error
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     mapped = zipfile.is_zipfile(path)  # torch's older format cannot be mapped
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # damage can make the unpickler fail in any way
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: torch.load(weights_only=True) refuses the file: {reason}") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict")
+    for name in content:
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: not a state dict: tensor names must be strings, not {name!r}")
     return dict(content)
