@@ -1,0 +1,141 @@
+// The queue of a stream and the thread that works it off.
+#include <pthread.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "state.h"
+#include "streams.h"
+#include "timing.h"
+
+namespace fk {
+
+namespace {
+
+// LAZY: real work may start arbitrarily late. It starts here when something waits for it, or after
+// LAZY_MAX_MS.
+void hold_back(Lock& lock, Stream* s, const Operation& op) {
+  TimePoint limit = op.queued_at + duration(config().lazy_max_ms * 1e-3);
+  while (config().lazy && s->released < op.number && Clock::now() < limit) s->wake.wait_until(lock, limit);
+}
+
+Clock::duration start_delay(Stream* s) {
+  double us = config().latency_us;
+  if (config().jitter_us > 0) us += config().jitter_us * double(next_random(s->random) >> 11) * 0x1p-53;
+  return duration(us * 1e-6);
+}
+
+TimePoint run_work(Lock& lock, Stream* s, Operation& op, TimePoint ready) {
+  Work work = std::move(op.run);
+  auto delay = start_delay(s);
+  lock.unlock();
+  if (delay.count() > 0) sleep_until(ready += delay);
+  TimePoint end = work(ready);
+  work = nullptr;
+  lock.lock();
+  return end;
+}
+
+TimePoint run_wait(Lock& lock, const Record& point, TimePoint ready) {
+  release(point.stream, point.op);
+  while (!point.done()) state().progress.wait(lock);
+  return std::max(ready, point.timed ? point.time : Clock::now());
+}
+
+TimePoint run(Lock& lock, Stream* s, Operation& op) {
+  hold_back(lock, s, op);
+  TimePoint ready = std::max(op.queued_at, s->time);
+  if (config().lazy) ready = std::max(ready, Clock::now());
+  switch (op.type) {
+    case Operation::work:
+      return run_work(lock, s, op, ready);
+    case Operation::wait:
+      return run_wait(lock, *op.point, ready);
+    case Operation::record:
+      op.point->time = ready;
+      op.point->timed = true;
+      break;
+  }
+  return ready;
+}
+
+void stream_thread(Stream* s) {
+  pthread_setname_np(pthread_self(), ("fkstream" + std::to_string(s->id)).c_str());
+  use_exact_timers();
+  Lock lock(state().mu);
+  for (;;) {
+    while (s->queue.empty()) {
+      if (s->destroyed) return;
+      s->wake.wait(lock);
+    }
+    Operation& op = s->queue.front();
+    s->time = run(lock, s, op);
+    s->completed = op.number;
+    s->queue.pop_front();
+    state().progress.notify_all();
+  }
+}
+
+void advance_clock(Stream* s, const Operation& op) {
+  join_clock(&s->clock, host_clock());
+  if (s->clock.size() <= size_t(s->id)) s->clock.resize(s->id + 1);
+  s->clock[s->id] = op.number;
+  if (op.type == Operation::wait) join_clock(&s->clock, op.point->clock);
+}
+
+void push(Stream* s, Operation op) {
+  if (!s->started) {
+    s->started = true;
+    std::thread(stream_thread, s).detach();
+  }
+  op.number = ++s->enqueued;
+  op.queued_at = Clock::now();
+  advance_clock(s, op);
+  if (op.type == Operation::record) {
+    op.point->stream = s;
+    op.point->op = op.number;
+    op.point->clock = s->clock;
+  }
+  s->queue.push_back(std::move(op));
+  s->wake.notify_all();
+}
+
+// The legacy default stream waits for, and is waited for by, every stream of its device that was not created
+// non-blocking.
+void order_with_legacy_stream(Stream* s) {
+  if (!s->legacy) {
+    Stream* legacy = state().devices[s->device].legacy_stream;
+    if (!s->non_blocking() && legacy && !legacy->idle()) push(s, {Operation::wait, nullptr, end_of(legacy)});
+    return;
+  }
+  for (Stream* t : all_streams())
+    if (t != s && t->device == s->device && !t->non_blocking() && !t->idle())
+      push(s, {Operation::wait, nullptr, end_of(t)});
+}
+
+}  // namespace
+
+bool Record::done() const { return stream->completed >= op; }
+
+RecordPtr end_of(Stream* s) {
+  auto r = std::make_shared<Record>();
+  r->stream = s;
+  r->op = s->enqueued;
+  r->clock = s->clock;
+  return r;
+}
+
+void enqueue(Stream* s, Operation op) {
+  order_with_legacy_stream(s);
+  push(s, std::move(op));
+}
+
+void enqueue_work(Stream* stream, Work work) { enqueue(stream, {Operation::work, std::move(work), nullptr}); }
+
+void release(Stream* s, uint64_t up_to) {
+  if (s->released >= up_to) return;
+  s->released = up_to;
+  s->wake.notify_all();
+}
+
+}  // namespace fk

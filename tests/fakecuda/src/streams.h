@@ -1,0 +1,101 @@
+// Streams and events.
+//
+// CUDA promises that the operations of one stream run one after another in the order in which they were
+// queued, that the host goes on at once, and nothing about different streams except what events and the
+// legacy default stream order. Each stream is one thread here that works off a queue.
+#pragma once
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <memory>
+
+#include "common.h"
+#include "races.h"
+
+namespace fk {
+
+// A point in a stream: what an event records, and what a wait waits for.
+struct Record {
+  Stream* stream = nullptr;
+  uint64_t op = 0;
+  VectorClock clock;  // everything that is ordered before this point
+  TimePoint time;     // when the device got there, once `timed`
+  bool timed = false;
+  int polls = 0;  // event queries so far (LAZY)
+  bool done() const;
+};
+using RecordPtr = std::shared_ptr<Record>;
+
+// Work gets the time at which it may start and returns the time at which it ended. Both are modelled times:
+// a late wake-up of this process's threads does not add up.
+using Work = std::function<TimePoint(TimePoint)>;
+
+struct Operation {
+  enum Type { work, wait, record } type = work;
+  Work run = nullptr;
+  RecordPtr point = nullptr;
+  uint64_t number = 0;
+  TimePoint queued_at = {};
+};
+
+struct Stream {
+  int id, device, priority;
+  unsigned flags;
+  bool legacy = false;
+  bool started = false;  // has a thread
+  bool destroyed = false;
+  std::deque<Operation> queue;
+  uint64_t enqueued = 0, completed = 0;
+  uint64_t released = 0;  // LAZY: may run up to here
+  uint64_t random;
+  TimePoint time;     // when its last operation ended
+  VectorClock clock;  // what its next operation is ordered after
+  std::condition_variable wake;
+  bool non_blocking() const { return flags & 1; }
+  bool idle() const { return completed >= enqueued; }
+};
+
+struct Event {
+  int device;  // of the context that was current when it was created
+  unsigned flags;
+  RecordPtr last;
+  bool timed() const { return !(flags & 2); }
+};
+
+// --- What the entry points call. -----------------------------------------------------------------------
+
+FK_API int stream_create(int device, unsigned flags, int priority, Stream** out);
+FK_API int stream_destroy(Stream* stream);
+// The handles 0 and 1 mean the legacy default stream, 2 the calling thread's own.
+FK_API int stream_resolve(void* handle, Stream** out);
+FK_API int stream_synchronize(Stream* stream);
+FK_API int stream_query(Stream* stream);
+FK_API int stream_wait_event(Stream* stream, Event* event);
+FK_API int device_synchronize(int device);
+FK_API int launch_host_function(Stream* stream, std::function<void()> function);
+
+FK_API int event_create(int device, unsigned flags, Event** out);
+FK_API int event_destroy(Event* event);
+FK_API int event_record(Event* event, Stream* stream);
+FK_API int event_synchronize(Event* event);
+FK_API int event_query(Event* event);
+FK_API int event_elapsed(float* milliseconds, Event* from, Event* to);
+
+// --- Inside the emulator; the caller holds the lock. ---------------------------------------------------
+
+const std::vector<Stream*>& all_streams();            // all that ever were, by id
+bool is_live_handle(void* handle, const char* what);  // of a stream or an event; says so if not
+void add_handle(void* handle);
+void remove_handle(void* handle);
+
+void enqueue(Stream* stream, Operation operation);
+void enqueue_work(Stream* stream, Work work);
+RecordPtr end_of(Stream* stream);  // as queued now
+
+// Blocks until the device got there; gives up the lock meanwhile.
+int wait_for(Lock& lock, const RecordPtr& point);
+int wait_for_stream(Lock& lock, Stream* stream);
+void release(Stream* stream, uint64_t up_to);  // LAZY: lets work run
+void wake_all_streams();
+
+}  // namespace fk

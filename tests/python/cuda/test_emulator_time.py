@@ -1,0 +1,134 @@
+"""Emulated time: copies take what the bandwidth says, overlap as on a GPU, and cost the host nothing.
+
+Upper bounds are generous: the machine that runs the tests may be busy. Nothing may ever be early.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+
+import cuda_driver as cuda
+import fakecuda
+import pytest
+from cuda_driver import MIB
+
+pytestmark = pytest.mark.usefixtures("emulator")
+
+BUSY_MACHINE_SECONDS = 0.1
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def assert_takes(seconds: float, expected: float) -> None:
+    assert expected * 0.98 <= seconds <= expected * 1.25 + BUSY_MACHINE_SECONDS, (seconds, expected)
+
+
+def bandwidth() -> None:
+    cuda.use()
+    on, to, source, n = cuda.stream(), cuda.alloc(64 * MIB), cuda.Pinned(64 * MIB), 64 * MIB
+    for rate in (1e9, 0.25e9):
+        with fakecuda.knobs(bw_h2d=rate):
+            cuda.to_device(to, source.at, n, on)
+            assert_takes(seconds_of(lambda: cuda.synchronize(on)), n / rate)
+
+
+@pytest.mark.parametrize("data", [0, 1])
+def test_a_copy_takes_the_time_of_its_bandwidth(data: int) -> None:
+    fakecuda.call(bandwidth, data=data, arena="128Mi", pin_arena="128Mi").check()
+
+
+def no_host_cpu() -> None:
+    cuda.use()
+    on, to, source, n = cuda.stream(), cuda.alloc(256 * MIB), cuda.Pinned(256 * MIB), 256 * MIB
+    source.fill(7)
+    with fakecuda.counting() as counters:
+        before = time.process_time()
+        wall = seconds_of(lambda: (cuda.to_device(to, source.at, n, on), cuda.synchronize(on)))
+        used = time.process_time() - before
+    assert_takes(wall, n / 0.5e9)
+    assert used < 0.05 * wall, (used, wall)
+    assert counters["h2d_busy_us"] == pytest.approx(n / 0.5e9 * 1e6, rel=0.01)
+    assert counters["async_copies"] == 1
+    cuda.to_device(to, source.at, 16, on)  # small copies do move
+    assert cuda.read(to, 16) == b"\7" * 16
+
+
+def test_time_without_data_costs_no_cpu() -> None:
+    fakecuda.call(no_host_cpu, data=0, bw_h2d="0.5g").check()
+
+
+def engines() -> None:
+    cuda.use()
+    n, rate = 16 * MIB, 0.2e9
+    streams = [cuda.stream() for _ in range(4)]
+    to, source, back = cuda.alloc(4 * n), cuda.Pinned(4 * n), cuda.Pinned(4 * n)
+
+    def up() -> None:
+        for i, on in enumerate(streams):
+            cuda.to_device(to + i * n, source.at + i * n, n, on)
+
+    def down() -> None:
+        cuda.to_host(back.at, to, 4 * n, cuda.stream())
+
+    with fakecuda.knobs(bw_h2d=rate, bw_d2h=rate):
+        assert_takes(seconds_of(lambda: (up(), cuda.synchronize_all())), 4 * n / rate)
+        assert_takes(seconds_of(lambda: (up(), down(), cuda.synchronize_all())), 4 * n / rate)
+
+
+def test_one_direction_queues_up_and_two_overlap() -> None:
+    fakecuda.call(engines, data=0).check()
+
+
+def pipeline() -> None:
+    """Reading (a sleep) and copying overlap if there are two buffers, and add up if there is one."""
+    cuda.use()
+    n, chunks, rate, reading = 8 * MIB, 16, 0.4e9, 0.02
+    to, on = cuda.alloc(n * chunks), cuda.stream()
+
+    def load(depth: int) -> None:
+        buffers, copied = [cuda.Pinned(n) for _ in range(depth)], [cuda.event() for _ in range(depth)]
+        for chunk in range(chunks):
+            slot = chunk % depth
+            cuda.do("cuEventSynchronize", copied[slot])
+            time.sleep(reading)
+            cuda.to_device(to + chunk * n, buffers[slot].at, n, on)
+            cuda.record(copied[slot], on)
+        cuda.synchronize(on)
+
+    with fakecuda.knobs(bw_h2d=rate):
+        assert_takes(seconds_of(lambda: load(1)), chunks * (reading + n / rate))
+        assert_takes(seconds_of(lambda: load(2)), chunks * max(reading, n / rate) + min(reading, n / rate))
+
+
+def test_overlap_of_reading_and_copying() -> None:
+    fakecuda.call(pipeline, data=0, pin_arena="64Mi").check()
+
+
+def pinning() -> None:
+    cuda.use()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    assert_takes(seconds_of(lambda: cuda.Pinned(128 * MIB).fill(1)), 0.25)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 500
+    assert fakecuda.counter("pin_us") >= 250_000
+
+
+def test_pinning_costs_what_it_is_told_to() -> None:
+    fakecuda.call(pinning, pin_cost=2, pin_arena="256Mi").check()
+
+
+def faulted_in() -> None:
+    cuda.use()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    to = cuda.alloc(64 * MIB)
+    cuda.do("cuMemsetD8_v2", to, 1, 64 * MIB)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 500
+
+
+def test_an_arena_has_no_page_faults() -> None:
+    fakecuda.call(faulted_in, arena="64Mi").check()
