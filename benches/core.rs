@@ -53,7 +53,8 @@ fn plans(criterion: &mut Criterion) {
         let threads = NonZeroUsize::new(2).unwrap();
         let settings = Settings { mode, verify: Verify::Whole, threads, read_chunk_bytes: 8 << 20 };
         criterion.bench_function(&format!("plan/5000 tensors, {name}"), |bencher| {
-            bencher.iter(|| ReadPlan::new(black_box(&index), Selection::Except(&everything), settings).unwrap());
+            bencher
+                .iter(|| ReadPlan::new(black_box(&index), Selection::Except(&everything), settings).unwrap());
         });
     }
 }
