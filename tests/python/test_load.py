@@ -82,8 +82,8 @@ def test_lazy_is_a_mapping_that_reads_nothing(packed: Path) -> None:
     assert resident(packed) == 0
     loaded["half"].sum()
     assert resident(packed) >= loaded["half"].nbytes
-    start = {name: loaded[name].data_ptr() - place_of(packed, name)[0] for name in ("bytes", "half", "weight")}
-    assert len(set(start.values())) == 1, "they lie in one mapping as in the file"
+    places = {loaded[name].data_ptr() - place_of(packed, name)[0] for name in ("bytes", "half", "weight")}
+    assert len(places) == 1, "they lie in one mapping as in the file"
 
 
 def test_eager_reads_everything_and_keeps_no_mapping(packed: Path) -> None:
