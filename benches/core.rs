@@ -51,7 +51,8 @@ fn plans(criterion: &mut Criterion) {
     let everything = Ignore::default();
     for (name, mode) in [("lazy", Mode::Lazy), ("eager", Mode::Eager)] {
         let threads = NonZeroUsize::new(2).unwrap();
-        let settings = Settings { mode, verify: Verify::Whole, threads, read_chunk_bytes: 8 << 20 };
+        let settings =
+            Settings { mode, verify: Verify::Whole, threads, read_chunk_bytes: 8 << 20, direct: false };
         criterion.bench_function(&format!("plan/5000 tensors, {name}"), |bencher| {
             bencher
                 .iter(|| ReadPlan::new(black_box(&index), Selection::Except(&everything), settings).unwrap());
@@ -86,7 +87,7 @@ fn loads(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("load 512 MiB, hot");
     group.throughput(Throughput::Bytes(64 * (8 << 20))).sample_size(10);
     for (name, verify) in [("eager", false), ("eager, verified", true)] {
-        let options = Options { eager: Some(true), verify: Some(verify) };
+        let options = Options { eager: Some(true), verify: Some(verify), ..Options::default() };
         let everything = Ignore::default();
         let load = || load::load(&path, Selection::Except(&everything), options, Progress::SILENT).unwrap();
         assert_eq!(load().to_bytes(63), bytes);

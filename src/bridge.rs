@@ -12,14 +12,16 @@ use std::{
 use cxx::{CxxString, CxxVector};
 
 use crate::{
+    device::cuda::{self, Cuda},
     error::{Error, ErrorKind, Result},
     format::{
         DType,
         layout::{self, Order},
     },
-    load::{self, Block, Loaded},
+    load::{self, Block, Prepared},
+    options::Environment,
     pack::Packer,
-    plan::{Ignore, Selection},
+    plan::{Ignore, Memory, Selection},
     progress::Progress,
     reader::Reader,
 };
@@ -30,7 +32,39 @@ mod ffi {
     struct LoadOptions {
         eager: i8,
         verify: i8,
-        progress: ProgressWords,
+        place: Place,
+    }
+
+    /// Where tensors go.
+    enum Place {
+        /// Memory of the process, provided by the load.
+        Host,
+        /// A CUDA device's memory, provided by C++.
+        Cuda,
+        /// Host memory of tensors that exist.
+        GivenHost,
+        /// CUDA memory of tensors that exist.
+        GivenCuda,
+    }
+
+    /// A CUDA device and the stream in whose order its memory is used (0: the default stream).
+    struct CudaStream {
+        device: i32,
+        stream: usize,
+    }
+
+    /// Memory that a load fills: where it is, and how many bytes.
+    struct GivenMemory {
+        address: usize,
+        bytes: usize,
+    }
+
+    /// What the process's pinned staging memory amounts to.
+    struct PinnedUsage {
+        bytes: i64,
+        peak_bytes: i64,
+        /// Some memory could not be pinned.
+        pageable: bool,
     }
 
     /// Address of three int64 (bytes done, bytes in all, cancel) that outlive the operation, or 0.
@@ -47,7 +81,7 @@ mod ffi {
         block: usize,
         /// Its first byte there.
         offset: i64,
-        /// Where its sizes begin in [`Loaded`]'s flat list, and how many there are.
+        /// Where its sizes begin in [`Load`]'s flat list, and how many there are.
         first_size: usize,
         dims: usize,
     }
@@ -66,29 +100,35 @@ mod ffi {
         fn footer(path: &str) -> Result<String>;
         fn verify(path: &str, progress: ProgressWords) -> Result<i64>;
 
-        type LoadedTensors;
-        fn load_names(
-            path: &str,
-            names: &CxxVector<CxxString>,
-            options: &LoadOptions,
-        ) -> Result<Box<LoadedTensors>>;
+        type Load;
+        fn load_names(path: &str, names: &CxxVector<CxxString>, options: &LoadOptions) -> Result<Box<Load>>;
         fn load_except(
             path: &str,
             names: &CxxVector<CxxString>,
             prefixes: &CxxVector<CxxString>,
             suffixes: &CxxVector<CxxString>,
             options: &LoadOptions,
-        ) -> Result<Box<LoadedTensors>>;
-        fn load_blocks(path: &str, options: &LoadOptions) -> Result<Box<LoadedTensors>>;
-        fn names(self: &LoadedTensors) -> &Vec<String>;
-        fn views(self: &LoadedTensors) -> &Vec<View>;
-        fn sizes(self: &LoadedTensors) -> &Vec<i64>;
-        fn blocks_left(self: &LoadedTensors) -> usize;
-        fn take_block(self: &mut LoadedTensors) -> Result<Box<Block>>;
+        ) -> Result<Box<Load>>;
+        fn load_blocks(path: &str, options: &LoadOptions) -> Result<Box<Load>>;
+        fn names(self: &Load) -> &Vec<String>;
+        fn views(self: &Load) -> &Vec<View>;
+        fn sizes(self: &Load) -> &Vec<i64>;
+        fn memory_bytes(self: &Load) -> &Vec<i64>;
+        fn read_to_host(self: &mut Load, progress: ProgressWords) -> Result<()>;
+        fn next_block(self: &mut Load) -> Result<Box<Block>>;
+        unsafe fn fill_host(self: &Load, memory: &[GivenMemory], progress: ProgressWords) -> Result<()>;
+        unsafe fn fill_cuda(
+            self: &Load,
+            memory: &[GivenMemory],
+            stream: &CudaStream,
+            progress: ProgressWords,
+        ) -> Result<()>;
+
+        fn pinned_usage() -> PinnedUsage;
+        fn release_pinned();
 
         type Block;
         fn data(self: &mut Block) -> *mut u8;
-        fn bytes(self: &Block) -> i64;
 
         type PackInProgress;
         fn stored_dtype(name: &str, dtype: i32, wanted: i32) -> Result<i32>;
@@ -109,7 +149,7 @@ mod ffi {
     impl Vec<TensorSpec> {}
 }
 
-use ffi::{LoadOptions, ProgressWords, TensorSpec, View};
+use ffi::{CudaStream, GivenMemory, LoadOptions, PinnedUsage, Place, ProgressWords, TensorSpec, View};
 
 /// An error as it crosses the bridge: cxx shows it by `Display`.
 struct Tagged(Error);
@@ -143,18 +183,20 @@ fn verify(path: &str, progress: ProgressWords) -> std::result::Result<i64, Tagge
     guarded(|| Ok(crate::verify::verify(Path::new(path), progress.get())?.verified_bytes.cast_signed()))
 }
 
-/// A finished load, flattened for C++.
-struct LoadedTensors {
+/// A load, flattened for C++: prepared, then read to the host or into given memory.
+struct Load {
+    prepared: Option<Prepared>,
     blocks: std::vec::IntoIter<Block>,
+    memory_bytes: Vec<i64>,
     names: Vec<String>,
     views: Vec<View>,
     sizes: Vec<i64>,
 }
 
-impl LoadedTensors {
-    fn new(loaded: Loaded) -> Self {
+impl Load {
+    fn new(prepared: Prepared) -> Self {
         let mut sizes = Vec::new();
-        let views = loaded.views.iter().map(|view| {
+        let views = prepared.plan().views.iter().map(|view| {
             let first_size = sizes.len();
             // An index holds only shapes whose sizes fit i64.
             sizes.extend(view.shape.iter().map(|size| size.cast_signed()));
@@ -167,7 +209,13 @@ impl LoadedTensors {
             }
         });
         let views = views.collect();
-        Self { blocks: loaded.blocks.into_iter(), names: loaded.names, views, sizes }
+        let bytes = |memory: &Memory| match *memory {
+            Memory::Buffer(bytes) => bytes.cast_signed(),
+            Memory::Mapping => 0,
+        };
+        let memory_bytes = prepared.plan().memory.iter().map(bytes).collect();
+        let names = prepared.names().to_vec();
+        Self { prepared: Some(prepared), blocks: Vec::new().into_iter(), memory_bytes, names, views, sizes }
     }
 
     fn names(&self) -> &Vec<String> {
@@ -182,14 +230,109 @@ impl LoadedTensors {
         &self.sizes
     }
 
-    fn blocks_left(&self) -> usize {
-        self.blocks.len()
+    /// Bytes of each memory that the views lie in, if C++ is to provide it.
+    fn memory_bytes(&self) -> &Vec<i64> {
+        &self.memory_bytes
     }
 
-    fn take_block(&mut self) -> std::result::Result<Box<Block>, Tagged> {
+    fn prepared(&self) -> Result<&Prepared> {
+        self.prepared.as_ref().ok_or_else(|| Error::new(ErrorKind::Internal, "the load is over"))
+    }
+
+    /// Loads into blocks of the process's own memory.
+    fn read_to_host(&mut self, progress: ProgressWords) -> std::result::Result<(), Tagged> {
+        guarded(|| {
+            self.prepared()?;
+            if let Some(prepared) = self.prepared.take() {
+                self.blocks = prepared.into_host(progress.get())?.blocks.into_iter();
+            }
+            Ok(())
+        })
+    }
+
+    /// The blocks, one by one, in the order of their numbers.
+    fn next_block(&mut self) -> std::result::Result<Box<Block>, Tagged> {
         let none = || Error::new(ErrorKind::Internal, "no block is left");
         guarded(|| self.blocks.next().map(Box::new).ok_or_else(none))
     }
+
+    /// Loads into memory of the host.
+    ///
+    /// # Safety
+    /// The memory is writable and nobody else looks at it until the call returns.
+    unsafe fn fill_host(
+        &self,
+        memory: &[GivenMemory],
+        progress: ProgressWords,
+    ) -> std::result::Result<(), Tagged> {
+        guarded(|| {
+            self.check(memory)?;
+            let slice = |given: &GivenMemory| {
+                let data = std::ptr::with_exposed_provenance_mut(given.address);
+                match given.bytes {
+                    0 => &mut [][..],
+                    // SAFETY: the caller vouches for the memory; `check` has seen that no two overlap.
+                    bytes => unsafe { std::slice::from_raw_parts_mut(data, bytes) },
+                }
+            };
+            self.prepared()?.fill(memory.iter().map(slice).collect(), progress.get())
+        })
+    }
+
+    /// Loads into memory of a CUDA device, in the order of the caller's stream.
+    ///
+    /// # Safety
+    /// Stream and memory belong to the device and stay until what the call queues on the stream is done.
+    unsafe fn fill_cuda(
+        &self,
+        memory: &[GivenMemory],
+        stream: &CudaStream,
+        progress: ProgressWords,
+    ) -> std::result::Result<(), Tagged> {
+        guarded(|| {
+            self.check(memory)?;
+            let prepared = self.prepared()?;
+            let addresses = memory.iter().map(|given| given.address as u64).collect();
+            // SAFETY: the caller vouches for stream and memory.
+            let device = unsafe { Cuda::new(stream.device, stream.stream, addresses) }?;
+            let outcome = prepared.transfer(&device, &cuda::PINNED, progress.get());
+            if !Environment::read()?.cache_pinned {
+                cuda::PINNED.clear();
+            }
+            outcome
+        })
+    }
+
+    /// Refuses memory that is not what the plan asks for: as many pieces, of these sizes, none overlapping another.
+    fn check(&self, memory: &[GivenMemory]) -> Result<()> {
+        let sizes = memory.iter().map(|given| i64::try_from(given.bytes).unwrap_or(i64::MAX));
+        if !sizes.eq(self.memory_bytes.iter().copied()) {
+            return Err(Error::argument("the memory given is not of the sizes that the load needs"));
+        }
+        let mut ranges: Vec<_> = memory
+            .iter()
+            .filter(|given| given.bytes > 0)
+            .map(|given| (given.address, given.address.saturating_add(given.bytes)))
+            .collect();
+        ranges.sort_unstable();
+        if ranges.iter().zip(ranges.iter().skip(1)).any(|(one, other)| other.0 < one.1) {
+            return Err(Error::argument("two of the tensors given share memory, but not in the file"));
+        }
+        Ok(())
+    }
+}
+
+fn pinned_usage() -> PinnedUsage {
+    let usage = cuda::PINNED.usage();
+    PinnedUsage {
+        bytes: usage.bytes.cast_signed() as i64,
+        peak_bytes: usage.peak_bytes.cast_signed() as i64,
+        pageable: cuda::fell_back_to_pageable(),
+    }
+}
+
+fn release_pinned() {
+    cuda::PINNED.clear();
 }
 
 fn strings(values: &CxxVector<CxxString>) -> Vec<String> {
@@ -204,17 +347,22 @@ const fn choice(value: i8) -> Option<bool> {
     }
 }
 
-fn load(path: &str, selection: Selection<'_>, options: &LoadOptions) -> Result<Box<LoadedTensors>> {
-    let wanted = load::Options { eager: choice(options.eager), verify: choice(options.verify) };
-    load::load(Path::new(path), selection, wanted, options.progress.get())
-        .map(|loaded| Box::new(LoadedTensors::new(loaded)))
+fn load(path: &str, selection: Selection<'_>, options: &LoadOptions) -> Result<Box<Load>> {
+    let place = match options.place {
+        Place::Cuda => load::Place::Device,
+        Place::GivenHost => load::Place::GivenHost,
+        Place::GivenCuda => load::Place::GivenDevice,
+        _ => load::Place::Host,
+    };
+    let wanted = load::Options { eager: choice(options.eager), verify: choice(options.verify), place };
+    load::prepare(Path::new(path), selection, wanted).map(|prepared| Box::new(Load::new(prepared)))
 }
 
 fn load_names(
     path: &str,
     names: &CxxVector<CxxString>,
     options: &LoadOptions,
-) -> std::result::Result<Box<LoadedTensors>, Tagged> {
+) -> std::result::Result<Box<Load>, Tagged> {
     guarded(|| load(path, Selection::Names(&strings(names)), options))
 }
 
@@ -224,7 +372,7 @@ fn load_except(
     prefixes: &CxxVector<CxxString>,
     suffixes: &CxxVector<CxxString>,
     options: &LoadOptions,
-) -> std::result::Result<Box<LoadedTensors>, Tagged> {
+) -> std::result::Result<Box<Load>, Tagged> {
     guarded(|| {
         let (names, prefixes, suffixes) = (strings(names), strings(prefixes), strings(suffixes));
         let ignore = Ignore { names: &names, prefixes: &prefixes, suffixes: &suffixes };
@@ -232,7 +380,7 @@ fn load_except(
     })
 }
 
-fn load_blocks(path: &str, options: &LoadOptions) -> std::result::Result<Box<LoadedTensors>, Tagged> {
+fn load_blocks(path: &str, options: &LoadOptions) -> std::result::Result<Box<Load>, Tagged> {
     guarded(|| load(path, Selection::Blocks, options))
 }
 

@@ -124,9 +124,13 @@ pub unsafe extern "C" fn flashpack_call(
     reply: *mut *mut u8,
     reply_len: *mut usize,
 ) -> i32 {
-    // SAFETY: the caller vouches for the pointers and their lifetimes.
-    let (request, progress) =
-        unsafe { (slice::from_raw_parts(request, request_len), Progress::from_ptr(progress)) };
+    // SAFETY: the caller vouches for the pointer and its lifetime.
+    let progress = unsafe { Progress::from_ptr(progress) };
+    let request = match request_len {
+        0 => &[][..],
+        // SAFETY: as above.
+        _ => unsafe { slice::from_raw_parts(request, request_len) },
+    };
     let (status, text) = match answer(request, progress) {
         Ok(text) => (0, text),
         Err(error) => (1, error.to_tagged_string()),

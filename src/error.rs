@@ -139,3 +139,13 @@ impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
         self.map_err(|error| Error::io(action, &error.into()).at(path))
     }
 }
+
+/// `bytes` zeros, or an error where an allocation that fails would abort: for lengths that a file claims.
+pub(crate) fn zeroed(bytes: u64) -> Result<Vec<u8>> {
+    let refused = || Error::new(ErrorKind::Memory, format!("cannot reserve {bytes} bytes of memory"));
+    let bytes = usize::try_from(bytes).map_err(|_| refused())?;
+    let mut buffer = Vec::new();
+    buffer.try_reserve_exact(bytes).map_err(|_| refused())?;
+    buffer.resize(bytes, 0);
+    Ok(buffer)
+}

@@ -4,9 +4,9 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | [`format`](mod@format) | the file: bytes in, values out; parsed and validated once into an [`Index`](format::Index) |
+//! | [`format`](mod@format) | the file: bytes in, values out; validated once into an [`Index`](format::Index) |
 //! | [`io`] | sources of bytes, mappings, the read engine, atomic writes |
-//! | [`device`] | memory that loads fill |
+//! | [`device`] | memory that loads fill; staging buffers and the transfer engine to devices |
 //! | [`plan`] | pure: index and selection to what is read where, and where each tensor lies |
 //! | [`load`], [`pack`], [`verify`](mod@verify), [`convert`] | the jobs, each a short composition of the above |
 //! | `capi`, `bridge` | the C interface (feature `capi`) and the cxx bridge to torch (feature `torch`) |

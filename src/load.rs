@@ -1,24 +1,48 @@
-//! Loading tensors into host memory: open, plan, provide memory, read.
+//! Loading tensors: open, plan, provide memory, read; into host memory, or through staging into a device's.
 
 use std::path::Path;
 
 use crate::{
-    device::HostBuffer,
-    error::{Error, ErrorKind, Result},
-    io::{self, FileSource, Mapping, Source},
+    device::{
+        Device, HostBuffer,
+        pool::{self, Pool},
+        transfer,
+    },
+    error::{At, Error, ErrorKind, Result},
+    format::Index,
+    io::{self, FileSource, Input, Mapping, Source, read::ChunkReader},
     options::Environment,
     plan::{Memory, Mode, ReadPlan, Selection, Settings, Verify, View},
     progress::Progress,
     reader::Reader,
 };
 
+/// Staging buffers are multiples of this: a chunk with a digest, as this library writes them.
+const STAGING_UNIT_BYTES: u64 = 1 << 20;
+
 /// What a caller may ask of a load; `None` leaves it to the environment and the defaults.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// Read every byte before returning, instead of mapping the file. Default: `FLASHPACK_CPU_PARALLEL_READ`.
     pub eager: Option<bool>,
-    /// Verify digests. Default: in eager loads, of files that have digests.
+    /// Verify digests. Default: in all loads but lazy ones, of files that have digests.
     pub verify: Option<bool>,
+    /// Where the tensors go.
+    pub place: Place,
+}
+
+/// Where a load's tensors go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// Host memory that the load provides.
+    #[default]
+    Host,
+    /// A device's memory that the caller provides as the plan asks.
+    Device,
+    /// Host memory of tensors that exist, one for each name.
+    GivenHost,
+    /// A device's memory of tensors that exist, one for each name.
+    GivenDevice,
 }
 
 /// Memory with tensors in it.
@@ -37,17 +61,6 @@ impl Block {
             Self::Mapped(mapping) => mapping.data(),
             Self::Buffer(buffer) => buffer.data(),
         }
-    }
-
-    /// Length in bytes, as a tensor's size.
-    #[must_use]
-    pub fn bytes(&self) -> i64 {
-        let bytes = match self {
-            Self::Mapped(mapping) => mapping.len(),
-            Self::Buffer(buffer) => buffer.len(),
-        };
-        // No memory exceeds isize::MAX bytes.
-        bytes.cast_signed() as i64
     }
 
     fn as_mut_slice(&mut self) -> &mut [u8] {
@@ -90,46 +103,117 @@ impl Loaded {
 /// Loads `selection` of the file at `path` into host memory.
 ///
 /// # Errors
-/// Those of [`Reader::open`] and [`ReadPlan::new`]; [`ErrorKind::Memory`] if the memory cannot be had;
-/// [`ErrorKind::Io`] and [`ErrorKind::Checksum`] from reading.
+/// Those of [`prepare`] and [`Prepared::into_host`].
 pub fn load(
     path: &Path,
     selection: Selection<'_>,
     options: Options,
     progress: Progress<'_>,
 ) -> Result<Loaded> {
-    let environment = Environment::read()?;
-    let reader = Reader::open(path)?;
-    let plan = plan(&reader, selection, options, environment).map_err(|error| error.at(path))?;
-    let mut blocks = provide(&plan, reader.source()).map_err(|error| error.at(path))?;
-    progress.start(plan.read_bytes());
-    let memory = blocks.iter_mut().map(Block::as_mut_slice).collect();
-    io::read::read(reader.source(), reader.index(), &plan.tasks, memory, plan.threads, progress)?;
-    let name = |view: &View| match selection {
-        Selection::Blocks => view.source.to_string(),
-        Selection::Names(_) | Selection::Except(_) => reader.index().records()[view.source].name().to_owned(),
-    };
-    Ok(Loaded { names: plan.views.iter().map(name).collect(), blocks, views: plan.views })
+    prepare(path, selection, options)?.into_host(progress)
 }
 
-/// Decides how `selection` of an open file is loaded.
+/// A load that has been decided on and not begun.
+#[derive(Debug)]
+pub struct Prepared {
+    input: Input,
+    index: Index,
+    plan: ReadPlan,
+    names: Vec<String>,
+}
+
+/// Opens the file at `path` and decides how to load `selection`.
 ///
 /// # Errors
-/// Those of [`ReadPlan::new`].
-pub fn plan<S: Source>(
-    reader: &Reader<S>,
-    selection: Selection<'_>,
-    options: Options,
-    environment: Environment,
-) -> Result<ReadPlan> {
-    let mode = if options.eager.unwrap_or(environment.eager) { Mode::Eager } else { Mode::Lazy };
-    let verify = match (options.verify, mode) {
-        (Some(true), _) => Verify::Everything,
-        (None, Mode::Eager) => Verify::Whole,
-        (Some(false), _) | (None, Mode::Lazy) => Verify::Never,
+/// Those of [`Reader::open`] and [`ReadPlan::new`]; [`ErrorKind::Argument`] for a malformed environment variable.
+pub fn prepare(path: &Path, selection: Selection<'_>, options: Options) -> Result<Prepared> {
+    let environment = Environment::read()?;
+    let (file, index, _) = Reader::open(path)?.into_parts();
+    let mode = match options.place {
+        Place::Host if options.eager.unwrap_or(environment.eager) => Mode::Eager,
+        Place::Host => Mode::Lazy,
+        Place::Device => Mode::Staged,
+        Place::GivenHost => Mode::InPlace,
+        Place::GivenDevice => Mode::StagedInPlace,
     };
-    let Environment { read_threads: threads, read_chunk_bytes, .. } = environment;
-    ReadPlan::new(reader.index(), selection, Settings { mode, verify, threads, read_chunk_bytes })
+    let input = match mode {
+        Mode::Lazy => Input::Buffered(file),
+        _ => Input::choose(file, environment.direct_io),
+    };
+    let settings = settings(mode, options.verify, input.is_direct(), environment);
+    let plan = ReadPlan::new(&index, selection, settings).at(path)?;
+    let name = |view: &View| match selection {
+        Selection::Blocks => view.source.to_string(),
+        Selection::Names(_) | Selection::Except(_) => index.records()[view.source].name().to_owned(),
+    };
+    let names = plan.views.iter().map(name).collect();
+    Ok(Prepared { input, index, plan, names })
+}
+
+fn settings(mode: Mode, verify: Option<bool>, direct: bool, environment: Environment) -> Settings {
+    let verify = match (verify, mode) {
+        (Some(true), _) => Verify::Everything,
+        (Some(false), _) | (None, Mode::Lazy) => Verify::Never,
+        (None, _) => Verify::Whole,
+    };
+    // Reads through the page cache keep a processor busy; reads past it only wait for the disk.
+    let threads = if direct { environment.queue_depth } else { environment.read_threads };
+    let mut read_chunk_bytes = environment.read_chunk_bytes;
+    if mode.is_staged() {
+        let share = (pool::LIMIT_BYTES / (threads.get() * transfer::DEPTH)) as u64;
+        read_chunk_bytes = read_chunk_bytes.min((share & !(STAGING_UNIT_BYTES - 1)).max(STAGING_UNIT_BYTES));
+    }
+    Settings { mode, verify, threads, read_chunk_bytes, direct }
+}
+
+impl Prepared {
+    /// What will be done.
+    #[must_use]
+    pub const fn plan(&self) -> &ReadPlan {
+        &self.plan
+    }
+
+    /// The tensors' names; of macroblocks, their numbers.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Loads into memory of this process.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Memory`] if the memory cannot be had; [`ErrorKind::Io`] and [`ErrorKind::Checksum`] from reading.
+    pub fn into_host(self, progress: Progress<'_>) -> Result<Loaded> {
+        let mut blocks = provide(&self.plan, self.input.file()).at(self.input.path())?;
+        self.fill(blocks.iter_mut().map(Block::as_mut_slice).collect(), progress)?;
+        Ok(Loaded { names: self.names, blocks, views: self.plan.views })
+    }
+
+    /// Fills `memory`, a slice for each memory of the plan.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] and [`ErrorKind::Checksum`]; the memory then holds some of the bytes.
+    pub fn fill(&self, memory: Vec<&mut [u8]>, progress: Progress<'_>) -> Result<()> {
+        let Self { input, index, plan, .. } = self;
+        progress.start(plan.read_bytes());
+        io::read::read(input, index, &plan.tasks, memory, plan.threads, progress)
+    }
+
+    /// Fills a device's memories, those of the plan; see [`transfer::transfer`].
+    ///
+    /// # Errors
+    /// As [`Prepared::fill`], and those of the device.
+    pub fn transfer<D: Device>(
+        &self,
+        device: &D,
+        pool: &Pool<D::Staging>,
+        progress: Progress<'_>,
+    ) -> Result<()> {
+        let Self { input, index, plan, .. } = self;
+        progress.start(plan.read_bytes());
+        let reader = ChunkReader { source: input, index, progress };
+        transfer::transfer(&reader, &plan.tasks, device, pool, plan.threads).at(input.path())
+    }
 }
 
 fn provide(plan: &ReadPlan, source: &FileSource) -> Result<Vec<Block>> {

@@ -21,6 +21,12 @@ pub struct Environment {
     pub read_threads: NonZeroUsize,
     /// `FLASHPACK_READ_CHUNK_BYTES`.
     pub read_chunk_bytes: u64,
+    /// `FLASHPACK_DIRECT_IO`: past the page cache, or not, or as the state of the page cache suggests.
+    pub direct_io: Option<bool>,
+    /// Reader threads when they mostly wait for a disk: `FLASHPACK_READ_THREADS`, not clamped to processors.
+    pub queue_depth: NonZeroUsize,
+    /// `FLASHPACK_CACHE_PINNED`: pinned staging memory outlives the load that made it.
+    pub cache_pinned: bool,
 }
 
 impl Environment {
@@ -37,6 +43,14 @@ impl Environment {
 
     fn from_lookup(lookup: impl Fn(&str) -> Option<OsString>, processors: NonZeroUsize) -> Result<Self> {
         let vars = Variables(lookup);
+        vars.number("FLASHPACK_SHARD_BYTES", 1, (1, u64::MAX))?;
+        match vars.value("FLASHPACK_SHARD_STRATEGY").as_deref() {
+            None | Some("contiguous" | "windows") => {}
+            Some(other) => {
+                let expected = "expected contiguous or windows";
+                return Err(Error::argument(format!("FLASHPACK_SHARD_STRATEGY is {other:?}, {expected}")));
+            }
+        }
         let asked = vars.number("FLASHPACK_READ_THREADS", DEFAULT_READ_THREADS as u64, (1, 1024))?;
         let asked = usize::try_from(asked).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN);
         let clamped =
@@ -50,6 +64,12 @@ impl Environment {
                 DEFAULT_READ_CHUNK_BYTES,
                 READ_CHUNK_BOUNDS,
             )?,
+            direct_io: match vars.value("FLASHPACK_DIRECT_IO").as_deref() {
+                None | Some("auto") => None,
+                Some(_) => Some(vars.flag("FLASHPACK_DIRECT_IO", false)?),
+            },
+            queue_depth: if parallel { asked } else { NonZeroUsize::MIN },
+            cache_pinned: vars.flag("FLASHPACK_CACHE_PINNED", true)?,
         })
     }
 }

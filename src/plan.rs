@@ -3,7 +3,7 @@
 //! The plan says which memory is needed, where each tensor lies in it, and which chunks of the file are read into
 //! it by how many threads. It prints itself.
 
-use std::{fmt, num::NonZeroUsize, ops::Range};
+use std::{collections::HashMap, fmt, num::NonZeroUsize, ops::Range};
 
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -58,6 +58,20 @@ pub enum Mode {
     Lazy,
     /// Memory of the process, filled before the load returns.
     Eager,
+    /// A device's memory, filled through staging buffers.
+    Staged,
+    /// Memory that the caller's tensors have already, one for each.
+    InPlace,
+    /// The same on a device, filled through staging buffers.
+    StagedInPlace,
+}
+
+impl Mode {
+    /// Whether bytes pass through staging buffers.
+    #[must_use]
+    pub const fn is_staged(self) -> bool {
+        matches!(self, Self::Staged | Self::StagedInPlace)
+    }
 }
 
 /// How far a load checks digests.
@@ -82,6 +96,8 @@ pub struct Settings {
     pub threads: NonZeroUsize,
     /// Bytes of file a thread takes at a time.
     pub read_chunk_bytes: u64,
+    /// Whether reads go past the page cache.
+    pub direct: bool,
 }
 
 /// A piece of memory the plan asks for.
@@ -119,6 +135,14 @@ pub struct Chunk {
     pub digest: Option<usize>,
 }
 
+impl Chunk {
+    /// The byte after the last.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.offset + self.parts.iter().map(|part| part.bytes).sum::<u64>()
+    }
+}
+
 /// Part of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
@@ -141,6 +165,8 @@ pub struct ReadPlan {
     pub tasks: Vec<Vec<Chunk>>,
     /// Reader threads.
     pub threads: usize,
+    /// Whether they read past the page cache.
+    pub direct: bool,
 }
 
 impl ReadPlan {
@@ -160,7 +186,8 @@ impl ReadPlan {
         let mut memory = Vec::new();
         let mut segments = match settings.mode {
             Mode::Lazy => place_lazily(index, &mut views, &mut memory),
-            Mode::Eager => place_in_buffers(index, &mut views, &mut memory, |_| true),
+            Mode::Eager | Mode::Staged => place_in_buffers(index, &mut views, &mut memory, |_| true),
+            Mode::InPlace | Mode::StagedInPlace => place_in_tensors(&mut views, &mut memory),
         };
         if memory.is_empty() && !views.is_empty() {
             memory.push(Memory::Buffer(0));
@@ -172,7 +199,7 @@ impl ReadPlan {
         let tasks = cut(&segments, index, settings);
         let threads = settings.threads.get().min(tasks.len());
         let views = views.into_iter().map(|wanted| wanted.view).collect();
-        Ok(Self { mode: settings.mode, memory, views, tasks, threads })
+        Ok(Self { mode: settings.mode, memory, views, tasks, threads, direct: settings.direct })
     }
 
     /// Bytes the load reads, padding and bytes for digests included.
@@ -188,10 +215,14 @@ impl fmt::Display for ReadPlan {
         let mode = match self.mode {
             Mode::Lazy => "map the file privately",
             Mode::Eager => "read into memory",
+            Mode::Staged => "read into staging buffers and copy to the device",
+            Mode::InPlace => "read into the tensors given",
+            Mode::StagedInPlace => "read into staging buffers and copy to the tensors given",
         };
+        let cache = if self.direct { "past" } else { "through" };
         write!(
             f,
-            "{mode}; {} tensors; {} bytes in {} chunks by {} threads; {} chunks verified",
+            "{mode}; {} tensors; {} bytes in {} chunks by {} threads {cache} the page cache; {} chunks verified",
             self.views.len(),
             self.read_bytes(),
             chunks().count(),
@@ -298,6 +329,25 @@ fn place_in_buffers(
         let (_, start) = last.target.expect("runs go to buffers");
         memory.push(Memory::Buffer(start + (last.file.end - last.file.start)));
         segments.push(last);
+    }
+    segments
+}
+
+/// Sends each view's bytes to a memory of its own, of the view's number. Of views that show the same bytes only the
+/// first is read; the others name its memory.
+fn place_in_tensors(views: &mut [Wanted], memory: &mut Vec<Memory>) -> Vec<Segment> {
+    let mut first: HashMap<(u64, u64), usize> = HashMap::new();
+    let mut segments = Vec::new();
+    for (number, wanted) in views.iter_mut().enumerate() {
+        let bytes = wanted.file.end - wanted.file.start;
+        memory.push(Memory::Buffer(bytes));
+        wanted.view.memory = number;
+        if bytes > 0 {
+            wanted.view.memory = *first.entry((wanted.file.start, bytes)).or_insert(number);
+            if wanted.view.memory == number {
+                segments.push(Segment { file: wanted.file.clone(), target: Some((number, 0)) });
+            }
+        }
     }
     segments
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::{
-    error::{At, Result},
+    error::{At, Result, zeroed},
     format::{Index, TRAILER_BYTES, footer},
     io::{FileSource, Source},
 };
@@ -47,14 +47,19 @@ impl<S: Source> Reader<S> {
             tail.truncate(json_bytes);
             tail
         } else {
-            let mut json = vec![0; json_bytes];
+            let mut json = zeroed(json_bytes as u64).at(source.path())?;
             source.read_exact_at(&mut json, offset)?;
             json
         };
         let index = footer::parse(&json, offset).at(source.path())?;
-        // The parser saw UTF-8, so nothing is lost here.
-        let footer = String::from_utf8_lossy(&json).into_owned();
+        let footer = String::from_utf8(json).expect("the parser has seen that it is UTF-8");
         Ok(Self { source, index, footer })
+    }
+
+    /// Source, index and footer, each on its own.
+    #[must_use]
+    pub fn into_parts(self) -> (S, Index, String) {
+        (self.source, self.index, self.footer)
     }
 
     /// Where the bytes come from.

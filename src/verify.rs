@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use crate::{
-    error::{At, Result},
+    error::Result,
     format::Checksums,
-    io,
+    io::{self, Source},
     options::Environment,
     plan::{Chunk, Part},
     progress::Progress,
@@ -29,8 +29,15 @@ pub struct Report {
 /// As [`Reader::open`]; [`ErrorKind::Checksum`](crate::ErrorKind::Checksum) names the first damaged chunk found, its
 /// bytes and the tensors in them.
 pub fn verify(path: &Path, progress: Progress<'_>) -> Result<Report> {
+    verify_reader(&Reader::open(path)?, progress)
+}
+
+/// [`verify`] for a file that is open.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_reader<S: Source>(reader: &Reader<S>, progress: Progress<'_>) -> Result<Report> {
     let environment = Environment::read()?;
-    let reader = Reader::open(path)?;
     let payload_bytes = reader.index().payload_bytes();
     let Some(checksums) = reader.index().checksums() else {
         return Ok(Report { payload_bytes, verified_bytes: 0, algorithm: None });
@@ -38,7 +45,7 @@ pub fn verify(path: &Path, progress: Progress<'_>) -> Result<Report> {
     let tasks = every_chunk(payload_bytes, checksums);
     let threads = environment.read_threads.get().min(tasks.len());
     progress.start(payload_bytes);
-    io::read::read(reader.source(), reader.index(), &tasks, Vec::new(), threads, progress).at(path)?;
+    io::read::read(reader.source(), reader.index(), &tasks, Vec::new(), threads, progress)?;
     Ok(Report {
         payload_bytes,
         verified_bytes: payload_bytes,

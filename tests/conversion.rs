@@ -27,7 +27,7 @@ fn request<'a>(sources: &'a [PathBuf], destination: &'a std::path::Path) -> Requ
 
 fn load_all(path: &std::path::Path) -> BTreeMap<String, (DType, Vec<u64>, Vec<u8>)> {
     let everything = Ignore::default();
-    let options = Options { eager: Some(true), verify: Some(true) };
+    let options = Options { eager: Some(true), verify: Some(true), ..Options::default() };
     let mut loaded = load::load(path, Selection::Except(&everything), options, Progress::SILENT).unwrap();
     (0..loaded.names.len())
         .map(|number| {
@@ -119,6 +119,9 @@ fn damaged_sources_and_odd_destinations_are_refused() {
     let error = convert::to_safetensors(&made, &source, Progress::SILENT).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.to_string().contains("complex128") && error.to_string().contains("\"x\""), "{error}");
+    pack(&made, &[tensor("__metadata__", DType::Uint8, &[2])], Order::LargestFirst, 128).unwrap();
+    let error = convert::to_safetensors(&made, &source, Progress::SILENT).unwrap_err();
+    assert!(error.to_string().contains("reserves"), "{error}");
     for (from, to) in [(&made, &made), (&source, &source)] {
         let sources = [from.clone()];
         assert!(convert::to_safetensors(from, to, Progress::SILENT).is_err());

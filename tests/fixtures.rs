@@ -61,7 +61,7 @@ fn golden_files_give_their_tensors_lazily_and_eagerly() {
     assert_eq!(golden.files.len(), 46);
     for (file, expected) in &golden.files {
         for eager in [false, true] {
-            let options = Options { eager: Some(eager), verify: None };
+            let options = Options { eager: Some(eager), verify: None, ..Options::default() };
             let everything = Ignore::default();
             let mut loaded =
                 load::load(&fixture(file), Selection::Except(&everything), options, Progress::SILENT)

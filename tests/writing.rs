@@ -101,6 +101,17 @@ fn files_of_dead_writers_are_swept_and_those_of_live_ones_kept() {
 }
 
 #[test]
+fn devices_and_pipes_are_not_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let error = pack(&fifo, &model(), Order::LargestFirst, 128).unwrap_err();
+    assert!(error.kind() == ErrorKind::Io && error.to_string().contains("not a regular file"), "{error}");
+    assert_eq!(files_in(folder.path()), ["fifo"]);
+}
+
+#[test]
 fn names_at_the_file_systems_limit_work() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(format!("{}.flashpack", "\u{e9}".repeat(122)));

@@ -7,7 +7,7 @@ use crate::format::DType;
 /// Converts the elements in `from`, of one type, and appends them to `to` in another.
 pub type Cast = fn(from: &[u8], to: &mut Vec<u8>);
 
-/// A common floating type, little endian in bytes. Conversions go through `f32`, as torch's do.
+/// A common floating type, little endian in bytes. Narrowing goes through `f32`, as torch's does.
 trait Float: Sized {
     fn read(bytes: &[u8]) -> impl Iterator<Item = f64>;
     fn push(value: f64, to: &mut Vec<u8>);

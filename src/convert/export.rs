@@ -4,14 +4,14 @@ use std::{cmp::Reverse, collections::HashMap, ops::Range, path::Path};
 
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::Converted;
+use super::{Converted, MAX_HEADER_BYTES};
 use crate::{
     error::{At, Error, ErrorKind, Result},
     format::{DType, Index, Record},
     io::{FileSource, Source, write::AtomicFile},
     progress::Progress,
     reader::Reader,
-    verify::verify,
+    verify::verify_reader,
 };
 
 /// Bytes held in memory at a time.
@@ -23,7 +23,7 @@ const HEADER_ALIGN_BYTES: usize = 8;
 /// Tied tensors are written once for each name, as safetensors has no way to say that they are one.
 ///
 /// # Errors
-/// Those of [`verify`]; [`ErrorKind::Unsupported`] for a type that safetensors does not have;
+/// Those of [`verify`](crate::verify::verify); [`ErrorKind::Unsupported`] for a type that safetensors does not have;
 /// [`ErrorKind::Io`].
 pub fn to_safetensors(path: &Path, destination: &Path, progress: Progress<'_>) -> Result<Converted> {
     let reader = Reader::open(path)?;
@@ -38,7 +38,7 @@ pub fn to_safetensors(path: &Path, destination: &Path, progress: Progress<'_>) -
     });
     let (header, payload_bytes) = header(index, &records).at(path)?;
     // The new file has no digests: damage has to show here or never.
-    verify(path, progress)?;
+    verify_reader(&reader, progress)?;
     let mut file = AtomicFile::create(destination, header.len() as u64 + payload_bytes)?;
     progress.start(payload_bytes);
     file.write(&header)?;
@@ -53,6 +53,10 @@ fn header(index: &Index, records: &[&Record]) -> Result<(Vec<u8>, u64)> {
     let mut tensors = Vec::with_capacity(records.len());
     let mut end = 0_usize;
     for record in records {
+        if record.name() == "__metadata__" {
+            let what = "holds a tensor named \"__metadata__\", which safetensors reserves";
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        }
         let from = index.blocks()[record.block()].dtype();
         let dtype = from.to_safetensors().ok_or_else(|| {
             let what =
@@ -77,6 +81,13 @@ fn header(index: &Index, records: &[&Record]) -> Result<(Vec<u8>, u64)> {
     user.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
     let header = Metadata::new(Some(user), tensors).map_err(|error| Error::argument(error.to_string()))?;
     let mut json = serde_json::to_vec(&header).map_err(|error| Error::argument(error.to_string()))?;
+    if json.len() as u64 > MAX_HEADER_BYTES {
+        let what = format!(
+            "needs a safetensors header of {} bytes, over its limit of {MAX_HEADER_BYTES}",
+            json.len()
+        );
+        return Err(Error::new(ErrorKind::Unsupported, what));
+    }
     json.resize(json.len().next_multiple_of(HEADER_ALIGN_BYTES), b' ');
     let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
     bytes.append(&mut json);

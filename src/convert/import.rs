@@ -7,9 +7,9 @@ use std::{
 
 use safetensors::tensor::Metadata;
 
-use super::{Converted, cast};
+use super::{Converted, MAX_HEADER_BYTES, cast};
 use crate::{
-    error::{At, Error, ErrorKind, Result},
+    error::{At, Error, ErrorKind, Result, zeroed},
     format::{
         DType,
         layout::{Order, TensorSpec},
@@ -22,8 +22,6 @@ use crate::{
 
 /// Bytes of a source held in memory at a time.
 const BUFFER_BYTES: u64 = 8 << 20;
-/// Largest header the safetensors crate itself accepts.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// A conversion to make.
 #[derive(Clone, Debug)]
@@ -116,7 +114,7 @@ impl Header {
             return Err(damaged(format!("a header of {length} bytes in a file of {}", source.len())));
         }
         let payload = 8 + length;
-        let mut json = vec![0; usize::try_from(length).expect("bounded above")];
+        let mut json = zeroed(length)?;
         source.read_exact_at(&mut json, 8)?;
         let header: Metadata = serde_json::from_slice(&json).map_err(|error| damaged(error.to_string()))?;
         let end = payload + header.data_len() as u64;

@@ -37,6 +37,12 @@ impl HostBuffer {
     }
 
     /// The bytes.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        &self.map[self.start..self.start + self.len]
+    }
+
+    /// The bytes.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         &mut self.map[self.start..self.start + self.len]
     }

@@ -1,5 +1,88 @@
-//! Memory that loads fill.
+//! Memory that loads fill: the host's, directly; a device's, through staging buffers and copies in the background.
 
 mod buffer;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod pool;
+pub mod transfer;
+
+use std::ops::Range;
+
+use crate::error::Result;
 
 pub use buffer::HostBuffer;
+
+/// Memory elsewhere, filled by copies that are queued and run while the host goes on.
+pub trait Device: Sync {
+    /// Host memory that copies start from.
+    type Staging: Staging;
+    /// Where copies are queued; they run in order.
+    type Stream;
+
+    /// New staging memory.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
+    fn stage(&self, bytes: usize) -> Result<Self::Staging>;
+
+    /// A new stream, whose work starts after all that was queued on the caller's stream before the load: the
+    /// allocation of the memory to fill.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`](crate::ErrorKind::Internal) for what the driver refuses; so too below.
+    fn stream(&self) -> Result<Self::Stream>;
+
+    /// Queues a copy of `range` of `staging` to `offset` in the memory of number `memory`.
+    ///
+    /// # Errors
+    /// As for [`Device::stream`].
+    fn copy(
+        &self,
+        stream: &Self::Stream,
+        staging: &Self::Staging,
+        range: Range<usize>,
+        memory: usize,
+        offset: u64,
+    ) -> Result<()>;
+
+    /// Marks `staging` busy until all that `stream` has queued so far is done.
+    ///
+    /// # Errors
+    /// As for [`Device::stream`].
+    fn mark_busy(&self, stream: &Self::Stream, staging: &mut Self::Staging) -> Result<()>;
+
+    /// Makes the caller's stream wait for all that `stream` has queued so far.
+    ///
+    /// # Errors
+    /// As for [`Device::stream`].
+    fn join(&self, stream: &Self::Stream) -> Result<()>;
+
+    /// Waits until nothing that was queued on `stream` runs any more, whatever became of it.
+    fn drain(&self, stream: &Self::Stream);
+}
+
+/// Host memory that copies start from.
+pub trait Staging: Send {
+    /// The bytes, starting at a multiple of 4096. Call only while idle.
+    fn bytes(&mut self) -> &mut [u8];
+
+    /// Length of [`Staging::bytes`].
+    fn len(&self) -> usize;
+
+    /// Whether there are no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether no queued copy reads the bytes any more.
+    ///
+    /// # Errors
+    /// What became of the copies, if they failed.
+    fn is_idle(&mut self) -> Result<bool>;
+
+    /// Waits for that.
+    ///
+    /// # Errors
+    /// What became of the copies, if they failed.
+    fn wait_idle(&mut self) -> Result<()>;
+}

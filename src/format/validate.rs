@@ -15,7 +15,8 @@ pub(super) fn validate(raw: RawFooter<'_>, footer_offset: u64) -> Result<Index> 
         if raw.format == FORMAT_V3 { single_block(&raw)? } else { several_blocks(&raw)? };
     if payload_bytes > footer_offset {
         return Err(Error::format(format!(
-            "macroblocks reach past the payload: they end at byte {payload_bytes}, but the footer starts at {footer_offset}"
+            "macroblocks reach past the payload: they end at byte {payload_bytes}, \
+             but the footer starts at {footer_offset}"
         )));
     }
     for (number, block) in blocks.iter().enumerate() {
@@ -143,7 +144,8 @@ fn check_record(
     if elems > 0 {
         if offset.checked_add(elems).is_none_or(|end| end > block_elems) {
             return Err(fail(format!(
-                "reaches past its macroblock {block}: offset {offset} plus length {elems} exceeds its {block_elems} elements"
+                "reaches past its macroblock {block}: offset {offset} plus length {elems} \
+                 exceeds its {block_elems} elements"
             )));
         }
         let step = align_elems(align_bytes, blocks[block].dtype());

@@ -1,5 +1,6 @@
 //! Bytes from files and to files: sources, mappings, the read engine, atomic replacement.
 
+pub mod direct;
 pub mod file;
 pub mod map;
 pub mod memory;
@@ -7,6 +8,7 @@ pub mod read;
 mod source;
 pub mod write;
 
+pub use direct::Input;
 pub use file::FileSource;
 pub use map::Mapping;
 pub use source::Source;

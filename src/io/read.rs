@@ -1,8 +1,13 @@
 //! The read engine: carries out the chunks of a plan.
 
-use std::{iter, mem, ops::Range, sync::Mutex, thread};
+use std::{
+    iter, mem,
+    ops::Range,
+    sync::{Mutex, PoisonError},
+    thread,
+};
 
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::Source;
 use crate::{
@@ -15,7 +20,8 @@ use crate::{
 /// Bytes read at a time when only a digest wants them.
 const SCRATCH_BYTES: usize = 256 << 10;
 
-/// Reads `tasks` from `source`, whose index is `index`, into `memory` with `threads` threads, verifying the chunks that name a digest.
+/// Reads `tasks` from `source`, whose index is `index`, into `memory` with `threads` threads, verifying the chunks
+/// that name a digest.
 /// `memory` has a slice for each memory of the plan; those that no chunk names (mappings) may be empty.
 ///
 /// # Errors
@@ -28,45 +34,61 @@ pub fn read<S: Source>(
     threads: usize,
     progress: Progress<'_>,
 ) -> Result<()> {
-    let reader = Reader { source, index, progress };
-    let mut work = bind(tasks, memory);
-    if threads <= 1 {
+    let reader = ChunkReader { source, index, progress };
+    let work = Work::new(bind(tasks, memory));
+    run_threads(threads, || {
         let mut scratch = Vec::new();
-        return work.try_for_each(|task| reader.run(task, &mut scratch));
-    }
-    let shared = Mutex::new(work);
-    let next = || shared.lock().map_or(None, |mut work| work.next());
-    let worker = || {
-        let mut scratch = Vec::new();
-        while let Some(task) = next() {
-            if let Err(error) = reader.run(task, &mut scratch) {
-                // The others find no work and stop.
-                while next().is_some() {}
-                return Err(error);
-            }
+        while let Some(task) = work.next() {
+            work.stop_on_error(reader.run(task, &mut scratch))?;
         }
         Ok(())
-    };
-    thread::scope(|scope| {
-        // A thread that cannot be started only makes the load slower: this one works, too.
-        let others: Vec<_> = (1..threads)
-            .map_while(|number| {
-                thread::Builder::new()
-                    .name(format!("flashpack-read-{number}"))
-                    .spawn_scoped(scope, worker)
-                    .ok()
-            })
-            .collect();
-        let mine = worker();
-        others
-            .into_iter()
-            .map(|other| other.join().unwrap_or_else(|_| Err(panicked())))
-            .fold(mine, Result::and)
     })
 }
 
-fn panicked() -> Error {
-    Error::new(ErrorKind::Internal, "a reader thread panicked")
+/// The work of several threads: each takes the next item until there are none, or one thread failed.
+pub struct Work<I>(Mutex<Option<I>>);
+
+impl<I: Iterator> Work<I> {
+    /// Work of all `items`.
+    pub const fn new(items: I) -> Self {
+        Self(Mutex::new(Some(items)))
+    }
+
+    /// The next item.
+    pub fn next(&self) -> Option<I::Item> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut()?.next()
+    }
+
+    /// Leaves no work to anybody.
+    pub fn stop(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Passes `outcome` on, after stopping the work if it is an error.
+    ///
+    /// # Errors
+    /// That of `outcome`.
+    pub fn stop_on_error<T>(&self, outcome: Result<T>) -> Result<T> {
+        outcome.inspect_err(|_| self.stop())
+    }
+}
+
+/// Runs `worker` on this thread and on others, `threads` in all; returns the first error.
+///
+/// # Errors
+/// That of a worker; [`ErrorKind::Internal`] if one panicked.
+pub fn run_threads(threads: usize, worker: impl Fn() -> Result<()> + Sync) -> Result<()> {
+    let panicked = |_| Err(Error::new(ErrorKind::Internal, "a reader thread panicked"));
+    thread::scope(|scope| {
+        // A thread that cannot be started only makes the load slower: this one works, too.
+        let start = |number| {
+            let name = format!("flashpack-read-{number}");
+            thread::Builder::new().name(name).spawn_scoped(scope, &worker).ok()
+        };
+        let others: Vec<_> = (1..threads).map_while(start).collect();
+        let mine = worker();
+        others.into_iter().map(|other| other.join().unwrap_or_else(panicked)).fold(mine, Result::and)
+    })
 }
 
 /// A chunk with the memory it fills.
@@ -118,13 +140,29 @@ fn to_usize(value: u64) -> usize {
     usize::try_from(value).expect("offsets into memory fit usize")
 }
 
-struct Reader<'a, S> {
-    source: &'a S,
-    index: &'a Index,
-    progress: Progress<'a>,
+/// Reads chunks and checks their digests.
+pub struct ChunkReader<'a, S> {
+    /// Where the bytes come from.
+    pub source: &'a S,
+    /// What they are, and their digests.
+    pub index: &'a Index,
+    /// Told of each chunk.
+    pub progress: Progress<'a>,
 }
 
-impl<S: Source> Reader<'_, S> {
+impl<S: Source> ChunkReader<'_, S> {
+    /// Reads all bytes of `chunk`, wanted or not, into `buffer` of that length.
+    ///
+    /// # Errors
+    /// As [`read`].
+    pub fn read_whole(&self, chunk: &Chunk, buffer: &mut [u8]) -> Result<()> {
+        self.source.read_exact_at(buffer, chunk.offset)?;
+        if let Some(number) = chunk.digest {
+            self.check(number, chunk.offset, chunk.end(), xxh3_64(buffer))?;
+        }
+        self.progress.advance(buffer.len() as u64)
+    }
+
     fn run(&self, task: Vec<BoundChunk<'_>>, scratch: &mut Vec<u8>) -> Result<()> {
         for chunk in task {
             let (offset, digest) = (chunk.offset, chunk.digest);
@@ -174,13 +212,16 @@ impl<S: Source> Reader<'_, S> {
             Some(&expected) if expected != actual => Err(Error::new(
                 ErrorKind::Checksum,
                 format!(
-                    "chunk {number} is damaged, bytes {start}..{end} {}: expected digest {expected:016x}, got {actual:016x}",
+                    "chunk {number} is damaged, bytes {start}..{end} {}: \
+                     expected digest {expected:016x}, got {actual:016x}",
                     self.contents(start..end)
                 ),
             )
             .at(self.source.path())),
             Some(_) => Ok(()),
-            None => Err(Error::new(ErrorKind::Internal, format!("the plan names digest {number}, which does not exist"))),
+            None => {
+                Err(Error::new(ErrorKind::Internal, format!("the plan names a missing digest, {number}")))
+            }
         }
     }
 

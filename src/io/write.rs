@@ -12,7 +12,7 @@ use std::{
 
 use rustix::fs::{FallocateFlags, OFlags};
 
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// Every temporary file's name contains this, between the destination's name and a number unique to its writer.
 const TEMP_MARK: &str = ".flashpack-tmp-";
@@ -21,7 +21,7 @@ const TEMP_MARK: &str = ".flashpack-tmp-";
 /// when it is dropped before.
 ///
 /// It is written as a sibling of the destination (of the link's target, if that is a symbolic link) under an
-/// exclusive lock, by which later writers tell files of dead processes from files in the making: they remove the former.
+/// exclusive lock, by which later writers tell files in the making from those of dead processes, and remove the latter.
 #[derive(Debug)]
 pub struct AtomicFile {
     file: File,
@@ -37,9 +37,7 @@ impl AtomicFile {
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the folder cannot be written to or the disk is full.
     pub fn create(destination: &Path, expected_bytes: u64) -> Result<Self> {
         let destination = follow_link(destination)?;
-        if destination.is_dir() {
-            return Err(Error::io("cannot write", &rustix::io::Errno::ISDIR.into()).at(&destination));
-        }
+        refuse_irregular(&destination)?;
         let folder = folder_of(&destination);
         fs::create_dir_all(folder).during("cannot create the folder", folder)?;
         remove_abandoned(&destination);
@@ -63,12 +61,6 @@ impl AtomicFile {
         Ok(this)
     }
 
-    /// The file being written.
-    #[must_use]
-    pub const fn file(&self) -> &File {
-        &self.file
-    }
-
     /// Where it is until it is committed.
     #[must_use]
     pub fn temp_path(&self) -> &Path {
@@ -86,7 +78,8 @@ impl AtomicFile {
     /// Makes the file durable and puts it in the destination's place; returns its length in bytes.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io); the destination is then what it was.
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io); the destination is then what it was, unless only flushing its folder
+    /// failed.
     pub fn commit(mut self) -> Result<u64> {
         let path = self.destination.clone();
         let bytes = self.file.metadata().during("cannot stat", &path)?.len();
@@ -121,6 +114,19 @@ impl Drop for AtomicFile {
         if !self.committed {
             let _ = fs::remove_file(&self.temp);
         }
+    }
+}
+
+/// Folders cannot be replaced by a file, device nodes and pipes must not be.
+fn refuse_irregular(destination: &Path) -> Result<()> {
+    match fs::metadata(destination) {
+        Ok(old) if old.is_dir() => {
+            Err(Error::io("cannot write", &rustix::io::Errno::ISDIR.into()).at(destination))
+        }
+        Ok(old) if !old.is_file() => {
+            Err(Error::new(ErrorKind::Io, "cannot write: is not a regular file").at(destination))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -54,7 +54,7 @@ pub fn packed_by_default(tensors: &[Tensor]) -> Vec<u8> {
 }
 
 pub fn settings(mode: Mode, verify: Verify, threads: usize, read_chunk_bytes: u64) -> Settings {
-    Settings { mode, verify, threads: NonZeroUsize::new(threads).unwrap(), read_chunk_bytes }
+    Settings { mode, verify, threads: NonZeroUsize::new(threads).unwrap(), read_chunk_bytes, direct: false }
 }
 
 /// Carries out `plan` with plain vectors for memory; a mapping stays empty.

@@ -1,0 +1,330 @@
+//! CUDA through its driver API, found at run time. torch owns the device's memory, its context and the caller's
+//! stream; this engine owns staging buffers, copy streams and events.
+
+use std::{
+    ffi::c_void,
+    ops::Range,
+    ptr,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use cudarc::driver::{
+    DriverError, result,
+    sys::{self, CUevent_flags, CUresult},
+};
+
+use super::{Device, HostBuffer, Staging, pool::Pool};
+use crate::error::{Error, ErrorKind, Result};
+
+/// All staging buffers of this process.
+pub static PINNED: Pool<Pinned> = Pool::new(super::pool::LIMIT_BYTES);
+
+/// Whether pinned memory was refused and pageable memory took its place, which copies more slowly.
+static PAGEABLE: AtomicBool = AtomicBool::new(false);
+
+/// Whether any staging memory of this process could not be pinned.
+pub fn fell_back_to_pageable() -> bool {
+    PAGEABLE.load(Ordering::Relaxed)
+}
+
+/// A device's memories that torch allocated, to be filled in the order of the caller's stream.
+#[derive(Debug)]
+pub struct Cuda {
+    context: sys::CUcontext,
+    device: sys::CUdevice,
+    caller: sys::CUstream,
+    /// Recorded on the caller's stream when the load began.
+    allocated: Event,
+    memories: Vec<sys::CUdeviceptr>,
+}
+
+// SAFETY: contexts, streams and events are handles that the driver lets any thread use; nothing here is mutated.
+unsafe impl Send for Cuda {}
+// SAFETY: as above.
+unsafe impl Sync for Cuda {}
+
+impl Cuda {
+    /// Prepares to fill `memories`, addresses on device `ordinal`, after what is queued on stream `caller`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] without a CUDA driver; [`ErrorKind::Internal`] for what the driver refuses.
+    ///
+    /// # Safety
+    /// `caller` is a stream of torch's context on that device, or 0 for its default stream, and lives as long as the
+    /// value. The memories may be written to until then, as far as the copies that will be queued reach.
+    pub unsafe fn new(ordinal: i32, caller: usize, memories: Vec<u64>) -> Result<Self> {
+        require_driver()?;
+        let device = result::device::get(ordinal).map_err(|error| failed("cuDeviceGet", error))?;
+        // SAFETY: the device exists. The primary context is torch's own; it is released when the value is dropped.
+        let context = unsafe { result::primary_ctx::retain(device) }
+            .map_err(|error| failed("cuDevicePrimaryCtxRetain", error))?;
+        let caller = ptr::with_exposed_provenance_mut(caller);
+        let entered = Entered::new(context);
+        let allocated = entered.and_then(|_entered| Event::record(caller));
+        match allocated {
+            Ok(allocated) => Ok(Self { context, device, caller, allocated, memories }),
+            Err(error) => {
+                // SAFETY: retained above, and nothing else was made of it.
+                let _ = unsafe { result::primary_ctx::release(device) };
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // SAFETY: retained once, in `new`. Buffers and streams of this load may outlive the value, but torch, whose
+        // context it is, keeps it for the process's life.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+impl Device for Cuda {
+    type Staging = Pinned;
+    type Stream = Stream;
+
+    fn stage(&self, bytes: usize) -> Result<Pinned> {
+        let _entered = Entered::new(self.context)?;
+        Pinned::new(bytes)
+    }
+
+    fn stream(&self) -> Result<Stream> {
+        let _entered = Entered::new(self.context)?;
+        let stream = Stream::new(self.context)?;
+        // SAFETY: both handles are alive, of this context.
+        unsafe { sys::cuStreamWaitEvent(stream.raw, self.allocated.0, 0) }
+            .result()
+            .map_err(|error| failed("cuStreamWaitEvent", error))?;
+        Ok(stream)
+    }
+
+    fn copy(
+        &self,
+        stream: &Stream,
+        staging: &Pinned,
+        range: Range<usize>,
+        memory: usize,
+        offset: u64,
+    ) -> Result<()> {
+        let _entered = Entered::new(self.context)?;
+        let target = self.memories[memory] + offset;
+        let bytes = &staging.as_slice()[range];
+        // SAFETY: the plan placed the bytes within the memory, which `new`'s caller vouched for. The source stays
+        // untouched until the event of `mark_busy` says that the copy is done, or the stream is drained.
+        unsafe { result::memcpy_htod_async(target, bytes, stream.raw) }
+            .map_err(|error| failed("cuMemcpyHtoDAsync", error))
+    }
+
+    fn mark_busy(&self, stream: &Stream, staging: &mut Pinned) -> Result<()> {
+        let _entered = Entered::new(self.context)?;
+        staging.busy = Some(Event::record(stream.raw)?);
+        Ok(())
+    }
+
+    fn join(&self, stream: &Stream) -> Result<()> {
+        let _entered = Entered::new(self.context)?;
+        let done = Event::record(stream.raw)?;
+        // SAFETY: both handles are alive, of this context.
+        unsafe { sys::cuStreamWaitEvent(self.caller, done.0, 0) }
+            .result()
+            .map_err(|error| failed("cuStreamWaitEvent", error))
+    }
+
+    fn drain(&self, stream: &Stream) {
+        if let Ok(_entered) = Entered::new(self.context) {
+            // SAFETY: the stream is alive. What its work failed with has been reported or soon will be.
+            let _ = unsafe { result::stream::synchronize(stream.raw) };
+        }
+    }
+}
+
+/// A copy stream.
+#[derive(Debug)]
+pub struct Stream {
+    raw: sys::CUstream,
+    context: sys::CUcontext,
+}
+
+impl Stream {
+    fn new(context: sys::CUcontext) -> Result<Self> {
+        let raw = result::stream::create(result::stream::StreamKind::NonBlocking)
+            .map_err(|error| failed("cuStreamCreate", error))?;
+        Ok(Self { raw, context })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Ok(_entered) = Entered::new(self.context) {
+            // SAFETY: created by `new`, destroyed once; the driver lets queued work finish first.
+            let _ = unsafe { result::stream::destroy(self.raw) };
+        }
+    }
+}
+
+/// A point in a stream's work.
+#[derive(Debug)]
+struct Event(sys::CUevent);
+
+// SAFETY: the driver lets any thread use an event.
+unsafe impl Send for Event {}
+
+impl Event {
+    /// The point that `stream` has reached in queueing, in the current context.
+    fn record(stream: sys::CUstream) -> Result<Self> {
+        let event = result::event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING)
+            .map(Self)
+            .map_err(|error| failed("cuEventCreate", error))?;
+        // SAFETY: the event is new and the stream alive, both of the current context.
+        unsafe { result::event::record(event.0, stream) }.map_err(|error| failed("cuEventRecord", error))?;
+        Ok(event)
+    }
+
+    fn is_reached(&self) -> Result<bool> {
+        // SAFETY: the event is alive.
+        match unsafe { result::event::query(self.0) } {
+            Ok(()) => Ok(true),
+            Err(DriverError(CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
+            Err(error) => Err(failed("cuEventQuery", error)),
+        }
+    }
+
+    fn wait(&self) -> Result<()> {
+        // SAFETY: the event is alive.
+        unsafe { result::event::synchronize(self.0) }.map_err(|error| failed("cuEventSynchronize", error))
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: created by `record`, destroyed once; the driver defers that until the event is reached.
+        let _ = unsafe { result::event::destroy(self.0) };
+    }
+}
+
+/// Page-locked host memory, which the device copies from by itself while the host goes on; ordinary memory where the
+/// system refuses to lock.
+#[derive(Debug)]
+pub struct Pinned {
+    memory: PinnedMemory,
+    busy: Option<Event>,
+}
+
+#[derive(Debug)]
+enum PinnedMemory {
+    Locked { data: *mut u8, bytes: usize },
+    Pageable(HostBuffer),
+}
+
+// SAFETY: the memory is owned, and freed by whichever thread drops it.
+unsafe impl Send for PinnedMemory {}
+
+impl Pinned {
+    fn new(bytes: usize) -> Result<Self> {
+        // SAFETY: no requirement beyond a current context; portable memory is pinned for every context.
+        let locked = unsafe { result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_PORTABLE) };
+        let memory = if let Ok(data) = locked {
+            PinnedMemory::Locked { data: data.cast(), bytes }
+        } else {
+            PAGEABLE.store(true, Ordering::Relaxed);
+            PinnedMemory::Pageable(HostBuffer::new(bytes)?)
+        };
+        Ok(Self { memory, busy: None })
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        match &self.memory {
+            // SAFETY: the driver gave this many bytes, which stay until the value is dropped.
+            PinnedMemory::Locked { data, bytes } => unsafe { std::slice::from_raw_parts(*data, *bytes) },
+            PinnedMemory::Pageable(buffer) => buffer.as_slice(),
+        }
+    }
+}
+
+impl Staging for Pinned {
+    fn bytes(&mut self) -> &mut [u8] {
+        debug_assert!(self.busy.is_none(), "a copy may still read the buffer");
+        match &mut self.memory {
+            // SAFETY: the driver gave this many bytes; `&mut self` says that nobody else looks at them.
+            PinnedMemory::Locked { data, bytes } => unsafe { std::slice::from_raw_parts_mut(*data, *bytes) },
+            PinnedMemory::Pageable(buffer) => buffer.as_mut_slice(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match &self.memory {
+            PinnedMemory::Locked { bytes, .. } => *bytes,
+            PinnedMemory::Pageable(buffer) => buffer.len(),
+        }
+    }
+
+    fn is_idle(&mut self) -> Result<bool> {
+        let idle = self.busy.as_ref().map_or(Ok(true), Event::is_reached)?;
+        if idle {
+            self.busy = None;
+        }
+        Ok(idle)
+    }
+
+    fn wait_idle(&mut self) -> Result<()> {
+        self.busy.take().map_or(Ok(()), |event| event.wait())
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // A failed copy is over, too.
+        let _ = self.wait_idle();
+        if let PinnedMemory::Locked { data, .. } = self.memory {
+            // SAFETY: given by the driver, freed once, and no copy reads it any more.
+            let _ = unsafe { result::free_host(data.cast::<c_void>()) };
+        }
+    }
+}
+
+/// Makes a context current on this thread for a while.
+struct Entered;
+
+impl Entered {
+    fn new(context: sys::CUcontext) -> Result<Self> {
+        // SAFETY: the context is alive: torch's primary context, which is never destroyed before the process ends.
+        unsafe { sys::cuCtxPushCurrent_v2(context) }
+            .result()
+            .map_err(|error| failed("cuCtxPushCurrent", error))?;
+        Ok(Self)
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut popped = ptr::null_mut();
+        // SAFETY: undoes the push of `new`, on the same thread, as the value is neither Send nor kept.
+        let _ = unsafe { sys::cuCtxPopCurrent_v2(&raw mut popped) };
+    }
+}
+
+/// # Errors
+/// [`ErrorKind::Unsupported`], saying what to do, if there is no driver.
+fn require_driver() -> Result<()> {
+    static DRIVER: OnceLock<std::result::Result<(), String>> = OnceLock::new();
+    let driver = DRIVER.get_or_init(|| {
+        // SAFETY: looks for the driver's library and loads it, as torch has done before.
+        if !unsafe { sys::is_culib_present() } {
+            return Err("the CUDA driver (libcuda.so.1) was not found: install NVIDIA's driver".to_owned());
+        }
+        result::init().map_err(|error| format!("the CUDA driver refused to start: {error}"))
+    });
+    driver.clone().map_err(|why| Error::new(ErrorKind::Unsupported, why))
+}
+
+fn failed(call: &str, error: DriverError) -> Error {
+    let kind = match error.0 {
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => ErrorKind::Memory,
+        _ => ErrorKind::Internal,
+    };
+    Error::new(kind, format!("CUDA: {call} failed: {error}"))
+}

@@ -1,0 +1,146 @@
+//! The transfer engine: reader threads fill staging buffers, and copies carry them on while the next are filled.
+
+use std::{collections::VecDeque, ops::Range};
+
+use super::{Device, Staging, pool::Pool};
+use crate::{
+    error::Result,
+    io::{
+        Source,
+        read::{ChunkReader, Work, run_threads},
+    },
+    plan::{Chunk, Part},
+};
+
+/// Buffers of one reader thread: one being filled, one being copied, one waiting for the link.
+pub const DEPTH: usize = 3;
+/// Staged bytes lie at the same place within such a unit as in the file, so that direct reads can land in them.
+const STAGING_ALIGN_BYTES: u64 = 4096;
+/// Sizes of staging buffers are multiples of this.
+const STAGING_STEP_BYTES: u64 = 1 << 20;
+
+/// Reads `tasks` and copies them to `device`'s memory, whose numbers are those of the plan.
+///
+/// When it returns, the caller's stream waits for the last copy. After an error no copy runs any more.
+///
+/// # Errors
+/// The first failure of source, digest, staging memory or driver.
+pub fn transfer<S: Source, D: Device>(
+    reader: &ChunkReader<'_, S>,
+    tasks: &[Vec<Chunk>],
+    device: &D,
+    pool: &Pool<D::Staging>,
+    threads: usize,
+) -> Result<()> {
+    let capacity = staging_bytes(tasks);
+    let work = Work::new(tasks.iter());
+    run_threads(threads, || {
+        let stream = device.stream()?;
+        let mut lane = Lane { device, pool, stream, capacity, ring: VecDeque::with_capacity(DEPTH) };
+        let mut copy_all = || {
+            while let Some(task) = work.next() {
+                work.stop_on_error(lane.carry(task, reader))?;
+            }
+            lane.device.join(&lane.stream)
+        };
+        let outcome = copy_all();
+        if outcome.is_err() {
+            work.stop();
+            device.drain(&lane.stream);
+        }
+        lane.ring.into_iter().for_each(|buffer| pool.release(buffer));
+        outcome
+    })
+}
+
+/// One reader thread's stream and buffers.
+struct Lane<'a, D: Device> {
+    device: &'a D,
+    pool: &'a Pool<D::Staging>,
+    stream: D::Stream,
+    /// Bytes of each buffer.
+    capacity: usize,
+    /// The thread's buffers, the longest busy first.
+    ring: VecDeque<D::Staging>,
+}
+
+impl<D: Device> Lane<'_, D> {
+    /// Reads the chunks of `task` into one buffer, laid out as in the file, and queues their copies.
+    fn carry<S: Source>(&mut self, task: &[Chunk], reader: &ChunkReader<'_, S>) -> Result<()> {
+        let origin = origin_of(task);
+        let place = |offset: u64| usize::try_from(offset - origin).expect("a task fits in memory");
+        let mut buffer = self.next_buffer()?;
+        let outcome = (|| {
+            for chunk in task {
+                reader.read_whole(chunk, &mut buffer.bytes()[place(chunk.offset)..place(chunk.end())])?;
+            }
+            for (range, memory, offset) in copies(task) {
+                let range = place(range.start)..place(range.end);
+                self.device.copy(&self.stream, &buffer, range, memory, offset)?;
+            }
+            self.device.mark_busy(&self.stream, &mut buffer)
+        })();
+        if outcome.is_err() {
+            // Nothing may be reading the buffer when the pool gives it to the next load.
+            self.device.drain(&self.stream);
+        }
+        self.ring.push_back(buffer);
+        outcome
+    }
+
+    /// One more buffer from the pool, or the one of this thread that was busy first, once its copies are done.
+    fn next_buffer(&mut self) -> Result<D::Staging> {
+        if self.ring.is_empty() {
+            return self.pool.acquire(self.device, self.capacity);
+        }
+        if self.ring.len() < DEPTH
+            && let Some(buffer) = self.pool.try_acquire(self.device, self.capacity)?
+        {
+            return Ok(buffer);
+        }
+        let mut oldest = self.ring.pop_front().expect("the ring is not empty");
+        match oldest.wait_idle() {
+            Ok(()) => Ok(oldest),
+            Err(error) => {
+                self.ring.push_front(oldest);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Where in the file the first byte of a task's buffer lies.
+fn origin_of(task: &[Chunk]) -> u64 {
+    task.first().map_or(0, |first| first.offset - first.offset % STAGING_ALIGN_BYTES)
+}
+
+/// Bytes that suffice to stage any of the tasks, rounded so that loads of like sizes share buffers.
+fn staging_bytes(tasks: &[Vec<Chunk>]) -> usize {
+    let span = |task: &Vec<Chunk>| task.last().map_or(0, Chunk::end) - origin_of(task);
+    let largest = tasks.iter().map(span).max().unwrap_or(0);
+    usize::try_from(largest.next_multiple_of(STAGING_STEP_BYTES)).expect("a task fits in memory")
+}
+
+/// The copies that a task takes: bytes of the file, memory and offset there, neighbours joined.
+fn copies(task: &[Chunk]) -> Vec<(Range<u64>, usize, u64)> {
+    let mut copies: Vec<(Range<u64>, usize, u64)> = Vec::new();
+    for chunk in task {
+        let mut position = chunk.offset;
+        for &Part { bytes, target } in &chunk.parts {
+            let file = position..position + bytes;
+            position = file.end;
+            let Some((memory, offset)) = target else {
+                continue;
+            };
+            match copies.last_mut() {
+                Some((last, to, at))
+                    if *to == memory && last.end == file.start && *at + (last.end - last.start) == offset =>
+                {
+                    last.end = file.end;
+                }
+                _ => copies.push((file, memory, offset)),
+            }
+        }
+    }
+    copies
+}

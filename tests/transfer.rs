@@ -1,0 +1,252 @@
+//! The transfer engine on a device whose queued copies run only when somebody waits for them: what the engine forgets
+//! to wait for stays undone, and a buffer written to while a copy still reads it is caught.
+
+mod common;
+
+use std::{
+    mem,
+    ops::Range,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use common::{models, packed, packed_by_default, settings, tensor};
+use flashpack::{
+    Error, ErrorKind, Progress, Reader, Result,
+    device::{Device, Staging, pool::Pool, transfer},
+    format::DType,
+    io::{
+        Source,
+        memory::{Faults, MemorySource},
+        read::ChunkReader,
+    },
+    plan::{Ignore, Memory, Mode, ReadPlan, Selection, Verify},
+};
+use proptest::prelude::*;
+
+/// Memories, a caller's stream, and copies that run late.
+#[derive(Default)]
+struct LateDevice {
+    memories: Arc<Mutex<Vec<Vec<u8>>>>,
+    caller_waits_for: Mutex<Vec<LateStream>>,
+    staged: AtomicUsize,
+    copied: AtomicUsize,
+    /// The n-th staging buffer or copy, counted from 1, fails; 0: none.
+    fail_stage: usize,
+    fail_copy: usize,
+}
+
+#[derive(Clone, Default)]
+struct LateStream {
+    queue: Arc<Mutex<Vec<Copy>>>,
+    memories: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+struct Copy {
+    from: Arc<Vec<u8>>,
+    range: Range<usize>,
+    memory: usize,
+    offset: usize,
+}
+
+struct LateStaging {
+    /// Queued copies hold it, too: as long as they do, nobody can write to it.
+    bytes: Arc<Vec<u8>>,
+    busy: Option<LateStream>,
+}
+
+impl LateStream {
+    fn run(&self) {
+        for Copy { from, range, memory, offset } in mem::take(&mut *self.queue.lock().unwrap()) {
+            let mut memories = self.memories.lock().unwrap();
+            memories[memory][offset..offset + range.len()].copy_from_slice(&from[range]);
+        }
+    }
+}
+
+impl LateDevice {
+    fn new(plan: &ReadPlan) -> Self {
+        let room = |memory: &Memory| match *memory {
+            Memory::Buffer(bytes) => vec![0xAA; usize::try_from(bytes).unwrap()],
+            Memory::Mapping => panic!("staged plans map nothing"),
+        };
+        let memories = Arc::new(Mutex::new(plan.memory.iter().map(room).collect()));
+        Self { memories, ..Self::default() }
+    }
+
+    /// What the caller's stream sees once it gets to run.
+    fn seen_by_caller(&self) -> Vec<Vec<u8>> {
+        self.caller_waits_for.lock().unwrap().iter().for_each(LateStream::run);
+        self.memories.lock().unwrap().clone()
+    }
+}
+
+fn nth_fails(counter: &AtomicUsize, nth: usize, what: &str) -> Result<()> {
+    if counter.fetch_add(1, Ordering::Relaxed) + 1 == nth {
+        return Err(Error::new(ErrorKind::Internal, format!("{what} {nth} failed")));
+    }
+    Ok(())
+}
+
+impl Device for LateDevice {
+    type Staging = LateStaging;
+    type Stream = LateStream;
+
+    fn stage(&self, bytes: usize) -> Result<LateStaging> {
+        nth_fails(&self.staged, self.fail_stage, "staging buffer")?;
+        Ok(LateStaging { bytes: Arc::new(vec![0; bytes]), busy: None })
+    }
+
+    fn stream(&self) -> Result<LateStream> {
+        Ok(LateStream { queue: Arc::default(), memories: self.memories.clone() })
+    }
+
+    fn copy(
+        &self,
+        stream: &LateStream,
+        staging: &LateStaging,
+        range: Range<usize>,
+        memory: usize,
+        offset: u64,
+    ) -> Result<()> {
+        nth_fails(&self.copied, self.fail_copy, "copy")?;
+        let offset = usize::try_from(offset).unwrap();
+        stream.queue.lock().unwrap().push(Copy { from: staging.bytes.clone(), range, memory, offset });
+        Ok(())
+    }
+
+    fn mark_busy(&self, stream: &LateStream, staging: &mut LateStaging) -> Result<()> {
+        staging.busy = Some(stream.clone());
+        Ok(())
+    }
+
+    fn join(&self, stream: &LateStream) -> Result<()> {
+        self.caller_waits_for.lock().unwrap().push(stream.clone());
+        Ok(())
+    }
+
+    fn drain(&self, stream: &LateStream) {
+        stream.run();
+    }
+}
+
+impl Staging for LateStaging {
+    fn bytes(&mut self) -> &mut [u8] {
+        Arc::get_mut(&mut self.bytes).expect("a buffer is written to only after its copies")
+    }
+
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn is_idle(&mut self) -> Result<bool> {
+        Ok(Arc::get_mut(&mut self.bytes).is_some())
+    }
+
+    fn wait_idle(&mut self) -> Result<()> {
+        if let Some(stream) = self.busy.take() {
+            stream.run();
+        }
+        Ok(())
+    }
+}
+
+fn run<S: Source>(
+    reader: &Reader<S>,
+    plan: &ReadPlan,
+    device: &LateDevice,
+    pool: &Pool<LateStaging>,
+    threads: usize,
+) -> Result<()> {
+    let chunks = ChunkReader { source: reader.source(), index: reader.index(), progress: Progress::SILENT };
+    transfer::transfer(&chunks, &plan.tasks, device, pool, threads)
+}
+
+/// Twelve pieces of 64 KiB and change.
+fn model() -> Vec<u8> {
+    packed_by_default(&[
+        tensor("large", DType::Float32, &[400, 400]),
+        tensor("medium", DType::Bfloat16, &[177, 333]),
+        tensor("small", DType::Uint8, &[5]),
+    ])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_device_gets_what_the_host_would(
+        models in models(),
+        keep in prop::collection::vec(any::<bool>(), 12),
+        align in prop::sample::select(vec![0_u64, 128, 4096]),
+        verify in prop::sample::select(vec![Verify::Never, Verify::Whole, Verify::Everything]),
+        chunk in prop::sample::select(vec![512_u64, 4096, 1 << 20]),
+        threads in 1_usize..4,
+        in_place in any::<bool>(),
+    ) {
+        let reader = Reader::new(MemorySource::new(packed(&models, align))).unwrap();
+        let kept: Vec<_> = models.iter().zip(keep).filter(|(_, keep)| *keep).map(|(tensor, _)| tensor).collect();
+        let names: Vec<String> = kept.iter().map(|tensor| tensor.spec.name.clone()).collect();
+        let mode = if in_place { Mode::StagedInPlace } else { Mode::Staged };
+        let plan =
+            ReadPlan::new(reader.index(), Selection::Names(&names), settings(mode, verify, threads, chunk)).unwrap();
+        let device = LateDevice::new(&plan);
+        let pool = Pool::new(64 << 20);
+        run(&reader, &plan, &device, &pool, threads).unwrap();
+        let memories = device.seen_by_caller();
+        for (view, tensor) in plan.views.iter().zip(kept) {
+            let start = usize::try_from(view.offset).unwrap();
+            prop_assert_eq!(&memories[view.memory][start..start + tensor.bytes.len()], &tensor.bytes[..]);
+        }
+    }
+}
+
+#[test]
+fn the_pool_stays_within_its_limit_and_is_reused() {
+    let reader = Reader::new(MemorySource::new(model())).unwrap();
+    let everything = Ignore::default();
+    let staged = settings(Mode::Staged, Verify::Never, 3, 64 << 10);
+    let plan = ReadPlan::new(reader.index(), Selection::Except(&everything), staged).unwrap();
+    assert!(plan.tasks.len() >= 12);
+    let pool = Pool::new(2 << 20); // two buffers of the smallest size, for three threads
+    for _ in 0..3 {
+        let device = LateDevice::new(&plan);
+        run(&reader, &plan, &device, &pool, 2).unwrap();
+        assert!(pool.usage().peak_bytes <= 2 << 20, "{:?}", pool.usage());
+        device.seen_by_caller();
+    }
+    assert!(pool.usage().bytes > 0, "buffers are kept for the next load");
+    pool.clear();
+    assert_eq!(pool.usage().bytes, 0);
+}
+
+#[test]
+fn after_any_failure_nothing_is_in_flight_and_the_pool_works_on() {
+    let everything = Ignore::default();
+    let pool = Pool::new(16 << 20);
+    let attempt = |faults: Faults, fail_stage: usize, fail_copy: usize, threads: usize| {
+        let reader = Reader::new(MemorySource::with_faults(model(), faults)).unwrap();
+        let staged = settings(Mode::Staged, Verify::Never, threads, 64 << 10);
+        let plan = ReadPlan::new(reader.index(), Selection::Except(&everything), staged).unwrap();
+        let device = LateDevice { fail_stage, fail_copy, ..LateDevice::new(&plan) };
+        let outcome = run(&reader, &plan, &device, &pool, threads);
+        (outcome, device)
+    };
+    for threads in [1, 3] {
+        for nth in 1..=8 {
+            let (read, _) = attempt(Faults { fail_read: nth as u64 + 1, ..Faults::default() }, 0, 0, threads);
+            assert_eq!(read.unwrap_err().kind(), ErrorKind::Io);
+            let (copy, _) = attempt(Faults::default(), 0, nth, threads);
+            assert_eq!(copy.unwrap_err().kind(), ErrorKind::Internal);
+        }
+        pool.clear();
+        let (stage, _) = attempt(Faults::default(), 1, 0, threads);
+        assert_eq!(stage.unwrap_err().kind(), ErrorKind::Internal);
+        let (fine, _) = attempt(Faults::default(), 0, 0, threads);
+        fine.unwrap();
+    }
+    pool.clear();
+    assert_eq!(pool.usage().bytes, 0, "no buffer was lost");
+}
