@@ -1,6 +1,7 @@
-// Loaded memory as torch tensors.
+// Loads into torch tensors.
 #pragma once
 
+#include <torch/csrc/stable/device.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <vector>
@@ -9,7 +10,16 @@
 
 namespace flashpack {
 
-// The tensors of a finished load, in its order. They keep the memory alive that they lie in.
-std::vector<torch::stable::Tensor> take_tensors(LoadedTensors& loaded);
+using Tensors = std::vector<torch::stable::Tensor>;
+
+// Where a load to `device` puts its tensors. Refuses devices that are neither CPU nor CUDA.
+Place place_on(const torch::stable::Device& device);
+
+// Reads what `load` has prepared into fresh memory on `device`: the tensors, in its order. They keep the
+// memory alive that they lie in. On CUDA they are ready in the order of the current stream.
+Tensors read(Load& load, const torch::stable::Device& device, ProgressWords progress);
+
+// Reads what `load` has prepared into the memory of `tensors`, which are contiguous and of the right sizes.
+void read_into(const Load& load, const Tensors& tensors, ProgressWords progress);
 
 }  // namespace flashpack

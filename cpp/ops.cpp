@@ -3,8 +3,12 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <map>
 #include <optional>
+#include <ranges>
+#include <set>
+#include <span>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -20,7 +24,7 @@ namespace flashpack {
 namespace {
 
 using Names = std::vector<std::string>;
-using Tensors = std::vector<Tensor>;
+using torch::stable::Device;
 
 ProgressWords words(const std::optional<Tensor>& progress) {
   if (!progress) {
@@ -30,13 +34,20 @@ ProgressWords words(const std::optional<Tensor>& progress) {
       !progress->is_contiguous()) {
     fail_argument("progress must be a contiguous int64 tensor of 3 elements on the CPU");
   }
-  return {reinterpret_cast<size_t>(progress->mutable_data_ptr())};
+  const auto address = reinterpret_cast<size_t>(progress->mutable_data_ptr());
+  if (address % alignof(int64_t) != 0) {
+    fail_argument("progress must be aligned to its elements");
+  }
+  return {address};
 }
 
-LoadOptions options(std::optional<bool> eager, std::optional<bool> verify,
-                    const std::optional<Tensor>& progress) {
+LoadOptions options(std::optional<bool> eager, std::optional<bool> verify, Place place) {
   const auto choice = [](std::optional<bool> value) { return static_cast<int8_t>(value ? *value : -1); };
-  return {choice(eager), choice(verify), words(progress)};
+  return {choice(eager), choice(verify), place};
+}
+
+Device or_cpu(const std::optional<Device>& device) {
+  return device.value_or(Device(torch::headeronly::DeviceType::CPU));
 }
 
 std::string shape_of(const Tensor& tensor) {
@@ -47,18 +58,63 @@ std::string shape_of(const Tensor& tensor) {
   return text + ")";
 }
 
-// Refuses, before anything changes, what set_data could not do or should not.
-void check_assignable(const Names& names, const Tensors& tensors, const Tensors& values,
-                      const std::string& path) {
+bool same_sizes(const Tensor& one, const Tensor& other) {
+  return std::ranges::equal(one.sizes(), other.sizes());
+}
+
+[[noreturn]] void refuse(const std::string& path, const std::string& name, const std::string& why) {
+  fail_argument(path + ": cannot load '" + name + "' into the tensor given: " + why);
+}
+
+// The one device that all of `tensors` are on.
+Device device_of(const std::string& path, const Names& names, const Tensors& tensors) {
+  if (tensors.empty()) {
+    return or_cpu(std::nullopt);
+  }
+  const Device device = tensors[0].device();
   for (size_t i = 0; i < tensors.size(); ++i) {
-    if (!tensors[i].is_cpu()) {
-      fail_argument(path + ": cannot assign '" + names[i] + "' to a tensor that is not in CPU memory");
+    if (tensors[i].device() != device) {
+      refuse(path, names[i], "it is not on the device of the others");
     }
-    const auto have = tensors[i].sizes();
-    const auto want = values[i].sizes();
-    if (have.size() != want.size() || !std::equal(have.begin(), have.end(), want.begin())) {
-      fail_argument(path + ": '" + names[i] + "' has shape " + shape_of(values[i]) +
-                    ", the tensor given for it " + shape_of(tensors[i]));
+  }
+  return device;
+}
+
+// Refuses, before anything changes, values of another shape or dtype than the tensors they are for.
+void check_values(const std::string& path, const Names& names, const Tensors& tensors,
+                  const Tensors& values) {
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (!same_sizes(tensors[i], values[i])) {
+      refuse(path, names[i], "it has shape " + shape_of(tensors[i]) + ", the file's " + shape_of(values[i]));
+    }
+    if (tensors[i].scalar_type() != values[i].scalar_type()) {
+      refuse(path, names[i], "it has another dtype than the file's");
+    }
+  }
+}
+
+// Refuses, before anything changes, tensors that have no storage to exchange.
+void check_dense(const Tensors& tensors) {
+  for (const Tensor& tensor : tensors) {
+    if (!is_dense(tensor)) {
+      fail_argument("a tensor given is sparse or has no storage of its own");
+    }
+  }
+}
+
+// Refuses, before anything changes, tensors whose memory cannot take the file's bytes as they are.
+void check_memory(const std::string& path, const Names& names, const Tensors& tensors, const Load& load) {
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const View& view = load.views()[i];
+    const auto* sizes = load.sizes().data() + view.first_size;
+    if (!std::ranges::equal(tensors[i].sizes(), std::span(sizes, view.dims))) {
+      refuse(path, names[i], "it has another shape than the file's: " + shape_of(tensors[i]));
+    }
+    if (static_cast<int32_t>(tensors[i].scalar_type()) != view.dtype) {
+      refuse(path, names[i], "it has another dtype than the file's");
+    }
+    if (!tensors[i].is_contiguous()) {
+      refuse(path, names[i], "it is not contiguous");
     }
   }
 }
@@ -107,26 +163,31 @@ int64_t op_verify(const std::string& path, const std::optional<Tensor>& progress
   return verify(path, words(progress));
 }
 
-Tensors op_load(const std::string& path, const Names& names, std::optional<bool> eager,
-                std::optional<bool> verify, const std::optional<Tensor>& progress) {
-  return take_tensors(*load_names(path, names, options(eager, verify, progress)));
+Tensors op_load(const std::string& path, const Names& names, const std::optional<Device>& device,
+                std::optional<bool> eager, std::optional<bool> verify,
+                const std::optional<Tensor>& progress) {
+  const Device target = or_cpu(device);
+  auto load = load_names(path, names, options(eager, verify, place_on(target)));
+  return read(*load, target, words(progress));
 }
 
 std::tuple<Names, Tensors> op_state_dict(const std::string& path, const std::optional<Names>& ignore_names,
                                          const std::optional<Names>& ignore_prefixes,
                                          const std::optional<Names>& ignore_suffixes,
-                                         std::optional<bool> eager, std::optional<bool> verify,
-                                         const std::optional<Tensor>& progress) {
+                                         const std::optional<Device>& device, std::optional<bool> eager,
+                                         std::optional<bool> verify, const std::optional<Tensor>& progress) {
   const Names none;
-  auto loaded = load_except(path, ignore_names.value_or(none), ignore_prefixes.value_or(none),
-                            ignore_suffixes.value_or(none), options(eager, verify, progress));
-  const auto& names = loaded->names();
-  return {Names(names.begin(), names.end()), take_tensors(*loaded)};
+  const Device target = or_cpu(device);
+  auto load = load_except(path, ignore_names.value_or(none), ignore_prefixes.value_or(none),
+                          ignore_suffixes.value_or(none), options(eager, verify, place_on(target)));
+  const auto& names = load->names();
+  return {Names(names.begin(), names.end()), read(*load, target, words(progress))};
 }
 
-Tensors op_blocks(const std::string& path, std::optional<bool> eager, std::optional<bool> verify,
-                  const std::optional<Tensor>& progress) {
-  return take_tensors(*load_blocks(path, options(eager, verify, progress)));
+Tensors op_blocks(const std::string& path, const std::optional<Device>& device, std::optional<bool> eager,
+                  std::optional<bool> verify, const std::optional<Tensor>& progress) {
+  const Device target = or_cpu(device);
+  return read(*load_blocks(path, options(eager, verify, place_on(target))), target, words(progress));
 }
 
 void op_set_data(const Tensors& tensors, const Tensors& values) {
@@ -134,6 +195,8 @@ void op_set_data(const Tensors& tensors, const Tensors& values) {
     fail_argument(std::to_string(values.size()) + " values were given for " + std::to_string(tensors.size()) +
                   " tensors");
   }
+  check_dense(tensors);
+  check_dense(values);
   for (size_t i = 0; i < tensors.size(); ++i) {
     set_data(tensors[i], values[i]);
   }
@@ -142,10 +205,41 @@ void op_set_data(const Tensors& tensors, const Tensors& values) {
 void op_assign(const std::string& path, const Names& names, const Tensors& tensors, std::optional<bool> eager,
                std::optional<bool> verify) {
   check_counts(names, tensors);
-  const auto values = op_load(path, names, eager, verify, std::nullopt);
-  check_assignable(names, tensors, values, path);
+  auto values = op_load(path, names, device_of(path, names, tensors), eager, verify, std::nullopt);
+  check_values(path, names, tensors, values);
+  std::set<const void*> taken;
+  for (Tensor& value : values) {
+    // Tied in the file, but two tensors here: training one must not change the other.
+    if (value.numel() > 0 && !taken.insert(value.const_data_ptr()).second) {
+      value = torch::stable::clone(value);
+    }
+  }
   op_set_data(tensors, values);
 }
+
+void op_load_into(const std::string& path, const Names& names, const Tensors& tensors,
+                  std::optional<bool> verify, const std::optional<Tensor>& progress) {
+  check_counts(names, tensors);
+  const bool on_cuda = place_on(device_of(path, names, tensors)) == Place::Cuda;
+  const auto load =
+      load_names(path, names, options(std::nullopt, verify, on_cuda ? Place::GivenCuda : Place::GivenHost));
+  check_memory(path, names, tensors, *load);
+  read_into(*load, tensors, words(progress));
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const size_t first = load->views()[i].block;
+    if (first != i) {  // the same bytes of the file, which are read once
+      Tensor copy = tensors[i];
+      torch::stable::copy_(copy, tensors[first]);
+    }
+  }
+}
+
+std::vector<int64_t> op_pinned_usage() {
+  const PinnedUsage usage = pinned_usage();
+  return {usage.bytes, usage.peak_bytes, static_cast<int64_t>(usage.pageable)};
+}
+
+void op_release_pinned_pool() { release_pinned(); }
 
 void op_pack(const std::string& path, const Names& names, const Tensors& tensors,
              std::optional<ScalarType> dtype, int64_t align_bytes, bool keep_order,
@@ -170,18 +264,25 @@ STABLE_TORCH_LIBRARY(flashpack, m) {
   m.def("footer(str path) -> str");
   m.def("verify(str path, *, Tensor? progress=None) -> int");
   m.def(
-      "load(str path, str[] names, *, bool? eager=None, bool? verify=None, Tensor? progress=None) -> "
-      "Tensor[]");
+      "load(str path, str[] names, *, Device? device=None, bool? eager=None, bool? verify=None, "
+      "Tensor? progress=None) -> Tensor[]");
   m.def(
       "state_dict(str path, *, str[]? ignore_names=None, str[]? ignore_prefixes=None, "
-      "str[]? ignore_suffixes=None, bool? eager=None, bool? verify=None, Tensor? progress=None) -> "
-      "(str[], Tensor[])");
-  m.def("blocks(str path, *, bool? eager=None, bool? verify=None, Tensor? progress=None) -> Tensor[]");
+      "str[]? ignore_suffixes=None, Device? device=None, bool? eager=None, bool? verify=None, "
+      "Tensor? progress=None) -> (str[], Tensor[])");
+  m.def(
+      "blocks(str path, *, Device? device=None, bool? eager=None, bool? verify=None, "
+      "Tensor? progress=None) -> Tensor[]");
   m.def("assign(str path, str[] names, Tensor(*!)[] tensors, *, bool? eager=None, bool? verify=None) -> ()");
+  m.def(
+      "load_into(str path, str[] names, Tensor(*!)[] tensors, *, bool? verify=None, "
+      "Tensor? progress=None) -> ()");
   m.def("set_data(Tensor(*!)[] tensors, Tensor[] values) -> ()");
   m.def(
       "pack(str path, str[] names, Tensor(*!)[] tensors, *, ScalarType? dtype=None, int align_bytes=128, "
       "bool keep_order=False, str[]? metadata=None, Tensor? progress=None) -> ()");
+  m.def("pinned_usage() -> int[]");
+  m.def("release_pinned_pool() -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(flashpack, CompositeExplicitAutograd, m) {
@@ -191,8 +292,11 @@ STABLE_TORCH_LIBRARY_IMPL(flashpack, CompositeExplicitAutograd, m) {
   m.impl("state_dict", TORCH_BOX(&op_state_dict));
   m.impl("blocks", TORCH_BOX(&op_blocks));
   m.impl("assign", TORCH_BOX(&op_assign));
+  m.impl("load_into", TORCH_BOX(&op_load_into));
   m.impl("set_data", TORCH_BOX(&op_set_data));
   m.impl("pack", TORCH_BOX(&op_pack));
+  m.impl("pinned_usage", TORCH_BOX(&op_pinned_usage));
+  m.impl("release_pinned_pool", TORCH_BOX(&op_release_pinned_pool));
 }
 
 }  // namespace flashpack

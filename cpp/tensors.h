@@ -13,6 +13,9 @@ using torch::stable::Tensor;
 // Makes `tensor` share the storage, sizes and dtype of `value`. Identity, version and autograd state stay.
 void set_data(const Tensor& tensor, const Tensor& value);
 
+// Whether `tensor` is an ordinary strided one.
+bool is_dense(const Tensor& tensor);
+
 // The elements of `tensor` as `dtype`, row-major in CPU memory; `tensor` itself if that is what it is.
 // (Conjugate and negative views never come this far: torch resolves them before it calls an operator.)
 Tensor materialize(const Tensor& tensor, ScalarType dtype);
