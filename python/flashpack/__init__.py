@@ -27,11 +27,15 @@ if TYPE_CHECKING:
     from ._file import open as open  # noqa: A004 (only ever flashpack.open)
     from ._footer import get_flashpack_file_metadata, is_flashpack_file, verify_file
     from ._load import load_file
+    from ._ops import release_pinned_pool
     from ._save import pack_to_file, save_file
     from .integrations import patch_integrations
     from .mixin import FlashPackMixin
 
     __version__: str
+    version: str
+    __version_tuple__: tuple[int | str, ...]
+    version_tuple: tuple[int | str, ...]
 
 _HOMES = {
     "assign_from_file": "_assign",
@@ -45,6 +49,7 @@ _HOMES = {
     "verify_file": "_footer",
     "load_file": "_load",
     "pack_to_file": "_save",
+    "release_pinned_pool": "_ops",
     "save_file": "_save",
     "patch_integrations": "integrations",
     "FlashPackMixin": "mixin",
@@ -61,6 +66,7 @@ __all__ = [
     "FlashPackFile",
     "FlashPackMixin",
     "__version__",
+    "__version_tuple__",
     "assign_from_file",
     "commands",
     "constants",
@@ -74,10 +80,13 @@ __all__ = [
     "pack_to_file",
     "patch_integrations",
     "read_flashpack_file_distributed",
+    "release_pinned_pool",
     "save_file",
     "serialization",
     "utils",
     "verify_file",
+    "version",
+    "version_tuple",
 ]
 
 
@@ -90,14 +99,22 @@ def _version() -> str:
         return "0+unknown"
 
 
+def _version_tuple() -> tuple[int | str, ...]:
+    """The version's parts, numbers as such: (0, 5, 0)."""
+    parts = _version().replace("+", ".").split(".")
+    return tuple(int(part) if part.isdecimal() else part for part in parts)
+
+
 def __getattr__(name: str) -> Any:
     value: Any
     if name in _HOMES:
         value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     elif name in _SUBMODULES:
         return importlib.import_module(f".{name}", __name__)  # binds itself as an attribute
-    elif name == "__version__":
+    elif name in ("__version__", "version"):
         value = _version()
+    elif name in ("__version_tuple__", "version_tuple"):
+        value = _version_tuple()
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

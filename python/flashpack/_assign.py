@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ._commit import commit
 from ._distributed import require_single_process
+from ._in_place import fill
 from ._load import load_tensors
 from ._match import Match, check_fit, match_tensors
 from ._options import LoadOptions
@@ -44,18 +45,26 @@ def assign_from_file(
     *,
     eager: bool | None = None,
     verify: bool | None = None,
+    in_place: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Give `model` the weights of a FlashPack file, names matching its parameters and buffers.
 
     Live tensors keep their identity, requires_grad and optimizer references; parameters take the file's
-    dtype. Tensors on the meta device are replaced by real ones, ties kept. Nothing is changed unless
+    dtype. Tensors on the meta device become real ones, ties kept: parameters as the same objects unless
+    something holds weak references or a graph to them, buffers by replacement. Nothing is changed unless
     everything fits.
 
     `device`: default is the model's own, meta counting as cpu. `strict` overrides `strict_params` and
     `strict_buffers`: whether a name that the file lacks is an error; a name that the model lacks is one
     when any of the three is set. `coerce_dtype` casts buffers to the model's dtype instead of refusing.
     `keep_flash_ref_on_model` leaves the blocks and the footer on the model as `_flash_shared_storage` and
-    `_flash_shared_storage_meta`. `eager` and `verify` as in `load_file`.
+    `_flash_shared_storage_meta`. `eager`, `verify` and `progress` as in `load_file`.
+
+    `in_place=True` fills the memory that the model's tensors have already: every data_ptr stays, as CUDA
+    graphs and hot swaps of weights need, and no second copy of the model is made. Shapes and dtypes must be
+    the file's. Bytes go straight to the model, so a read that fails halfway leaves it with some of them;
+    whatever can be checked is checked before the first byte.
 
     Raises ValueError for names, shapes or dtypes that do not fit, FlashPackError or ChecksumError for an
     unsound file, OSError for one that cannot be read, NotImplementedError for more than one rank.
@@ -76,6 +85,9 @@ def assign(model: nn.Module, path: StrPath, options: LoadOptions) -> None:
         text, torch.device("cpu"), ignore=options.ignore, eager=False, verify=False, silent=True
     )
     match = match_tensors(mapped, slots, options, text)
+    if options.in_place:
+        fill(text, match, mapped, device, options)
+        return
     keepsakes: dict[str, Any] = {}
     if options.keep_flash_ref_on_model:
         tensors = _load_whole_blocks(text, device, options, keepsakes)
@@ -110,7 +122,7 @@ def _load_matched(path: str, device: torch.device, options: LoadOptions, match: 
         names=list(match.slots),
         eager=options.eager,
         verify=options.verify,
-        silent=options.silent,
+        silent=options.shown,
     )
 
 
@@ -119,7 +131,7 @@ def _load_whole_blocks(
 ) -> dict[str, Tensor]:
     """Load by blocks, so that what stays on the model is the memory its tensors live in."""
     storage, footer = read_flashpack_file(
-        path, device, silent=options.silent, eager=options.eager, verify=options.verify
+        path, device, silent=options.shown, eager=options.eager, verify=options.verify
     )
     keepsakes["_flash_shared_storage"] = storage
     keepsakes["_flash_shared_storage_meta"] = footer

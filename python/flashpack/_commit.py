@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -30,10 +30,34 @@ def commit(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor], slots: Ite
         changes = _prepare(paired, tensors)
     if changes.live:
         _ops.set_data(changes.live, changes.values)
+        # As load_state_dict: a backward pass that saved the old values must notice.
+        torch.autograd.graph.increment_version(changes.live)
+    _replace(slots, changes.replaced)
+
+
+def _replace(slots: Iterable[Slot], replaced: Mapping[int, Tensor]) -> None:
+    """Put the heirs in their slots; a meta parameter turns into its heir and stays the same object."""
+    placed: dict[int, Tensor] = {}
     for slot in slots:
-        heir = changes.replaced.get(id(slot.tensor))
-        if heir is not None:
-            slot.put(heir)
+        heir = replaced.get(id(slot.tensor))
+        if heir is None:
+            continue
+        if id(heir) not in placed:
+            placed[id(heir)] = slot.tensor if _turned_into(slot.tensor, heir) else heir
+        if placed[id(heir)] is not slot.tensor:
+            slot.put(placed[id(heir)])
+
+
+def _turned_into(old: Tensor, heir: Tensor) -> bool:
+    """Swap a meta parameter with its heir, unless weak references or a graph hold on to it."""
+    if not (isinstance(old, nn.Parameter) and old.is_meta) or type(old) is not type(heir):
+        return False
+    swap: Callable[[Tensor, Tensor], None] = torch.utils.swap_tensors
+    try:
+        swap(old, heir)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _prepare(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor]) -> _Changes:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import _native
 from ._footer import is_flashpack_file
-from ._names import filter_state_dict, name_tuple
+from ._names import filter_state_dict, is_ignored_tensor_name, name_tuple
 from ._paths import StrPath, destination_or, make_parent, refuse_source, text_path, with_suffix
 from ._progress import run
-from ._sources import Sources, check_promises, find_sources
+from ._sources import Sources, check_promises, find_sources, header_dtypes
 from .constants import DEFAULT_ALIGN_BYTES
 from .utils import dtype_to_string, string_to_dtype
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt"})
 _NATIVE_CASTS = frozenset({"float64", "float32", "float16", "bfloat16"})
+_NATIVE_ORIGINS = frozenset({"F64", "F32", "F16"})  # safetensors' names; BF16 is the one without an F
 _DTYPE_ALIASES = {"double": "float64", "float": "float32", "half": "float16"}
 
 
@@ -79,13 +80,21 @@ class _Wishes:
     silent: bool | None
 
     def __post_init__(self) -> None:
-        if self.dtype is not None and not self.native_cast:
+        if self.dtype is not None and self.dtype not in _NATIVE_CASTS:
             string_to_dtype(self.dtype)  # a name that is none fails before any work
 
-    @property
-    def native_cast(self) -> bool:
-        """Whether the native side can do the cast, if there is one."""
-        return self.dtype is None or self.dtype in _NATIVE_CASTS
+    def can_stream(self, sources: Sources) -> bool:
+        """Whether the native side can do it all: files of safetensors, of whose casts it knows every one."""
+        if not sources.are_safetensors:
+            return False
+        if self.dtype is None:
+            return True
+        return self.dtype in _NATIVE_CASTS and not any(
+            dtype.startswith("F") and dtype not in _NATIVE_ORIGINS
+            for file in sources.files
+            for name, dtype in header_dtypes(file)
+            if not is_ignored_tensor_name(name, **self.ignore)
+        )
 
 
 def _dtype_name(dtype: torch.dtype | str | None) -> str | None:
@@ -105,7 +114,7 @@ def _convert_path(
         default = with_suffix(source, _WEIGHT_SUFFIXES, ".flashpack")
     destination = destination_or(default, destination_path)
     refuse_source(destination, sources.files)
-    if sources.are_safetensors and wishes.native_cast:
+    if wishes.can_stream(sources):
         _stream(sources, destination, wishes)
     else:
         _read_and_pack(sources, destination, wishes)

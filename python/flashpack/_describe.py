@@ -8,16 +8,20 @@ from typing import Any
 import click
 
 from ._footer import blocks_of
+from ._printable import printable
 from .constants import FILE_FORMAT_V4
 
 _LISTS = ("macroblocks", "index")
 
 
 def describe(footer: dict[str, Any]) -> Iterator[str]:
-    """Keys and values, then macroblocks (bytes) and, when the footer has it, the index (elements)."""
+    """Keys and values, then macroblocks (bytes) and, when the footer has it, the index (elements).
+
+    What is not printable in the file's own words is escaped.
+    """
     for key, value in footer.items():
         if key not in _LISTS:
-            yield f"{_key(key)}: {_brief(key, value)}"
+            yield f"{_key(key)}: {printable(_brief(key, value))}"
     if footer["format"] == FILE_FORMAT_V4:
         yield f"{_key('macroblocks')}:"
         yield from _macroblocks(footer["macroblocks"])
@@ -27,7 +31,7 @@ def describe(footer: dict[str, Any]) -> Iterator[str]:
 
 
 def _key(text: str) -> str:
-    return click.style(text, fg="green")
+    return click.style(printable(text), fg="green")
 
 
 def _number(value: int) -> str:
@@ -63,5 +67,5 @@ def _index(footer: dict[str, Any]) -> Iterator[str]:
             current = block
             yield f"  {click.style(f'macroblock{block}', fg='cyan')}: {blocks[block].dtype}"
         start, end = record["offset"], record["offset"] + record["length"]
-        name = click.style(record["name"], fg="blue")
+        name = click.style(printable(record["name"]), fg="blue")
         yield f"  {_number(number)}: {start:0{width}}:{end:0{width}} {name} {record['shape']}"

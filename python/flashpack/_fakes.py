@@ -1,7 +1,7 @@
 """Shapes and dtypes of the ops' results for torch.compile and torch.export: read off the real footer.
 
-The path is a constant while tracing, so the file must be there then. The in-place ops have nothing to
-tell: they return nothing and leave shapes as they are.
+The path is a constant while tracing, so the file must be there then. The in-place ops return nothing; what
+would change a shape or dtype is refused, as the trace could not know.
 """
 
 from __future__ import annotations
@@ -23,24 +23,29 @@ def register() -> None:
     """Register every fake; the operator library must be loaded."""
     for name, fake in _FAKES.items():
         torch.library.register_fake(f"flashpack::{name}", fake)
-    for name in ("assign", "set_data", "pack", "verify"):  # not to be dropped for want of results
+    for name in _EFFECTFUL:  # not to be dropped for want of results
         has_side_effect(getattr(torch.ops.flashpack, name).default)
 
 
-def _empty(shape: tuple[int, ...], dtype: str) -> Tensor:
-    return torch.empty(shape, dtype=getattr(torch, dtype))
+def _empty(shape: tuple[int, ...], dtype: str, device: torch.device | None) -> Tensor:
+    return torch.empty(shape, dtype=getattr(torch, dtype), device=device or "cpu")
 
 
 def _footer(path: str) -> str:
     return json.dumps(get_flashpack_file_metadata(path), separators=(",", ":"), ensure_ascii=False)
 
 
-def _load(path: str, names: Sequence[str], **_: Any) -> list[Tensor]:
+def _records(path: str, names: Sequence[str]) -> list[tuple[tuple[int, ...], str]]:
+    """(shape, torch's dtype name) of each of the named records."""
     records = {name: (shape, dtype) for name, shape, dtype in records_of(get_flashpack_file_metadata(path))}
     missing = [name for name in names if name not in records]
     if missing:
         raise ValueError(f"{path}: no tensors named {missing}")
-    return [_empty(*records[name]) for name in names]
+    return [records[name] for name in names]
+
+
+def _load(path: str, names: Sequence[str], *, device: torch.device | None = None, **_: Any) -> list[Tensor]:
+    return [_empty(shape, dtype, device) for shape, dtype in _records(path, names)]
 
 
 def _state_dict(
@@ -49,26 +54,35 @@ def _state_dict(
     ignore_names: Sequence[str] = (),
     ignore_prefixes: Sequence[str] = (),
     ignore_suffixes: Sequence[str] = (),
+    device: torch.device | None = None,
     **_: Any,
 ) -> tuple[list[str], list[Tensor]]:
     records = [
-        (name, _empty(shape, dtype))
+        (name, _empty(shape, dtype, device))
         for name, shape, dtype in records_of(get_flashpack_file_metadata(path))
         if not is_ignored_tensor_name(name, ignore_names, ignore_prefixes, ignore_suffixes)
     ]
     return [name for name, _ in records], [tensor for _, tensor in records]
 
 
-def _blocks(path: str, **_: Any) -> list[Tensor]:
-    return [_empty((block.length,), block.dtype) for block in blocks_of(get_flashpack_file_metadata(path))]
+def _blocks(path: str, *, device: torch.device | None = None, **_: Any) -> list[Tensor]:
+    blocks = blocks_of(get_flashpack_file_metadata(path))
+    return [_empty((block.length,), block.dtype, device) for block in blocks]
 
 
-def _assign(path: str, names: Sequence[str], tensors: Sequence[Tensor], **_: Any) -> None:  # noqa: ARG001
+def _assign(path: str, names: Sequence[str], tensors: Sequence[Tensor], **_: Any) -> None:
     _refuse_meta("assign", tensors)
+    records = [(shape, getattr(torch, dtype)) for shape, dtype in _records(path, names)]
+    _refuse_changes("assign", tensors, records)
+
+
+def _load_into(path: str, names: Sequence[str], tensors: Sequence[Tensor], **_: Any) -> None:  # noqa: ARG001
+    _refuse_meta("load_into", tensors)
 
 
 def _set_data(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     _refuse_meta("set_data", [*tensors, *values])
+    _refuse_changes("set_data", tensors, [(value.shape, value.dtype) for value in values])
 
 
 def _pack(path: str, names: Sequence[str], tensors: Sequence[Tensor], **_: Any) -> None:  # noqa: ARG001
@@ -78,15 +92,45 @@ def _pack(path: str, names: Sequence[str], tensors: Sequence[Tensor], **_: Any) 
 def _refuse_meta(op: str, tensors: Sequence[Tensor]) -> None:
     """torch calls a fake for real meta tensors, too: without this the op would silently do nothing."""
     if any(tensor.is_meta and not isinstance(tensor, FakeTensor) for tensor in tensors):
-        raise RuntimeError(
-            f"flashpack::{op} needs tensors in memory, not on the meta device "
-            '[flashpack:{"errno":null,"kind":"argument","path":null}]'
-        )
+        raise _refusal(f"flashpack::{op} needs tensors in memory, not on the meta device")
+
+
+def _refuse_changes(
+    op: str, tensors: Sequence[Tensor], wanted: Sequence[tuple[Sequence[int], torch.dtype]]
+) -> None:
+    """What is traced after the op goes by the shapes and dtypes that the tensors had before it."""
+    if len(tensors) != len(wanted):
+        raise _refusal(f"flashpack::{op} was given {len(tensors)} tensors for {len(wanted)} values")
+    for tensor, (shape, dtype) in zip(tensors, wanted, strict=True):
+        if tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape):
+            raise _refusal(
+                f"flashpack::{op} cannot be traced where it changes a tensor: "
+                f"{tensor.dtype} {tuple(tensor.shape)} to {dtype} {tuple(shape)}"
+            )
+
+
+def _refusal(message: str) -> RuntimeError:
+    return RuntimeError(f'{message} [flashpack:{{"errno":null,"kind":"argument","path":null}}]')
 
 
 def _verify(path: str, **_: Any) -> int:
-    last = max(blocks_of(get_flashpack_file_metadata(path)), key=lambda block: block.offset_bytes)
+    footer = get_flashpack_file_metadata(path)
+    if footer.get("checksums", {}).get("algorithm") != _ALGORITHM:
+        return 0
+    last = max(blocks_of(footer), key=lambda block: block.offset_bytes)
     return last.offset_bytes + last.length * int(getattr(torch, last.dtype).itemsize)
+
+
+def _pinned_usage() -> list[int]:
+    return [0, 0, 0]
+
+
+def _release_pinned_pool() -> None:
+    """Nothing that a trace could see."""
+
+
+_ALGORITHM = "xxh3_64"  # the only digest that files are checked by
+_EFFECTFUL = ("assign", "load_into", "set_data", "pack", "verify", "release_pinned_pool")
 
 
 _FAKES: dict[str, Callable[..., object]] = {
@@ -95,7 +139,10 @@ _FAKES: dict[str, Callable[..., object]] = {
     "state_dict": _state_dict,
     "blocks": _blocks,
     "assign": _assign,
+    "load_into": _load_into,
     "set_data": _set_data,
     "pack": _pack,
     "verify": _verify,
+    "pinned_usage": _pinned_usage,
+    "release_pinned_pool": _release_pinned_pool,
 }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._footer import get_flashpack_file_metadata
-from ._load import Device, load_tensors, to_device
+from ._load import Device, load_tensors
 from ._paths import StrPath, text_path
 
 
@@ -35,7 +35,9 @@ class TensorSlice:
 class FlashPackFile:
     """An open FlashPack file. Tensors are mapped: what is never touched is never read.
 
-    On the CPU tensors are views of one private mapping: writable, and valid after the file is closed.
+    On the CPU tensors are views of one private mapping: writable, and valid after the file is closed. What
+    is written to one is seen in every later `get_tensor` and `get_slice` of the same name from this handle
+    (and of names tied to it), never in the file or through other handles: clone what is to be changed.
     """
 
     def __init__(self, path: StrPath, *, device: Device = "cpu", verify: bool | None = None) -> None:
@@ -52,8 +54,11 @@ class FlashPackFile:
         return list(self._opened())
 
     def get_tensor(self, name: str) -> Tensor:
-        """The tensor of this name on the handle's device. Raises KeyError for an unknown name."""
-        return to_device([self._find(name)], self._device)[0]
+        """The tensor of this name on the handle's device. Raises KeyError for an unknown name.
+
+        On the CPU it shares the handle's mapping: writes to it are seen by later calls.
+        """
+        return self._find(name).to(self._device)
 
     def get_slice(self, name: str) -> TensorSlice:
         """A handle on part of the tensor. Raises KeyError for an unknown name."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +16,7 @@ from . import _ops
 from ._names import name_tuple
 from ._native import Counter
 from ._paths import StrPath, text_path
-from ._progress import run
+from ._progress import Silent, run
 
 T = TypeVar("T")
 Device = str | int | torch.device
@@ -26,12 +29,15 @@ def load_file(
     names: Iterable[str] | None = None,
     eager: bool | None = None,
     verify: bool | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
     """The tensors of a FlashPack file, in file order, or those of `names` in that order.
 
     On the CPU the default maps the file: nothing is read until it is touched, pages are private to the
     process and writable, the file is never changed. `eager=True` reads every byte into private memory
     now (as FLASHPACK_CPU_PARALLEL_READ=1 does) and verifies checksums unless `verify=False`.
+    On a CUDA device tensors are ready in the order of the current stream, and verified. `progress` is told
+    the bytes read and the bytes in all as a long load goes on; what it raises cancels the load.
     Tensors that are stored once (tied weights) share memory.
 
     Raises FlashPackError or ChecksumError for a file that is not sound, OSError for one that cannot be
@@ -39,7 +45,9 @@ def load_file(
     """
     text = text_path(path)
     wanted = None if names is None else list(dict.fromkeys(name_tuple("names", names)))
-    return load_tensors(text, torch.device(device), names=wanted, eager=eager, verify=verify)
+    return load_tensors(
+        text, torch.device(device), names=wanted, eager=eager, verify=verify, silent=progress or True
+    )
 
 
 def load_tensors(
@@ -50,58 +58,113 @@ def load_tensors(
     ignore: Mapping[str, Sequence[str]] | None = None,
     eager: bool | None = None,
     verify: bool | None = None,
-    silent: bool | None = True,
+    silent: Silent = True,
 ) -> dict[str, Tensor]:
     """Load by name, or everything that is not ignored."""
-    eager = _eager_for(device, eager)
+    native = _native_device(device)
 
     def work(counter: Counter | None) -> dict[str, Tensor]:
         if names is None:
-            return _ops.state_dict(path, ignore or {}, eager=eager, verify=verify, counter=counter)
-        tensors = _ops.load(path, names, eager=eager, verify=verify, counter=counter)
+            return _ops.state_dict(
+                path, ignore or {}, device=native, eager=eager, verify=verify, counter=counter
+            )
+        tensors = _ops.load(path, names, device=native, eager=eager, verify=verify, counter=counter)
         return dict(zip(names, tensors, strict=True))
 
-    loaded = run_load(work, path, eager=eager, verify=verify, silent=silent)
-    return dict(zip(loaded, to_device(list(loaded.values()), device), strict=True))
+    loaded = run_load(work, path, native, eager=eager, verify=verify, silent=silent)
+    return dict(zip(loaded, _to_device(list(loaded.values()), device), strict=True))
 
 
 def load_blocks(
-    path: str, device: torch.device, *, eager: bool | None, verify: bool | None, silent: bool | None
+    path: str, device: torch.device, *, eager: bool | None, verify: bool | None, silent: Silent
 ) -> list[Tensor]:
     """The macroblocks of the file, each a 1-D tensor on `device`."""
-    eager = _eager_for(device, eager)
+    native = _native_device(device)
     blocks = run_load(
-        lambda counter: _ops.blocks(path, eager=eager, verify=verify, counter=counter),
+        lambda counter: _ops.blocks(path, device=native, eager=eager, verify=verify, counter=counter),
         path,
+        native,
         eager=eager,
         verify=verify,
         silent=silent,
     )
-    return to_device(blocks, device)
+    return _to_device(blocks, device)
+
+
+def load_into(path: str, tensors: Mapping[str, Tensor], *, verify: bool | None, silent: Silent) -> None:
+    """Fill the memory of `tensors`, all on one device, with the records of their names, shapes and dtypes."""
+    names, given = list(tensors), list(tensors.values())
+    run_load(
+        lambda counter: _ops.load_into(path, names, given, verify=verify, counter=counter),
+        path,
+        given[0].device if given else torch.device("cpu"),
+        eager=True,
+        verify=verify,
+        silent=silent,
+    )
 
 
 def run_load(
     work: Callable[[Counter | None], T],
     path: str,
+    device: torch.device,
     *,
     eager: bool | None,
     verify: bool | None,
-    silent: bool | None,
+    silent: Silent,
 ) -> T:
-    """Run a load with progress; one that only maps the file has nothing to show."""
-    reads = eager is not False or bool(verify)
+    """Run a load to `device` with progress; one that only maps the file has nothing to show."""
+    on_cuda = device.type == "cuda"
+    reads = on_cuda or eager is not False or bool(verify)
     size = Path(path).stat().st_size if reads else 0
-    return run(work, label="Loading", size=size, silent=silent)
+    result = run(_on_callers_stream(work, device), label="Loading", size=size, silent=silent)
+    if on_cuda:
+        _warn_of_pageable_memory()
+    return result
 
 
-def _eager_for(device: torch.device, eager: bool | None) -> bool | None:
-    """Bytes bound for another device are all needed now; a mapping would only fault them in one by one."""
-    return True if eager is None and device.type not in ("cpu", "meta") else eager
+def _native_device(device: torch.device) -> torch.device:
+    """Where the native side loads to: CUDA or the CPU, from where `_to_device` goes on."""
+    if device.type != "cuda":
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
 
 
-def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+def _on_callers_stream(
+    work: Callable[[Counter | None], T], device: torch.device
+) -> Callable[[Counter | None], T]:
+    """`work` in the order of this thread's current stream, whatever thread runs it."""
+    if device.type != "cuda":
+        return work
+    caller, stream = threading.get_ident(), torch.cuda.current_stream(device)
+
+    def on_stream(counter: Counter | None) -> T:
+        if threading.get_ident() != caller:
+            # For good, as the thread is for this load alone: `with torch.cuda.stream` would end by selecting
+            # the device that was current before, which makes a context there.
+            torch.cuda.set_stream(stream)
+        return work(counter)
+
+    return on_stream
+
+
+@functools.cache
+def _warn_once_of_pageable_memory() -> None:
+    warnings.warn(
+        "flashpack: memory could not be pinned (see `ulimit -l`): loads to the device copy more slowly",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _warn_of_pageable_memory() -> None:
+    if _ops.pinned_usage().pageable:
+        _warn_once_of_pageable_memory()
+
+
+def _to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """`tensors` on `device`; those that are the same memory stay the same memory."""
-    if device.type == "cpu":
+    if device.type in ("cpu", "cuda"):  # where the native side put them
         return list(tensors)
     return duplicate(tensors, lambda tensor: tensor.to(device))
 

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ._errors import from_native
+from ._errors import FlashPackError, from_native
 
 LIBRARY_FOLDER = Path(__file__).with_name("_lib")
 
@@ -60,5 +60,13 @@ def call(op: str, progress: Counter | None = None, **fields: object) -> Any:
     finally:
         library.flashpack_free(reply, length)
     if status == 0:
-        return json.loads(text)
+        return _decoded(text, fields.get("path"))
     raise from_native(text) or RuntimeError(f"flashpack {op}: {text or 'failed without a message'}")
+
+
+def _decoded(text: str, path: object) -> Any:
+    """The reply's JSON. A footer can be sound JSON and still more than Python's decoder is ready to take."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # integers of thousands of digits, nesting without end
+        raise FlashPackError(f"{path}: what the file says of itself cannot be decoded: {error}") from None

@@ -8,7 +8,7 @@ under `torch.inference_mode()` stays trainable, and a load behaves alike in this
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,34 +39,76 @@ _load_library()
 
 
 def load(
-    path: str, names: Sequence[str], *, eager: bool | None, verify: bool | None, counter: Counter | None
+    path: str,
+    names: Sequence[str],
+    *,
+    device: torch.device,
+    eager: bool | None,
+    verify: bool | None,
+    counter: Counter | None,
 ) -> list[Tensor]:
-    """The named tensors, in the order of `names`. Identical ranges of the file share memory."""
+    """The named tensors on `device`, in the order of `names`. Identical ranges of the file share memory."""
     tensors: list[Tensor] = _run(
-        "load", path, list(names), eager=eager, verify=verify, progress=_progress(counter)
+        "load", path, list(names), device=device, eager=eager, verify=verify, progress=_progress(counter)
     )
     return tensors
+
+
+def load_into(
+    path: str,
+    names: Sequence[str],
+    tensors: Sequence[Tensor],
+    *,
+    verify: bool | None,
+    counter: Counter | None,
+) -> None:
+    """Fill the memory of `tensors`, all on one device, with the named records of equal shape and dtype."""
+    _run("load_into", path, list(names), list(tensors), verify=verify, progress=_progress(counter))
 
 
 def state_dict(
     path: str,
     ignore: Mapping[str, Sequence[str]],
     *,
+    device: torch.device,
     eager: bool | None,
     verify: bool | None,
     counter: Counter | None,
 ) -> dict[str, Tensor]:
     """Every tensor whose name is not ignored, in file order. `ignore` holds ignore_names and the like."""
     names, tensors = _run(
-        "state_dict", path, **ignore, eager=eager, verify=verify, progress=_progress(counter)
+        "state_dict", path, **ignore, device=device, eager=eager, verify=verify, progress=_progress(counter)
     )
     return dict(zip(names, tensors, strict=True))
 
 
-def blocks(path: str, *, eager: bool | None, verify: bool | None, counter: Counter | None) -> list[Tensor]:
+def blocks(
+    path: str, *, device: torch.device, eager: bool | None, verify: bool | None, counter: Counter | None
+) -> list[Tensor]:
     """One 1-D tensor per macroblock."""
-    result: list[Tensor] = _run("blocks", path, eager=eager, verify=verify, progress=_progress(counter))
+    result: list[Tensor] = _run(
+        "blocks", path, device=device, eager=eager, verify=verify, progress=_progress(counter)
+    )
     return result
+
+
+class PinnedUsage(NamedTuple):
+    """Pinned staging memory of the process, in bytes; `pageable`: some of it could not be pinned."""
+
+    bytes: int
+    peak_bytes: int
+    pageable: bool
+
+
+def pinned_usage() -> PinnedUsage:
+    """What the pool of staging buffers holds."""
+    held, peak, pageable = _run("pinned_usage")
+    return PinnedUsage(held, peak, bool(pageable))
+
+
+def release_pinned_pool() -> None:
+    """Free the staging buffers that no load is using."""
+    _run("release_pinned_pool")
 
 
 def set_data(tensors: list[Tensor], values: list[Tensor]) -> None:
@@ -111,7 +153,14 @@ def _run(name: str, *args: Any, **options: Any) -> Any:
         with torch.inference_mode(False):
             return getattr(torch.ops.flashpack, name)(*args, **options)
     except RuntimeError as error:
-        translated = from_native(str(error))
+        translated = from_native(str(error)) or _out_of_memory(str(error))
         if translated is None:
             raise
         raise translated from None
+
+
+def _out_of_memory(text: str) -> torch.OutOfMemoryError | None:
+    """torch's own exception for a full device, which comes out of the stable ABI as a RuntimeError."""
+    if "CUDA out of memory" not in text:
+        return None
+    return torch.OutOfMemoryError(text.partition(" (originally from ")[0])

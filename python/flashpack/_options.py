@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from ._names import is_ignored_tensor_name, name_tuple
+from ._progress import Silent
 from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ class LoadOptions:
 
     `num_streams` and `chunk_bytes` (bytes) are 0.4.5's tuning knobs: checked, else unused.
     `eager`: True reads every byte into private memory, False maps the file, None asks the environment.
-    `verify`: check the file's checksums while loading; None means just when eager.
+    `verify`: check the file's checksums while loading; None means unless it only maps the file.
+    `progress`: called with the bytes done and the bytes in all, instead of a bar.
+    `in_place`: fill the memory that the model's tensors have, instead of giving them other memory.
     """
 
     device: str | int | torch.device | None = None
@@ -45,6 +48,8 @@ class LoadOptions:
     coerce_dtype: bool = False
     eager: bool | None = None
     verify: bool | None = None
+    in_place: bool = False
+    progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
         for option in ("ignore_names", "ignore_prefixes", "ignore_suffixes"):
@@ -90,6 +95,11 @@ class LoadOptions:
     def demands_buffers(self) -> bool:
         """A persistent buffer that the file lacks is an error."""
         return self.strict_buffers if self.strict is None else self.strict
+
+    @property
+    def shown(self) -> Silent:
+        """How the load shows its progress."""
+        return self.progress or self.silent
 
     @property
     def surely_maps(self) -> bool:

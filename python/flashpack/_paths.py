@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import os
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 StrPath: TypeAlias = str | os.PathLike[str]
+
+_KEPT_NAME_BYTES = 180  # of a file system's 255: what a temporary name keeps of the destination's
 
 
 def text_path(path: StrPath) -> str:
@@ -62,20 +65,38 @@ def replacing(destination: Path) -> Iterator[Path]:
     """Yield a fresh sibling file to fill; it replaces `destination` only when the block succeeds.
 
     A symbolic link is followed. The mode is that of the file replaced, else the umask's (tempfile's 0600
-    would be neither).
+    would be neither). Raises OSError, also for a destination that is no regular file.
     """
     target = destination.resolve()
-    prefix = f".{target.name}.flashpack-tmp-"
+    _refuse_irregular(target)
+    prefix = f".{_shortened(target.name)}.flashpack-tmp-"
     _remove_abandoned(target.parent, prefix)
     temporary = target.with_name(f"{prefix}{secrets.token_hex(8)}")
     with temporary.open("xb") as lock, _cleaning_up(temporary):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError):  # without locks (some network file systems) abandoned files stay
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with suppress(FileNotFoundError):
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         yield temporary
         _sync(temporary)
         temporary.replace(target)
     _sync(target.parent)
+
+
+def _refuse_irregular(target: Path) -> None:
+    """Folders cannot be replaced by a file, device nodes and pipes must not be."""
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "cannot write: is not a regular file", str(target))
+
+
+def _shortened(name: str) -> str:
+    """`name`, cut between characters where it is too long to become part of another name."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= _KEPT_NAME_BYTES:
+        return name
+    return encoded[:_KEPT_NAME_BYTES].decode(errors="ignore")
 
 
 @contextmanager

@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from ._native import Counter, new_counter
 
 T = TypeVar("T")
+
+# How much of its progress a call shows; see `run`.
+Silent: TypeAlias = bool | Callable[[int, int], None] | None
 
 # Below this a call is over before a bar could show or a thread would pay.
 INLINE_BYTES = 64 << 20
@@ -24,26 +27,33 @@ _POLL_SECONDS = 0.1
 _QUIET_SECONDS = 1.0
 
 
-def run(work: Callable[[Counter | None], T], *, label: str, size: int, silent: bool | None) -> T:
+def run(work: Callable[[Counter | None], T], *, label: str, size: int, silent: Silent) -> T:
     """Return `work(counter)`, with a progress bar once it has taken over a second.
 
     `size` is the number of bytes to go through: small calls run inline, with no counter. `silent`: True
-    shows nothing, False always shows the bar, None shows it on a terminal. KeyboardInterrupt cancels the
-    native call, waits until it has cleaned up, and is raised again.
+    shows nothing, False always shows the bar, None shows it on a terminal, and a callable is told the bytes
+    done and the bytes in all, ten times a second and at the end. KeyboardInterrupt, or what the callable
+    raises, cancels the native call, waits until it has cleaned up, and is raised again.
     """
     if size < INLINE_BYTES:
-        return work(None)
+        result = work(None)
+        if callable(silent):
+            silent(size, size)
+        return result
     counter = new_counter()
     future: Future[T] = Future()
     thread = threading.Thread(target=_settle, args=(future, lambda: work(counter)), name="flashpack")
     try:
         thread.start()  # inside: an interrupt can find it started and us not yet back
-        _watch(future, counter, label, _wants_bar(silent))
+        _watch(future, counter, label, silent)
     except BaseException:
         counter[2] = 1
         _wait_through_interrupts(thread)
         raise
-    return future.result()
+    result = future.result()
+    if callable(silent):
+        silent(counter[1], counter[1])
+    return result
 
 
 def _settle(future: Future[T], body: Callable[[], T]) -> None:
@@ -55,12 +65,15 @@ def _settle(future: Future[T], body: Callable[[], T]) -> None:
         future.set_result(result)
 
 
-def _wants_bar(silent: bool | None) -> bool:
+def _wants_bar(silent: Silent) -> bool:
+    if callable(silent):
+        return False
     return sys.stderr.isatty() if silent is None else not silent
 
 
-def _watch(future: Future[Any], counter: Counter, label: str, wants_bar: bool) -> None:
+def _watch(future: Future[Any], counter: Counter, label: str, silent: Silent) -> None:
     started = time.monotonic()
+    wants_bar = _wants_bar(silent)
     bar: Any = None
     try:
         while not wait([future], _POLL_SECONDS).done:
@@ -68,6 +81,8 @@ def _watch(future: Future[Any], counter: Counter, label: str, wants_bar: bool) -
                 bar = _new_bar(label)
             if bar is not None:
                 _update(bar, counter)
+            if callable(silent):
+                silent(counter[0], counter[1])
     finally:
         if bar is not None:
             _update(bar, counter)

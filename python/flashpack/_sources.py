@@ -11,8 +11,10 @@ from typing import Any
 
 _STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
 _SAFETENSORS = ".safetensors"
+_METADATA = "__metadata__"  # the one key of a header that is no tensor
 _TORCH = ".bin"
 _HEADER_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def _from_index(folder: Path, index: str, present: set[str]) -> Sources:
 def _weight_map(path: Path) -> dict[str, str]:
     try:
         content: Any = json.loads(path.read_text("utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
         raise ValueError(f"{path}: not a valid index: {error}") from None
     weights = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not weights or not all(isinstance(v, str) for v in weights.values()):
@@ -120,13 +122,28 @@ def refuse_broken_promises(sources: Sources, held: dict[str, set[str]]) -> None:
 
 
 def header_names(path: Path) -> Iterator[str]:
-    """The tensor names in a safetensors header. Raises ValueError when it is cut short or not JSON."""
+    """The tensor names in a safetensors header. Raises ValueError when it is none."""
+    return (name for name in _header(path) if name != _METADATA)
+
+
+def header_dtypes(path: Path) -> Iterator[tuple[str, str]]:
+    """(name, safetensors' dtype name or nothing) of every tensor. Raises as `header_names`."""
+    for name, entry in _header(path).items():
+        if name != _METADATA:
+            yield name, str(entry.get("dtype", "")) if isinstance(entry, dict) else ""
+
+
+def _header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_HEADER_LENGTH_BYTES), "little")
         if length > path.stat().st_size - _HEADER_LENGTH_BYTES:
             raise ValueError(f"{path}: not a safetensors file: its header runs past its end")
+        if length > _MAX_HEADER_BYTES:
+            raise ValueError(f"{path}: not a safetensors file: its header has {length} bytes")
         try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
+            header: Any = json.loads(file.read(length))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not a safetensors file: {error}") from None
-    return (name for name in header if name != "__metadata__")
+    if not isinstance(header, dict):
+        raise ValueError(f"{path}: not a safetensors file: its header is a JSON {type(header).__name__}")
+    return header

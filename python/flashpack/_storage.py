@@ -14,6 +14,7 @@ from ._footer import get_flashpack_file_metadata
 from ._load import Device, load_blocks, load_tensors
 from ._names import is_ignored_tensor_name
 from ._paths import StrPath, text_path
+from ._progress import Silent
 from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 
 
@@ -41,7 +42,7 @@ def read_flashpack_file(
     device: Device = "cpu",
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,  # noqa: ARG001 (0.4.5's signature)
     num_streams: int = DEFAULT_NUM_STREAMS,  # noqa: ARG001 (0.4.5's signature)
-    silent: bool | None = True,
+    silent: Silent = True,
     metadata: dict[str, Any] | None = None,
     *,
     eager: bool | None = None,
@@ -68,7 +69,7 @@ def iterate_from_flash_tensor(
 
     `metadata` is any footer-like dict: every record is checked against its block before the first view
     is handed out. Raises ValueError for misaligned records, records past their block, shapes that do not
-    match their length and macroblocks that do not exist.
+    match their length and macroblocks that do not exist. Records without elements may lie anywhere.
     """
     blocks = flash_tensor.blocks if isinstance(flash_tensor, FlashTensorStorage) else [flash_tensor]
     _check_alignment(metadata, blocks)
@@ -77,8 +78,13 @@ def iterate_from_flash_tensor(
     for record in metadata["index"]:
         name = record["name"]
         if not is_ignored_tensor_name(name, ignore_names, ignore_prefixes, ignore_suffixes):
-            flat = _block_of(record, blocks).narrow(0, record["offset"], record["length"])
-            yield name, flat.view(record["shape"])
+            yield name, _view(record, _block_of(record, blocks))
+
+
+def _view(record: Mapping[str, Any], block: Tensor) -> Tensor:
+    if record["length"] == 0:
+        return block.new_empty(record["shape"])
+    return block.narrow(0, record["offset"], record["length"]).view(record["shape"])
 
 
 def _block_of(record: Mapping[str, Any], blocks: list[Tensor]) -> Tensor:
@@ -97,7 +103,7 @@ def _check_alignment(metadata: Mapping[str, Any], blocks: list[Tensor]) -> None:
     bad = []
     for record in metadata["index"]:
         item = _block_of(record, blocks).element_size()
-        if record["offset"] % (align_bytes // math.gcd(align_bytes, item)):
+        if record["length"] and record["offset"] % (align_bytes // math.gcd(align_bytes, item)):
             bad.append(record["name"])
     if bad:
         raise ValueError(f"{len(bad)} index entries are misaligned (e.g., {', '.join(bad[:3])}).")
@@ -106,7 +112,8 @@ def _check_alignment(metadata: Mapping[str, Any], blocks: list[Tensor]) -> None:
 def _check_bounds(record: Mapping[str, Any], block: Tensor) -> None:
     name, shape = record["name"], record["shape"]
     offset, length = record["offset"], record["length"]
-    if min(offset, length, *shape, 0) < 0 or offset + length > block.numel():
+    outside = length and (offset < 0 or offset + length > block.numel())
+    if min(length, *shape, 0) < 0 or outside:
         raise ValueError(
             f"record {name!r}: elements {offset}..{offset + length} lie outside its block of {block.numel()}"
         )

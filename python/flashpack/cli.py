@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ from typing import Any
 
 import click
 
+from ._printable import printable
+
+_LAYOUT = "\n\t"
 _VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Show progress and, on failure, the traceback.")
 
 
@@ -22,12 +26,18 @@ def _reporting_errors(verbose: bool = False) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 (the last line of defence before the user)
         if verbose:
             traceback.print_exc()
-        click.secho(f"Error: {error}", fg="red", err=True)
+        click.secho(f"Error: {printable(error, sys.stderr.encoding, keep=_LAYOUT)}", fg="red", err=True)
         raise SystemExit(1) from None
 
 
 def _succeed(message: str) -> None:
-    click.secho(f"Success: {message}", fg="green")
+    click.secho(f"Success: {printable(message, sys.stdout.encoding)}", fg="green")
+
+
+def _encodable(text: str) -> str:
+    """`text`, styles and all, with escapes for what standard output has no code for."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _silence(verbose: bool) -> bool | None:
@@ -88,7 +98,7 @@ def metadata(path: str, show_index: bool, as_json: bool) -> None:
         footer = get_flashpack_file_metadata(path)
         if not show_index:
             del footer["index"]
-        click.echo(json.dumps(footer, indent=2) if as_json else "\n".join(describe(footer)))
+        click.echo(json.dumps(footer, indent=2) if as_json else _encodable("\n".join(describe(footer))))
 
 
 @main.command()

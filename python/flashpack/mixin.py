@@ -29,7 +29,8 @@ class FlashPackMixin:
     """Mix into an nn.Module class, before or after nn.Module.
 
     Class attributes: `flashpack_init_method` names a classmethod to build the model with instead of the
-    class itself; `flashpack_coerce_dtype` and `flashpack_ignore_*` are defaults for loading.
+    class itself; `flashpack_coerce_dtype` and `flashpack_ignore_*` are defaults for loading, for where the
+    caller gives nothing or None.
     """
 
     flashpack_coerce_dtype: ClassVar[bool] = False
@@ -84,7 +85,8 @@ class FlashPackMixin:
     @classmethod
     def _options(cls, arguments: dict[str, Any]) -> LoadOptions:
         for name in ("ignore_names", "ignore_prefixes", "ignore_suffixes", "coerce_dtype"):
-            arguments[name] = arguments.get(name) or getattr(cls, f"flashpack_{name}")
+            if arguments.get(name) is None:
+                arguments[name] = getattr(cls, f"flashpack_{name}")
         return LoadOptions.pick(arguments)
 
     @classmethod

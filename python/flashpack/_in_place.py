@@ -1,0 +1,53 @@
+"""Loading into the memory that a model's tensors have already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ._load import load_into, load_tensors
+from ._match import Match
+from ._options import LoadOptions
+
+
+def fill(
+    path: str, match: Match, mapped: Mapping[str, Tensor], device: torch.device, options: LoadOptions
+) -> None:
+    """Load the matched records into their tensors' memory.
+
+    Raises ValueError, before anything changes, where that cannot take the record: on another device, of
+    another dtype.
+    """
+    if options.keep_flash_ref_on_model:
+        raise ValueError("in_place=True makes no storage that keep_flash_ref_on_model could keep")
+    targets: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, slot in match.slots.items():
+        tensor = slot.tensor
+        if tensor.device.type != device.type or device.index not in (None, tensor.device.index):
+            raise ValueError(
+                f"{path}: record {name!r} is for {device}, but the model's tensor is on {tensor.device}: "
+                "in_place=True moves nothing"
+            )
+        if tensor.dtype != mapped[name].dtype:
+            raise ValueError(
+                f"{path}: record {name!r} is {mapped[name].dtype}, but the model's tensor is {tensor.dtype}: "
+                "in_place=True casts nothing"
+            )
+        if id(tensor) not in seen:  # a tied tensor is filled once, under its first name
+            seen.add(id(tensor))
+            targets[name] = tensor.detach()
+    direct = {name: tensor for name, tensor in targets.items() if tensor.is_contiguous()}
+    try:
+        load_into(path, direct, verify=options.verify, silent=options.shown)
+    finally:  # also half a load: a backward pass that saved the old values must notice
+        torch.autograd.graph.increment_version([each for each in direct.values() if not each.is_inference()])
+    strided = [name for name in targets if name not in direct]
+    if strided:  # channels_last and the like: through a row-major copy
+        loaded = load_tensors(
+            path, targets[strided[0]].device, names=strided, eager=True, verify=options.verify, silent=True
+        )
+        for name in strided:
+            targets[name].copy_(loaded[name])
