@@ -791,3 +791,43 @@ def test_parametrized_modules(path: Path) -> None:
 def test_a_distributed_load_by_one_rank_is_an_ordinary_one(packed: Path, source: Small, model: Small) -> None:
     flashpack.assign_from_file(model, packed, use_distributed_loading=True, world_size=1, rank=0)
     assert_same(model.state_dict(), source.state_dict())
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["swapped", "filled"])
+def test_a_graph_that_saved_the_old_values_notices(in_place: bool, path: Path) -> None:
+    model = nn.Linear(3, 2)
+    flashpack.save_file(model, path)
+    inputs = torch.ones(1, 3, requires_grad=True)
+    before = model(inputs).sum()
+    flashpack.assign_from_file(model, path, in_place=in_place)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        before.backward()
+    model(inputs).sum().backward()
+    assert model.weight.grad is not None
+
+
+def test_meta_parameters_stay_the_same_objects(path: Path) -> None:
+    flashpack.save_file(nn.Linear(3, 2), path)
+    with torch.device("meta"):
+        model = nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
+    weight, bias = model.weight, model.bias
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    flashpack.assign_from_file(model, path)
+    assert (model.weight is weight, model.bias is bias) == (True, True)
+    assert (weight.requires_grad, bias.requires_grad, weight.is_meta) == (True, False, False)
+    old = weight.detach().clone()
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert torch.equal(model.weight, old - 1)
+
+
+def test_a_meta_parameter_with_a_weak_reference_is_replaced(path: Path) -> None:
+    flashpack.save_file({"weight": torch.ones(2, 3)}, path)
+    model = nn.Linear(3, 2, bias=False, device="meta")
+    old = model.weight
+    reference = weakref.ref(old)
+    flashpack.assign_from_file(model, path)
+    assert reference() is old
+    assert old.is_meta
+    assert model.weight.eq(1).all()

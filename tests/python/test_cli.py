@@ -22,6 +22,7 @@ import torch
 from click.testing import CliRunner, Result
 from flashpack.__main__ import main
 from helpers import (
+    MAGIC,
     MIB,
     assert_same,
     bits,
@@ -30,7 +31,9 @@ from helpers import (
     noise,
     place_of,
     read_footer,
+    read_payload,
     without_checksums,
+    write_file,
 )
 from processes import TIMEOUT_SECONDS, environment, python, succeed
 from safetensors.torch import load_file, save_file
@@ -495,3 +498,36 @@ def test_the_functions_behind_it_print_nothing(
     given = source if entry is flashpack.commands.convert_to_flashpack else packed
     assert entry(given, source.with_name("out.safetensors")) == str(source.with_name("out.safetensors"))
     assert capfd.readouterr() == ("", "")
+
+
+def test_metadata_sends_no_control_sequences(path: Path) -> None:
+    flashpack.save_file({"a\x1b[2J": torch.ones(1)}, path, metadata={"k\x1b]0;t\x07": "v\x9b"})
+    footer = {**read_footer(path), "odd\x1b[31m": "\x1b[0m\x7f"}
+    footer.pop("checksums")
+    write_file(path, read_payload(path), footer)
+    for flags in ([], ["-j"]):
+        done = run("metadata", "-i", *flags, path)
+        assert done.exit_code == 0, done.output
+        assert not set("\x1b\x07\x9b") & set(done.output)
+        assert "u001b" in done.output or "x1b" in done.output
+
+
+def test_metadata_where_the_terminal_has_no_code_for_it(path: Path) -> None:
+    flashpack.save_file({"层": torch.ones(1)}, path)
+    shown = succeed(
+        python("-m", "flashpack", "metadata", "-i", path, env=environment(PYTHONIOENCODING="ascii"))
+    )
+    assert "\\u5c42" in shown
+
+
+@pytest.mark.parametrize("odd", ["9" * 5000, "[" * 50_000 + "]" * 50_000], ids=["digits", "nesting"])
+def test_a_footer_that_python_cannot_decode(path: Path, odd: str) -> None:
+    flashpack.save_file({"a": torch.ones(1)}, path)
+    footer = read_footer(path)
+    del footer["checksums"]
+    text = (json.dumps(footer)[:-1] + f', "odd": {odd}}}').encode()
+    path.write_bytes(read_payload(path) + text + len(text).to_bytes(8, "little") + MAGIC)
+    with pytest.raises(flashpack.FlashPackError, match=re.escape(str(path))):
+        flashpack.get_flashpack_file_metadata(path)
+    assert not flashpack.is_flashpack_file(path)
+    assert run("metadata", path).exit_code == 1

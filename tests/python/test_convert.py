@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import pickle
@@ -894,3 +896,63 @@ def test_large_files_stream_through(large: Path) -> None:
         assert size < destination.stat().st_size < size + MIB
         if destination is not packed:
             destination.unlink()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=dtype_id)
+def test_casts_from_what_only_torch_reads(tmp_path: Path, path: Path, dtype: torch.dtype) -> None:
+    given = {
+        "a": torch.randn(4, 3).to(torch.float8_e4m3fn),
+        "b": torch.randn(3),
+        "steps": torch.tensor(2301),
+    }
+    save_file(given, tmp_path / "fp8.safetensors")
+    convert_to_flashpack(tmp_path / "fp8.safetensors", path, dtype_id(dtype))
+    expected = {
+        name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()
+    }
+    assert_same(flashpack.load_file(path), expected)
+
+
+def test_a_header_beyond_safetensors_own_limit_is_not_read(tmp_path: Path, path: Path) -> None:
+    source = tmp_path / "huge.safetensors"
+    with source.open("wb") as file:
+        file.write(struct.pack("<Q", 100_000_001))
+        file.truncate(1 << 28)
+    with pytest.raises(ValueError, match=f"{re.escape(str(source))}: .* 100000001 bytes"):
+        convert_to_flashpack(source, path, "float16")
+
+
+@pytest.mark.parametrize(
+    "text", [b"[]", b"7", b"null", b"[" * 100_000], ids=["list", "number", "null", "deep"]
+)
+def test_a_header_that_is_no_object(tmp_path: Path, path: Path, text: bytes) -> None:
+    source = tmp_path / "odd.safetensors"
+    source.write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(ValueError, match=re.escape(f"{source}: not a safetensors file")):
+        convert_to_flashpack(source, path, "float16")
+
+
+def test_revert_refuses_what_is_no_regular_file(packed: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "out.pt"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="is not a regular file") as caught:
+        revert_from_flashpack(packed, pipe)
+    assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, str(pipe))
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("name", ["n" * 252 + ".pt", "é" * 126 + ".pt"], ids=["ascii", "utf-8"])
+def test_revert_to_a_very_long_name(packed: Path, tmp_path: Path, name: str) -> None:
+    revert_from_flashpack(packed, tmp_path / name)
+    assert_same(torch.load(tmp_path / name), some_tensors())
+
+
+def test_revert_where_there_are_no_locks(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    revert_from_flashpack(packed, tmp_path / "out.pt")
+    assert_same(torch.load(tmp_path / "out.pt"), some_tensors())

@@ -201,6 +201,7 @@ ATTRIBUTES = {
     "flashpack": [
         *("pack_to_file", "assign_from_file", "is_flashpack_file", "get_flashpack_file_metadata"),
         *("read_flashpack_file_distributed", "FlashPackMixin", "patch_integrations", "__version__"),
+        *("version", "__version_tuple__", "version_tuple"),
         *("load_file", "save_file", "open", "verify_file", "serialization", "mixin"),
     ],
     "flashpack.serialization": ["pack_to_file"],
@@ -464,3 +465,9 @@ def test_what_cannot_be_read_is_an_io_error(path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         flashpack.get_flashpack_file_metadata(path)
     assert listing(path.parent) == {path.name}
+
+
+def test_the_version_under_each_of_its_names() -> None:
+    assert flashpack.version == flashpack.__version__
+    assert flashpack.version_tuple == flashpack.__version_tuple__
+    assert ".".join(map(str, flashpack.version_tuple)) == flashpack.version.replace("+", ".")

@@ -711,3 +711,21 @@ def test_loaded_tensors_are_saved_and_shared_one_by_one(path: Path, eager: bool)
     assert_same(torch.load(path.with_suffix(".pt")), tensors)
     torch.save(loaded["small"], path.with_suffix(".small"))
     assert path.with_suffix(".small").stat().st_size < 10_000
+
+
+def test_records_without_elements_may_lie_anywhere() -> None:
+    footer = {"align_bytes": 128, "index": [{"name": "a", "offset": 1001, "length": 0, "shape": [0, 4]}]}
+    views = dict(deserialization.iterate_from_flash_tensor(torch.ones(8), footer))
+    assert_same(views, {"a": torch.empty(0, 4)})
+    footer["index"][0]["shape"] = [4]
+    with pytest.raises(ValueError, match="does not have 0 elements"):
+        list(deserialization.iterate_from_flash_tensor(torch.ones(8), footer))
+
+
+def test_a_handle_shows_what_was_written_to_its_tensors(path: Path) -> None:
+    flashpack.save_file({"a": torch.zeros(2)}, path)
+    with flashpack.open(path) as file, flashpack.open(path) as other:
+        file.get_tensor("a").fill_(1)
+        assert file.get_tensor("a").eq(1).all()
+        assert other.get_tensor("a").eq(0).all()
+    assert flashpack.load_file(path)["a"].eq(0).all()

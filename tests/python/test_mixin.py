@@ -373,3 +373,14 @@ def test_models_nest(path: Path) -> None:
     source.inner, source.fc = inner, nn.Linear(2, 2)
     flashpack.pack_to_file(source, path)
     assert_same(Outer.from_flashpack(path).state_dict(), source.state_dict())
+
+
+def test_explicit_nothing_overrides_class_attributes(path: Path) -> None:
+    flashpack.save_file({"weight": torch.ones(2), "scale": torch.ones(2), "skipped": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match="skipped"):
+        Choosy.from_flashpack(path, ignore_names=[])
+    Choosy.from_flashpack(path, ignore_names=None)
+    flashpack.save_file({"weight": torch.ones(2), "scale": torch.ones(2).double()}, path)
+    with pytest.raises(ValueError, match="scale"):
+        Choosy.from_flashpack(path, coerce_dtype=False)
+    Choosy.from_flashpack(path, coerce_dtype=None)

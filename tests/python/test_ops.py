@@ -27,6 +27,7 @@ from helpers import (
     read_footer,
     read_payload,
     run_python,
+    write_file,
 )
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -286,8 +287,9 @@ def test_an_interrupt_waits_for_the_worker_and_leaves_nothing(
 def test_the_cancelled_op_is_an_interrupt_in_python(packed: str) -> None:
     counter = new_counter()
     counter[2] = 1
+    on_cpu = torch.device("cpu")
     with pytest.raises(KeyboardInterrupt):
-        _ops.state_dict(packed, {}, eager=True, verify=None, counter=counter)
+        _ops.state_dict(packed, {}, device=on_cpu, eager=True, verify=None, counter=counter)
 
 
 @pytest.mark.parametrize("silent", [True, False, None])
@@ -530,3 +532,84 @@ def test_an_exported_program_assigns(packed: str, tensors: dict[str, Tensor]) ->
     x = torch.randn(4, 3)
     program = torch.export.export(Model(), (x,))
     assert torch.equal(program.module()(x), x @ tensors["fc.weight"].t())
+
+
+@pytest.mark.parametrize("stored", [torch.ones(4, dtype=torch.int64), torch.ones(4).half(), torch.ones(5)])
+def test_assign_changes_nothing_when_the_last_tensor_does_not_fit(stored: Tensor, path: Path) -> None:
+    flashpack.save_file({"a": torch.ones(4), "b": stored}, path)
+    first, last = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
+    with pytest.raises(RuntimeError) as caught:
+        ops.assign(str(path), ["a", "b"], [first, last])
+    assert tag_of(caught.value)["kind"] == "argument"
+    assert not first.any()
+    sparse = torch.zeros(4).to_sparse()
+    with pytest.raises(RuntimeError):
+        ops.set_data([first, sparse], [torch.ones(4), torch.ones(4)])
+    assert not first.any()
+
+
+def test_assigning_one_record_to_two_tensors_does_not_tie_them(path: Path) -> None:
+    flashpack.save_file({"a": torch.ones(4)}, path)
+    one, other = torch.zeros(4), torch.zeros(4)
+    ops.assign(str(path), ["a", "a"], [one, other])
+    one.add_(1)
+    assert (one.tolist(), other.tolist()) == ([2.0] * 4, [1.0] * 4)
+
+
+def test_what_a_trace_could_not_know_is_refused(packed: str) -> None:
+    with FakeTensorMode():
+        right, shape = torch.zeros(2, 3), torch.zeros(3, 2)
+        dtype = torch.zeros(2, 3).double()
+        ops.assign(packed, ["fc.weight"], [right])
+        ops.set_data([right], [torch.ones(2, 3)])
+        for wrong in (shape, dtype):
+            for call in (
+                lambda wrong=wrong: ops.assign(packed, ["fc.weight"], [wrong]),
+                lambda wrong=wrong: ops.set_data([right], [wrong]),
+            ):
+                with pytest.raises(RuntimeError, match="cannot be traced") as caught:
+                    call()
+                assert tag_of(caught.value)["kind"] == "argument"
+
+
+@pytest.mark.parametrize("algorithm", [None, "other"])
+def test_the_fake_of_verify_counts_what_is_checked(algorithm: str | None, packed: str) -> None:
+    footer = read_footer(Path(packed))
+    if algorithm is None:
+        del footer["checksums"]
+    else:
+        footer["checksums"]["algorithm"] = algorithm
+    write_file(Path(packed), read_payload(Path(packed)), footer)
+    with FakeTensorMode():
+        assert ops.verify(packed) == 0
+    assert ops.verify(packed) == 0
+
+
+def test_fakes_are_on_the_device_asked_for(packed: str) -> None:
+    device = torch.device("cuda", 0)
+    with FakeTensorMode():
+        loaded = ops.load(packed, ["half"], device=device)
+        loaded += ops.state_dict(packed, device=device)[1] + ops.blocks(packed, device=device)
+    assert {tensor.device for tensor in loaded} == {device}
+
+
+def test_fakes_of_the_ops_without_results(packed: str) -> None:
+    with FakeTensorMode():
+        ops.load_into(packed, ["half"], [torch.zeros(5).half()])
+        ops.release_pinned_pool()
+        assert len(ops.pinned_usage()) == 3
+    with pytest.raises(RuntimeError, match="meta device"):
+        ops.load_into(packed, ["half"], [torch.empty(5, dtype=torch.float16, device="meta")])
+
+
+def test_a_compiled_function_fills_and_releases(compiled: Callable[[Any], Any], packed: str) -> None:
+    def function(half: Tensor, x: Tensor) -> Tensor:
+        ops.load_into(packed, ["half"], [half])
+        ops.release_pinned_pool()
+        return x + half
+
+    half = torch.zeros(5).half()
+    result = compiled(function)(half, torch.zeros(5).half())
+    expected = flashpack.load_file(packed)["half"]
+    assert bits(half) == bits(expected)
+    assert torch.equal(result.isnan(), expected.isnan())

@@ -1,0 +1,156 @@
+"""Proves that the tests of the CUDA engine find the mistakes they are there for: `make mutations`.
+
+Each mutation takes one precaution out of a copy of the crate, under target/mutations; the copy is built, and
+the engine's tests run with it under the emulator until one fails. A mutation that no test finds is a failure,
+and so is a test that fails without any. Takes some minutes.
+
+    python tests/mutations.py            # all of them
+    python tests/mutations.py join drain # some
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "target" / "mutations"
+CRATE = WORK / "crate"
+LIBRARY = CRATE / "python" / "flashpack" / "_lib" / "libflashpack_torch.so"
+FILES = ["Cargo.toml", "Cargo.lock", "build.rs", "setup.py"]
+FOLDERS = ["src", "cpp", "benches", "python"]
+TESTS = ["tests/python/cuda/test_engine.py", "tests/python/cuda/test_engine_faults.py"]
+
+NOTHING = "CUresult::CUDA_SUCCESS"
+NO_WAIT = "Ok::<(), crate::error::Error>(())"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Replacements (file, old, new), each of a text that must occur exactly once."""
+
+    name: str
+    what: str
+    edits: tuple[tuple[str, str, str], ...]
+
+
+MUTATIONS = [
+    Mutation(
+        "reuse",
+        "a buffer is filled again before its copy is done",
+        (("transfer.rs", "match oldest.wait_idle() {", f"match {NO_WAIT} {{"),),
+    ),
+    Mutation(
+        "allocation",
+        "copies do not wait for what the caller's stream has queued",
+        (("cuda.rs", "unsafe { sys::cuStreamWaitEvent(stream.raw, self.allocated.0, 0) }", NOTHING),),
+    ),
+    Mutation(
+        "join",
+        "the caller's stream does not wait for the last copies",
+        (("cuda.rs", "unsafe { sys::cuStreamWaitEvent(self.caller, done.0, 0) }", NOTHING),),
+    ),
+    Mutation(
+        "idle",
+        "the pool hands out buffers whose copies still run",
+        (("cuda.rs", "self.busy.as_ref().map_or(Ok(true), Event::is_reached)?", "true"),),
+    ),
+    Mutation(
+        "free",
+        "pinned memory is freed while copies still run",
+        (
+            ("cuda.rs", "let _ = self.wait_idle();", "self.busy = None;"),
+            ("pool.rs", "let _ = buffer.wait_idle();", "let _ = &mut buffer;"),
+        ),
+    ),
+    Mutation(
+        "drain",
+        "a load that fails lets buffers and memory go while copies still run",
+        (
+            ("transfer.rs", "device.drain(&lane.stream);", ""),
+            ("transfer.rs", "self.device.drain(&self.stream);", ""),
+        ),
+    ),
+]
+
+
+def main(names: list[str]) -> int:
+    chosen = [mutation for mutation in MUTATIONS if not names or mutation.name in names]
+    if unknown := set(names) - {mutation.name for mutation in MUTATIONS}:
+        sys.exit(f"no such mutation: {', '.join(sorted(unknown))}")
+    copy_crate()
+    right = True
+    print(f"{'mutation':<12}{'verdict':<10}{'seconds':>8}  found by", flush=True)
+    for mutation in [Mutation("none", "", ()), *chosen]:
+        started = time.monotonic()
+        with_edits(mutation)
+        failed = first_failure()
+        good = bool(failed) == bool(mutation.edits)
+        verdict = ("found" if failed else "MISSED") if mutation.edits else ("FAILED" if failed else "passes")
+        note = f"{failed}  ({mutation.what})" if mutation.edits else failed
+        print(f"{mutation.name:<12}{verdict:<10}{time.monotonic() - started:8.0f}  {note}", flush=True)
+        right &= good
+        if not mutation.edits and failed:
+            break  # nothing can be proven with tests that fail anyway
+    return 0 if right else 1
+
+
+def copy_crate() -> None:
+    """A fresh copy of what is built; new dates make cargo look at all of it."""
+    shutil.rmtree(CRATE, ignore_errors=True)
+    CRATE.mkdir(parents=True)
+    for name in FILES:
+        shutil.copyfile(ROOT / name, CRATE / name)
+    for name in FOLDERS:
+        ignored = shutil.ignore_patterns("__pycache__", LIBRARY.name)
+        shutil.copytree(ROOT / name, CRATE / name, ignore=ignored, copy_function=shutil.copyfile)
+
+
+def with_edits(mutation: Mutation) -> None:
+    """Builds the copy with the edits of `mutation` and no others."""
+    for file in ("cuda.rs", "pool.rs", "transfer.rs"):
+        text = (ROOT / "src" / "device" / file).read_text()
+        for _, old, new in (edit for edit in mutation.edits if edit[0] == file):
+            if text.count(old) != 1:
+                sys.exit(
+                    f"mutation {mutation.name!r}: {old!r} is {text.count(old)} times in {file}, not once"
+                )
+            text = text.replace(old, new)
+        (CRATE / "src" / "device" / file).write_text(text)
+    build = "import setup, shutil, sys; shutil.copyfile(setup.cargo_build('torch'), sys.argv[1])"
+    run([sys.executable, "-c", build, str(LIBRARY)], CRATE, CARGO_TARGET_DIR=str(WORK / "target"))
+
+
+def first_failure() -> str:
+    """The first test that fails with the copy; empty if all pass."""
+    used = "from flashpack import _ops; print(_ops.library_path())"
+    path = {"PYTHONPATH": str(CRATE / "python")}
+    library = run([sys.executable, "-c", used], ROOT, **path).stdout.strip()
+    if Path(library) != LIBRARY:
+        sys.exit(f"the tests would use {library}, not {LIBRARY}")
+    pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS]
+    done = run(pytest, ROOT, status=(0, 1), **path)
+    if done.returncode == 0:
+        return ""
+    return next(iter(re.findall(r"^(?:FAILED|ERROR) \S*::(\S+)", done.stdout, re.MULTILINE)), done.stdout)
+
+
+def run(
+    command: list[str], folder: Path, status: tuple[int, ...] = (0,), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    if done.returncode not in status:
+        sys.exit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

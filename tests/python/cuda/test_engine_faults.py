@@ -1,0 +1,270 @@
+"""Whatever fails during a load to a device: a clear exception, the model as it was, nothing left behind, and
+the next load works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import engine
+import fakecuda
+import flashpack
+import pytest
+import torch
+from engine import BUSY, Net, assert_arrived, saved, untouched
+from flashpack import _ops
+from helpers import MIB, flip_byte
+from torch import nn
+
+pytestmark = pytest.mark.usefixtures("emulator")
+
+SOON_SECONDS = 5.0  # of waiting for a load to begin, or to end once it was told to
+
+
+class Wide(nn.Module):
+    """Four MiB in layers of a quarter, so that a unit of reading goes to several tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(256, 255) for _ in range(16))
+
+
+@contextmanager
+def nothing_left(**knobs: float) -> Iterator[None]:
+    """After the block and a release of the pool there is as much of everything as before."""
+    flashpack.release_pinned_pool()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = {name: fakecuda.counter(name) for name in ("pinned_bytes", "device_bytes")}
+    engine.assert_no_conflicts()
+    with fakecuda.counting() as counters:
+        with fakecuda.knobs(**knobs):
+            yield
+        flashpack.release_pinned_pool()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    engine.assert_no_conflicts()
+    assert counters["streams_created"] == counters["streams_destroyed"]
+    assert counters["events_created"] == counters["events_destroyed"]
+    assert {name: counters[name] for name in before} == before
+    assert _ops.pinned_usage().bytes == 0
+
+
+# --- Calls that fail. ------------------------------------------------------------------------------
+
+# Calls are counted over all threads, so that the Nth is another step of the load each time. In place there is
+# a copy for every tensor instead of one for every unit of reading, and nothing is allocated.
+CALLS = [
+    *("cuDevicePrimaryCtxRetain:1:oom", "cuDeviceGet:1:invalid"),
+    *(f"cuStreamCreate:{nth}:oom" for nth in (1, 2, 4)),
+    *(f"cuEventCreate:{nth}:oom" for nth in (1, 2, 5)),
+    *(f"cuEventRecord:{nth}:invalid" for nth in (1, 2, 4)),
+    *(f"cuStreamWaitEvent:{nth}:invalid" for nth in (1, 3, 4)),
+    *(f"cuMemcpyHtoDAsync:{nth}:invalid" for nth in (1, 2, 4)),
+    *(f"cuCtxPushCurrent:{nth}:invalid" for nth in (1, 2, 3)),
+    "cuMemcpyHtoDAsync:3+:oom",
+]
+NEW = ["cudaMalloc:1+", *CALLS]
+IN_PLACE = [*CALLS, *(f"cuMemcpyHtoDAsync:{nth}:invalid" for nth in (6, 11, 17, 30))]
+
+
+def calls(folder: str, device: str) -> None:
+    source, model = Wide(), Wide().to(device)
+    path, want = saved(folder, source), engine.state_of(source)
+    torch.cuda.synchronize()
+    with engine.environment(**BUSY):
+        for rule in NEW:
+            with nothing_left(latency_us=1000):
+                with untouched(model), fakecuda.faults(rule):
+                    failed(rule, model, path)
+                got = flashpack.load_file(path, device)
+                assert_arrived(got, want, device)
+                del got
+        places = engine.places_of(model)
+        for rule in IN_PLACE:
+            with nothing_left(latency_us=1000):
+                with fakecuda.faults(rule):
+                    failed(rule, model, path, in_place=True)
+                # At once: the same buffers, to the same memory.
+                flashpack.assign_from_file(model, path, in_place=True)
+                assert_arrived(model.state_dict(), want, device)
+        assert engine.places_of(model) == places
+
+
+def failed(rule: str, model: nn.Module, path: Path, **options: bool) -> None:
+    """The load fails, and says so as it should."""
+    before = fakecuda.counter("faults_injected")
+    with pytest.raises((RuntimeError, MemoryError)) as raised:
+        flashpack.assign_from_file(model, path, **options)
+    assert fakecuda.counter("faults_injected") > before, rule
+    call, text = rule.partition(":")[0], str(raised.value)
+    if call == "cudaMalloc":
+        assert isinstance(raised.value, torch.OutOfMemoryError)
+        assert text.startswith("CUDA out of memory. Tried to allocate")
+    else:
+        assert isinstance(raised.value, MemoryError) == rule.endswith(":oom"), rule
+        assert f"CUDA: {call}" in text
+        assert "[flashpack" not in text
+
+
+@pytest.mark.parametrize("mode", ["strict", "lazy:1"])
+def test_calls_fail(mode: str, tmp_path: Path) -> None:
+    fakecuda.call(calls, str(tmp_path), "cuda", mode=mode).check()
+
+
+# --- Memory that cannot be pinned. -----------------------------------------------------------------
+
+
+def no_pinning(folder: str, first: int) -> None:
+    want = engine.pieces(6, 0)
+    path = saved(folder, want)
+    torch.empty(1, device="cuda")
+    fakecuda.reset()
+    with engine.environment(**BUSY), fakecuda.faults(f"cuMemHostAlloc:{first}+:oom"):
+        with (
+            pytest.warns(RuntimeWarning, match="could not be pinned") as caught,
+            fakecuda.counting() as counters,
+        ):
+            got = flashpack.load_file(path, "cuda")
+        assert len(caught) == 1
+        assert counters["pageable_copies"] > 0
+        assert bool(counters["async_copies"]) == (first > 1)
+        assert _ops.pinned_usage().pageable
+        assert_arrived(got, want, "cuda")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # one is enough
+            got = flashpack.load_file(path, "cuda")
+            assert_arrived(got, want, "cuda")
+    flashpack.release_pinned_pool()
+    assert _ops.pinned_usage().bytes == fakecuda.counter("pinned_bytes") == 0
+    got = flashpack.load_file(path, "cuda")  # pinning works again
+    assert fakecuda.counter("pinned_bytes") == _ops.pinned_usage().bytes > 0
+    assert_arrived(got, want, "cuda")
+    engine.assert_no_conflicts()
+
+
+@pytest.mark.parametrize(("mode", "first"), [("strict", 1), ("strict", 3), ("lazy:1", 1), ("plain", 2)])
+def test_memory_cannot_be_pinned(mode: str, first: int, tmp_path: Path) -> None:
+    fakecuda.call(no_pinning, str(tmp_path), first, mode=mode).check()
+
+
+# --- Files that fail while they are read. ----------------------------------------------------------
+
+
+def bad_files(folder: str, device: str) -> None:
+    source, model = Wide(), Wide().to(device)
+    want = engine.state_of(source)
+    torch.cuda.synchronize()
+    for size in (0.9, 0.5, 0.02):
+        path = saved(folder, source)
+        flip_byte(path, int(path.stat().st_size * size))
+        with engine.environment(**BUSY), nothing_left(latency_us=1000):
+            with untouched(model), pytest.raises(flashpack.ChecksumError):
+                flashpack.assign_from_file(model, path)
+            with pytest.raises(flashpack.ChecksumError):
+                flashpack.assign_from_file(model, path, in_place=True)
+            good = saved(folder, source)
+            flashpack.assign_from_file(model, good, in_place=True)
+            assert_arrived(model.state_dict(), want, device)
+    truncated(folder, model)
+
+
+def truncated(folder: str, model: nn.Module) -> None:
+    """A file that becomes shorter while a slow link lets the readers go on only slowly."""
+    path = saved(folder, Wide())
+    size = path.stat().st_size
+
+    def cut() -> None:
+        wait_for_copies()
+        os.truncate(path, size // 2)
+
+    settings = {**BUSY, "FLASHPACK_READ_THREADS": "1"}
+    with engine.environment(**settings), nothing_left(bw_h2d=8e6), untouched(model):
+        thread = threading.Thread(target=cut)
+        thread.start()
+        with pytest.raises(OSError, match="truncated while it was read"):
+            flashpack.assign_from_file(model, path)
+        thread.join()
+
+
+def wait_for_copies() -> None:
+    end = time.monotonic() + SOON_SECONDS
+    while not fakecuda.counter("h2d_copies") and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("mode", ["plain", "strict", "lazy:1"])
+def test_reads_fail(mode: str, tmp_path: Path) -> None:
+    fakecuda.call(bad_files, str(tmp_path), "cuda", mode=mode).check()
+
+
+# --- A device that is lost. ------------------------------------------------------------------------
+
+
+def device_lost(folder: str, rule: str) -> None:
+    source, model = Net(), Net()
+    path, want = saved(folder, source), engine.state_of(source)
+    torch.empty(1, device="cuda")
+    with fakecuda.faults(rule), pytest.raises(RuntimeError, match=r"(?i)illegal"):
+        flashpack.load_file(path, "cuda")
+        torch.cuda.synchronize()  # a late fault shows when the device gets there
+    with untouched(model), pytest.raises(RuntimeError, match=r"(?i)illegal"):
+        flashpack.assign_from_file(model, path, device="cuda")
+    flashpack.assign_from_file(model, path)  # the process lives
+    engine.assert_same(engine.state_of(model), want)
+    flashpack.release_pinned_pool()
+    assert _ops.pinned_usage().bytes == 0
+
+
+@pytest.mark.parametrize("rule", ["cuMemcpyHtoDAsync:2:illegal", "cuMemcpyHtoDAsync:2:illegal:late"])
+@pytest.mark.parametrize("mode", ["plain", "lazy:1"])
+def test_the_device_is_lost(mode: str, rule: str, tmp_path: Path) -> None:
+    fakecuda.call(device_lost, str(tmp_path), rule, mode=mode).check()
+
+
+# --- Ctrl-C. ---------------------------------------------------------------------------------------
+
+
+def interrupted(folder: str) -> None:
+    model = nn.Linear(1024, 24 * 1024).to("cuda")  # more than a load without a thread of its own
+    path = saved(folder, nn.Linear(1024, 24 * 1024))
+    want = flashpack.load_file(path)
+    with engine.environment(FLASHPACK_READ_CHUNK_BYTES=str(MIB)):
+        for in_place in (False, True):
+            places = engine.places_of(model)
+            with untouched(*([] if in_place else [model])):
+                assert seconds_to_stop(model, path, in_place=in_place) < SOON_SECONDS
+            assert engine.places_of(model) == places
+            flashpack.assign_from_file(model, path, in_place=in_place)
+            assert_arrived(model.state_dict(), want, "cuda")
+
+
+def seconds_to_stop(model: nn.Module, path: Path, **options: bool) -> float:
+    """How long a load that would take twelve seconds goes on after Ctrl-C."""
+    pressed: list[float] = []
+
+    def press() -> None:
+        wait_for_copies()
+        time.sleep(0.3)
+        pressed.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    with nothing_left(bw_h2d=8e6, data=0):
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            flashpack.assign_from_file(model, path, **options)
+        ended = time.monotonic()
+    thread.join()
+    return ended - pressed.pop()
+
+
+@pytest.mark.parametrize("mode", ["plain", "strict", "lazy:1"])
+def test_ctrl_c(mode: str, tmp_path: Path) -> None:
+    fakecuda.call(interrupted, str(tmp_path), mode=mode).check()
