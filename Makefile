@@ -9,7 +9,7 @@ NATIVE := Cargo.toml Cargo.lock build.rs setup.py $(shell find src cpp -type f)
 TORCH_DIR = $$($(BIN)/python -c 'import setup; print(setup.torch_dir())')
 CLIPPY = cargo clippy --quiet --all-targets
 
-.PHONY: help build test lint fmt demo bench wheel sdist clean
+.PHONY: help build test lint fmt demo mutations bench wheel sdist clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -17,7 +17,7 @@ help: ## list the tasks
 build: $(VENV)/.built ## make $(VENV) with pinned tools and install the package into it, editable
 
 test: build ## run the Rust tests, then the Python tests on the installed package
-	cargo test --quiet
+	cargo test --quiet --features cuda
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.tools ## check format, lints and types of Rust, C++ and Python
@@ -39,9 +39,13 @@ fmt: $(VENV)/.tools ## format all sources in place
 demo: build $(VENV)/.demo ## pack and load a real model
 	$(BIN)/python examples/demo.py
 
+mutations: build ## break the CUDA engine on purpose; fails unless the tests notice each time
+	$(BIN)/python tests/mutations.py
+
 bench: build ## run the Rust benchmarks, then the Python ones
 	cargo bench
 	$(BIN)/python benches/python/many_tensors.py
+	$(BIN)/python benches/python/emulated_transfer.py
 
 wheel: $(VENV)/.tools ## build a wheel into dist/
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
