@@ -161,7 +161,8 @@ fn settings(mode: Mode, verify: Option<bool>, direct: bool, environment: Environ
     let mut read_chunk_bytes = environment.read_chunk_bytes;
     if mode.is_staged() {
         let share = (pool::LIMIT_BYTES / (threads.get() * transfer::DEPTH)) as u64;
-        read_chunk_bytes = read_chunk_bytes.min((share & !(STAGING_UNIT_BYTES - 1)).max(STAGING_UNIT_BYTES));
+        let share = (share & !(STAGING_UNIT_BYTES - 1)).max(STAGING_UNIT_BYTES);
+        read_chunk_bytes = read_chunk_bytes.min(share).min(transfer::MAX_TASK_BYTES);
     }
     Settings { mode, verify, threads, read_chunk_bytes, direct }
 }

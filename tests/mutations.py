@@ -70,6 +70,11 @@ MUTATIONS = [
         ),
     ),
     Mutation(
+        "context",
+        "pinned memory is freed on a thread that is in no context",
+        (("cuda.rs", "&& let Ok(_entered) = Entered::new(context)", ""),),
+    ),
+    Mutation(
         "drain",
         "a load that fails lets buffers and memory go while copies still run",
         (

@@ -63,7 +63,7 @@ impl Cuda {
             .map_err(|error| failed("cuDevicePrimaryCtxRetain", error))?;
         let caller = ptr::with_exposed_provenance_mut(caller);
         let entered = Entered::new(context);
-        let allocated = entered.and_then(|_entered| Event::record(caller));
+        let allocated = entered.and_then(|_entered| Event::record(context, caller));
         match allocated {
             Ok(allocated) => Ok(Self { context, device, caller, allocated, memories }),
             Err(error) => {
@@ -89,14 +89,14 @@ impl Device for Cuda {
 
     fn stage(&self, bytes: usize) -> Result<Pinned> {
         let _entered = Entered::new(self.context)?;
-        Pinned::new(bytes)
+        Pinned::new(self.context, bytes)
     }
 
     fn stream(&self) -> Result<Stream> {
         let _entered = Entered::new(self.context)?;
         let stream = Stream::new(self.context)?;
         // SAFETY: both handles are alive, of this context.
-        unsafe { sys::cuStreamWaitEvent(stream.raw, self.allocated.0, 0) }
+        unsafe { sys::cuStreamWaitEvent(stream.raw, self.allocated.raw, 0) }
             .result()
             .map_err(|error| failed("cuStreamWaitEvent", error))?;
         Ok(stream)
@@ -121,15 +121,15 @@ impl Device for Cuda {
 
     fn mark_busy(&self, stream: &Stream, staging: &mut Pinned) -> Result<()> {
         let _entered = Entered::new(self.context)?;
-        staging.busy = Some(Event::record(stream.raw)?);
+        staging.busy = Some(Event::record(self.context, stream.raw)?);
         Ok(())
     }
 
     fn join(&self, stream: &Stream) -> Result<()> {
         let _entered = Entered::new(self.context)?;
-        let done = Event::record(stream.raw)?;
+        let done = Event::record(self.context, stream.raw)?;
         // SAFETY: both handles are alive, of this context.
-        unsafe { sys::cuStreamWaitEvent(self.caller, done.0, 0) }
+        unsafe { sys::cuStreamWaitEvent(self.caller, done.raw, 0) }
             .result()
             .map_err(|error| failed("cuStreamWaitEvent", error))
     }
@@ -168,25 +168,36 @@ impl Drop for Stream {
 
 /// A point in a stream's work.
 #[derive(Debug)]
-struct Event(sys::CUevent);
+struct Event {
+    raw: sys::CUevent,
+    context: sys::CUcontext,
+}
 
-// SAFETY: the driver lets any thread use an event.
+// SAFETY: the driver lets any thread use an event, in its context.
 unsafe impl Send for Event {}
 
 impl Event {
-    /// The point that `stream` has reached in queueing, in the current context.
-    fn record(stream: sys::CUstream) -> Result<Self> {
-        let event = result::event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING)
-            .map(Self)
+    /// The point that `stream` has reached in queueing, in `context`, which is current.
+    fn record(context: sys::CUcontext, stream: sys::CUstream) -> Result<Self> {
+        // Sixteen readers that spin for the link would take sixteen cores.
+        let flags =
+            CUevent_flags::CU_EVENT_DISABLE_TIMING as u32 | CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32;
+        let mut raw = ptr::null_mut();
+        // SAFETY: writes the handle of a new event of the current context.
+        let event = unsafe { sys::cuEventCreate(&raw mut raw, flags) }
+            .result()
+            .map(|()| Self { raw, context })
             .map_err(|error| failed("cuEventCreate", error))?;
         // SAFETY: the event is new and the stream alive, both of the current context.
-        unsafe { result::event::record(event.0, stream) }.map_err(|error| failed("cuEventRecord", error))?;
+        unsafe { result::event::record(event.raw, stream) }
+            .map_err(|error| failed("cuEventRecord", error))?;
         Ok(event)
     }
 
     fn is_reached(&self) -> Result<bool> {
+        let _entered = Entered::new(self.context)?;
         // SAFETY: the event is alive.
-        match unsafe { result::event::query(self.0) } {
+        match unsafe { result::event::query(self.raw) } {
             Ok(()) => Ok(true),
             Err(DriverError(CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
             Err(error) => Err(failed("cuEventQuery", error)),
@@ -194,15 +205,18 @@ impl Event {
     }
 
     fn wait(&self) -> Result<()> {
+        let _entered = Entered::new(self.context)?;
         // SAFETY: the event is alive.
-        unsafe { result::event::synchronize(self.0) }.map_err(|error| failed("cuEventSynchronize", error))
+        unsafe { result::event::synchronize(self.raw) }.map_err(|error| failed("cuEventSynchronize", error))
     }
 }
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // SAFETY: created by `record`, destroyed once; the driver defers that until the event is reached.
-        let _ = unsafe { result::event::destroy(self.0) };
+        if let Ok(_entered) = Entered::new(self.context) {
+            // SAFETY: created by `record`, destroyed once; the driver defers that until the event is reached.
+            let _ = unsafe { result::event::destroy(self.raw) };
+        }
     }
 }
 
@@ -216,7 +230,7 @@ pub struct Pinned {
 
 #[derive(Debug)]
 enum PinnedMemory {
-    Locked { data: *mut u8, bytes: usize },
+    Locked { data: *mut u8, bytes: usize, context: sys::CUcontext },
     Pageable(HostBuffer),
 }
 
@@ -224,11 +238,12 @@ enum PinnedMemory {
 unsafe impl Send for PinnedMemory {}
 
 impl Pinned {
-    fn new(bytes: usize) -> Result<Self> {
+    /// Memory of `context`, which is current.
+    fn new(context: sys::CUcontext, bytes: usize) -> Result<Self> {
         // SAFETY: no requirement beyond a current context; portable memory is pinned for every context.
         let locked = unsafe { result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_PORTABLE) };
         let memory = if let Ok(data) = locked {
-            PinnedMemory::Locked { data: data.cast(), bytes }
+            PinnedMemory::Locked { data: data.cast(), bytes, context }
         } else {
             PAGEABLE.store(true, Ordering::Relaxed);
             PinnedMemory::Pageable(HostBuffer::new(bytes)?)
@@ -239,7 +254,7 @@ impl Pinned {
     fn as_slice(&self) -> &[u8] {
         match &self.memory {
             // SAFETY: the driver gave this many bytes, which stay until the value is dropped.
-            PinnedMemory::Locked { data, bytes } => unsafe { std::slice::from_raw_parts(*data, *bytes) },
+            PinnedMemory::Locked { data, bytes, .. } => unsafe { std::slice::from_raw_parts(*data, *bytes) },
             PinnedMemory::Pageable(buffer) => buffer.as_slice(),
         }
     }
@@ -250,7 +265,9 @@ impl Staging for Pinned {
         debug_assert!(self.busy.is_none(), "a copy may still read the buffer");
         match &mut self.memory {
             // SAFETY: the driver gave this many bytes; `&mut self` says that nobody else looks at them.
-            PinnedMemory::Locked { data, bytes } => unsafe { std::slice::from_raw_parts_mut(*data, *bytes) },
+            PinnedMemory::Locked { data, bytes, .. } => unsafe {
+                std::slice::from_raw_parts_mut(*data, *bytes)
+            },
             PinnedMemory::Pageable(buffer) => buffer.as_mut_slice(),
         }
     }
@@ -279,7 +296,9 @@ impl Drop for Pinned {
     fn drop(&mut self) {
         // A failed copy is over, too.
         let _ = self.wait_idle();
-        if let PinnedMemory::Locked { data, .. } = self.memory {
+        if let PinnedMemory::Locked { data, context, .. } = self.memory
+            && let Ok(_entered) = Entered::new(context)
+        {
             // SAFETY: given by the driver, freed once, and no copy reads it any more.
             let _ = unsafe { result::free_host(data.cast::<c_void>()) };
         }

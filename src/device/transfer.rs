@@ -12,8 +12,12 @@ use crate::{
     plan::{Chunk, Part},
 };
 
-/// Buffers of one reader thread: one being filled, one being copied, one waiting for the link.
-pub const DEPTH: usize = 3;
+/// Buffers of one reader thread: one is filled while the other is copied. A third only costs: the more memory reads
+/// go through, the less of it a processor's cache still holds.
+pub const DEPTH: usize = 2;
+/// Most bytes of file in one buffer: with two readers all staging stays within 16 MiB of cache, and a copy is long
+/// enough that queueing it (some microseconds) does not count.
+pub const MAX_TASK_BYTES: u64 = 4 << 20;
 /// Staged bytes lie at the same place within such a unit as in the file, so that direct reads can land in them.
 const STAGING_ALIGN_BYTES: u64 = 4096;
 /// Sizes of staging buffers are multiples of this.

@@ -1,6 +1,8 @@
 //! Digests of the payload's chunks and of the index.
 
-use xxhash_rust::xxh3::Xxh3;
+use std::{hash::Hasher as _, mem};
+
+use twox_hash::XxHash3_64;
 
 use super::{Index, Macroblock};
 
@@ -15,11 +17,45 @@ pub const CHUNK_BYTES: u64 = 1 << 20;
 /// Smallest chunk a reader accepts: below a page the digests would outweigh what they protect.
 pub const MIN_CHUNK_BYTES: u64 = 4096;
 
+/// The digest of `bytes`.
+#[must_use]
+pub fn digest(bytes: &[u8]) -> Digest {
+    XxHash3_64::oneshot(bytes)
+}
+
+/// Digests bytes that come in pieces.
+pub struct Hasher(XxHash3_64);
+
+impl Hasher {
+    /// Starts without any bytes.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(XxHash3_64::new())
+    }
+
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.write(bytes);
+    }
+
+    /// The digest of all bytes taken.
+    #[must_use]
+    pub fn finish(&self) -> Digest {
+        self.0.finish()
+    }
+}
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// Digests a stream of payload bytes chunk by chunk.
 pub struct Chunker {
     chunk_bytes: u64,
     left: u64,
-    hasher: Box<Xxh3>,
+    hasher: Hasher,
     digests: Vec<Digest>,
 }
 
@@ -31,7 +67,7 @@ impl Chunker {
     #[must_use]
     pub fn new(chunk_bytes: u64) -> Self {
         assert!(chunk_bytes > 0, "a chunk holds at least one byte");
-        Self { chunk_bytes, left: chunk_bytes, hasher: Box::new(Xxh3::new()), digests: Vec::new() }
+        Self { chunk_bytes, left: chunk_bytes, hasher: Hasher::new(), digests: Vec::new() }
     }
 
     /// Takes the payload's next bytes.
@@ -58,8 +94,7 @@ impl Chunker {
     }
 
     fn end_chunk(&mut self) {
-        self.digests.push(self.hasher.digest());
-        self.hasher.reset();
+        self.digests.push(mem::take(&mut self.hasher).finish());
         self.left = self.chunk_bytes;
     }
 }
@@ -68,7 +103,7 @@ impl Chunker {
 /// included: lengths and numbers as little-endian `u64`, strings as length and UTF-8.
 #[must_use]
 pub fn index_digest(index: &Index, chunk_bytes: u64, digests: &[Digest]) -> Digest {
-    let mut canonical = Canonical(Xxh3::new());
+    let mut canonical = Canonical(Hasher::new());
     canonical.text("flashpack index 1");
     canonical.number(index.align_bytes());
     canonical.number(index.payload_bytes());
@@ -92,10 +127,10 @@ pub fn index_digest(index: &Index, chunk_bytes: u64, digests: &[Digest]) -> Dige
     canonical.text(ALGORITHM);
     canonical.number(chunk_bytes);
     canonical.numbers(digests);
-    canonical.0.digest()
+    canonical.0.finish()
 }
 
-struct Canonical(Xxh3);
+struct Canonical(Hasher);
 
 impl Canonical {
     fn number(&mut self, value: u64) {
@@ -123,14 +158,20 @@ impl Canonical {
 
 #[cfg(test)]
 mod tests {
-    use xxhash_rust::xxh3::xxh3_64;
-
     use super::*;
+
+    #[test]
+    fn digests_are_those_of_xxh3() {
+        // Test vectors of the xxHash specification's reference implementation, seed 0.
+        for (bytes, expected) in [(&b""[..], 0x2d06_8005_38d3_94c2), (b"abc", 0x78af_5f94_892f_3950)] {
+            assert_eq!(digest(bytes), expected);
+        }
+    }
 
     #[test]
     fn chunks_do_not_depend_on_how_the_bytes_arrive() {
         let payload: Vec<u8> = (0..10_001_u32).map(|i| (i % 251) as u8).collect();
-        let expected: Vec<Digest> = payload.chunks(4096).map(xxh3_64).collect();
+        let expected: Vec<Digest> = payload.chunks(4096).map(digest).collect();
         for step in [1, 7, 4095, 4096, 4097, 20_000] {
             let mut chunker = Chunker::new(4096);
             payload.chunks(step).for_each(|piece| chunker.update(piece));

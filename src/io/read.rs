@@ -7,18 +7,19 @@ use std::{
     thread,
 };
 
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
-
 use super::Source;
 use crate::{
     error::{Error, ErrorKind, Result},
-    format::{Checksums, Index, Record, checksum::Digest},
+    format::{
+        Checksums, Index, Record,
+        checksum::{Digest, Hasher},
+    },
     plan::Chunk,
     progress::Progress,
 };
 
-/// Bytes read at a time when only a digest wants them.
-const SCRATCH_BYTES: usize = 256 << 10;
+/// Bytes read at a time when a digest wants them: they are still in the core's second-level cache when it looks.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// Reads `tasks` from `source`, whose index is `index`, into `memory` with `threads` threads, verifying the chunks
 /// that name a digest.
@@ -156,9 +157,10 @@ impl<S: Source> ChunkReader<'_, S> {
     /// # Errors
     /// As [`read`].
     pub fn read_whole(&self, chunk: &Chunk, buffer: &mut [u8]) -> Result<()> {
-        self.source.read_exact_at(buffer, chunk.offset)?;
-        if let Some(number) = chunk.digest {
-            self.check(number, chunk.offset, chunk.end(), xxh3_64(buffer))?;
+        let mut hasher = chunk.digest.map(|_| Hasher::new());
+        self.fill(buffer, chunk.offset, hasher.as_mut())?;
+        if let (Some(number), Some(hasher)) = (chunk.digest, hasher) {
+            self.check(number, chunk.offset, chunk.end(), hasher.finish())?;
         }
         self.progress.advance(buffer.len() as u64)
     }
@@ -166,7 +168,7 @@ impl<S: Source> ChunkReader<'_, S> {
     fn run(&self, task: Vec<BoundChunk<'_>>, scratch: &mut Vec<u8>) -> Result<()> {
         for chunk in task {
             let (offset, digest) = (chunk.offset, chunk.digest);
-            let mut hasher = digest.map(|_| Xxh3::new());
+            let mut hasher = digest.map(|_| Hasher::new());
             let mut cursor = offset;
             for part in chunk.parts {
                 cursor += match part {
@@ -175,17 +177,24 @@ impl<S: Source> ChunkReader<'_, S> {
                 };
             }
             if let (Some(number), Some(hasher)) = (digest, hasher) {
-                self.check(number, offset, cursor, hasher.digest())?;
+                self.check(number, offset, cursor, hasher.finish())?;
             }
             self.progress.advance(cursor - offset)?;
         }
         Ok(())
     }
 
-    fn fill(&self, memory: &mut [u8], offset: u64, hasher: Option<&mut Xxh3>) -> Result<u64> {
-        self.source.read_exact_at(memory, offset)?;
-        if let Some(hasher) = hasher {
-            hasher.update(memory);
+    fn fill(&self, memory: &mut [u8], offset: u64, hasher: Option<&mut Hasher>) -> Result<u64> {
+        match hasher {
+            None => self.source.read_exact_at(memory, offset)?,
+            Some(hasher) => {
+                let mut position = offset;
+                for piece in memory.chunks_mut(PIECE_BYTES) {
+                    self.source.read_exact_at(piece, position)?;
+                    hasher.update(piece);
+                    position += piece.len() as u64;
+                }
+            }
         }
         Ok(memory.len() as u64)
     }
@@ -194,10 +203,10 @@ impl<S: Source> ChunkReader<'_, S> {
         &self,
         bytes: u64,
         offset: u64,
-        mut hasher: Option<&mut Xxh3>,
+        mut hasher: Option<&mut Hasher>,
         scratch: &mut Vec<u8>,
     ) -> Result<u64> {
-        scratch.resize(SCRATCH_BYTES, 0);
+        scratch.resize(PIECE_BYTES, 0);
         let mut done = 0;
         while done < bytes {
             let step = scratch.len().min(usize::try_from(bytes - done).unwrap_or(usize::MAX));

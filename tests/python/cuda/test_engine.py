@@ -308,6 +308,11 @@ def pool(folder: str, device: str) -> None:
     engine.assert_no_conflicts()
     assert_arrived(got, want, device)
     flashpack.release_pinned_pool()  # there is nothing
+    flashpack.load_file(path, device)
+    thread = threading.Thread(target=flashpack.release_pinned_pool)  # which has no current context
+    thread.start()
+    thread.join()
+    assert fakecuda.counter("pinned_bytes") == _ops.pinned_usage().bytes == 0
     with engine.environment(FLASHPACK_CACHE_PINNED="0", **engine.BUSY), fakecuda.knobs(latency_us=3000):
         with loading() as counters:
             got = flashpack.load_file(path, device)
