@@ -36,7 +36,7 @@ fmt: $(VENV)/.tools ## format all sources in place
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
 
-demo: build $(VENV)/.demo ## pack and load a real model
+demo: build ## pack and load a real model
 	$(BIN)/python examples/demo.py
 
 mutations: build ## break the CUDA engine on purpose; fails unless the tests notice each time
@@ -60,10 +60,6 @@ $(VENV)/.tools: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet pip==26.3
 	$(BIN)/python -m pip install --quiet --group dev
-	touch $@
-
-$(VENV)/.demo: $(VENV)/.tools
-	$(BIN)/python -m pip install --quiet --group demo
 	touch $@
 
 $(VENV)/.built: $(VENV)/.tools $(NATIVE)

@@ -102,6 +102,7 @@ def main(names: list[str]) -> int:
         print(f"{mutation.name:<12}{verdict:<10}{time.monotonic() - started:8.0f}  {note}", flush=True)
         right &= good
         if not mutation.edits and failed:
+            print((WORK / "pytest.log").read_text())
             break  # nothing can be proven with tests that fail anyway
     return 0 if right else 1
 
@@ -141,6 +142,7 @@ def first_failure() -> str:
         sys.exit(f"the tests would use {library}, not {LIBRARY}")
     pytest = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS]
     done = run(pytest, ROOT, status=(0, 1), **path)
+    (WORK / "pytest.log").write_text(done.stdout)
     if done.returncode == 0:
         return ""
     return next(iter(re.findall(r"^(?:FAILED|ERROR) \S*::(\S+)", done.stdout, re.MULTILINE)), done.stdout)

@@ -131,7 +131,7 @@ def compare(
             runs[name].append({**run, "ratio": run["wall"] / max(raw[-1], size / speed)})
     print(
         f"{size / 1e9:.2f} GB over {link}, medians of {rounds}: raw read {statistics.median(raw):.3f} s "
-        f"({min(raw):.3f}-{max(raw):.3f}), link {size / speed:.3f} s; bound: the larger, just before each load"
+        f"({min(raw):.3f}-{max(raw):.3f}), link {size / speed:.3f} s; bound: the larger, as of just before"
     )
     for name, results in runs.items():
         wall, cpu, ratio = (

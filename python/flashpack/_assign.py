@@ -72,8 +72,8 @@ def assign_from_file(
     assign(model, path, LoadOptions.pick(locals()))
 
 
-def assign(model: nn.Module, path: StrPath, options: LoadOptions) -> None:
-    """`assign_from_file` with the options as one value."""
+def assign(model: nn.Module, path: StrPath, options: LoadOptions) -> Match:
+    """`assign_from_file` with the options as one value; returns what went where and what did not."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, not {type(model).__name__}")
     if options.use_distributed_loading:
@@ -87,7 +87,7 @@ def assign(model: nn.Module, path: StrPath, options: LoadOptions) -> None:
     match = match_tensors(mapped, slots, options, text)
     if options.in_place:
         fill(text, match, mapped, device, options)
-        return
+        return match
     keepsakes: dict[str, Any] = {}
     if options.keep_flash_ref_on_model:
         tensors = _load_whole_blocks(text, device, options, keepsakes)
@@ -102,6 +102,7 @@ def assign(model: nn.Module, path: StrPath, options: LoadOptions) -> None:
         setattr(model, name, value)
     if not options.silent:
         _report(match, tensors, text)
+    return match
 
 
 def _device_of(model: nn.Module, options: LoadOptions) -> torch.device:

@@ -1,0 +1,82 @@
+"""What both libraries' integrations share: the weights' file of a folder, and a model built around it."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from .._assign import assign
+from .._footer import get_flashpack_file_metadata
+from .._meta_init import parameters_on_meta
+from .._options import LoadOptions
+from .._slots import find_slots
+
+M = TypeVar("M", bound=nn.Module)
+
+SUFFIX = ".flashpack"
+STEM = "model"  # as flashpack 0.4.5 and diffusers' own use_flashpack=True name the file
+
+
+def weights_name(variant: str | None = None) -> str:
+    """The name of a folder's weights: model.flashpack, model.fp16.flashpack."""
+    return f"{STEM}.{variant}{SUFFIX}" if variant else f"{STEM}{SUFFIX}"
+
+
+def find_weights(folder: Path, variant: str | None = None) -> Path:
+    """The weights in `folder`. Raises FileNotFoundError, saying what is there instead."""
+    path = folder / weights_name(variant)
+    if not path.is_file():
+        others = sorted(entry.name for entry in folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
+        there = f"; there are {', '.join(others)}" if others else ""
+        raise FileNotFoundError(errno.ENOENT, f"No {path.name} in the folder{there}", str(folder))
+    return path
+
+
+@dataclass(frozen=True)
+class LoadingInfo:
+    """What a load left out: the model's names that the file lacks, and the file's that the model lacks."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As diffusers and transformers return it for `output_loading_info=True`."""
+        return {
+            "missing_keys": self.missing_keys,
+            "unexpected_keys": self.unexpected_keys,
+            "mismatched_keys": [],
+            "error_msgs": [],
+        }
+
+
+def build_and_load(build: Callable[[], M], path: Path, options: LoadOptions) -> tuple[M, LoadingInfo]:
+    """A model by `build`, in eval mode, with the weights of `path`; its parameters never have other memory.
+
+    Only if the options allow the file to lack parameters, and it does, is the model built for real, so that
+    they have the values which the module gives them.
+
+    Raises what `assign_from_file` raises, and ValueError for tensors that are left without data.
+    """
+    with parameters_on_meta():
+        model = build()
+    if not options.demands_params and _lacks_parameters(path, model):
+        model = build()
+    match = assign(model, path, options)
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    leftovers = [name for name, tensor in tensors if tensor.is_meta]
+    if leftovers:
+        raise ValueError(f"{path}: {len(leftovers)} tensors of the model are left without data: {leftovers}")
+    return model.eval(), LoadingInfo(match.missing, match.discarded)
+
+
+def _lacks_parameters(path: Path, model: nn.Module) -> bool:
+    held = {record["name"] for record in get_flashpack_file_metadata(path)["index"]}
+    slots = find_slots(model).values()
+    tied = {id(slot.tensor) for slot in slots if slot.name in held}
+    return any(slot.is_parameter and id(slot.tensor) not in tied for slot in slots)
