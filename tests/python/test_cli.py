@@ -363,6 +363,7 @@ import sys, threading, time
 from flashpack import _native, _progress
 from flashpack.__main__ import main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs us in the background ignores it
 _progress.INLINE_BYTES = 0
 _progress._QUIET_SECONDS = 0.0
 _progress._POLL_SECONDS = 0.01
@@ -444,10 +445,11 @@ def test_quick_work_shows_no_progress_on_a_terminal(source: Path) -> None:
 
 # Waits inside the native call's worker thread until the main thread was interrupted, then lets it go on.
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
 from flashpack import _native, _progress
 from flashpack.__main__ import main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs us in the background ignores it
 _progress.INLINE_BYTES = 0
 call = _native.call
 
