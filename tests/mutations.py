@@ -49,12 +49,12 @@ MUTATIONS = [
     Mutation(
         "allocation",
         "copies do not wait for what the caller's stream has queued",
-        (("cuda.rs", "unsafe { sys::cuStreamWaitEvent(stream.raw, self.allocated.0, 0) }", NOTHING),),
+        (("cuda.rs", "unsafe { sys::cuStreamWaitEvent(stream.raw, self.allocated.raw, 0) }", NOTHING),),
     ),
     Mutation(
         "join",
         "the caller's stream does not wait for the last copies",
-        (("cuda.rs", "unsafe { sys::cuStreamWaitEvent(self.caller, done.0, 0) }", NOTHING),),
+        (("cuda.rs", "unsafe { sys::cuStreamWaitEvent(self.caller, done.raw, 0) }", NOTHING),),
     ),
     Mutation(
         "idle",

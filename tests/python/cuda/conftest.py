@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,3 +20,12 @@ def emulator() -> Path:
     import fakecuda
 
     return fakecuda.library()
+
+
+@pytest.fixture(scope="session")
+def gpu() -> None:
+    """A real GPU. Without one the test is skipped; with REQUIRE_GPU=1 in the environment it fails."""
+    if not torch.cuda.is_available():
+        if os.environ.get("REQUIRE_GPU") == "1":
+            pytest.fail("REQUIRE_GPU=1, but torch finds no GPU")
+        pytest.skip("there is no GPU (REQUIRE_GPU=1 makes that a failure)")

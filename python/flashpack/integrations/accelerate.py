@@ -1,0 +1,142 @@
+"""Models larger than a device's memory, with accelerate's hooks: layers wait in the file itself.
+
+What accelerate calls offloading to disk needs no folder of its own here. The weights that are offloaded are a
+mapping of the FlashPack file: the page cache holds as much of them as there is room for, and each layer goes
+to the device when its turn comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import accelerate
+import torch
+from torch import nn
+
+from .._assign import assign
+from .._commit import commit
+from .._load import load_tensors
+from .._options import LoadOptions
+from .._paths import StrPath, text_path
+from .._slots import find_slots
+
+__all__ = ["disk_offload", "load_checkpoint_and_dispatch"]
+
+M = TypeVar("M", bound=nn.Module)
+
+Device = int | str | torch.device
+_OFFLOADED = ("cpu", "disk")
+
+
+def disk_offload(
+    model: M,
+    path: StrPath,
+    execution_device: Device,
+    *,
+    offload_buffers: bool = False,
+    preload_module_classes: list[str] | None = None,
+    **options: Any,
+) -> M:
+    """Run `model` on `execution_device` with its weights left in the file, a layer at a time.
+
+    The model may be on the meta device (`accelerate.init_empty_weights`). `options` are those of
+    `assign_from_file`; the rest are those of `accelerate.disk_offload`. Keep the file while the model lives.
+
+    Raises what `assign_from_file` raises.
+    """
+    _map(model, path, options)
+    offloaded: M = accelerate.cpu_offload(
+        model,
+        torch.device(execution_device),
+        offload_buffers=offload_buffers,
+        preload_module_classes=preload_module_classes,
+    )
+    return offloaded
+
+
+def load_checkpoint_and_dispatch(
+    model: M,
+    path: StrPath,
+    device_map: str | Mapping[str, Device] = "auto",
+    *,
+    max_memory: dict[int | str, int | str] | None = None,
+    no_split_module_classes: list[str] | None = None,
+    offload_buffers: bool = False,
+    skip_keys: str | list[str] | None = None,
+    preload_module_classes: list[str] | None = None,
+    force_hooks: bool = False,
+    **options: Any,
+) -> M:
+    """Spread `model` over devices by `device_map`, as accelerate's function of this name does.
+
+    Modules on devices are loaded there directly; those on "cpu" and "disk" stay in the file, mapped. The
+    model may be on the meta device. `options` are those of `assign_from_file`.
+
+    Raises ValueError for a map that does not cover the model, and what `assign_from_file` raises.
+    """
+    chosen = _map(model, path, options)
+    if isinstance(device_map, str):
+        device_map = _inferred(model, device_map, max_memory, no_split_module_classes)
+    places: dict[str, Device] = {
+        name: "cpu" if device in _OFFLOADED else device for name, device in device_map.items()
+    }
+    _load_to_devices(model, text_path(path), places, chosen)
+    dispatched: M = accelerate.dispatch_model(
+        model,
+        places,
+        offload_buffers=offload_buffers,
+        skip_keys=skip_keys,
+        preload_module_classes=preload_module_classes,
+        force_hooks=force_hooks,
+    )
+    return dispatched
+
+
+def _map(model: nn.Module, path: StrPath, options: Mapping[str, Any]) -> LoadOptions:
+    """Give all of the model its weights as mappings of the file, which reads none of them."""
+    unknown = options.keys() - LoadOptions.__dataclass_fields__.keys()
+    if unknown:
+        raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")
+    chosen = LoadOptions.pick(options)
+    assign(model, path, replace(chosen, device="cpu", eager=False, verify=False))
+    return chosen
+
+
+def _inferred(
+    model: nn.Module,
+    strategy: str,
+    max_memory: dict[int | str, int | str] | None,
+    no_split_module_classes: list[str] | None,
+) -> dict[str, Device]:
+    if strategy != "sequential":
+        max_memory = accelerate.utils.get_balanced_memory(
+            model,
+            max_memory=max_memory,
+            no_split_module_classes=no_split_module_classes,
+            low_zero=strategy == "balanced_low_0",
+        )
+    inferred: dict[str, Device] = accelerate.infer_auto_device_map(
+        model, max_memory=max_memory, no_split_module_classes=no_split_module_classes
+    )
+    return inferred
+
+
+def _load_to_devices(model: nn.Module, path: str, places: Mapping[str, Device], options: LoadOptions) -> None:
+    slots = find_slots(model)
+    held = load_tensors(path, torch.device("cpu"), ignore=options.ignore, eager=False, verify=False)
+    by_device: dict[torch.device, list[str]] = {}
+    for name in held:
+        device = _place_of(name, places)
+        if device not in _OFFLOADED and name in slots:
+            by_device.setdefault(torch.device(device), []).append(name)
+    for device, names in by_device.items():
+        tensors = load_tensors(path, device, names=names, verify=options.verify, silent=options.shown)
+        commit({name: slots[name] for name in names}, tensors, slots.values())
+
+
+def _place_of(name: str, places: Mapping[str, Device]) -> Device:
+    """The device of the innermost module of the map that holds the tensor `name`."""
+    holders = [module for module in places if not module or name == module or name.startswith(f"{module}.")]
+    return places[max(holders, key=len)] if holders else "cpu"

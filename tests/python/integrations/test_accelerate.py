@@ -1,0 +1,109 @@
+"""Weights that stay in the file, with accelerate's hooks around the layers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import accelerate
+import flashpack
+import pytest
+import torch
+from flashpack.integrations.accelerate import disk_offload, load_checkpoint_and_dispatch
+from helpers import MIB, assert_same
+from torch import Tensor, nn
+
+WIDTH = 1024
+
+
+class Tower(nn.Module):
+    """Layers of 4 MiB, the last tied to the first, and a buffer that no file holds."""
+
+    def __init__(self, depth: int = 8) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(depth))
+        self.norm = nn.BatchNorm1d(WIDTH)
+        self.head = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.head.weight = self.layers[0].weight
+        self.register_buffer("scale", torch.full((), 0.5), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.relu(layer(x)) + x
+        return self.head(self.norm(x)) * self.scale
+
+
+@pytest.fixture
+def tower(path: Path) -> Tower:
+    model = Tower().eval()
+    flashpack.pack_to_file(model, path)
+    return model
+
+
+def empty() -> Tower:
+    with accelerate.init_empty_weights():
+        return Tower().eval()
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that no file backs."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) << 10
+
+
+@torch.no_grad()
+def test_layers_wait_in_the_file(tower: Tower, path: Path) -> None:
+    x = torch.randn(4, WIDTH)
+    want = tower(x)
+    disk_offload(empty(), path, "cpu")(x)  # what the hooks import stays
+    before = anonymous_bytes()
+    model = disk_offload(empty(), path, "cpu")
+    assert all(parameter.is_meta for parameter in model.parameters())
+    for _ in range(2):
+        assert torch.equal(model(x), want)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert anonymous_bytes() - before < 8 * MIB  # of 32
+
+
+@torch.no_grad()
+def test_a_live_model_goes_back_to_the_file(tower: Tower, path: Path) -> None:
+    x = torch.randn(4, WIDTH)
+    want = tower(x)
+    model = disk_offload(Tower().eval(), path, "cpu", offload_buffers=True)
+    assert torch.equal(model(x), want)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "device_map", [{"": "cpu"}, {"": "disk"}, {"layers": "disk", "norm": "cpu", "head": "cpu"}]
+)
+def test_a_map_of_hosts(tower: Tower, path: Path, device_map: dict[str, str]) -> None:
+    x = torch.randn(4, WIDTH)
+    model = load_checkpoint_and_dispatch(empty(), path, device_map)
+    assert model.head.weight is model.layers[0].weight
+    assert torch.equal(model(x), tower(x))
+
+
+def test_an_inferred_map(tower: Tower, path: Path) -> None:
+    model = load_checkpoint_and_dispatch(empty(), path, "auto", max_memory={"cpu": 1 << 30})
+    assert_same(model.state_dict(), tower.state_dict())
+
+
+def test_accelerates_own_device_map_of_one_device(tower: Tower, path: Path) -> None:
+    model = empty()
+    flashpack.assign_from_file(model, path, device="cpu")
+    model = accelerate.dispatch_model(model, {"": "cpu"})
+    assert_same(model.state_dict(), tower.state_dict())
+
+
+def test_what_does_not_fit_is_refused(tower: Tower, path: Path) -> None:
+    model = empty()
+    model.register_parameter("more", nn.Parameter(torch.empty(3, device="meta")))
+    with pytest.raises(ValueError, match=r"Missing 1 parameters: \['more'\]"):
+        disk_offload(model, path, "cpu")
+    with pytest.raises(TypeError, match="unexpected keyword arguments: offload_folder"):
+        disk_offload(empty(), path, "cpu", offload_folder="x")
+    with pytest.raises(ValueError, match=r"device_map"):
+        load_checkpoint_and_dispatch(empty(), path, {"layers": "cpu"})
+    assert_same(tower.state_dict(), flashpack.load_file(path) | {"head.weight": tower.head.weight})
