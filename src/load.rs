@@ -10,7 +10,7 @@ use crate::{
     },
     error::{At, Error, ErrorKind, Result},
     format::Index,
-    io::{self, FileSource, Input, Mapping, Source, read::ChunkReader},
+    io::{self, FileSource, Input, Mapping, Source, prefetch::prefetch, read::ChunkReader},
     options::Environment,
     plan::{Memory, Mode, ReadPlan, Selection, Settings, Verify, View},
     progress::Progress,
@@ -23,7 +23,8 @@ const STAGING_UNIT_BYTES: u64 = 1 << 20;
 /// What a caller may ask of a load; `None` leaves it to the environment and the defaults.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// Read every byte before returning, instead of mapping the file. Default: `FLASHPACK_CPU_PARALLEL_READ`.
+    /// Read every byte before returning, instead of mapping the file. Default: `FLASHPACK_CPU_PARALLEL_READ`; and
+    /// where that says to map, the tensors are read ahead in the background.
     pub eager: Option<bool>,
     /// Verify digests. Default: in all loads but lazy ones, of files that have digests.
     pub verify: Option<bool>,
@@ -90,8 +91,7 @@ impl Loaded {
     #[must_use]
     pub fn to_bytes(&mut self, number: usize) -> Vec<u8> {
         let view = &self.views[number];
-        let elems: u64 = view.shape.iter().product();
-        let bytes = usize::try_from(elems * view.dtype.size()).expect("a loaded tensor fits in memory");
+        let bytes = usize::try_from(view.bytes()).expect("a loaded tensor fits in memory");
         let offset = usize::try_from(view.offset).expect("a loaded tensor fits in memory");
         let data = self.blocks[view.memory].data();
         // SAFETY: the plan placed the view within its block, which lives as long as `self` and which nothing
@@ -120,6 +120,7 @@ pub struct Prepared {
     index: Index,
     plan: ReadPlan,
     names: Vec<String>,
+    reads_ahead: bool,
 }
 
 /// Opens the file at `path` and decides how to load `selection`.
@@ -147,7 +148,7 @@ pub fn prepare(path: &Path, selection: Selection<'_>, options: Options) -> Resul
         Selection::Names(_) | Selection::Except(_) => index.records()[view.source].name().to_owned(),
     };
     let names = plan.views.iter().map(name).collect();
-    Ok(Prepared { input, index, plan, names })
+    Ok(Prepared { input, index, plan, names, reads_ahead: options.eager.is_none() })
 }
 
 fn settings(mode: Mode, verify: Option<bool>, direct: bool, environment: Environment) -> Settings {
@@ -187,6 +188,9 @@ impl Prepared {
     pub fn into_host(self, progress: Progress<'_>) -> Result<Loaded> {
         let mut blocks = provide(&self.plan, self.input.file()).at(self.input.path())?;
         self.fill(blocks.iter_mut().map(Block::as_mut_slice).collect(), progress)?;
+        if let (true, Some(Block::Mapped(mapping))) = (self.reads_ahead, blocks.first()) {
+            prefetch(self.input.into_file(), self.plan.mapped_ranges(), mapping.watch());
+        }
         Ok(Loaded { names: self.names, blocks, views: self.plan.views })
     }
 

@@ -124,6 +124,14 @@ pub struct View {
     pub shape: Box<[u64]>,
 }
 
+impl View {
+    /// Bytes of its elements.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.shape.iter().product::<u64>() * self.dtype.size()
+    }
+}
+
 /// Consecutive bytes of the file, read in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
@@ -200,6 +208,22 @@ impl ReadPlan {
         let threads = settings.threads.get().min(tasks.len());
         let views = views.into_iter().map(|wanted| wanted.view).collect();
         Ok(Self { mode: settings.mode, memory, views, tasks, threads, direct: settings.direct })
+    }
+
+    /// The parts of the file that mapped tensors show, sorted and disjoint.
+    #[must_use]
+    pub fn mapped_ranges(&self) -> Vec<Range<u64>> {
+        let mapped = self.views.iter().filter(|view| self.memory[view.memory] == Memory::Mapping);
+        let mut ranges: Vec<_> = mapped.map(|view| view.offset..view.offset + view.bytes()).collect();
+        ranges.sort_unstable_by_key(|range| range.start);
+        ranges.dedup_by(|next, last| {
+            let joined = next.start <= last.end.saturating_add(MERGE_GAP_BYTES);
+            if joined {
+                last.end = last.end.max(next.end);
+            }
+            joined
+        });
+        ranges
     }
 
     /// Bytes the load reads, padding and bytes for digests included.

@@ -81,8 +81,15 @@ def assign(model: nn.Module, path: StrPath, options: LoadOptions) -> Match:
     text = text_path(path)
     device = _device_of(model, options)
     slots = find_slots(model)
+    maps = device.type == "cpu" and options.surely_maps and not options.in_place
+    # Else for names, shapes and dtypes alone: nothing is to be read ahead.
     mapped = load_tensors(
-        text, torch.device("cpu"), ignore=options.ignore, eager=False, verify=False, silent=True
+        text,
+        torch.device("cpu"),
+        ignore=options.ignore,
+        eager=options.eager if maps else False,
+        verify=False,
+        silent=True,
     )
     match = match_tensors(mapped, slots, options, text)
     if options.in_place:
@@ -91,7 +98,7 @@ def assign(model: nn.Module, path: StrPath, options: LoadOptions) -> Match:
     keepsakes: dict[str, Any] = {}
     if options.keep_flash_ref_on_model:
         tensors = _load_whole_blocks(text, device, options, keepsakes)
-    elif device.type == "cpu" and options.surely_maps:
+    elif maps:
         tensors = mapped
     else:
         tensors = _load_matched(text, device, options, match)

@@ -33,9 +33,11 @@ def load_file(
 ) -> dict[str, Tensor]:
     """The tensors of a FlashPack file, in file order, or those of `names` in that order.
 
-    On the CPU the default maps the file: nothing is read until it is touched, pages are private to the
-    process and writable, the file is never changed. `eager=True` reads every byte into private memory
-    now (as FLASHPACK_CPU_PARALLEL_READ=1 does) and verifies checksums unless `verify=False`.
+    On the CPU the default maps the file: tensors are there at once, pages are private to the process and
+    writable, the file is never changed. What the page cache lacks is read ahead in the background if there
+    is memory for it; with `eager=False` nothing is read until it is touched. `eager=True` reads every byte
+    into private memory now (as FLASHPACK_CPU_PARALLEL_READ=1 does) and verifies checksums unless
+    `verify=False`.
     On a CUDA device tensors are ready in the order of the current stream, and verified. `progress` is told
     the bytes read and the bytes in all as a long load goes on; what it raises cancels the load.
     Tensors that are stored once (tied weights) share memory.

@@ -98,7 +98,7 @@ pub fn is_cached(file: &FileSource) -> bool {
 }
 
 /// Whether at least half of some probed pages can be read without waiting; `None` if the file system cannot tell.
-fn mostly_resident(file: &FileSource) -> Option<bool> {
+pub(super) fn mostly_resident(file: &FileSource) -> Option<bool> {
     let probes = PROBES.min(file.len());
     let mut resident = 0;
     for probe in 0..probes {
@@ -148,6 +148,15 @@ impl Input {
         match self {
             Self::Buffered(file) => file,
             Self::Direct(file) => &file.buffered,
+        }
+    }
+
+    /// The same, for whoever outlives the load.
+    #[must_use]
+    pub fn into_file(self) -> FileSource {
+        match self {
+            Self::Buffered(file) => file,
+            Self::Direct(file) => file.buffered,
         }
     }
 

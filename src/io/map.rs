@@ -1,5 +1,7 @@
 //! Private, copy-on-write mappings of files.
 
+use std::sync::{Arc, Weak};
+
 use memmap2::{MmapOptions, MmapRaw};
 
 use super::{FileSource, Source};
@@ -12,6 +14,7 @@ use crate::error::{Error, IoContext, Result};
 #[derive(Debug)]
 pub struct Mapping {
     map: MmapRaw,
+    alive: Arc<()>,
 }
 
 impl Mapping {
@@ -30,13 +33,19 @@ impl Mapping {
         // SAFETY: the mapping is private, so this process's writes reach nobody else. Another process may still
         // change or truncate the file; no Rust reference to the bytes is ever made, only raw pointers leave here.
         let map = unsafe { options.map_copy(source.file()) }.during("cannot map", source.path())?;
-        Ok(Self { map: map.into() })
+        Ok(Self { map: map.into(), alive: Arc::new(()) })
     }
 
     /// Address of the file's first byte.
     #[must_use]
     pub fn data(&self) -> *mut u8 {
         self.map.as_mut_ptr()
+    }
+
+    /// Tells whether the mapping still exists.
+    #[must_use]
+    pub fn watch(&self) -> Weak<()> {
+        Arc::downgrade(&self.alive)
     }
 
     /// Length of the file when it was mapped.

@@ -4,6 +4,7 @@ pub mod direct;
 pub mod file;
 pub mod map;
 pub mod memory;
+pub mod prefetch;
 pub mod read;
 mod source;
 pub mod write;

@@ -4,7 +4,10 @@ use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions, Permissions},
     io::{self, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU64, Ordering},
@@ -13,6 +16,9 @@ use std::{
 use rustix::fs::{FallocateFlags, OFlags};
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
+
+/// Bytes written between two requests to bring them to disk. Without any, the disk idles until the final flush.
+const WRITEBACK_BYTES: u64 = 4 << 20;
 
 /// Every temporary file's name contains this, between the destination's name and a number unique to its writer.
 const TEMP_MARK: &str = ".flashpack-tmp-";
@@ -27,6 +33,9 @@ pub struct AtomicFile {
     file: File,
     temp: PathBuf,
     destination: PathBuf,
+    /// Bytes written so far, and those of them that are on their way to the disk.
+    written: u64,
+    flushing: u64,
     committed: bool,
 }
 
@@ -50,7 +59,7 @@ impl AtomicFile {
             .custom_flags(OFlags::CLOEXEC.bits().cast_signed())
             .open(&temp)
             .during("cannot create a temporary file in its folder", &destination)?;
-        let this = Self { file, temp, destination, committed: false };
+        let this = Self { file, temp, destination, written: 0, flushing: 0, committed: false };
         // Without locks (some network file systems) abandoned files stay; nothing else depends on them.
         let _ = this.file.try_lock();
         if let Ok(replaced) = fs::metadata(&this.destination) {
@@ -72,7 +81,13 @@ impl AtomicFile {
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io), naming the destination.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).during("cannot write", &self.destination)
+        self.file.write_all(bytes).during("cannot write", &self.destination)?;
+        self.written += bytes.len() as u64;
+        if self.written - self.flushing >= WRITEBACK_BYTES {
+            start_writeback(&self.file, self.flushing, self.written - self.flushing);
+            self.flushing = self.written;
+        }
+        Ok(())
     }
 
     /// Makes the file durable and puts it in the destination's place; returns its length in bytes.
@@ -114,6 +129,20 @@ impl Drop for AtomicFile {
         if !self.committed {
             let _ = fs::remove_file(&self.temp);
         }
+    }
+}
+
+/// Asks for a range to be brought to disk, and does not wait. That is only advice: what goes wrong, the final flush
+/// finds out.
+fn start_writeback(file: &File, offset: u64, bytes: u64) {
+    // SAFETY: takes a file that is open and three numbers, touches no memory of ours.
+    unsafe {
+        libc::sync_file_range(
+            file.as_raw_fd(),
+            offset.cast_signed(),
+            bytes.cast_signed(),
+            libc::SYNC_FILE_RANGE_WRITE,
+        );
     }
 }
 

@@ -1,0 +1,45 @@
+//! Reading ahead of a mapping: page faults alone ask the disk for 128 KiB at a time and leave it idle in between.
+
+use std::{fs, ops::Range, sync::Weak, thread};
+
+use rustix::fs::Advice;
+
+use super::{FileSource, direct};
+
+/// Bytes asked for at a time: of 2, 4 and 16 MiB, the smallest was the fastest on a virtual NVMe disk.
+const WINDOW_BYTES: usize = 2 << 20;
+/// Less than this is not worth a thread.
+const MIN_BYTES: u64 = 8 << 20;
+
+/// Brings the sorted `ranges` of `file` into the page cache, from a thread of its own that ends with `mapping`.
+///
+/// Does nothing if they are there already, or are more than half of the memory that is left: reading ahead would then
+/// push out what it read before. It is advice; nothing depends on it.
+pub fn prefetch(file: FileSource, ranges: Vec<Range<u64>>, mapping: Weak<()>) {
+    let bytes = ranges.iter().map(|range| range.end - range.start).sum::<u64>();
+    if bytes < MIN_BYTES || bytes > available_memory() / 2 || direct::mostly_resident(&file) != Some(false) {
+        return;
+    }
+    let work = move || {
+        let windows = ranges.iter().flat_map(|range| {
+            range
+                .clone()
+                .step_by(WINDOW_BYTES)
+                .map(|start| (start, (range.end - start).min(WINDOW_BYTES as u64)))
+        });
+        for (start, bytes) in windows.take_while(|_| mapping.strong_count() > 0) {
+            if rustix::fs::fadvise(file.file(), start, bytes.try_into().ok(), Advice::WillNeed).is_err() {
+                break;
+            }
+        }
+    };
+    let _ = thread::Builder::new().name("flashpack-prefetch".to_owned()).spawn(work);
+}
+
+/// Bytes of memory that the system could give without swapping; 0 if it does not say.
+fn available_memory() -> u64 {
+    let report = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = report.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.unwrap_or(0).saturating_mul(1024)
+}
