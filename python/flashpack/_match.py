@@ -30,7 +30,7 @@ def match_tensors(
     paired = {name: slots[name] for name in tensors if name in slots}
     discarded = [name for name in tensors if name not in slots]
     missing = _missing(paired, slots, options)
-    _check_names(discarded, missing, options)
+    check_names(discarded, missing, options)
     check_fit(paired, tensors, options, path)
     return Match(paired, discarded, [slot.name for slot in missing])
 
@@ -78,7 +78,7 @@ def _missing(paired: Mapping[str, Slot], slots: Mapping[str, Slot], options: Loa
     ]
 
 
-def _check_names(discarded: list[str], missing: list[Slot], options: LoadOptions) -> None:
+def check_names(discarded: list[str], missing: list[Slot], options: LoadOptions) -> None:
     if discarded and options.refuses_unknown_names:
         raise ValueError(f"Could not assign {len(discarded)} names: {discarded}")
     params = [slot.name for slot in missing if slot.is_parameter and options.demands_params]

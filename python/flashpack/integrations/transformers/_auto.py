@@ -1,0 +1,83 @@
+"""Auto classes that load FlashPack files: transformers' own once patched, and subclasses without a patch."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from ..._paths import StrPath
+from ._build import BUILDING
+from ._model import load_from, save_model, take_wishes
+from ._names import without_prefix
+from ._place import Place, read_config
+from ._wishes import Device
+
+
+def load_auto(
+    auto_class: Any,
+    /,
+    pretrained_model_name_or_path: StrPath,
+    device: Device | None = None,
+    *model_args: Any,
+    trust_remote_code: bool | None = None,
+    code_revision: str | None = None,
+    **kwargs: Any,
+) -> Any:
+    """`load_model` for the class that `auto_class` takes for the configuration, remote code included."""
+    place = Place.take(pretrained_model_name_or_path, kwargs)
+    wishes = take_wishes(PreTrainedModel, device, kwargs)
+    code = {"trust_remote_code": trust_remote_code, "code_revision": code_revision}
+    code = {name: value for name, value in code.items() if value is not None}
+    if not isinstance(kwargs.get("config"), PretrainedConfig):
+        kwargs.update(code)
+    config, rest = read_config(AutoConfig, place, kwargs)
+    for name in code:
+        rest.pop(name, None)
+    config.architectures = without_prefix(config.architectures)
+    cls, config = _choose(auto_class, config, place, code)
+    config.name_or_path = place.source
+    return load_from(cls, config, place, wishes, model_args, rest)
+
+
+def _choose(
+    auto_class: Any, config: Any, place: Place, code: dict[str, Any]
+) -> tuple[type[PreTrainedModel], Any]:
+    """The class, and which part of the configuration is its own: seen on a model without memory."""
+    probed = copy.deepcopy(config)
+    probed.name_or_path = os.fspath(place.folder)  # where remote code is looked for
+    with BUILDING, torch.device("meta"):
+        model = auto_class.from_config(probed, **code)
+    own = config if isinstance(config, type(model.config)) else config.get_text_config()
+    return type(model), own
+
+
+@functools.cache
+def auto_class_named(name: str) -> Any:
+    """A subclass of transformers' auto class of this name, with `from_pretrained_flashpack`.
+
+    Raises AttributeError if transformers has none.
+    """
+    base = getattr(transformers, name)
+    members = {
+        "from_pretrained_flashpack": classmethod(load_auto),
+        "__doc__": base.__doc__,
+        "__module__": __package__,
+    }
+    return type(name, (base,), members)
+
+
+def patch_transformers_auto_model() -> None:
+    """Give transformers' auto classes `from_pretrained_flashpack`, and its models that and the save.
+
+    Adds attributes and changes none: ordinary loads and saves go on as ever. Calling it again does nothing.
+    """
+    base: Any = transformers.AutoModel.__mro__[-2]  # what all of the auto classes derive from
+    models: Any = PreTrainedModel
+    base.from_pretrained_flashpack = classmethod(load_auto)
+    models.save_pretrained_flashpack = save_model

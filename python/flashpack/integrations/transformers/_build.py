@@ -1,0 +1,107 @@
+"""The direct way: a model without memory whose names are those of the file, and the file assigned to it."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..._load import load_tensors
+from ..._meta_init import parameters_on_meta
+from ..._slots import Slot, find_slots
+from .._weights import LoadingInfo, build_and_load
+from ._place import Place
+from ._wishes import Wishes
+
+P = TypeVar("P", bound=PreTrainedModel)
+
+# transformers sets the process's default dtype and patches torch while it builds: one model at a time.
+BUILDING = threading.RLock()
+
+
+def map_tensors(place: Place, wishes: Wishes) -> dict[str, Tensor]:
+    """The file's tensors, ignored ones aside, mapped and not read."""
+    return load_tensors(
+        str(place.weights),
+        torch.device("cpu"),
+        ignore=wishes.options.ignore,
+        eager=False,
+        verify=False,
+        silent=True,
+    )
+
+
+def build_empty(cls: type[P], config: Any, tensors: Mapping[str, Tensor], arguments: dict[str, Any]) -> P:
+    """A model whose parameters have no memory; its buffers are real and have dtypes to match the file."""
+    from_config: Callable[..., P] = cls._from_config
+    with BUILDING, parameters_on_meta():
+        return from_config(copy.deepcopy(config), dtype=main_dtype(config, tensors), **arguments)
+
+
+def main_dtype(config: Any, tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The configuration's dtype if the file has tensors of it, else that of most elements."""
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in tensors.values():
+        if _is_plain_float(tensor.dtype):
+            sizes[tensor.dtype] += tensor.numel()
+    wanted = getattr(config, "dtype", None)
+    if isinstance(wanted, str):
+        wanted = getattr(torch, wanted, None)
+    if isinstance(wanted, torch.dtype) and (wanted in sizes or not sizes):
+        return wanted
+    return max(sizes, key=sizes.__getitem__) if sizes else torch.get_default_dtype()
+
+
+def _is_plain_float(dtype: torch.dtype) -> bool:
+    """A floating dtype that computations run in: what torch takes as the default dtype."""
+    return dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def fits(model: PreTrainedModel, tensors: Mapping[str, Tensor], wishes: Wishes) -> bool:
+    """Whether the file has just what the model needs, so that nothing is to be renamed, made up or cast."""
+    slots = find_slots(model)
+    if any(name not in slots for name in tensors):
+        return False
+    ranges: dict[int, tuple[object, ...]] = {}
+    for name, tensor in tensors.items():
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape)
+        if ranges.setdefault(id(slots[name].tensor), place) != place:
+            return False  # tied in the model, though two tensors in the file
+    lacks = any(slot.is_parameter and id(slot.tensor) not in ranges for slot in slots.values())
+    return not lacks and not _needs_cast(model, tensors, wishes.dtype)
+
+
+def _needs_cast(model: PreTrainedModel, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> bool:
+    if dtype is None:
+        return False
+    exceptions = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    if dtype != torch.float32 and any(getattr(model, name, None) for name in exceptions):
+        return True
+    return any(tensor.is_floating_point() and tensor.dtype != dtype for tensor in tensors.values())
+
+
+def load_directly(
+    model: P, place: Place, tensors: Mapping[str, Tensor], wishes: Wishes
+) -> tuple[P, LoadingInfo]:
+    """Assign the file to the model that it fits, on the device. Raises what `assign_from_file` raises."""
+    if not wishes.options.coerce_dtype:
+        _match_buffers(find_slots(model), tensors)
+    loaded, info = build_and_load(lambda: model, place.weights, wishes.options)
+    loaded.tie_weights()
+    nn.Module.to(loaded, wishes.device)  # buffers that are not in the file
+    return loaded, info
+
+
+def _match_buffers(slots: Mapping[str, Slot], tensors: Mapping[str, Tensor]) -> None:
+    """Give floating buffers the file's dtype, as parameters take it, so that a cast model loads as it was."""
+    for name, tensor in tensors.items():
+        slot = slots[name]
+        floats = slot.tensor.is_floating_point() and tensor.is_floating_point()
+        if not slot.is_parameter and floats and slot.tensor.dtype != tensor.dtype:
+            slot.put(slot.tensor.to(tensor.dtype))

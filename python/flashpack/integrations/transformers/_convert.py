@@ -1,0 +1,99 @@
+"""The way through transformers' own loader, for files whose names or values are not yet the model's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..._distributed import require_single_process
+from ..._load import load_tensors
+from ..._match import check_names
+from ..._slots import find_slots
+from ..._storage import iterate_from_flash_tensor, read_flashpack_file
+from .._weights import LoadingInfo
+from ._build import BUILDING
+from ._place import Place
+from ._wishes import Wishes
+
+P = TypeVar("P", bound=PreTrainedModel)
+
+
+def load_through_transformers(
+    cls: type[P],
+    config: Any,
+    place: Place,
+    wishes: Wishes,
+    model_args: tuple[Any, ...],
+    arguments: dict[str, Any],
+) -> tuple[P, dict[str, Any]]:
+    """Hand the tensors to `cls.from_pretrained`, which renames, merges, casts, ties and initialises.
+
+    Returns the model and transformers' loading info. Raises ValueError in the words of `assign_from_file` for
+    names that are missing or left over, unless the options allow it; and what transformers raises.
+    """
+    keepsakes: dict[str, Any] = {}
+    tensors = _load(place, wishes, keepsakes)
+    # With a map transformers needs accelerate, and without one it loads to the CPU.
+    device_map = None if wishes.device.type == "cpu" else {"": wishes.device}
+    load: Any = cls.from_pretrained  # its annotation knows no output_loading_info
+    with BUILDING:
+        model, info = load(
+            None,
+            *model_args,
+            config=config,
+            state_dict=tensors,
+            dtype=wishes.dtype or _dtype_of(config, tensors.values()),
+            device_map=device_map,
+            output_loading_info=True,
+            **wishes.for_transformers,
+            **arguments,
+        )
+    _check(model, info, wishes)
+    model.config.name_or_path = model.name_or_path = place.source
+    for name, value in keepsakes.items():
+        setattr(model, name, value)
+    return model, info
+
+
+def _load(place: Place, wishes: Wishes, keepsakes: dict[str, Any]) -> dict[str, Tensor]:
+    options = wishes.options
+    if options.use_distributed_loading:
+        require_single_process(options.world_size)
+    how: dict[str, Any] = {"eager": options.eager, "verify": options.verify, "silent": options.shown}
+    if not options.keep_flash_ref_on_model:
+        return load_tensors(str(place.weights), wishes.device, ignore=options.ignore, **how)
+    storage, footer = read_flashpack_file(place.weights, wishes.device, **how)
+    keepsakes.update(_flash_shared_storage=storage, _flash_shared_storage_meta=footer)
+    return dict(iterate_from_flash_tensor(storage, footer, **options.ignore))
+
+
+def _dtype_of(config: Any, tensors: Iterable[Tensor]) -> torch.dtype | str:
+    """The dtype that all floating tensors have, if they have one; else transformers shall choose."""
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return "auto" if len(dtypes) != 1 or is_quantized(config) else dtypes.pop()
+
+
+def is_quantized(config: Any) -> bool:
+    """Whether the configuration, or that of its text model, says how the weights are quantised."""
+    text_config = config.get_text_config()
+    return any(getattr(each, "quantization_config", None) for each in (config, text_config))
+
+
+def _check(model: PreTrainedModel, info: Mapping[str, Any], wishes: Wishes) -> None:
+    slots = find_slots(model)
+    missing = [slots[name] for name in sorted(info["missing_keys"]) if name in slots]
+    expected = [slot for slot in missing if not wishes.options.ignores(slot.name)]
+    check_names(sorted(info["unexpected_keys"]), expected, wishes.options)
+
+
+def as_dict(info: LoadingInfo | Mapping[str, Any]) -> dict[str, Any]:
+    """Loading info as the caller gets it: lists, sorted where transformers has sets."""
+    if isinstance(info, LoadingInfo):
+        return info.as_dict()
+    return {
+        name: sorted(value) if isinstance(value, (set, frozenset)) else value for name, value in info.items()
+    }
