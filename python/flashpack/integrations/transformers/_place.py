@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,8 @@ def read_config(config_class: Any, place: Place, arguments: dict[str, Any]) -> t
     """The configuration, with those of `arguments` in it that are settings of it; and the other arguments.
 
     `config` among the arguments is one to use instead (a copy of it then gets the implementation of attention
-    alone, as in transformers), or another place to read it from. Raises what `config_class` raises.
+    alone, as in transformers), or another place to read it from. Raises FileNotFoundError, and what
+    `config_class` raises.
     """
     rest = dict(arguments)
     given = rest.pop("config", None)
@@ -57,6 +59,8 @@ def read_config(config_class: Any, place: Place, arguments: dict[str, Any]) -> t
                 setattr(config, f"_{name}", rest.pop(name))
     else:
         origin = place.folder if given is None else given
+        if given is None and not (place.folder / CONFIG).is_file():  # some would come with default values
+            raise FileNotFoundError(errno.ENOENT, f"No {CONFIG} in the folder", str(place.folder))
         config, rest = config_class.from_pretrained(os.fspath(origin), return_unused_kwargs=True, **rest)
     config.name_or_path = place.source
     return config, rest
