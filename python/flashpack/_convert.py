@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _native
+from ._convert_source import Source, find_source
 from ._footer import is_flashpack_file
+from ._model_folder import Library, copy_companions, names_folder
 from ._names import filter_state_dict, is_ignored_tensor_name, name_tuple
-from ._paths import StrPath, destination_or, make_parent, refuse_source, text_path, with_suffix
+from ._paths import StrPath, make_parent, refuse_source, text_path
 from ._progress import run
 from ._sources import Sources, check_promises, find_sources, header_dtypes
 from .constants import DEFAULT_ALIGN_BYTES
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-_WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt"})
 _NATIVE_CASTS = frozenset({"float64", "float32", "float16", "bfloat16"})
 _NATIVE_ORIGINS = frozenset({"F64", "F32", "F16"})  # safetensors' names; BF16 is the one without an F
 _DTYPE_ALIASES = {"double": "float64", "float": "float32", "half": "float16"}
@@ -34,22 +35,29 @@ def convert_to_flashpack(
     ignore_names: Iterable[str] | None = None,
     ignore_prefixes: Iterable[str] | None = None,
     ignore_suffixes: Iterable[str] | None = None,
-    use_transformers: bool = False,  # noqa: ARG001 (0.4.5's signature)
-    use_diffusers: bool = False,  # noqa: ARG001 (0.4.5's signature)
+    use_transformers: bool = False,
+    use_diffusers: bool = False,
     silent: bool | None = True,
     **kwargs: Any,
 ) -> str:
     """Convert to a FlashPack file and return its path.
 
     The source is a model, a state dict, a weight file (.safetensors, or a torch file that
-    weights_only=True accepts) or a folder with one, whole or sharded. The destination defaults to the
-    source with its suffix swapped, or `model.flashpack` in the source folder; in an existing folder
-    it keeps the source's stem. `dtype` casts floating tensors. Of `kwargs`, `subfolder` and `variant` choose
-    within a folder; the other hub options do not concern local sources, nor do `use_transformers` and
-    `use_diffusers`, since weights convert without their classes.
+    weights_only=True accepts), a model folder, whole or sharded, or the id of a repository on a model hub.
+    Weights are taken as they are unless `use_transformers` or `use_diffusers` lets that library load them.
+
+    The destination is a file, or a folder (there is one, or the path ends with a slash): then a model folder
+    is made of it, `model[.variant].flashpack` with the source's configurations and other small files. It
+    defaults to the source with its suffix swapped, `model[.variant].flashpack` in the source folder, or, for
+    a repository, `<its name>[-subfolder][.variant].flashpack` in the working directory.
+
+    `dtype` casts floating tensors only. Further arguments: `subfolder`, `variant`; `revision`, `token`,
+    `cache_dir`, `local_files_only`, `force_download` for repositories; with a library, more of its
+    from_pretrained's.
 
     Raises ValueError for a destination that is a source, a dtype that is none, shards or tensors that
-    an index promises but that are missing; OSError.
+    an index promises but that are missing, a whole pipeline; ImportError for a library that is missing;
+    TypeError for arguments that nothing takes; for repositories what huggingface_hub raises; OSError.
     """
     wishes = _Wishes(
         _dtype_name(dtype),
@@ -62,13 +70,19 @@ def convert_to_flashpack(
     )
     source = model_or_state_dict_or_path_or_repo_id
     if isinstance(source, str | os.PathLike):
-        place = Path(text_path(source)) / (kwargs.get("subfolder") or "")
-        return str(_convert_path(place, destination_path, kwargs.get("variant"), wishes))
+        library = _library(use_transformers, use_diffusers)
+        return str(_convert_path(text_path(source), destination_path, library, wishes, kwargs))
     if destination_path is None:
         raise ValueError("destination_path is required for a model or a state dict")
     destination = Path(text_path(destination_path))
     _pack(source if isinstance(source, Mapping) else source.state_dict(), destination, wishes)
     return str(destination)
+
+
+def _library(use_transformers: bool, use_diffusers: bool) -> Library | None:
+    if use_transformers and use_diffusers:
+        raise ValueError("use_transformers and use_diffusers exclude each other: one library loads the model")
+    return "transformers" if use_transformers else "diffusers" if use_diffusers else None
 
 
 @dataclass(frozen=True)
@@ -105,20 +119,43 @@ def _dtype_name(dtype: torch.dtype | str | None) -> str | None:
 
 
 def _convert_path(
-    source: Path, destination_path: StrPath | None, variant: str | None, wishes: _Wishes
+    text: str,
+    destination_path: StrPath | None,
+    library: Library | None,
+    wishes: _Wishes,
+    arguments: dict[str, Any],
 ) -> Path:
-    sources = find_sources(source, variant)
-    if source.is_dir():
-        default = source / "model.flashpack"
+    source = find_source(text, arguments)
+    if arguments and library is None:
+        raise TypeError(f"unexpected arguments without use_transformers or use_diffusers: {[*arguments]}")
+    destination = source.destination(destination_path)
+    refuse_source(destination, source.files())
+    if library is None:
+        _convert_files(find_sources(source.place, source.variant), destination, wishes)
     else:
-        default = with_suffix(source, _WEIGHT_SUFFIXES, ".flashpack")
-    destination = destination_or(default, destination_path)
+        _convert_by_class(source, library, destination, wishes, arguments)
+    if destination_path is not None and names_folder(destination_path) and source.place.is_dir():
+        copy_companions(source.place, destination.parent)
+    return destination
+
+
+def _convert_files(sources: Sources, destination: Path, wishes: _Wishes) -> None:
     refuse_source(destination, sources.files)
     if wishes.can_stream(sources):
         _stream(sources, destination, wishes)
     else:
         _read_and_pack(sources, destination, wishes)
-    return destination
+
+
+def _convert_by_class(
+    source: Source, library: Library, destination: Path, wishes: _Wishes, arguments: Mapping[str, Any]
+) -> None:
+    if not source.place.is_dir():
+        raise ValueError(f"{source.place}: {library} loads model folders, not files")
+    from ._model_classes import load_model
+
+    model = load_model(source.place, library, source.variant, arguments)
+    _pack(model.state_dict(), destination, wishes, {"format": "pt"})
 
 
 def _stream(sources: Sources, destination: Path, wishes: _Wishes) -> None:

@@ -38,14 +38,6 @@ def with_suffix(path: Path, old: Collection[str], new: str) -> Path:
     return path.with_suffix(new) if path.suffix.lower() in old else path.with_name(path.name + new)
 
 
-def destination_or(default: Path, destination: StrPath | None) -> Path:
-    """`destination`: `default` when None, a file of the default's name in an existing folder."""
-    if destination is None:
-        return default
-    path = Path(text_path(destination))
-    return path / default.name if path.is_dir() else path
-
-
 def refuse_source(destination: Path, sources: Iterable[Path]) -> None:
     """Raise ValueError when `destination` is one of `sources`, through links too."""
     for source in sources:

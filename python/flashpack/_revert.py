@@ -6,7 +6,17 @@ from pathlib import Path
 
 from . import _native
 from ._footer import verify_file
-from ._paths import StrPath, destination_or, make_parent, refuse_source, replacing, text_path, with_suffix
+from ._model_folder import (
+    CONFIG,
+    SAFETENSORS,
+    copy_companions,
+    find_packed,
+    is_weights_name,
+    library_weights_name,
+    names_folder,
+    variant_of,
+)
+from ._paths import StrPath, make_parent, refuse_source, replacing, text_path, with_suffix
 from ._progress import run
 
 _OWN_SUFFIX = frozenset({".flashpack"})
@@ -17,17 +27,23 @@ def revert_from_flashpack(
 ) -> str:
     """Write the file's tensors as .safetensors, or with torch.save for any other suffix; return the path.
 
-    The destination defaults to the source with .flashpack swapped for .safetensors (another suffix is
-    kept and .safetensors appended). safetensors stream; torch.save needs memory for the whole model.
+    `path` may be a model folder with one FlashPack file. The destination is a file, or a folder (there is
+    one, or the path ends with a slash): of a model folder it becomes one that the model's library loads, the
+    weights named as the library names them, beside the configurations and other small files. It defaults to
+    the source with .flashpack swapped for .safetensors (another suffix is kept and .safetensors appended), or
+    to the model folder. safetensors stream; torch.save needs memory for the whole model.
 
-    Raises ValueError for a destination that is the source, FlashPackError for an unsound file, OSError.
+    Raises ValueError for a destination that is the source and for a folder with several FlashPack files,
+    FlashPackError for an unsound file, OSError.
     """
-    source = Path(text_path(path))
-    destination = destination_or(with_suffix(source, _OWN_SUFFIX, ".safetensors"), destination_path)
+    given = Path(text_path(path))
+    source = find_packed(given) if given.is_dir() else given
+    folder = source.parent if given.is_dir() or _is_model_folder(source) else None
+    destination = _destination(source, folder, given.is_dir(), destination_path)
     refuse_source(destination, [source])
     size = source.stat().st_size
     make_parent(destination)
-    if destination.suffix.lower() == ".safetensors":
+    if destination.suffix.lower() == SAFETENSORS:
         run(
             lambda counter: _native.call("revert", counter, path=str(source), destination=str(destination)),
             label="Reverting",
@@ -36,7 +52,24 @@ def revert_from_flashpack(
         )
     else:
         _save_with_torch(source, destination)
+    if folder is not None and destination_path is not None and names_folder(destination_path):
+        copy_companions(folder, destination.parent)
     return str(destination)
+
+
+def _is_model_folder(source: Path) -> bool:
+    """Whether the file is the weights of the model folder that it lies in."""
+    return is_weights_name(source.name) and (source.parent / CONFIG).is_file()
+
+
+def _destination(source: Path, folder: Path | None, whole: bool, wished: StrPath | None) -> Path:
+    into = None if wished is None else Path(text_path(wished))
+    if wished is not None and into is not None and not names_folder(wished):
+        return into
+    if folder is not None and (whole or into is not None):
+        return (into or folder) / library_weights_name(folder, variant_of(source))
+    default = with_suffix(source, _OWN_SUFFIX, SAFETENSORS)
+    return default if into is None else into / default.name
 
 
 def _save_with_torch(source: Path, destination: Path) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ._model_folder import SAFETENSORS, is_plain_name, library_of, weights_name
+
+KINDS = (SAFETENSORS, ".bin")  # safetensors go before what is pickled
 _STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
-_SAFETENSORS = ".safetensors"
+_SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.)")
 _METADATA = "__metadata__"  # the one key of a header that is no tensor
-_TORCH = ".bin"
 _HEADER_LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
@@ -27,7 +30,7 @@ class Sources:
     @property
     def are_safetensors(self) -> bool:
         """Whether the files are safetensors; else they are torch's."""
-        return self.files[0].suffix.lower() == _SAFETENSORS
+        return self.files[0].suffix.lower() == SAFETENSORS
 
 
 def find_sources(path: Path, variant: str | None = None) -> Sources:
@@ -40,32 +43,68 @@ def find_sources(path: Path, variant: str | None = None) -> Sources:
         return Sources([path])
     if path.is_dir():
         return _in_folder(path, variant)
-    raise FileNotFoundError(
-        errno.ENOENT,
-        "No such file or folder (converting from a model hub by repository id is not supported yet)",
-        str(path),
-    )
+    raise FileNotFoundError(errno.ENOENT, "No such file or folder", str(path))
+
+
+def single_names(suffix: str, variant: str | None) -> list[str]:
+    """The names that whole checkpoints go by, the likeliest first."""
+    return [weights_name(variant, suffix, stem) for stem in _STEMS]
+
+
+def find_index(folder: Path, suffix: str, variant: str | None) -> Path | None:
+    """The index of sharded weights of one kind. Raises ValueError when there are several."""
+    names = {entry.name for entry in folder.iterdir()}
+    middle = f".{variant}" if variant else ""
+    for stem in _STEMS:
+        # The last two are diffusers' older spellings of a variant.
+        for end in (
+            f"{suffix}.index{middle}.json",
+            f"{suffix}{middle}.index.json",
+            f"{middle}{suffix}.index.json",
+        ):
+            if f"{stem}{end}" in names:
+                return folder / f"{stem}{end}"
+    others = sorted(name for name in names if name.endswith(f"{suffix}.index{middle}.json"))
+    return folder / _only(folder, others) if others else None
+
+
+def shards_of(index: Path) -> dict[str, str]:
+    """The shard of every tensor, by plain file names. Raises ValueError for what is no sound index."""
+    promised = _weight_map(index)
+    for shard in promised.values():
+        if not is_plain_name(shard):
+            raise ValueError(f"{index}: {shard!r} is not a plain file name")
+    return promised
 
 
 def _in_folder(folder: Path, variant: str | None) -> Sources:
-    names = {entry.name for entry in folder.iterdir()}
-    middle = f".{variant}" if variant else ""
-    for suffix in (_SAFETENSORS, _TORCH):
-        for stem in _STEMS:
-            if f"{stem}{middle}{suffix}" in names:
-                return Sources([folder / f"{stem}{middle}{suffix}"])
-        indexes = sorted(name for name in names if name.endswith(f"{suffix}.index{middle}.json"))
-        if indexes:
-            return _from_index(folder, _only(folder, indexes), names)
-        others = sorted(name for name in names if name.endswith(f"{middle}{suffix}"))
+    names = {entry.name for entry in folder.iterdir() if entry.is_file()}
+    for suffix in KINDS:
+        for name in single_names(suffix, variant):
+            if name in names:
+                return Sources([folder / name])
+        index = find_index(folder, suffix, variant)
+        if index:
+            return _from_index(index, names)
+        others = sorted(name for name in names if name.endswith(f".{variant}{suffix}" if variant else suffix))
         if others:
-            return Sources([folder / _only(folder, others)])
-    raise FileNotFoundError(
-        errno.ENOENT,
-        "No .safetensors or .bin weights in the folder (building a model from its configuration "
-        "is not supported yet)",
-        str(folder),
-    )
+            return Sources([_refuse_lone_shard(folder / _only(folder, others))])
+    raise _no_weights(folder, variant)
+
+
+def _no_weights(folder: Path, variant: str | None) -> FileNotFoundError:
+    what = "No .safetensors or .bin weights"
+    if variant:
+        what += f" of variant {variant!r}"
+    library = library_of(folder)
+    advice = f"; if {library} can load what is there, convert with --use-{library}" if library else ""
+    return FileNotFoundError(errno.ENOENT, f"{what} in the folder{advice}", str(folder))
+
+
+def _refuse_lone_shard(path: Path) -> Path:
+    if _SHARD.search(path.name):
+        raise ValueError(f"{path}: one shard of several, and there is no index of them")
+    return path
 
 
 def _only(folder: Path, names: list[str]) -> str:
@@ -74,17 +113,13 @@ def _only(folder: Path, names: list[str]) -> str:
     return names[0]
 
 
-def _from_index(folder: Path, index: str, present: set[str]) -> Sources:
-    path = folder / index
-    promised = _weight_map(path)
+def _from_index(path: Path, present: set[str]) -> Sources:
+    promised = shards_of(path)
     shards = sorted(set(promised.values()))
-    for shard in shards:
-        if not _is_plain_name(shard):
-            raise ValueError(f"{path}: {shard!r} is not a plain file name")
     missing = [shard for shard in shards if shard not in present]
     if missing:
         raise ValueError(f"{path}: {len(missing)} of {len(shards)} shards are missing: {missing}")
-    return Sources([folder / shard for shard in shards], promised)
+    return Sources([path.with_name(shard) for shard in shards], promised)
 
 
 def _weight_map(path: Path) -> dict[str, str]:
@@ -96,11 +131,6 @@ def _weight_map(path: Path) -> dict[str, str]:
     if not isinstance(weights, dict) or not weights or not all(isinstance(v, str) for v in weights.values()):
         raise ValueError(f"{path}: not a valid index: it has no weight_map of tensor names to file names")
     return weights
-
-
-def _is_plain_name(name: str) -> bool:
-    """An index must not reach outside of its folder, on any system's idea of a path."""
-    return name not in ("", ".", "..") and not any(character in name for character in "/\\:\0")
 
 
 def check_promises(sources: Sources) -> None:

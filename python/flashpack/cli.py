@@ -54,17 +54,22 @@ def main() -> None:
 @main.command()
 @click.argument("path_or_repo_id")
 @click.argument("destination_path", type=click.Path(), required=False)
-@click.option("--subfolder", help="Subfolder of the source folder that holds the weights.")
+@click.option("--subfolder", help="Subfolder of the source folder or repository that holds the weights.")
 @click.option("--variant", help="Variant of the weights, such as fp16.")
+@click.option("--revision", help="Branch, tag or commit of the repository.")
 @click.option("--dtype", help="Cast floating tensors to this torch dtype.")
 @click.option("--ignore-names", multiple=True, help="Leave out the tensor of this name (repeatable).")
 @click.option("--ignore-prefixes", multiple=True, help="Leave out names that start so (repeatable).")
 @click.option("--ignore-suffixes", multiple=True, help="Leave out names that end so (repeatable).")
-@click.option("--use-transformers", is_flag=True, help="The source is a transformers model.")
-@click.option("--use-diffusers", is_flag=True, help="The source is a diffusers model.")
+@click.option("--use-transformers", is_flag=True, help="Let transformers load the model.")
+@click.option("--use-diffusers", is_flag=True, help="Let diffusers load the model.")
 @_VERBOSE
 def convert(path_or_repo_id: str, destination_path: str | None, verbose: bool, **options: Any) -> None:
-    """Convert a .safetensors or torch file, or a folder with one, to FlashPack."""
+    """Convert a weight file, a model folder or a repository to FlashPack.
+
+    The destination is a file, or a folder (ending with a slash unless it exists) that becomes a model folder
+    with the configurations.
+    """
     with _reporting_errors(verbose):
         from ._convert import convert_to_flashpack
 
@@ -77,7 +82,11 @@ def convert(path_or_repo_id: str, destination_path: str | None, verbose: bool, *
 @click.argument("destination_path", type=click.Path(), required=False)
 @_VERBOSE
 def revert(path: str, destination_path: str | None, verbose: bool) -> None:
-    """Convert a FlashPack file back to .safetensors, or to torch's format for any other suffix."""
+    """Convert a FlashPack file, or a model folder with one, back.
+
+    To .safetensors, or to torch's format for any other suffix. Into a folder (ending with a slash unless it
+    exists), a model folder is made whole again, for its library to load.
+    """
     with _reporting_errors(verbose):
         from ._revert import revert_from_flashpack
 

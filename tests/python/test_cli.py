@@ -41,7 +41,7 @@ from torch import Tensor
 
 HELP = {
     "convert": {
-        *("--subfolder", "--variant", "--dtype", "--ignore-names", "--ignore-prefixes"),
+        *("--subfolder", "--variant", "--revision", "--dtype", "--ignore-names", "--ignore-prefixes"),
         *("--ignore-suffixes", "--use-transformers", "--use-diffusers", "--verbose", "-v"),
     },
     "revert": {"--verbose", "-v"},
@@ -164,15 +164,21 @@ def test_convert_subfolder_and_variant(tmp_path: Path, path: Path) -> None:
     save_file({"a": torch.zeros(3)}, folder / "diffusion_pytorch_model.safetensors")
     save_file({"a": torch.ones(3)}, folder / "diffusion_pytorch_model.fp16.safetensors")
     for options, expected in (([], 0.0), (["--variant", "fp16"], 1.0)):
-        assert_success(
-            run("convert", folder.parent, path, "--subfolder", "unet", "--use-diffusers", *options), path
-        )
+        assert_success(run("convert", folder.parent, path, "--subfolder", "unet", *options), path)
         assert flashpack.load_file(path)["a"].tolist() == [expected] * 3
 
 
-def test_convert_transformers_flag_takes_a_folder(source: Path, path: Path) -> None:
-    assert_success(run("convert", source.parent, path, "--use-transformers"))
-    assert_same(flashpack.load_file(path), tensors())
+@pytest.mark.parametrize("library", ["transformers", "diffusers"])
+def test_convert_by_a_library_needs_a_configuration(source: Path, path: Path, library: str) -> None:
+    result = run("convert", source.parent, path, f"--use-{library}")
+    assert_failure(result, source.parent / "config.json", f"names no {library} class")
+    assert not path.exists()
+
+
+def test_convert_by_two_libraries_is_refused(source: Path, path: Path) -> None:
+    result = run("convert", source.parent, path, "--use-transformers", "--use-diffusers")
+    assert_failure(result, "use_transformers and use_diffusers exclude each other")
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("dtype", ["float99", "int8", "Tensor", ""])
@@ -259,7 +265,12 @@ def test_a_missing_file_is_an_error(tmp_path: Path, command: str) -> None:
     assert listing(tmp_path) == set()
 
 
-@pytest.mark.parametrize("command", ["revert", "metadata", "verify"])
+def test_revert_of_a_folder_without_a_flashpack_file(source: Path) -> None:
+    assert_failure(run("revert", source.parent), source.parent, "No .flashpack file in the folder")
+    assert listing(source.parent) == {source.name}
+
+
+@pytest.mark.parametrize("command", ["metadata", "verify"])
 def test_a_folder_is_no_flashpack_file(tmp_path: Path, command: str) -> None:
     (tmp_path / "folder.flashpack").mkdir()
     assert_failure(run(command, tmp_path / "folder.flashpack"), "folder.flashpack", "irectory")

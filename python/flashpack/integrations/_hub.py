@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
+import errno
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from .._paths import StrPath, text_path
+
+_REPO_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
+_CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -38,17 +44,75 @@ class HubOptions:
 def fetch(source: StrPath, options: HubOptions, patterns: Iterable[str]) -> Path:
     """The local folder `source`, or a snapshot of the repository of that id with the files of `patterns`.
 
-    Raises NotADirectoryError for a path to a file, and what `huggingface_hub.snapshot_download` raises.
+    Raises NotADirectoryError for a path to a file, FileNotFoundError for what can only be a path and is not
+    there, and what `huggingface_hub.snapshot_download` raises, in a sentence that names the repository.
     """
-    folder = Path(text_path(source))
+    text = text_path(source)
+    folder = Path(text)
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise NotADirectoryError(f"expected a folder or a repository id, not a file: {folder}")
+        raise NotADirectoryError(
+            errno.ENOTDIR, "expected a folder or a repository id, not a file", str(folder)
+        )
+    if not is_repo_id(text):
+        raise FileNotFoundError(errno.ENOENT, "No such folder, and this is no repository id", text)
     from huggingface_hub import snapshot_download
 
     arguments = {field.name: getattr(options, field.name) for field in fields(options)}
-    return Path(snapshot_download(os.fspath(source), allow_patterns=list(patterns), **arguments))
+    with _naming(text, options.revision):
+        return Path(snapshot_download(text, allow_patterns=list(patterns), **arguments))
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether `text` can be a repository's id: `name` or `owner/name`, which a path may look like too."""
+    return _REPO_ID.fullmatch(text) is not None and ".." not in text and "--" not in text
+
+
+@contextmanager
+def _naming(repo_id: str, revision: str | None = None) -> Iterator[None]:
+    """Give the client's errors one sentence that says which repository and what is wrong; types stay."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        yield
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        error.args = (f"{repo_id}: {_reason(error, revision)}",)
+        raise
+
+
+def _reason(error: Exception, revision: str | None) -> str:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, LocalEntryNotFoundError):
+        at = f" at revision {revision}" if revision else ""
+        return (
+            f"neither a local folder nor a repository that is wholly in the cache{at}, and the hub cannot be "
+            f"asked ({_first_line(error.__cause__ or error)})"
+        )
+    if isinstance(error, GatedRepoError):
+        return "the repository is gated: its terms must be accepted, and a token passed"
+    if isinstance(error, RepositoryNotFoundError):
+        return "neither a local folder nor a repository that exists; a private one needs a token"
+    if isinstance(error, RevisionNotFoundError):
+        return f"the repository has no revision {revision!r}"
+    if _status(error) in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return f"no permission: the hub refuses the token ({_first_line(error)})"
+    return f"the hub answers with an error: {_first_line(error)}"
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -67,19 +131,21 @@ def push(
 ) -> str:
     """Create the repository unless it exists, and upload the files of `folder` that match `patterns`.
 
-    `write_card` is given the repository's full id and writes README.md into `folder`. Returns the id.
+    `write_card` is given the repository's full id and writes README.md into `folder`; it goes up too.
+    Returns the id. Raises what huggingface_hub raises, in a sentence that names the repository.
     """
     from huggingface_hub import HfApi
 
     api = HfApi(token=options.token)
     wanted = options.repo_id or folder.absolute().name
-    repo_id = api.create_repo(wanted, private=options.private, exist_ok=True).repo_id
-    write_card(repo_id)
-    api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        allow_patterns=list(patterns),
-        create_pr=options.create_pr,
-        commit_message=options.commit_message or "Upload FlashPack weights",
-    )
-    return str(repo_id)
+    with _naming(wanted):
+        repo_id = str(api.create_repo(wanted, private=options.private, exist_ok=True).repo_id)
+        write_card(repo_id)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=[*patterns, _CARD],
+            create_pr=options.create_pr,
+            commit_message=options.commit_message or "Upload FlashPack weights",
+        )
+    return repo_id

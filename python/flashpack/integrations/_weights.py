@@ -14,18 +14,12 @@ from torch import nn
 from .._assign import assign
 from .._footer import get_flashpack_file_metadata
 from .._meta_init import parameters_on_meta
+from .._model_folder import SUFFIX as SUFFIX
+from .._model_folder import weights_name as weights_name
 from .._options import LoadOptions
 from .._slots import find_slots
 
 M = TypeVar("M", bound=nn.Module)
-
-SUFFIX = ".flashpack"
-STEM = "model"  # as flashpack 0.4.5 and diffusers' own use_flashpack=True name the file
-
-
-def weights_name(variant: str | None = None) -> str:
-    """The name of a folder's weights: model.flashpack, model.fp16.flashpack."""
-    return f"{STEM}.{variant}{SUFFIX}" if variant else f"{STEM}{SUFFIX}"
 
 
 def find_weights(folder: Path, variant: str | None = None) -> Path:

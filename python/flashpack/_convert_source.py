@@ -1,0 +1,74 @@
+"""What a conversion's path or repository id stands for on disk, and where its result goes. Needs no torch."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ._model_folder import (
+    SUFFIX,
+    checked_subfolder,
+    names_folder,
+    refuse_pipeline,
+    weights_name,
+)
+from ._paths import StrPath, text_path, with_suffix
+
+_WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """A weight file or a model folder on disk. `name` is the file for a result without a destination."""
+
+    place: Path
+    variant: str | None
+    default: Path
+
+    def files(self) -> list[Path]:
+        """What the conversion must not write onto. Earlier results in the folder may be replaced."""
+        if self.place.is_file():
+            return [self.place]
+        return [path for path in self.place.iterdir() if path.is_file() and path.suffix != SUFFIX]
+
+    def destination(self, wished: StrPath | None) -> Path:
+        """The file to write: in a folder, the name that loads look for there."""
+        if wished is None:
+            return self.default
+        path = Path(text_path(wished))
+        if not names_folder(wished):
+            return path
+        return path / (weights_name(self.variant) if self.place.is_dir() else self.default.name)
+
+
+def find_source(text: str, arguments: dict[str, Any]) -> Source:
+    """The source of this path or repository id, downloaded if it is one.
+
+    Removes from `arguments` what it takes: subfolder, variant and the hub options. Raises FileNotFoundError,
+    ValueError for a subfolder or variant that leads out of the folder and for a whole pipeline, and what
+    huggingface_hub raises.
+    """
+    from .integrations._hub import HubOptions, is_repo_id
+
+    options = HubOptions.take(arguments)
+    subfolder = checked_subfolder(arguments.pop("subfolder", None))
+    variant = arguments.pop("variant", None) or None
+    packed = weights_name(variant)
+    path = Path(text)
+    if path.exists():
+        place = path / subfolder
+        default = place / packed if place.is_dir() else with_suffix(place, _WEIGHT_SUFFIXES, SUFFIX)
+    elif is_repo_id(text) and path.suffix.lower() not in (*_WEIGHT_SUFFIXES, SUFFIX):
+        from ._download import download_model
+
+        place = download_model(text, options, subfolder, variant)
+        name = "-".join([path.name, *filter(None, subfolder.split("/"))])
+        default = Path(weights_name(variant, stem=name))
+    else:
+        raise FileNotFoundError(errno.ENOENT, "No such file or folder, and this is no repository id", text)
+    if not place.exists():
+        raise FileNotFoundError(errno.ENOENT, "No such file or folder", str(place))
+    refuse_pipeline(place)
+    return Source(place, variant, default)

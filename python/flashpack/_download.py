@@ -1,0 +1,40 @@
+"""The part of a hub's repository that a conversion reads, fetched into the client's cache. Needs no torch."""
+
+from __future__ import annotations
+
+import errno
+import glob
+from collections.abc import Iterable
+from pathlib import Path
+
+from ._model_folder import COMPANIONS, CONFIG, PIPELINE
+from ._sources import KINDS, find_index, shards_of, single_names
+from .integrations._hub import HubOptions, fetch
+
+
+def download_model(repo_id: str, options: HubOptions, subfolder: str, variant: str | None) -> Path:
+    """The local folder of a model: its small files, and the first that there are of these weights:
+    whole safetensors, sharded safetensors, a whole torch file, sharded torch files.
+
+    Raises what `fetch` raises, FileNotFoundError for a subfolder that the repository lacks, and ValueError
+    for an index that is none.
+    """
+    prefix = f"{glob.escape(subfolder)}/" if subfolder else ""
+    place = fetch(repo_id, options, [prefix + pattern for pattern in COMPANIONS]) / subfolder
+    if (place / PIPELINE).is_file():
+        return place
+
+    def fetch_names(names: Iterable[str]) -> bool:
+        """Fetch those that the repository has; whether one of them is there. The client warns of no match."""
+        fetch(repo_id, options, [prefix + CONFIG, *(prefix + glob.escape(name) for name in names)])
+        return any((place / name).is_file() for name in names)
+
+    for suffix in KINDS:
+        if fetch_names(single_names(suffix, variant)):
+            return place
+        index = find_index(place, suffix, variant) if place.is_dir() else None
+        if index and fetch_names(set(shards_of(index).values())):
+            return place
+    if not place.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"{repo_id}: no model in the repository", subfolder or ".")
+    return place

@@ -1,0 +1,133 @@
+"""Model folders, as diffusers and transformers lay them out: names, configurations, small files. No torch."""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import json
+import os
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeAlias
+
+from ._paths import StrPath, replacing, text_path
+
+SUFFIX = ".flashpack"
+STEM = "model"  # as flashpack 0.4.5 and diffusers' own use_flashpack=True name the file
+SAFETENSORS = ".safetensors"
+CONFIG = "config.json"
+PIPELINE = "model_index.json"
+
+# What a model needs beside its weights: configurations, tokenizers, templates, its own code.
+COMPANIONS = ("*.json", "*.jinja", "*.model", "*.py", "*.tiktoken", "*.txt")
+_INDEXES = ("*.index.json", "*.index.*.json", PIPELINE)  # they would speak of files that are not there
+
+Library: TypeAlias = Literal["diffusers", "transformers"]
+_STEMS: dict[Library | None, str] = {
+    "diffusers": "diffusion_pytorch_model",
+    "transformers": STEM,
+    None: STEM,
+}
+
+
+def weights_name(variant: str | None = None, suffix: str = SUFFIX, stem: str = STEM) -> str:
+    """The name of a folder's weights: model.flashpack, model.fp16.flashpack.
+
+    Raises ValueError for a variant that is no part of a file name.
+    """
+    if variant is not None and not is_plain_name(variant):
+        raise ValueError(f"variant must be a part of a file name, not {variant!r}")
+    return f"{stem}.{variant}{suffix}" if variant else f"{stem}{suffix}"
+
+
+def library_weights_name(folder: Path, variant: str | None = None) -> str:
+    """What the library of the model in `folder` names its weights as safetensors."""
+    return weights_name(variant, SAFETENSORS, _STEMS[library_of(folder)])
+
+
+def is_weights_name(name: str) -> bool:
+    """Whether `name` is model[.variant].flashpack."""
+    return name.startswith(f"{STEM}.") and name.endswith(SUFFIX)
+
+
+def variant_of(path: Path) -> str | None:
+    """The variant in the name model[.variant].flashpack; None for any other name."""
+    if not is_weights_name(path.name):
+        return None
+    return path.name.removesuffix(SUFFIX).partition(".")[2] or None
+
+
+def find_packed(folder: Path) -> Path:
+    """The folder's only FlashPack file. Raises FileNotFoundError or, when there are several, ValueError."""
+    found = sorted(path for path in folder.glob(f"*{SUFFIX}") if path.is_file())
+    if len(found) > 1:
+        raise ValueError(f"{folder}: which of these is meant? {', '.join(path.name for path in found)}")
+    if not found:
+        raise FileNotFoundError(errno.ENOENT, "No .flashpack file in the folder", str(folder))
+    return found[0]
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether it is one name on any system's idea of a path: what reads it stays in its folder."""
+    return name not in ("", ".", "..") and not any(character in name for character in "/\\:\0")
+
+
+def names_folder(destination: StrPath) -> bool:
+    """Whether it is an existing folder, or ends as only a folder's path does."""
+    return Path(text_path(destination)).is_dir() or text_path(destination).endswith(os.sep)
+
+
+def checked_subfolder(subfolder: str | None) -> str:
+    """`subfolder` as a plain relative path, empty for none. Raises ValueError for one that leads out."""
+    path = PurePosixPath(text_path(subfolder) if subfolder else "")
+    if path.is_absolute() or ".." in path.parts or "\\" in str(path):
+        raise ValueError(f"subfolder must lie inside of its folder: {subfolder!r}")
+    return "" if path == PurePosixPath() else str(path)
+
+
+def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    """A JSON object of the folder, empty when there is no such file. Raises ValueError, OSError."""
+    path = folder / name
+    try:
+        content: Any = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a configuration: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a configuration: it is a JSON {type(content).__name__}")
+    return content
+
+
+def library_of(folder: Path) -> Library | None:
+    """The library whose configuration is in the folder. Raises as `read_config`."""
+    config = read_config(folder)
+    if "_class_name" in config:
+        return "diffusers"
+    return "transformers" if {"architectures", "model_type", "transformers_version"} & set(config) else None
+
+
+def refuse_pipeline(folder: Path) -> None:
+    """Raise ValueError for a whole diffusers pipeline, naming the components that are models."""
+    if not (folder / PIPELINE).is_file():
+        return
+    entries = read_config(folder, PIPELINE)
+    parts = [name for name in entries if is_plain_name(name) and (folder / name / CONFIG).is_file()]
+    which = ", ".join(parts) or "its models"
+    raise ValueError(
+        f"{folder}: a diffusers pipeline has many models; choose one with --subfolder (subfolder=): {which}"
+    )
+
+
+def copy_companions(source: Path, destination: Path) -> None:
+    """Copy the small files that a model needs beside its weights. OSError, with some of them copied."""
+    if source.resolve() == destination.resolve():
+        return
+    for path in sorted(source.iterdir()):
+        if path.is_file() and _matches(path.name, COMPANIONS) and not _matches(path.name, _INDEXES):
+            with replacing(destination / path.name) as temporary:
+                shutil.copyfile(path, temporary)
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
