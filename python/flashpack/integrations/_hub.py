@@ -102,7 +102,7 @@ def _reason(error: Exception, revision: str | None) -> str:
     if isinstance(error, RevisionNotFoundError):
         return f"the repository has no revision {revision!r}"
     if _status(error) in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        return f"no permission: the hub refuses the token ({_first_line(error)})"
+        return f"no permission: the hub refuses the token, or the lack of one ({_first_line(error)})"
     return f"the hub answers with an error: {_first_line(error)}"
 
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -63,9 +64,8 @@ class Request:
         if self.token is not None and self.token not in TOKENS:
             raise RefusalError(401, "Invalid credentials in Authorization header")
         if repository is None or (repository.private and not self.hub.may_read(repository, self.token)):
-            if self.token is None:
-                raise RefusalError(401, "Invalid username or password.")
-            raise RefusalError(404, "Repository not found", "RepoNotFound")
+            status = HTTPStatus.UNAUTHORIZED if self.token is None else HTTPStatus.NOT_FOUND
+            raise RefusalError(status, "Repository not found", "RepoNotFound")
         if not self.hub.may_read(repository, self.token):
             raise RefusalError(403, "Access to this model is restricted", "GatedRepo")
         return repository

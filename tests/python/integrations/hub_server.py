@@ -44,6 +44,8 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, reply: Reply) -> None:
         body = reply.body
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if wanted:
+            self.hub.ranges.append(wanted[0])
         if wanted and reply.status == HTTPStatus.OK:
             first, last = int(wanted[1]), int(wanted[2] or len(body) - 1)
             reply.headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"

@@ -78,6 +78,7 @@ class Hub:
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
+        self.ranges: list[str] = []
         self.cut_after: int | None = None  # break off the next download of a large file after so many bytes
         self.url = ""
         self.store_url = ""  # where large files are: another host, as on the real hub
@@ -116,6 +117,11 @@ class Hub:
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
 
+    def asked(self) -> set[str]:
+        """The names of all files that were asked for, whether for their content or only for their state."""
+        return {path.partition("/resolve/")[2].partition("/")[2] for _, path in self.requests} - {""}
+
     def downloads(self) -> list[str]:
-        """The paths of all files whose content was asked for, in order."""
-        return [path for method, path in self.requests if method == "GET" and "/resolve/" in path]
+        """The paths of all contents that were sent, in order; of large files by their hash."""
+        kinds = ("/resolve/", "/large/")
+        return [path for method, path in self.requests if method == "GET" and any(k in path for k in kinds)]
