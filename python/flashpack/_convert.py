@@ -125,7 +125,7 @@ def _convert_path(
     wishes: _Wishes,
     arguments: dict[str, Any],
 ) -> Path:
-    source = find_source(text, arguments)
+    source = find_source(text, arguments, wishes.silent)
     if arguments and library is None:
         raise TypeError(f"unexpected arguments without use_transformers or use_diffusers: {[*arguments]}")
     destination = source.destination(destination_path)

@@ -15,6 +15,7 @@ from ._model_folder import (
     weights_name,
 )
 from ._paths import StrPath, text_path, with_suffix
+from ._progress import wants_bar
 
 _WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt"})
 
@@ -43,8 +44,8 @@ class Source:
         return path / (weights_name(self.variant) if self.place.is_dir() else self.default.name)
 
 
-def find_source(text: str, arguments: dict[str, Any]) -> Source:
-    """The source of this path or repository id, downloaded if it is one.
+def find_source(text: str, arguments: dict[str, Any], silent: bool | None) -> Source:
+    """The source of this path or repository id, downloaded if it is one, with progress unless `silent`.
 
     Removes from `arguments` what it takes: subfolder, variant and the hub options. Raises FileNotFoundError,
     ValueError for a subfolder or variant that leads out of the folder and for a whole pipeline, and what
@@ -63,7 +64,7 @@ def find_source(text: str, arguments: dict[str, Any]) -> Source:
     elif is_repo_id(text) and path.suffix.lower() not in (*_WEIGHT_SUFFIXES, SUFFIX):
         from ._download import download_model
 
-        place = download_model(text, options, subfolder, variant)
+        place = download_model(text, options, subfolder, variant, quiet=not wants_bar(silent))
         name = "-".join([path.name, *filter(None, subfolder.split("/"))])
         default = Path(weights_name(variant, stem=name))
     else:

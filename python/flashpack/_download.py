@@ -7,12 +7,17 @@ import glob
 from collections.abc import Iterable
 from pathlib import Path
 
-from ._model_folder import COMPANIONS, CONFIG, PIPELINE
+from ._model_folder import COMPANIONS, PIPELINE
 from ._sources import KINDS, find_index, shards_of, single_names
 from .integrations._hub import HubOptions, fetch
 
+# Every repository has it, and the client warns when no file matches.
+_PRESENT = ".gitattributes"
 
-def download_model(repo_id: str, options: HubOptions, subfolder: str, variant: str | None) -> Path:
+
+def download_model(
+    repo_id: str, options: HubOptions, subfolder: str, variant: str | None, quiet: bool
+) -> Path:
     """The local folder of a model: its small files, and the first that there are of these weights:
     whole safetensors, sharded safetensors, a whole torch file, sharded torch files.
 
@@ -20,13 +25,18 @@ def download_model(repo_id: str, options: HubOptions, subfolder: str, variant: s
     for an index that is none.
     """
     prefix = f"{glob.escape(subfolder)}/" if subfolder else ""
-    place = fetch(repo_id, options, [prefix + pattern for pattern in COMPANIONS]) / subfolder
+
+    def fetch_matching(patterns: Iterable[str]) -> Path:
+        wanted = [_PRESENT, *(prefix + pattern for pattern in patterns)]
+        return fetch(repo_id, options, wanted, quiet=quiet) / subfolder
+
+    place = fetch_matching(COMPANIONS)
     if (place / PIPELINE).is_file():
         return place
 
     def fetch_names(names: Iterable[str]) -> bool:
-        """Fetch those that the repository has; whether one of them is there. The client warns of no match."""
-        fetch(repo_id, options, [prefix + CONFIG, *(prefix + glob.escape(name) for name in names)])
+        """Fetch those that the repository has; whether one of them is there."""
+        fetch_matching(glob.escape(name) for name in names)
         return any((place / name).is_file() for name in names)
 
     for suffix in KINDS:

@@ -65,7 +65,8 @@ def _settle(future: Future[T], body: Callable[[], T]) -> None:
         future.set_result(result)
 
 
-def _wants_bar(silent: Silent) -> bool:
+def wants_bar(silent: Silent) -> bool:
+    """Whether work that is this silent shows a bar, on standard error."""
     if callable(silent):
         return False
     return sys.stderr.isatty() if silent is None else not silent
@@ -73,11 +74,11 @@ def _wants_bar(silent: Silent) -> bool:
 
 def _watch(future: Future[Any], counter: Counter, label: str, silent: Silent) -> None:
     started = time.monotonic()
-    wants_bar = _wants_bar(silent)
+    shows_bar = wants_bar(silent)
     bar: Any = None
     try:
         while not wait([future], _POLL_SECONDS).done:
-            if bar is None and wants_bar and time.monotonic() - started > _QUIET_SECONDS:
+            if bar is None and shows_bar and time.monotonic() - started > _QUIET_SECONDS:
                 bar = _new_bar(label)
             if bar is not None:
                 _update(bar, counter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -41,9 +42,10 @@ class HubOptions:
         return cls(**{name: value for name, value in given.items() if value is not None})
 
 
-def fetch(source: StrPath, options: HubOptions, patterns: Iterable[str]) -> Path:
+def fetch(source: StrPath, options: HubOptions, patterns: Iterable[str], *, quiet: bool = False) -> Path:
     """The local folder `source`, or a snapshot of the repository of that id with the files of `patterns`.
 
+    The client shows its progress unless `quiet`.
     Raises NotADirectoryError for a path to a file, FileNotFoundError for what can only be a path and is not
     there, and what `huggingface_hub.snapshot_download` raises, in a sentence that names the repository.
     """
@@ -60,8 +62,22 @@ def fetch(source: StrPath, options: HubOptions, patterns: Iterable[str]) -> Path
     from huggingface_hub import snapshot_download
 
     arguments = {field.name: getattr(options, field.name) for field in fields(options)}
+    if quiet:
+        arguments["tqdm_class"] = _quiet_bar()
     with _naming(text, options.revision):
         return Path(snapshot_download(text, allow_patterns=list(patterns), **arguments))
+
+
+def _quiet_bar() -> type:
+    shown: Any = importlib.import_module("huggingface_hub.utils").tqdm
+
+    class QuietBar(shown):  # type: ignore[misc] # the client gives it no types
+        """The client's progress bar, never shown."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+    return QuietBar
 
 
 def is_repo_id(text: str) -> bool:

@@ -255,7 +255,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def card_writer(folder: Path) -> Callable[[str], None]:
-    return lambda repo_id: (folder / "README.md").write_text(f"# {repo_id}") and None
+    def write(repo_id: str) -> None:
+        (folder / "README.md").write_text(f"# {repo_id}")
+
+    return write
 
 
 def pushed(folder: Path, **options: Any) -> str:
