@@ -21,7 +21,8 @@ def load_model(
     """The model in `folder` as the library's own from_pretrained loads it, in the dtype of its weights.
 
     `arguments` are more of from_pretrained's. Raises ImportError without the library, ValueError for a
-    configuration that names no model class of it, and what from_pretrained raises.
+    configuration that names no model class of it and for weights that do not fill the model, and what
+    from_pretrained raises.
     """
     try:
         module = importlib.import_module(library)
@@ -30,12 +31,23 @@ def load_model(
             f"--use-{library} (use_{library}=True) needs the package {library}: pip install {library}"
         ) from error
     find_class = _diffusers_class if library == "diffusers" else _transformers_class
-    given = {"torch_dtype": _dtype(folder, variant), "variant": variant, "local_files_only": True}
+    given: dict[str, Any] = {
+        "torch_dtype": _dtype(folder, variant),
+        "variant": variant,
+        "local_files_only": True,
+    }
     if library == "transformers":
         given["dtype"] = given.pop("torch_dtype") or "auto"
         arguments = {"dtype" if name == "torch_dtype" else name: value for name, value in arguments.items()}
     model_class = find_class(module, folder, arguments)
-    return cast("nn.Module", model_class.from_pretrained(str(folder), **{**given, **arguments}))
+    given |= {**arguments, "output_loading_info": True}
+    model, info = model_class.from_pretrained(str(folder), **given)
+    missing = sorted(info["missing_keys"])
+    if missing:  # the library has made them up
+        raise ValueError(
+            f"{folder}: {len(missing)} tensors of {type(model).__name__} have no weights: {missing}"
+        )
+    return cast("nn.Module", model)
 
 
 def _dtype(folder: Path, variant: str | None) -> torch.dtype | None:

@@ -540,17 +540,15 @@ def test_revert_without_a_destination_keeps_its_source(tmp_path: Path, name: str
 # `convert` of a transformers folder always fails; `--ignore-*` is ignored for folders.
 
 
-@pytest.mark.parametrize("flags", [[], ["--use-transformers"], ["--use-diffusers"]])
-def test_a_model_folder_converts_with_its_options(tmp_path: Path, path: Path, flags: list[str]) -> None:
+# With --use-transformers and --use-diffusers: integrations/test_convert_folders.py.
+def test_a_model_folder_converts_with_its_options(tmp_path: Path, path: Path) -> None:
     folder = tmp_path / "bert"
     folder.mkdir()
     given = {"encoder.weight": noise(torch.float32, (4, 3)), "pooler.weight": torch.ones(3)}
     save_file(given, folder / "model.safetensors", {"format": "pt"})
     config = {"model_type": "bert", "architectures": ["BertModel"], "transformers_version": "5.0.0"}
     (folder / "config.json").write_text(json.dumps(config))
-    result = CliRunner().invoke(
-        main, ["convert", str(folder), str(path), "--ignore-prefixes", "pooler.", *flags]
-    )
+    result = CliRunner().invoke(main, ["convert", str(folder), str(path), "--ignore-prefixes", "pooler."])
     assert result.exit_code == 0, result.output
     assert_same(flashpack.load_file(path), {"encoder.weight": given["encoder.weight"]})
 

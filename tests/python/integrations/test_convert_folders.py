@@ -256,6 +256,19 @@ def test_a_class_that_is_none(tmp_path: Path, library: str, config: dict[str, ob
     assert str(tmp_path / "config.json") in str(caught.value)
 
 
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_weights_that_the_library_made_up_are_not_packed(tmp_path: Path, path: Path, library: str) -> None:
+    source = tiny.save(build(library), tmp_path / "source")
+    (file,) = source.glob("*.safetensors")
+    kept = stored(source)
+    gone = next(name for name in kept if name.endswith("bias"))
+    del kept[gone]
+    save_file(kept, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"1 tensors of .* have no weights: .*{re.escape(gone)}"):
+        convert_to_flashpack(source, path, **{f"use_{library}": True})
+    assert not path.exists()
+
+
 def test_unknown_arguments_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(TypeError, match="varient"):
