@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import errno
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .._assign import assign
+from .._commit import commit
 from .._footer import get_flashpack_file_metadata
+from .._load import load_tensors
+from .._match import Match, match_tensors
 from .._meta_init import parameters_on_meta
 from .._model_folder import SUFFIX as SUFFIX
 from .._model_folder import weights_name as weights_name
+from .._names import filter_state_dict
 from .._options import LoadOptions
 from .._slots import find_slots
 
@@ -49,28 +54,72 @@ class LoadingInfo:
         }
 
 
-def build_and_load(build: Callable[[], M], path: Path, options: LoadOptions) -> tuple[M, LoadingInfo]:
+def build_and_load(
+    build: Callable[[], M],
+    path: Path,
+    options: LoadOptions,
+    mend: Callable[[M, dict[str, Tensor]], None] | None = None,
+) -> tuple[M, LoadingInfo]:
     """A model by `build`, in eval mode, with the weights of `path`; its parameters never have other memory.
 
     Only if the options allow the file to lack parameters, and it does, is the model built for real, so that
-    they have the values which the module gives them.
+    they have the values which the module gives them. `mend` is called when the file has names that the model
+    lacks, with the model and the file's tensors by name, which it renames in place.
 
     Raises what `assign_from_file` raises, and ValueError for tensors that are left without data.
     """
+    names = [record["name"] for record in get_flashpack_file_metadata(path)["index"]]
+    model = _built(build, names, options)
+    if mend is None or find_slots(model).keys() >= set(names):
+        match = assign(model, path, options)
+    else:
+        tensors = load_tensors(
+            str(path), _device_of(options), eager=options.eager, verify=options.verify, silent=options.shown
+        )
+        mend(model, tensors)
+        match = _assign_tensors(model, tensors, path, options)
+    return _settle(model, match, path, options)
+
+
+def build_and_fill(
+    build: Callable[[], M], tensors: Mapping[str, Tensor], path: Path, options: LoadOptions
+) -> tuple[M, LoadingInfo]:
+    """`build_and_load` with tensors that were loaded before, from `path`, to the options' device."""
+    model = _built(build, tensors, options)
+    return _settle(model, _assign_tensors(model, tensors, path, options), path, options)
+
+
+def _built(build: Callable[[], M], names: Collection[str], options: LoadOptions) -> M:
     with parameters_on_meta():
         model = build()
-    if not options.demands_params and _lacks_parameters(path, model):
-        model = build()
-    match = assign(model, path, options)
+    return build() if not options.demands_params and _lacks_parameters(model, names) else model
+
+
+def _assign_tensors(
+    model: nn.Module, tensors: Mapping[str, Tensor], path: Path, options: LoadOptions
+) -> Match:
+    slots = find_slots(model)
+    wanted = filter_state_dict(tensors, **options.ignore)
+    match = match_tensors(wanted, slots, options, str(path))
+    commit(match.slots, wanted, slots.values())
+    return match
+
+
+def _settle(model: M, match: Match, path: Path, options: LoadOptions) -> tuple[M, LoadingInfo]:
     tensors = itertools.chain(model.named_parameters(), model.named_buffers())
     leftovers = [name for name, tensor in tensors if tensor.is_meta]
     if leftovers:
         raise ValueError(f"{path}: {len(leftovers)} tensors of the model are left without data: {leftovers}")
+    model.to(_device_of(options))  # the buffers that the file does not hold
     return model.eval(), LoadingInfo(match.missing, match.discarded)
 
 
-def _lacks_parameters(path: Path, model: nn.Module) -> bool:
-    held = {record["name"] for record in get_flashpack_file_metadata(path)["index"]}
+def _device_of(options: LoadOptions) -> torch.device:
+    return torch.device("cpu" if options.device is None else options.device)
+
+
+def _lacks_parameters(model: nn.Module, names: Collection[str]) -> bool:
+    held = set(names)
     slots = find_slots(model).values()
     tied = {id(slot.tensor) for slot in slots if slot.name in held}
     return any(slot.is_parameter and id(slot.tensor) not in tied for slot in slots)
