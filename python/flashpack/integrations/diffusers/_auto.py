@@ -1,0 +1,98 @@
+"""Models whose class the config names, and the methods that patching adds to diffusers' own classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+
+from ..._paths import StrPath
+from .._hub import HubOptions, fetch
+from ._classes import is_transformers_model, saved_class
+from ._index import INDEX_NAME, read_index
+from ._mixin import save_and_push
+from ._model import CONFIG_NAME, load_model
+from ._pipeline import load_pipeline
+from ._pipeline_save import save_pipeline
+
+
+def load_any_model(
+    _cls: Any,
+    /,
+    pretrained_model_or_path: StrPath,
+    device: Any = None,
+    *,
+    subfolder: str | None = None,
+    **arguments: Any,
+) -> Any:
+    """A model of the class that its config names, or the pipeline's index for a `subfolder` of one.
+
+    Arguments and errors are those of `load_model`; ValueError when no class is named, or none of that name
+    is found.
+    """
+    options = HubOptions.take(dict(arguments))
+    patterns = [CONFIG_NAME, f"*/{CONFIG_NAME}", INDEX_NAME]
+    folder = fetch(pretrained_model_or_path, options, patterns)
+    cls: Any = _model_class(folder, subfolder)
+    if is_transformers_model(cls):
+        from ..transformers._model import load_model as load_transformers_model
+
+        dtype = arguments.pop("torch_dtype", None)
+        arguments.setdefault("dtype", dtype)
+        return load_transformers_model(
+            cls, pretrained_model_or_path, device, subfolder=subfolder, **arguments
+        )
+    return load_model(cls, pretrained_model_or_path, device, subfolder=subfolder, **arguments)
+
+
+class AutoFlashPackModel(diffusers.AutoModel):
+    """`AutoFlashPackModel.from_pretrained_flashpack(folder)` gives a model of the class that was saved."""
+
+    from_pretrained_flashpack = classmethod(load_any_model)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_or_path: StrPath, **kwargs: Any) -> Any:
+        """`diffusers.AutoModel.from_pretrained`, or with `use_flashpack=True` from a FlashPack file."""
+        if kwargs.pop("use_flashpack", False):
+            return cls.from_pretrained_flashpack(pretrained_model_or_path, **kwargs)
+        load: Any = super().from_pretrained
+        return load(pretrained_model_or_path, **kwargs)
+
+
+def patch_diffusers_auto_model() -> None:
+    """Give diffusers' models, pipelines and AutoModel the two FlashPack methods; nothing else changes.
+
+    May be called any number of times, before or after anything is imported from diffusers.
+    """
+    methods: list[tuple[Any, Any, Any]] = [
+        (diffusers.ModelMixin, save_and_push, load_model),
+        (diffusers.DiffusionPipeline, save_pipeline, load_pipeline),
+        (diffusers.AutoModel, None, load_any_model),
+    ]
+    for cls, save, load in methods:
+        cls.from_pretrained_flashpack = classmethod(load)
+        if save is not None:
+            cls.save_pretrained_flashpack = save
+
+
+def _model_class(folder: Path, subfolder: str | None) -> type:
+    library, name = _named_class(folder, subfolder)
+    found = saved_class(library, name)
+    if found is None:
+        raise ValueError(f"{folder / (subfolder or '')}: the class {name!r} is not in {library!r}")
+    return found
+
+
+def _named_class(folder: Path, subfolder: str | None) -> tuple[str, str]:
+    if subfolder and (folder / INDEX_NAME).is_file():
+        entry = read_index(folder).entries.get(subfolder)
+        if entry is not None:
+            return entry.library, entry.name
+    place = folder / (subfolder or "")
+    config = diffusers.AutoModel.load_config(place)
+    if isinstance(config.get("_class_name"), str):
+        return "diffusers", config["_class_name"]
+    if config.get("architectures"):
+        return "transformers", config["architectures"][0]
+    raise ValueError(f"{place}: {CONFIG_NAME} names no class (_class_name or architectures)")

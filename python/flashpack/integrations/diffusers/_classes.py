@@ -1,0 +1,118 @@
+"""Which classes a pipeline's components have: what model_index.json says, and what the pipeline asks for."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import diffusers
+from diffusers.configuration_utils import ConfigMixin
+from torch import nn
+
+PREFIX = "FlashPack"  # of the classes that 0.4.5 derived from others as it loaded them
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where model_index.json says a component's class is."""
+
+    library: str
+    name: str
+
+
+def unwrapped(component: Any) -> Any:
+    """The module that torch.compile wrapped, or the component itself."""
+    return getattr(component, "_orig_mod", component)
+
+
+def is_transformers_model(cls: type) -> bool:
+    """Whether `cls` is a transformers model; the library is not imported to find out."""
+    library = sys.modules.get("transformers")
+    return library is not None and issubclass(cls, library.PreTrainedModel)
+
+
+def is_diffusers_module(cls: type) -> bool:
+    """Whether `cls` is a module that diffusers' configs build: every ModelMixin, and others."""
+    return issubclass(cls, nn.Module) and issubclass(cls, ConfigMixin)
+
+
+def exact_class(library: str, name: str) -> type | None:
+    """The class `name` of an importable module, or of the diffusers pipeline of that name."""
+    found = getattr(_module(library), name, None)
+    return found if isinstance(found, type) else None
+
+
+def saved_class(library: str, name: str) -> type | None:
+    """The class that was saved as `library` and `name`, or the one it was derived from, if there is one."""
+    original = name.removeprefix(PREFIX)
+    homes = ((library, name), (library, original), ("diffusers", original), ("transformers", original))
+    return next((found for home in homes if (found := exact_class(*home)) is not None), None)
+
+
+def component_class(place: Path, component: str, entry: Entry, hints: Mapping[str, tuple[type, ...]]) -> type:
+    """The class to load: the one the pipeline asks for, where it can stand in for the one that was saved.
+
+    Raises ValueError when there is neither; `place` is where the component was to be loaded from.
+    """
+    library, name = entry.library, entry.name
+    saved = saved_class(library, name)
+    for hint in hints.get(component, ()):
+        same_name = hint.__name__.removeprefix(PREFIX) == name.removeprefix(PREFIX)
+        if issubclass(hint, saved) if saved is not None else same_name:
+            return hint
+    if saved is None:
+        raise ValueError(
+            f"{place}: the class {name!r} of the component {component!r} is not in {library!r}; "
+            f"pass the component as {component}=..."
+        )
+    return saved
+
+
+def class_hints(pipeline_class: type) -> dict[str, tuple[type, ...]]:
+    """The classes that each argument of the pipeline's initialiser is annotated with."""
+    initialiser: Any = inspect.unwrap(pipeline_class.__init__)  # type: ignore[misc]
+    try:
+        annotations: Mapping[str, Any] = typing.get_type_hints(initialiser)
+    except (AttributeError, NameError, TypeError):  # annotations are free to name what is not there
+        annotations = initialiser.__annotations__
+    return {name: _classes_of(annotation) for name, annotation in annotations.items()}
+
+
+def pipeline_class(name: Any) -> Any:
+    """The pipeline class of that name. Raises ValueError for one that diffusers does not have."""
+    if not isinstance(name, str):  # [module of the repository, class]: diffusers finds it
+        return diffusers.DiffusionPipeline
+    for candidate in (name, name.removeprefix(PREFIX)):
+        found = getattr(diffusers, candidate, None)
+        if isinstance(found, type):
+            return found
+    raise ValueError(
+        f"model_index.json names the pipeline {name!r}, which diffusers {diffusers.__version__} does not "
+        "have: call from_pretrained_flashpack on that class"
+    )
+
+
+def _classes_of(annotation: Any) -> tuple[type, ...]:
+    choices = typing.get_args(annotation) or (annotation,)
+    return tuple(choice for choice in choices if inspect.isclass(choice) and choice is not type(None))
+
+
+def _module(library: str) -> ModuleType | None:
+    own = getattr(diffusers.pipelines, library, None)
+    if isinstance(own, ModuleType):
+        return own
+    if not all(part.isidentifier() for part in library.split(".")):
+        return None
+    try:
+        return importlib.import_module(library)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{library}.".startswith(f"{error.name}."):
+            raise  # the module is there, and lacks something itself
+        return None

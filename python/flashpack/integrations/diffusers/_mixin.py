@@ -1,0 +1,67 @@
+"""The mixin for diffusers' model classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import ModelMixin
+
+from ..._paths import StrPath
+from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
+from ...mixin import FlashPackMixin
+from .._hub import PushOptions
+from ._model import CONFIG_NAME, load_model, save_model
+from ._push import push_folder
+
+
+def save_and_push(
+    model: Any,
+    save_directory: StrPath,
+    *,
+    is_main_process: bool = True,
+    push_to_hub: bool = False,
+    target_dtype: torch.dtype | None = None,
+    align_bytes: int = DEFAULT_ALIGN_BYTES,
+    silent: bool | None = True,
+    num_workers: int = DEFAULT_NUM_WRITE_WORKERS,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+    repo_id: str | None = None,
+    private: bool | None = None,
+    variant: str | None = None,
+    **kwargs: Any,  # noqa: ARG001 (0.4.5 ignored what it did not know)
+) -> None:
+    """Write config.json and model[.variant].flashpack into `save_directory`; push them if asked to.
+
+    `target_dtype` casts floating tensors. `repo_id` defaults to the folder's name in the token's account.
+    Processes that are not the main one do nothing.
+
+    Raises what `pack_to_file` raises, NotADirectoryError when `save_directory` is a file, and what
+    huggingface_hub raises.
+    """
+    if not is_main_process:
+        return
+    path = save_model(
+        model,
+        save_directory,
+        variant=variant,
+        target_dtype=target_dtype,
+        align_bytes=align_bytes,
+        silent=silent,
+        num_workers=num_workers,
+    )
+    if push_to_hub:
+        push = PushOptions(repo_id, token, private, create_pr, commit_message)
+        push_folder(Path(save_directory), push, [CONFIG_NAME, path.name], is_pipeline=False)
+
+
+class FlashPackDiffusersModelMixin(ModelMixin, FlashPackMixin):
+    """Mix into a diffusers model class, before or after it. Class attributes as of `FlashPackMixin`."""
+
+    flashpack_init_method: ClassVar[str | None] = "from_config"
+
+    save_pretrained_flashpack = save_and_push
+    from_pretrained_flashpack = classmethod(load_model)

@@ -1,0 +1,143 @@
+"""A whole pipeline in one .flashpack: tensors named component.tensor, every other file in the metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..._footer import get_flashpack_file_metadata
+from ..._load import load_tensors
+from ..._save import pack_to_file
+from .._weights import build_and_fill
+from . import _dtypes
+from ._arguments import load_options
+from ._classes import class_hints, component_class, is_diffusers_module, is_transformers_model
+from ._components import Dtypes, Loading, dtype_of
+from ._embedded import embed_files, restore_files
+from ._index import as_diffusers_reads, read_index
+from ._pipeline_save import save_parts
+
+
+def save_single_file(
+    pipeline: Any, parts: Mapping[str, Any], path: Path, target_dtype: Dtypes, packing: Mapping[str, Any]
+) -> None:
+    """Write the components `parts` of `pipeline` to `path`.
+
+    Raises what `pack_to_file` raises, and ValueError for a quantized component.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def save(name: str, model: Any, folder: Path) -> None:
+        _save_config(model, folder)
+        state = _cast(model.state_dict(), dtype_of(target_dtype, name))
+        tensors.update({f"{name}.{key}": value for key, value in state.items()})
+
+    with TemporaryDirectory(prefix="flashpack-") as scratch:
+        folder = Path(scratch)
+        save_parts(pipeline, parts, folder, save)
+        pack_to_file(tensors, path, metadata=embed_files(folder), **packing)
+
+
+def _save_config(model: Any, folder: Path) -> None:
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise ValueError(f"{type(model).__name__} is quantized: save the pipeline to a folder instead")
+    if not is_transformers_model(type(model)):
+        model.save_config(folder)
+        return
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+def load_single_file(
+    class_of: Callable[[Any], Any], path: Path, loading: Loading, arguments: dict[str, Any]
+) -> Any:
+    """The pipeline in the file `path`; `class_of` gives its class for its index.
+
+    Raises FlashPackError for an unsound file, ValueError for one that holds no pipeline or that does not
+    fit the classes of its components.
+    """
+    if loading.variant is not None:
+        raise ValueError(f"{path}: a single file has no variants")
+    footer = get_flashpack_file_metadata(path)
+    with TemporaryDirectory(prefix="flashpack-") as scratch:
+        folder = Path(scratch)
+        restore_files(footer.get("metadata", {}), folder, path)
+        index = read_index(folder)
+        cls = class_of(index)
+        hints = class_hints(cls)
+        wanted = [name for name in index.entries if name not in arguments]
+        parts = _load_parts(path, [record["name"] for record in footer["index"]], wanted, loading)
+        loaded = {}
+        for name, tensors in parts.items():
+            found = component_class(path, name, index.entries[name], hints)
+            loaded[name] = _load_part(found, name, folder / name, tensors, path, loading)
+        given = {**loaded, **arguments}
+        with as_diffusers_reads(folder, index, given) as view:
+            return cls.from_pretrained(view, **given)
+
+
+def _load_parts(
+    path: Path, names: list[str], wanted: list[str], loading: Loading
+) -> dict[str, dict[str, Tensor]]:
+    """The tensors of the wanted components, read together, by component."""
+    options = load_options(object, loading.arguments, loading.device, reports=False)
+    parts: dict[str, dict[str, Tensor]] = {}
+    chosen = [name for name in names if name.partition(".")[0] in wanted]
+    device = torch.device(loading.device or "cpu")
+    tensors = load_tensors(
+        str(path), device, names=chosen, eager=options.eager, verify=options.verify, silent=options.shown
+    )
+    for name, tensor in tensors.items():
+        component, _, rest = name.partition(".")
+        parts.setdefault(component, {})[rest] = tensor
+    return parts
+
+
+def _load_part(
+    cls: Any, name: str, folder: Path, tensors: Mapping[str, Tensor], path: Path, loading: Loading
+) -> Any:
+    options = load_options(cls, loading.arguments, loading.device, reports=False)
+    dtype = dtype_of(loading.dtype, name)
+    if is_transformers_model(cls):
+        config = cls.config_class.from_pretrained(folder)
+        build = cls
+    elif is_diffusers_module(cls):
+        config = cls.load_config(folder)
+        build = cls.from_config
+    else:
+        raise TypeError(f"{path}: {cls.__name__} is neither a transformers model nor a diffusers.ConfigMixin")
+
+    def build_model() -> Any:
+        with _dtypes.default_dtype(dtype):
+            return build(config)
+
+    model, _ = build_and_fill(build_model, tensors, path, options)
+    _dtypes.cast(model, dtype)
+    _restore_generation_config(model, folder)
+    return model
+
+
+def _restore_generation_config(model: Any, folder: Path) -> None:
+    if (folder / "generation_config.json").is_file():
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+
+
+def _cast(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """`state` with its floating tensors in `dtype`; tied ones stay tied."""
+    copies: dict[tuple[object, ...], Tensor] = {}
+    cast = {}
+    for name, tensor in state.items():
+        if dtype is None or not tensor.is_floating_point():
+            cast[name] = tensor
+            continue
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        cast[name] = copies.setdefault(key, tensor.to(dtype)) if tensor.numel() else tensor.to(dtype)
+    return cast
