@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,9 +62,9 @@ def build_and_load(
 ) -> tuple[M, LoadingInfo]:
     """A model by `build`, in eval mode, with the weights of `path`; its parameters never have other memory.
 
-    Only if the options allow the file to lack parameters, and it does, is the model built for real, so that
-    they have the values which the module gives them. `mend` is called when the file has names that the model
-    lacks, with the model and the file's tensors by name, which it renames in place.
+    Only if the options allow parameters to be missing or ignored, and some are, is the model built for real,
+    so that they have the values which the module gives them. `mend` is called when the file has names that
+    the model lacks, with the model and the file's tensors by name, which it renames in place.
 
     Raises what `assign_from_file` raises, and ValueError for tensors that are left without data.
     """
@@ -89,10 +89,13 @@ def build_and_fill(
     return _settle(model, _assign_tensors(model, tensors, path, options), path, options)
 
 
-def _built(build: Callable[[], M], names: Collection[str], options: LoadOptions) -> M:
+def _built(build: Callable[[], M], names: Iterable[str], options: LoadOptions) -> M:
     with parameters_on_meta():
         model = build()
-    return build() if not options.demands_params and _lacks_parameters(model, names) else model
+    lacking = _lacking_parameters(model, {name for name in names if not options.ignores(name)})
+    if not lacking or (options.demands_params and not all(options.ignores(name) for name in lacking)):
+        return model
+    return build()
 
 
 def _assign_tensors(
@@ -118,8 +121,7 @@ def _device_of(options: LoadOptions) -> torch.device:
     return torch.device("cpu" if options.device is None else options.device)
 
 
-def _lacks_parameters(model: nn.Module, names: Collection[str]) -> bool:
-    held = set(names)
+def _lacking_parameters(model: nn.Module, held: Collection[str]) -> list[str]:
     slots = find_slots(model).values()
     tied = {id(slot.tensor) for slot in slots if slot.name in held}
-    return any(slot.is_parameter and id(slot.tensor) not in tied for slot in slots)
+    return [slot.name for slot in slots if slot.is_parameter and id(slot.tensor) not in tied]

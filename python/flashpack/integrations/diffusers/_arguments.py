@@ -59,5 +59,5 @@ def load_options(
         if chosen.get(name) is None:
             chosen[name] = getattr(cls, f"flashpack_{name}", LoadOptions.__dataclass_fields__[name].default)
     if reports and not chosen.keys() & set(_STRICTNESS):
-        chosen["strict"] = False
+        chosen |= {"strict": False, "strict_params": False}
     return LoadOptions.pick(chosen | {"device": torch.device("cpu") if device is None else device})

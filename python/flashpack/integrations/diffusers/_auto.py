@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import diffusers
 from ..._paths import StrPath
 from .._hub import HubOptions, fetch
 from ._classes import is_transformers_model, saved_class
-from ._index import INDEX_NAME, read_index
+from ._index import INDEX_NAME, read_index, read_json
 from ._mixin import save_and_push
 from ._model import CONFIG_NAME, load_model
 from ._pipeline import load_pipeline
@@ -57,7 +58,7 @@ class AutoFlashPackModel(diffusers.AutoModel):
         if kwargs.pop("use_flashpack", False):
             return cls.from_pretrained_flashpack(pretrained_model_or_path, **kwargs)
         load: Any = super().from_pretrained
-        return load(pretrained_model_or_path, **kwargs)
+        return load(os.fspath(pretrained_model_or_path), **kwargs)
 
 
 def patch_diffusers_auto_model() -> None:
@@ -90,7 +91,7 @@ def _named_class(folder: Path, subfolder: str | None) -> tuple[str, str]:
         if entry is not None:
             return entry.library, entry.name
     place = folder / (subfolder or "")
-    config = diffusers.AutoModel.load_config(place)
+    config = read_json(place / CONFIG_NAME)
     if isinstance(config.get("_class_name"), str):
         return "diffusers", config["_class_name"]
     if config.get("architectures"):

@@ -27,18 +27,21 @@ class Index:
 
 def read_index(folder: Path) -> Index:
     """Raises FileNotFoundError for a folder without index, ValueError for one that is no JSON object."""
-    path = folder / INDEX_NAME
+    content = read_json(folder / INDEX_NAME)
+    return Index(content, {name: Entry(*value) for name, value in content.items() if _is_entry(name, value)})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises FileNotFoundError, and ValueError for what is no JSON object."""
     if not path.is_file():
-        raise FileNotFoundError(
-            errno.ENOENT, f"No {INDEX_NAME} in the folder: it holds no pipeline", str(folder)
-        )
+        raise FileNotFoundError(errno.ENOENT, f"No {path.name} in the folder", str(path.parent))
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, not {type(content).__name__}")
-    return Index(content, {name: Entry(*value) for name, value in content.items() if _is_entry(name, value)})
+    return content
 
 
 def _is_entry(name: str, value: Any) -> bool:

@@ -117,9 +117,9 @@ def _registering(initialiser: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(initialiser)
     def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
         initialiser(self, *args, **kwargs)
-        given = signature.bind(self, *args, **kwargs).arguments
         known = getattr(self, "_internal_dict", {})
-        for name, value in given.items():
+        _, *given = signature.bind(self, *args, **kwargs).arguments.items()
+        for name, value in given:
             if name not in known and _is_component(value):
                 self.register_modules(**{name: value})
 

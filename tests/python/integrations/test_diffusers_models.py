@@ -1,0 +1,408 @@
+"""Models of diffusers in folders: what is saved comes back, with diffusers' own options and errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_pipelines
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoModel,
+    ConfigMixin,
+    DDPMPipeline,
+    DiffusionPipeline,
+    DiTTransformer2DModel,
+    ModelMixin,
+    Transformer2DModel,
+    UNet2DModel,
+)
+from diffusers.configuration_utils import register_to_config
+from flashpack import ChecksumError, FlashPackError, load_file, save_file
+from flashpack.integrations.diffusers import (
+    AutoFlashPackModel,
+    FlashPackDiffusersModelMixin,
+    load_model,
+    patch_diffusers_auto_model,
+    save_model,
+)
+from helpers import assert_same, flip_byte, listing, place_of, read_footer
+from torch import nn
+
+
+class FlashPackUNet(UNet2DModel, FlashPackDiffusersModelMixin):
+    """As the documentation says: the mixin comes second."""
+
+
+class FlashPackFirst(FlashPackDiffusersModelMixin, UNet2DModel):
+    """The other way around."""
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A folder with a UNet of FlashPackUNet."""
+    model = FlashPackUNet.from_config(tiny_pipelines.unet().config)
+    model.save_pretrained_flashpack(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+# Round trips
+
+
+@pytest.mark.parametrize("name", tiny_pipelines.MODELS)
+def test_every_architecture_comes_back(name: str, tmp_path: Path) -> None:
+    model = tiny_pipelines.MODELS[name]().eval()
+    save_model(model, tmp_path / "folder")
+    assert listing(tmp_path / "folder") == {"config.json", "model.flashpack"}
+    loaded = load_model(type(model), tmp_path / "folder")
+    assert type(loaded) is type(model)
+    assert not loaded.training
+    assert_same(loaded.state_dict(), model.state_dict())
+    assert torch.equal(tiny_pipelines.run_model(loaded), tiny_pipelines.run_model(model))
+
+
+@pytest.mark.parametrize("cls", [FlashPackUNet, FlashPackFirst])
+def test_the_mixin_comes_second_or_first(cls: Any, tmp_path: Path) -> None:
+    model = cls.from_config(tiny_pipelines.unet().config).eval()
+    model.save_pretrained_flashpack(str(tmp_path / "new" / "folder"), push_to_hub=False)
+    loaded = cls.from_pretrained_flashpack(str(tmp_path / "new" / "folder"), device="cpu")
+    assert type(loaded) is cls
+    assert_same(loaded.state_dict(), model.state_dict())
+    assert torch.equal(tiny_pipelines.run_model(loaded), tiny_pipelines.run_model(model))
+    assert loaded.config._name_or_path == str(tmp_path / "new" / "folder")
+
+
+def test_weights_of_diffusers_itself_can_be_packed(tmp_path: Path) -> None:
+    model = tiny_pipelines.unet()
+    model.save_pretrained(tmp_path / "safetensors")
+    FlashPackUNet.from_pretrained(tmp_path / "safetensors").save_pretrained_flashpack(tmp_path / "packed")
+    assert_same(load_file(tmp_path / "packed" / "model.flashpack"), model.state_dict())
+
+
+def test_a_loaded_model_saves_and_trains_as_any_other(saved: Path, tmp_path: Path) -> None:
+    loaded = FlashPackUNet.from_pretrained_flashpack(saved)
+    loaded.save_pretrained(tmp_path / "safetensors")
+    assert_same(UNet2DModel.from_pretrained(tmp_path / "safetensors").state_dict(), loaded.state_dict())
+    before = (saved / "model.flashpack").read_bytes()
+    optimizer = torch.optim.SGD(loaded.parameters(), lr=1.0)
+    loaded.train()(torch.ones(1, 3, 16, 16), torch.tensor([1])).sample.sum().backward()
+    optimizer.step()
+    assert not torch.equal(loaded.conv_in.weight, load_file(saved / "model.flashpack")["conv_in.weight"])
+    assert (saved / "model.flashpack").read_bytes() == before
+
+
+def test_from_flashpack_builds_from_a_config(saved: Path) -> None:
+    config = FlashPackUNet.load_config(saved)
+    loaded = FlashPackUNet.from_flashpack(saved / "model.flashpack", config, silent=True)
+    assert_same(loaded.state_dict(), load_file(saved / "model.flashpack"))
+
+
+def test_any_module_with_a_config_will_do(tmp_path: Path) -> None:
+    class Plain(nn.Module, ConfigMixin):
+        config_name = "config.json"
+
+        @register_to_config
+        def __init__(self, size: int = 2) -> None:
+            super().__init__()
+            self.fc = nn.Linear(size, size)
+
+    model = Plain(3)
+    save_model(model, tmp_path)
+    assert_same(load_model(Plain, tmp_path).state_dict(), model.state_dict())
+
+
+def test_a_legacy_class_gives_the_class_that_replaced_it(tmp_path: Path) -> None:
+    model = tiny_pipelines.dit().eval()
+    save_model(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_model(Transformer2DModel, tmp_path)
+    assert isinstance(loaded, DiTTransformer2DModel)
+    assert torch.equal(tiny_pipelines.run_model(loaded), tiny_pipelines.run_model(model))
+
+
+def test_names_of_old_autoencoders_are_mended(tmp_path: Path) -> None:
+    model = tiny_pipelines.autoencoder().eval()
+    save_model(model, tmp_path)
+    olds = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for name, tensor in load_file(tmp_path / "model.flashpack").items():
+        for new, old in olds.items():
+            name = name.replace(f".{new}.", f".{old}.")
+        renamed[name] = tensor.clone()
+    assert renamed.keys() != model.state_dict().keys()
+    save_file(renamed, tmp_path / "model.flashpack")
+    loaded, info = load_model(AutoencoderKL, tmp_path, output_loading_info=True)
+    assert_same(loaded.state_dict(), model.state_dict())
+    assert info["missing_keys"] == info["unexpected_keys"] == []
+    loaded = load_model(AutoencoderKL, tmp_path)
+    assert torch.equal(tiny_pipelines.run_model(loaded), tiny_pipelines.run_model(model))
+
+
+# Options
+
+
+def test_variants_and_subfolders(tmp_path: Path) -> None:
+    model = FlashPackUNet.from_config(tiny_pipelines.unet().config)
+    model.save_pretrained_flashpack(tmp_path / "unet")
+    model.save_pretrained_flashpack(tmp_path / "unet", variant="fp16", target_dtype=torch.float16)
+    assert listing(tmp_path / "unet") == {"config.json", "model.flashpack", "model.fp16.flashpack"}
+    plain = FlashPackUNet.from_pretrained_flashpack(tmp_path, subfolder="unet")
+    half = FlashPackUNet.from_pretrained_flashpack(tmp_path, subfolder="unet", variant="fp16")
+    assert (plain.dtype, half.dtype) == (torch.float32, torch.float16)
+    with pytest.raises(FileNotFoundError, match=r"ema.*model\.flashpack, model\.fp16\.flashpack"):
+        FlashPackUNet.from_pretrained_flashpack(tmp_path, subfolder="unet", variant="ema")
+
+
+def test_options_of_a_save_reach_the_file(tmp_path: Path) -> None:
+    model = FlashPackUNet.from_config(tiny_pipelines.unet().config)
+    model.save_pretrained_flashpack(tmp_path, align_bytes=0, num_workers=1, target_dtype=torch.bfloat16)
+    footer = read_footer(tmp_path / "model.flashpack")
+    assert footer["align_bytes"] == 0
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model.flashpack").values()} == {torch.bfloat16}
+
+
+def test_other_processes_write_nothing(tmp_path: Path) -> None:
+    model = FlashPackUNet.from_config(tiny_pipelines.unet().config)
+    model.save_pretrained_flashpack(tmp_path / "folder", is_main_process=False)
+    assert not (tmp_path / "folder").exists()
+
+
+class KeepsNorms(UNet2DModel, FlashPackDiffusersModelMixin):
+    _keep_in_fp32_modules = ["conv_norm_out", "time_embedding"]  # noqa: RUF012 (as diffusers' classes have it)
+
+
+@pytest.mark.parametrize("option", ["dtype", "torch_dtype"])
+def test_a_dtype_means_what_it_means_to_diffusers(option: str, tmp_path: Path) -> None:
+    model = KeepsNorms.from_config(tiny_pipelines.unet().config)
+    model.save_pretrained_flashpack(tmp_path, target_dtype=torch.bfloat16)
+    model.bfloat16().save_pretrained(tmp_path)
+    loaded = KeepsNorms.from_pretrained_flashpack(tmp_path, **{option: torch.float16})
+    expected = KeepsNorms.from_pretrained(tmp_path, torch_dtype=torch.float16)
+    assert_same(loaded.state_dict(), expected.state_dict())
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float16, torch.float32}
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_without_a_dtype_the_files_are_kept(tmp_path: Path) -> None:
+    FlashPackUNet.from_config(tiny_pipelines.unet().config).bfloat16().save_pretrained_flashpack(tmp_path)
+    for arguments in ({}, {"dtype": None}, {"torch_dtype": "auto"}):
+        assert FlashPackUNet.from_pretrained_flashpack(tmp_path, **arguments).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("device_map", ["cpu", torch.device("cpu"), {"": "cpu"}])
+def test_a_device_map_of_one_device(device_map: Any, saved: Path) -> None:
+    loaded = FlashPackUNet.from_pretrained_flashpack(saved, device_map=device_map)
+    assert {parameter.device.type for parameter in loaded.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"device_map": "auto"}, ValueError, "one device.*'auto'"),
+        ({"device_map": {"conv_in": "cpu", "": "cpu"}}, ValueError, "one device.*conv_in"),
+        ({"device": "cpu", "device_map": {"": 1}}, ValueError, "different devices"),
+        ({"dtype": torch.float16, "torch_dtype": torch.float32}, ValueError, "differ"),
+        ({"dtype": "float16"}, TypeError, "torch.dtype, not 'float16'"),
+        ({"num_streams": 0}, ValueError, "num_streams"),
+    ],
+)
+def test_arguments_that_make_no_sense(
+    arguments: dict[str, Any], error: type[Exception], message: str, saved: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        FlashPackUNet.from_pretrained_flashpack(saved, **arguments)
+
+
+def test_other_arguments_override_the_config(saved: Path) -> None:
+    loaded = FlashPackUNet.from_pretrained_flashpack(saved, sample_size=64, low_cpu_mem_usage=True)
+    assert loaded.config.sample_size == 64
+
+
+def test_class_attributes_are_defaults(saved: Path) -> None:
+    class Forgetful(FlashPackUNet):
+        flashpack_ignore_prefixes = ["conv_out."]  # noqa: RUF012
+
+    weights = saved / "model.flashpack"
+    tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
+    save_file({**tensors, "conv_out.more": torch.ones(1)}, weights)
+    loaded = Forgetful.from_pretrained_flashpack(saved)
+    assert not torch.equal(loaded.conv_out.weight, tensors["conv_out.weight"])
+    assert torch.equal(loaded.conv_in.weight, tensors["conv_in.weight"])
+
+
+# What does not fit
+
+
+def test_names_that_do_not_fit_are_refused_or_reported(saved: Path) -> None:
+    weights = saved / "model.flashpack"
+    tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
+    del tensors["conv_in.weight"]
+    save_file(tensors, weights)
+    with pytest.raises(ValueError, match=r"Missing 1 parameters: \['conv_in.weight'\]"):
+        FlashPackUNet.from_pretrained_flashpack(saved)
+    save_file({**tensors, "extra": torch.ones(1)}, weights)
+    with pytest.raises(ValueError, match=r"Could not assign 1 names: \['extra'\]"):
+        FlashPackUNet.from_pretrained_flashpack(saved)
+    loaded, info = FlashPackUNet.from_pretrained_flashpack(saved, output_loading_info=True)
+    assert info == {
+        "missing_keys": ["conv_in.weight"],
+        "unexpected_keys": ["extra"],
+        "mismatched_keys": [],
+        "error_msgs": [],
+    }
+    assert not loaded.conv_in.weight.is_meta
+    assert loaded.conv_in.weight.std() > 0
+    with pytest.raises(ValueError, match=r"conv_in\.weight"):
+        FlashPackUNet.from_pretrained_flashpack(
+            saved, output_loading_info=True, strict_params=True, ignore_names=["extra"]
+        )
+
+
+def test_a_damaged_file_is_named(saved: Path) -> None:
+    weights = saved / "model.flashpack"
+    flip_byte(weights, place_of(weights, "conv_in.weight")[0])
+    with pytest.raises(ChecksumError, match=str(weights)):
+        FlashPackUNet.from_pretrained_flashpack(saved, verify=True)
+    weights.write_bytes(b"junk" * 100)
+    with pytest.raises(FlashPackError, match=str(weights)):
+        FlashPackUNet.from_pretrained_flashpack(saved)
+
+
+def test_a_folder_that_is_missing_or_no_folder(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        FlashPackUNet.from_pretrained_flashpack(tmp_path / "nowhere")
+    with pytest.raises(NotADirectoryError, match=r"config\.json"):
+        FlashPackUNet.from_pretrained_flashpack(saved / "config.json")
+    with pytest.raises(NotADirectoryError, match=r"config\.json"):
+        FlashPackUNet.from_pretrained_flashpack(saved).save_pretrained_flashpack(saved / "config.json")
+    (saved / "model.flashpack").unlink()
+    with pytest.raises(FileNotFoundError, match=f"model.flashpack.*{saved}"):
+        FlashPackUNet.from_pretrained_flashpack(saved)
+
+
+# diffusers' own support, automatic classes, patching
+
+
+def test_diffusers_own_support_works(tmp_path: Path) -> None:
+    model = tiny_pipelines.unet().eval()
+    model.save_pretrained(tmp_path, use_flashpack=True)
+    assert "model.flashpack" in listing(tmp_path)
+    loaded = UNet2DModel.from_pretrained(
+        tmp_path,
+        use_flashpack=True,
+        device_map={"": "cpu"},
+        flashpack_kwargs={"silent": True, "verify": True},
+    )
+    assert_same(loaded.state_dict(), model.state_dict())
+    assert torch.equal(tiny_pipelines.run_model(loaded.eval()), tiny_pipelines.run_model(model))
+    ours = FlashPackUNet.from_pretrained_flashpack(tmp_path)
+    assert_same(ours.state_dict(), model.state_dict())
+
+
+def test_diffusers_own_support_reads_what_this_package_saves(saved: Path) -> None:
+    loaded = UNet2DModel.from_pretrained(saved, use_flashpack=True, device_map="cpu")
+    assert_same(loaded.state_dict(), load_file(saved / "model.flashpack"))
+
+
+def test_an_automatic_class_reads_the_config(tmp_path: Path) -> None:
+    model = tiny_pipelines.autoencoder()
+    save_model(model, tmp_path / "vae")
+    loaded = AutoFlashPackModel.from_pretrained_flashpack(tmp_path, subfolder="vae", dtype=torch.float16)
+    assert (type(loaded), loaded.dtype) == (AutoencoderKL, torch.float16)
+    loaded = AutoFlashPackModel.from_pretrained(tmp_path / "vae", use_flashpack=True)
+    assert_same(loaded.state_dict(), model.state_dict())
+    model.save_pretrained(tmp_path / "safetensors")
+    assert type(AutoFlashPackModel.from_pretrained(tmp_path / "safetensors")) is AutoencoderKL
+
+
+def test_an_automatic_class_knows_the_names_that_0_4_5_derived(tmp_path: Path) -> None:
+    save_model(tiny_pipelines.unet(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"_class_name": "FlashPackUNet2DModel"}))
+    assert type(AutoFlashPackModel.from_pretrained_flashpack(tmp_path)) is UNet2DModel
+    (tmp_path / "config.json").write_text(json.dumps(config | {"_class_name": "NoSuchModel"}))
+    with pytest.raises(ValueError, match="NoSuchModel"):
+        AutoFlashPackModel.from_pretrained_flashpack(tmp_path)
+
+
+def test_an_automatic_class_loads_models_of_transformers(tmp_path: Path) -> None:
+    from flashpack.integrations.transformers._model import save_model as save_transformers_model
+
+    encoder = tiny_pipelines.text_encoder()
+    save_transformers_model(encoder, tmp_path)
+    loaded = AutoFlashPackModel.from_pretrained_flashpack(tmp_path)
+    assert type(loaded) is type(encoder)
+    assert_same(loaded.state_dict(), encoder.state_dict())
+
+
+@pytest.fixture
+def patched() -> Iterator[list[tuple[type, dict[str, Any]]]]:
+    """diffusers' classes, patched twice, with what they had before."""
+    before = [(cls, dict(vars(cls))) for cls in (ModelMixin, AutoModel, DiffusionPipeline)]
+    patch_diffusers_auto_model()
+    patch_diffusers_auto_model()
+    yield before
+    for cls, old in before:
+        for name in [name for name in vars(cls) if name not in old]:
+            delattr(cls, name)
+
+
+def test_patching_only_adds(patched: list[tuple[type, dict[str, Any]]]) -> None:
+    for cls, old in patched:
+        new = {name for name in vars(cls) if name not in old}
+        assert new <= {"save_pretrained_flashpack", "from_pretrained_flashpack"}
+        assert all(vars(cls)[name] is value for name, value in old.items())
+
+
+@pytest.mark.usefixtures("patched")
+def test_patched_classes_save_and_load(saved: Path, tmp_path: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"_class_name": "UNet2DModel"}))
+    model: Any = AutoModel.from_pretrained_flashpack(saved)
+    assert type(model) is UNet2DModel
+    model.save_pretrained_flashpack(tmp_path / "again", target_dtype=torch.float16)
+    assert UNet2DModel.from_pretrained_flashpack(tmp_path / "again", device="cpu").dtype == torch.float16
+    assert type(FlashPackUNet.from_pretrained_flashpack(saved)) is FlashPackUNet
+    pipeline: Any = tiny_pipelines.ddpm()
+    pipeline.save_pretrained_flashpack(tmp_path / "pipeline")
+    for cls in (DiffusionPipeline, DDPMPipeline):
+        loaded = cls.from_pretrained_flashpack(tmp_path / "pipeline")
+        assert type(loaded) is DDPMPipeline
+        assert_same(loaded.unet.state_dict(), pipeline.unet.state_dict())
+
+
+def test_pushing_uploads_what_was_saved_with_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+
+    class Api:
+        def __init__(self, token: Any) -> None:
+            assert token == "secret"
+
+        def create_repo(self, name: str, **arguments: Any) -> Any:
+            calls.append({"name": name, **arguments})
+            return type("Url", (), {"repo_id": f"me/{name}"})
+
+        def upload_folder(self, **arguments: Any) -> None:
+            calls.append({**arguments, "listing": listing(arguments["folder_path"])})
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    model = FlashPackUNet.from_config(tiny_pipelines.unet().config)
+    model.save_pretrained_flashpack(
+        tmp_path / "mine", push_to_hub=True, token="secret", private=True, create_pr=True, commit_message="Hi"
+    )
+    created, uploaded = calls
+    assert created == {"name": "mine", "private": True, "exist_ok": True}
+    assert uploaded["repo_id"] == "me/mine"
+    assert (uploaded["create_pr"], uploaded["commit_message"]) == (True, "Hi")
+    assert (
+        set(uploaded["allow_patterns"])
+        == uploaded["listing"]
+        == {"config.json", "model.flashpack", "README.md"}
+    )
+    assert "library_name: diffusers" in (tmp_path / "mine" / "README.md").read_text()
