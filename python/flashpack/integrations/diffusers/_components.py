@@ -15,7 +15,7 @@ from .._weights import weights_name
 from . import _model
 from ._classes import is_diffusers_module, is_transformers_model
 
-_LIBRARY_WEIGHTS = (".safetensors", ".bin", ".index.json")
+_LIBRARY_WEIGHTS = (".safetensors", ".bin")
 
 Dtypes = torch.dtype | Mapping[str, Any] | None
 
@@ -96,6 +96,5 @@ def library_variant(folder: Path, names: Mapping[str, Any], variant: str | None)
 def _library_variant(folder: Path, variant: str | None) -> bool:
     if variant is None or not folder.is_dir():
         return False
-    return any(
-        f".{variant}" in path.name and path.name.endswith(_LIBRARY_WEIGHTS) for path in folder.iterdir()
-    )
+    names = [path.name for path in folder.iterdir() if path.suffix in _LIBRARY_WEIGHTS]
+    return any(f".{variant}." in name or f".{variant}-" in name for name in names)

@@ -78,7 +78,11 @@ def _class_of(cls: Any, arguments: dict[str, Any], index: Index) -> Any:
 def _load_folder(
     cls: Any, folder: Path, index: Index, loading: Loading, arguments: dict[str, Any]
 ) -> DiffusionPipeline:
-    """Components one after the other: the reads use every core, and what else there is holds the GIL."""
+    """Load what is packed, and have diffusers load the rest.
+
+    Components come one after the other: reads use every core as it is, and building modules holds the GIL
+    (Stable Diffusion 1.5's three: 0.21 s, and 0.26 s in three threads on two cores).
+    """
     wanted = {name: entry for name, entry in index.entries.items() if name not in arguments}
     packed = packed_variants(folder, wanted, loading.variant)
     hints = class_hints(cls)
