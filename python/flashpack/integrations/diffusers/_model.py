@@ -58,8 +58,6 @@ def _state_of(model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(
             f"{type(model).__name__} cannot be saved: its quantizer ({method}) does not support it"
         )
-    if not hasattr(quantizer, "get_state_dict_and_metadata"):  # diffusers before 0.37
-        return state, {}
     state, metadata = quantizer.get_state_dict_and_metadata(state, safe_serialization=True)
     return state, {key: value if isinstance(value, str) else str(value) for key, value in metadata.items()}
 
