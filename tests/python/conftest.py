@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ for _name in [*os.environ]:
         del os.environ[_name]
 
 torch.set_num_threads(2)
+sys.path.insert(0, str(Path(__file__).parents[1] / "fakecuda" / "python"))
 
 
 @pytest.fixture
@@ -28,3 +30,13 @@ def _seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2301)
         yield
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Path:
+    """The library to preload, built for the torch that is installed."""
+    if torch.version.cuda is None:
+        pytest.skip("torch is a CPU-only build: the emulator stands in for the libraries of a CUDA build")
+    import fakecuda
+
+    return fakecuda.library()

@@ -1,25 +1,11 @@
-"""Makes the emulator's helper module importable, and the emulator itself present."""
+"""What only the tests of the CUDA engine need."""
 
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "fakecuda" / "python"))
-
-
-@pytest.fixture(scope="session")
-def emulator() -> Path:
-    """The library to preload, built for the torch that is installed."""
-    if torch.version.cuda is None:
-        pytest.skip("torch is a CPU-only build: the emulator stands in for the libraries of a CUDA build")
-    import fakecuda
-
-    return fakecuda.library()
 
 
 @pytest.fixture(scope="session")
