@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
@@ -10,8 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..._distributed import require_single_process
+from ..._file import FlashPackFile
 from ..._load import load_tensors
 from ..._match import check_names
+from ..._revert import revert_from_flashpack
 from ..._slots import find_slots
 from ..._storage import iterate_from_flash_tensor, read_flashpack_file
 from .._weights import LoadingInfo
@@ -36,17 +42,18 @@ def load_through_transformers(
     names that are missing or left over, unless the options allow it; and what transformers raises.
     """
     keepsakes: dict[str, Any] = {}
-    tensors = _load(place, wishes, keepsakes)
+    described = is_quantized(config) and bool(_metadata(place))
+    tensors = None if described else _load(place, wishes, keepsakes)
     # With a map transformers needs accelerate, and without one it loads to the CPU.
     device_map = None if wishes.device.type == "cpu" else {"": wishes.device}
     load: Any = cls.from_pretrained  # its annotation knows no output_loading_info
-    with BUILDING:
+    with BUILDING, _as_safetensors(place, described) as folder:
         model, info = load(
-            None,
+            folder,
             *model_args,
             config=config,
             state_dict=tensors,
-            dtype=wishes.dtype or _dtype_of(config, tensors.values()),
+            dtype=wishes.dtype or _dtype_of(config, (tensors or {}).values()),
             device_map=device_map,
             output_loading_info=True,
             **wishes.for_transformers,
@@ -57,6 +64,26 @@ def load_through_transformers(
     for name, value in keepsakes.items():
         setattr(model, name, value)
     return model, info
+
+
+def _metadata(place: Place) -> dict[str, str]:
+    """What the quantizer that packed the file says about its tensors."""
+    with FlashPackFile(place.weights) as file:
+        metadata = file.metadata()
+    return {name: value for name, value in metadata.items() if name != "format"}
+
+
+@contextmanager
+def _as_safetensors(place: Place, wanted: bool) -> Iterator[str | None]:
+    """The model's folder with safetensors, if wanted: quantizers take their metadata from there alone."""
+    if not wanted:
+        yield None
+        return
+    with TemporaryDirectory(prefix="flashpack-") as scratch:
+        revert_from_flashpack(place.weights, Path(scratch, "model.safetensors"))
+        for config in place.weights.parent.glob("*.json"):
+            shutil.copyfile(config, Path(scratch, config.name))
+        yield scratch
 
 
 def _load(place: Place, wishes: Wishes, keepsakes: dict[str, Any]) -> dict[str, Tensor]:
