@@ -10,10 +10,7 @@
 #include <utility>
 
 #include "errors.h"
-
-// In libtorch_cuda, which a CPU-only torch does not have.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
-                                                                                   void** ret_stream);
+#include "tensors.h"
 
 namespace flashpack {
 
@@ -24,21 +21,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Device;
 using torch::stable::Tensor;
 
-CudaStream current_stream(int32_t device) {
-  void* stream = nullptr;
-  if (aoti_torch_get_current_cuda_stream == nullptr) {
-    fail_argument("this torch has no CUDA");
-  }
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return {device, reinterpret_cast<size_t>(stream)};
-}
-
-GivenMemory memory_of(const Tensor& tensor) {
-  return {reinterpret_cast<size_t>(tensor.mutable_data_ptr()),
-          static_cast<size_t>(tensor.numel()) * tensor.element_size()};
-}
-
-std::vector<GivenMemory> memory_of(const Tensors& tensors) {
+std::vector<GivenMemory> memories_of(const Tensors& tensors) {
   std::vector<GivenMemory> memory;
   memory.reserve(tensors.size());
   for (const Tensor& tensor : tensors) {
@@ -48,7 +31,7 @@ std::vector<GivenMemory> memory_of(const Tensors& tensors) {
 }
 
 void fill_cuda(const Load& load, const Tensors& tensors, int32_t device, ProgressWords progress) {
-  const auto memory = memory_of(tensors);
+  const auto memory = memories_of(tensors);
   load.fill_cuda({memory.data(), memory.size()}, current_stream(device), progress);
 }
 
@@ -169,7 +152,7 @@ void read_into(const Load& load, const Tensors& tensors, ProgressWords progress)
     fill_cuda(load, tensors, tensors[0].get_device_index(), progress);
     return;
   }
-  const auto memory = memory_of(tensors);
+  const auto memory = memories_of(tensors);
   load.fill_host({memory.data(), memory.size()}, progress);
 }
 

@@ -251,7 +251,11 @@ void op_pack(const std::string& path, const Names& names, const Tensors& tensors
   for (const size_t number : file->order()) {
     const Tensor plain = materialize(tensors[number], static_cast<ScalarType>(specs[number].dtype));
     const auto bytes = static_cast<size_t>(plain.numel()) * plain.element_size();
-    file->write({static_cast<const uint8_t*>(plain.const_data_ptr()), bytes});
+    if (plain.is_cuda()) {
+      file->write_cuda(memory_of(plain), current_stream(plain.get_device_index()));
+    } else {
+      file->write({static_cast<const uint8_t*>(plain.const_data_ptr()), bytes});
+    }
   }
   finish(std::move(file));
 }

@@ -12,7 +12,10 @@ use std::{
 use cxx::{CxxString, CxxVector};
 
 use crate::{
-    device::cuda::{self, Cuda},
+    device::{
+        cuda::{self, Cuda},
+        fetch::fetch,
+    },
     error::{Error, ErrorKind, Result},
     format::{
         DType,
@@ -142,6 +145,11 @@ mod ffi {
         ) -> Result<Box<PackInProgress>>;
         fn order(self: &PackInProgress) -> &Vec<usize>;
         fn write(self: &mut PackInProgress, bytes: &[u8]) -> Result<()>;
+        unsafe fn write_cuda(
+            self: &mut PackInProgress,
+            memory: &GivenMemory,
+            stream: &CudaStream,
+        ) -> Result<()>;
         fn finish(pack: Box<PackInProgress>) -> Result<()>;
     }
 
@@ -455,6 +463,23 @@ impl PackInProgress {
 
     fn write(&mut self, bytes: &[u8]) -> std::result::Result<(), Tagged> {
         guarded(|| self.packer.write(bytes))
+    }
+
+    /// Takes bytes from a CUDA device, as they are when what is queued on the caller's stream is done.
+    ///
+    /// # Safety
+    /// Stream and memory belong to the device and stay until the call returns.
+    unsafe fn write_cuda(
+        &mut self,
+        memory: &GivenMemory,
+        stream: &CudaStream,
+    ) -> std::result::Result<(), Tagged> {
+        guarded(|| {
+            // SAFETY: the caller vouches for stream and memory.
+            let device = unsafe { Cuda::new(stream.device, stream.stream, vec![memory.address as u64]) }?;
+            let sink = |bytes: &[u8]| self.packer.write(bytes);
+            fetch(&device, &cuda::PINNED, 0, memory.bytes as u64, sink)
+        })
     }
 }
 

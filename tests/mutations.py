@@ -25,7 +25,7 @@ CRATE = WORK / "crate"
 LIBRARY = CRATE / "python" / "flashpack" / "_lib" / "libflashpack_torch.so"
 FILES = ["Cargo.toml", "Cargo.lock", "build.rs", "setup.py"]
 FOLDERS = ["src", "cpp", "benches", "python"]
-TESTS = ["tests/python/cuda/test_engine.py", "tests/python/cuda/test_engine_faults.py"]
+TESTS = [f"tests/python/cuda/test_{name}.py" for name in ("saving", "engine", "engine_faults")]
 
 NOTHING = "CUresult::CUDA_SUCCESS"
 NO_WAIT = "Ok::<(), crate::error::Error>(())"
@@ -75,6 +75,11 @@ MUTATIONS = [
         (("cuda.rs", "&& let Ok(_entered) = Entered::new(context)", ""),),
     ),
     Mutation(
+        "fetch",
+        "bytes from the device are used before they have arrived",
+        (("fetch.rs", "match buffer.wait_idle().and_then(", f"match {NO_WAIT}.and_then("),),
+    ),
+    Mutation(
         "drain",
         "a load that fails lets buffers and memory go while copies still run",
         (
@@ -120,7 +125,7 @@ def copy_crate() -> None:
 
 def with_edits(mutation: Mutation) -> None:
     """Builds the copy with the edits of `mutation` and no others."""
-    for file in ("cuda.rs", "pool.rs", "transfer.rs"):
+    for file in ("cuda.rs", "fetch.rs", "pool.rs", "transfer.rs"):
         text = (ROOT / "src" / "device" / file).read_text()
         for _, old, new in (edit for edit in mutation.edits if edit[0] == file):
             if text.count(old) != 1:

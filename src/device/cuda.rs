@@ -16,7 +16,7 @@ use cudarc::driver::{
     sys::{self, CUevent_flags, CUresult},
 };
 
-use super::{Device, HostBuffer, Staging, pool::Pool};
+use super::{Device, HostBuffer, Staging, fetch::ReadBack, pool::Pool};
 use crate::error::{Error, ErrorKind, Result};
 
 /// All staging buffers of this process.
@@ -139,6 +139,25 @@ impl Device for Cuda {
             // SAFETY: the stream is alive. What its work failed with has been reported or soon will be.
             let _ = unsafe { result::stream::synchronize(stream.raw) };
         }
+    }
+}
+
+impl ReadBack for Cuda {
+    fn copy_back(
+        &self,
+        stream: &Stream,
+        staging: &mut Pinned,
+        range: Range<usize>,
+        memory: usize,
+        offset: u64,
+    ) -> Result<()> {
+        let _entered = Entered::new(self.context)?;
+        let source = self.memories[memory] + offset;
+        let bytes = &mut staging.bytes()[range];
+        // SAFETY: `new`'s caller vouched for the memory. The bytes stay untouched until the event of `mark_busy` says
+        // that the copy is done, or the stream is drained.
+        unsafe { result::memcpy_dtoh_async(bytes, source, stream.raw) }
+            .map_err(|error| failed("cuMemcpyDtoHAsync", error))
     }
 }
 

@@ -3,6 +3,7 @@
 mod buffer;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod fetch;
 pub mod pool;
 pub mod transfer;
 

@@ -21,7 +21,7 @@ pub const MAX_TASK_BYTES: u64 = 4 << 20;
 /// Staged bytes lie at the same place within such a unit as in the file, so that direct reads can land in them.
 const STAGING_ALIGN_BYTES: u64 = 4096;
 /// Sizes of staging buffers are multiples of this.
-const STAGING_STEP_BYTES: u64 = 1 << 20;
+pub const STAGING_STEP_BYTES: u64 = 1 << 20;
 
 /// Reads `tasks` and copies them to `device`'s memory, whose numbers are those of the plan.
 ///
