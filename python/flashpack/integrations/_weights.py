@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from .._options import LoadOptions
 from .._slots import find_slots
 
 M = TypeVar("M", bound=nn.Module)
+
+# Both libraries set the process's default dtype, and patch torch, while they build: one model at a time.
+BUILDING = threading.RLock()
 
 
 def find_weights(folder: Path, variant: str | None = None) -> Path:
@@ -90,12 +94,13 @@ def build_and_fill(
 
 
 def _built(build: Callable[[], M], names: Iterable[str], options: LoadOptions) -> M:
-    with parameters_on_meta():
+    with BUILDING, parameters_on_meta():
         model = build()
     lacking = _lacking_parameters(model, {name for name in names if not options.ignores(name)})
     if not lacking or (options.demands_params and not all(options.ignores(name) for name in lacking)):
         return model
-    return build()
+    with BUILDING:
+        return build()
 
 
 def _assign_tensors(

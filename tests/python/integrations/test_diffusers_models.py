@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from diffusers import (
     DiffusionPipeline,
     DiTTransformer2DModel,
     ModelMixin,
+    SD3Transformer2DModel,
     Transformer2DModel,
     UNet2DModel,
 )
@@ -193,6 +195,22 @@ def test_without_a_dtype_the_files_are_kept(tmp_path: Path) -> None:
     FlashPackUNet.from_config(tiny_pipelines.unet().config).bfloat16().save_pretrained_flashpack(tmp_path)
     for arguments in ({}, {"dtype": None}, {"torch_dtype": "auto"}):
         assert FlashPackUNet.from_pretrained_flashpack(tmp_path, **arguments).dtype == torch.bfloat16
+
+
+def test_loads_in_different_dtypes_in_many_threads(tmp_path: Path) -> None:
+    save_model(tiny_pipelines.sd3_transformer(), tmp_path)  # has a buffer
+
+    def load(dtype: torch.dtype) -> set[torch.dtype]:
+        model = load_model(SD3Transformer2DModel, tmp_path, dtype=dtype)
+        return {tensor.dtype for tensor in [*model.parameters(), *model.buffers()]}
+
+    dtypes = [torch.float16, torch.float32, torch.bfloat16, torch.float64] * 6
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(load, dtypes)) == [{dtype} for dtype in dtypes]
+        assert torch.get_default_dtype() == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("device_map", ["cpu", torch.device("cpu"), {"": "cpu"}])

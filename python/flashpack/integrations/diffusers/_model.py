@@ -15,7 +15,7 @@ from ..._revert import revert_from_flashpack
 from ..._save import pack_to_file
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from .._hub import HubOptions, fetch
-from .._weights import build_and_load, find_weights, weights_name
+from .._weights import BUILDING, build_and_load, find_weights, weights_name
 from . import _dtypes
 from ._arguments import load_options, one_device, one_dtype, take_load_arguments
 
@@ -131,7 +131,8 @@ def _load_quantized(cls: Any, path: Path, **arguments: Any) -> Any:
     with TemporaryDirectory(prefix="flashpack-") as scratch:
         revert_from_flashpack(path, Path(scratch, "diffusion_pytorch_model.safetensors"))
         shutil.copyfile(path.parent / CONFIG_NAME, Path(scratch, CONFIG_NAME))
-        loaded = cls.from_pretrained(scratch, **given)
+        with BUILDING:
+            loaded = cls.from_pretrained(scratch, **given)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     model.register_to_config(_name_or_path=str(path.parent))
     return loaded

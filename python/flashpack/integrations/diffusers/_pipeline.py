@@ -13,7 +13,7 @@ from torch import nn
 
 from ..._paths import StrPath, text_path
 from .._hub import HubOptions
-from .._weights import SUFFIX
+from .._weights import BUILDING, SUFFIX
 from ._arguments import one_device, one_dtype, take_load_arguments
 from ._classes import class_hints, component_class, pipeline_class
 from ._components import Loading, library_variant, load_weights, packed_variants
@@ -96,7 +96,7 @@ def _load_folder(
         "variant": library_variant(folder, dict.fromkeys(rest), loading.variant),
     }
     given = {**loaded, **arguments}
-    with as_diffusers_reads(folder, index, given) as view:
+    with as_diffusers_reads(folder, index, given) as view, BUILDING:
         chosen = {name: value for name, value in others.items() if value is not None}
         pipeline: DiffusionPipeline = cls.from_pretrained(view, **chosen, **given)
     return pipeline

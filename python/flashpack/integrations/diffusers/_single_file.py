@@ -14,7 +14,7 @@ from ..._errors import FlashPackError
 from ..._footer import get_flashpack_file_metadata
 from ..._load import load_tensors
 from ..._save import pack_to_file
-from .._weights import build_and_fill
+from .._weights import BUILDING, build_and_fill
 from . import _dtypes
 from ._arguments import load_options
 from ._classes import class_hints, component_class, is_diffusers_module, is_transformers_model
@@ -81,7 +81,7 @@ def load_single_file(
             found = component_class(path, name, index.entries[name], hints)
             loaded[name] = _load_part(found, name, folder / name, tensors, path, loading)
         given = {**loaded, **arguments}
-        with as_diffusers_reads(folder, index, given) as view:
+        with as_diffusers_reads(folder, index, given) as view, BUILDING:
             return cls.from_pretrained(view, **given)
 
 

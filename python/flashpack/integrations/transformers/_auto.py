@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ..._paths import StrPath
-from ._build import BUILDING
+from .._weights import BUILDING
 from ._model import load_from, save_model, take_wishes
 from ._names import without_prefix
 from ._place import Place, read_config

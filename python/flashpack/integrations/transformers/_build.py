@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -15,14 +14,11 @@ from transformers import PreTrainedModel
 from ..._load import load_tensors
 from ..._meta_init import parameters_on_meta
 from ..._slots import Slot, find_slots
-from .._weights import LoadingInfo, build_and_load
+from .._weights import BUILDING, LoadingInfo, build_and_load
 from ._place import Place
 from ._wishes import Wishes
 
 P = TypeVar("P", bound=PreTrainedModel)
-
-# transformers sets the process's default dtype and patches torch while it builds: one model at a time.
-BUILDING = threading.RLock()
 
 
 def map_tensors(place: Place, wishes: Wishes) -> dict[str, Tensor]:

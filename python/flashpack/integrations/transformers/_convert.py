@@ -20,8 +20,7 @@ from ..._match import check_names
 from ..._revert import revert_from_flashpack
 from ..._slots import find_slots
 from ..._storage import iterate_from_flash_tensor, read_flashpack_file
-from .._weights import LoadingInfo
-from ._build import BUILDING
+from .._weights import BUILDING, LoadingInfo
 from ._place import Place
 from ._wishes import Wishes
 
