@@ -71,7 +71,9 @@ def test_every_architecture_comes_back(name: str, tmp_path: Path) -> None:
 def test_the_mixin_comes_second_or_first(cls: Any, tmp_path: Path) -> None:
     model = cls.from_config(tiny_pipelines.unet().config).eval()
     model.save_pretrained_flashpack(str(tmp_path / "new" / "folder"), push_to_hub=False)
-    loaded = cls.from_pretrained_flashpack(str(tmp_path / "new" / "folder"), device="cpu")
+    loaded = model.from_pretrained_flashpack(
+        pretrained_model_name_or_path=str(tmp_path / "new" / "folder"), device="cpu"
+    )
     assert type(loaded) is cls
     assert_same(loaded.state_dict(), model.state_dict())
     assert torch.equal(tiny_pipelines.run_model(loaded), tiny_pipelines.run_model(model))
@@ -197,6 +199,10 @@ def test_without_a_dtype_the_files_are_kept(tmp_path: Path) -> None:
         assert FlashPackUNet.from_pretrained_flashpack(tmp_path, **arguments).dtype == torch.bfloat16
 
 
+def test_a_dtype_may_be_named(saved: Path) -> None:
+    assert FlashPackUNet.from_pretrained_flashpack(saved, dtype="float16").dtype == torch.float16
+
+
 def test_loads_in_different_dtypes_in_many_threads(tmp_path: Path) -> None:
     save_model(tiny_pipelines.sd3_transformer(), tmp_path)  # has a buffer
 
@@ -222,11 +228,13 @@ def test_a_device_map_of_one_device(device_map: Any, saved: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"device_map": "auto"}, ValueError, "one device.*'auto'"),
-        ({"device_map": {"conv_in": "cpu", "": "cpu"}}, ValueError, "one device.*conv_in"),
+        ({"device_map": "auto"}, ValueError, "single device.*'auto'"),
+        ({"device_map": {"conv_in": "cpu", "": 1}}, ValueError, "single device.*conv_in"),
+        ({"device": "nowhere"}, ValueError, "single device.*nowhere"),
         ({"device": "cpu", "device_map": {"": 1}}, ValueError, "different devices"),
         ({"dtype": torch.float16, "torch_dtype": torch.float32}, ValueError, "differ"),
-        ({"dtype": "float16"}, TypeError, "torch.dtype, not 'float16'"),
+        ({"dtype": "float61"}, ValueError, "torch.dtype.*not 'float61'"),
+        ({"in_place": True}, ValueError, "assign_from_file"),
         ({"num_streams": 0}, ValueError, "num_streams"),
     ],
 )

@@ -295,6 +295,11 @@ def test_a_device_and_a_map_that_disagree(folder: Path) -> None:
         FlashPackBert.from_pretrained_flashpack(folder, "cpu", device_map={"": "cuda:0"})
 
 
+def test_dtypes_that_disagree(folder: Path) -> None:
+    with pytest.raises(ValueError, match="differ: pass only dtype"):
+        FlashPackBert.from_pretrained_flashpack(folder, dtype="float16", torch_dtype=torch.float32)
+
+
 @pytest.mark.parametrize("dtype", [None, "auto"])
 def test_by_default_dtypes_are_the_files(dtype: str | None, tmp_path: Path) -> None:
     model = FlashPackBert(bert_config()).half()
@@ -382,6 +387,15 @@ def test_names_that_the_model_lacks(bert: FlashPackBert, folder: Path) -> None:
     assert_same(loaded.state_dict(), bert.state_dict())
     ignoring = FlashPackBert.from_pretrained_flashpack(folder, ignore_prefixes=["head."])
     assert_same(ignoring.state_dict(), bert.state_dict())
+
+
+def test_what_is_reported_is_not_refused(bert: FlashPackBert, folder: Path) -> None:
+    repack(folder, without="pooler.dense.bias", **{"head.bias": torch.ones(2)})
+    loaded, info = FlashPackBert.from_pretrained_flashpack(folder, output_loading_info=True)
+    assert (info["missing_keys"], info["unexpected_keys"]) == (["pooler.dense.bias"], ["head.bias"])
+    assert torch.equal(loaded.pooler.dense.weight, bert.pooler.dense.weight)
+    with pytest.raises(ValueError, match=r"head\.bias"):
+        FlashPackBert.from_pretrained_flashpack(folder, output_loading_info=True, strict_params=True)
 
 
 def test_missing_buffers(tmp_path: Path) -> None:

@@ -167,6 +167,7 @@ loaded = AutoModel.from_pretrained_flashpack(sys.argv[2], device="cpu")
 assert type(loaded) is transformers.BertModel
 assert loaded.state_dict().keys() == model.state_dict().keys()
 assert all(value.equal(loaded.state_dict()[name]) for name, value in model.state_dict().items())
+assert type(transformers.BertModel.from_pretrained_flashpack(sys.argv[2])) is transformers.BertModel
 masked = AutoModelForMaskedLM.from_pretrained_flashpack(sys.argv[2], strict=False)
 assert type(masked) is transformers.BertForMaskedLM
 print("fine")

@@ -14,10 +14,10 @@ from ..._paths import StrPath, text_path
 from ..._revert import revert_from_flashpack
 from ..._save import pack_to_file
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
+from .._arguments import load_options, one_device, one_dtype, take_load_arguments
 from .._hub import HubOptions, fetch
 from .._weights import BUILDING, build_and_load, find_weights, weights_name
 from . import _dtypes
-from ._arguments import load_options, one_device, one_dtype, take_load_arguments
 
 CONFIG_NAME = "config.json"
 
@@ -65,13 +65,13 @@ def _state_of(model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
 def load_model(
     cls: Any,
     /,
-    path_or_repo: StrPath,
+    pretrained_model_name_or_path: StrPath,
     device: Any = None,
     *,
     subfolder: str | None = None,
     variant: str | None = None,
-    dtype: torch.dtype | None = None,
-    torch_dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
+    torch_dtype: torch.dtype | str | None = None,
     device_map: Any = None,
     quantization_config: Any = None,
     output_loading_info: bool = False,
@@ -89,7 +89,7 @@ def load_model(
     unsound file, FileNotFoundError for a folder without weights, and what huggingface_hub raises.
     """
     target, wanted = one_device(device, device_map), one_dtype(dtype, torch_dtype)
-    folder = _fetch(path_or_repo, HubOptions.take(arguments), subfolder, variant)
+    folder = _fetch(pretrained_model_name_or_path, HubOptions.take(arguments), subfolder, variant)
     options = load_options(cls, take_load_arguments(arguments), target, reports=output_loading_info)
     path = find_weights(folder, variant)
     config = cls.load_config(folder)
@@ -109,13 +109,18 @@ def load_model(
     model: Any
     model, info = build_and_load(build, path, options, mend=_mend_names)
     _dtypes.cast(model, wanted)
-    model.register_to_config(_name_or_path=str(path_or_repo))
+    model.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
     return (model, info.as_dict()) if output_loading_info else model
 
 
-def _fetch(path_or_repo: StrPath, hub: HubOptions, subfolder: str | None, variant: str | None) -> Path:
+def _fetch(
+    pretrained_model_name_or_path: StrPath, hub: HubOptions, subfolder: str | None, variant: str | None
+) -> Path:
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-    return fetch(path_or_repo, hub, [prefix + CONFIG_NAME, prefix + weights_name(variant)]) / prefix
+    return (
+        fetch(pretrained_model_name_or_path, hub, [prefix + CONFIG_NAME, prefix + weights_name(variant)])
+        / prefix
+    )
 
 
 def _mend_names(model: nn.Module, tensors: dict[str, Tensor]) -> None:

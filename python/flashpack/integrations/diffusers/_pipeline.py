@@ -12,9 +12,9 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ..._paths import StrPath, text_path
+from .._arguments import one_device, one_dtype, take_load_arguments
 from .._hub import HubOptions
 from .._weights import BUILDING, SUFFIX
-from ._arguments import one_device, one_dtype, take_load_arguments
 from ._classes import class_hints, component_class, pipeline_class
 from ._components import Loading, library_variant, load_weights, packed_variants
 from ._download import fetch_pipeline

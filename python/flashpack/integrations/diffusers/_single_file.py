@@ -14,9 +14,9 @@ from ..._errors import FlashPackError
 from ..._footer import get_flashpack_file_metadata
 from ..._load import load_tensors
 from ..._save import pack_to_file
+from .._arguments import load_options
 from .._weights import BUILDING, build_and_fill
 from . import _dtypes
-from ._arguments import load_options
 from ._classes import class_hints, component_class, is_diffusers_module, is_transformers_model
 from ._components import Dtypes, Loading, dtype_of
 from ._embedded import embed_files, restore_files

@@ -13,10 +13,10 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ..._paths import StrPath
 from .._weights import BUILDING
-from ._model import load_from, save_model, take_wishes
+from ._model import load_from, load_model, save_model
 from ._names import without_prefix
 from ._place import Place, read_config
-from ._wishes import Device
+from ._wishes import Device, Wishes
 
 
 def load_auto(
@@ -31,7 +31,7 @@ def load_auto(
 ) -> Any:
     """`load_model` for the class that `auto_class` takes for the configuration, remote code included."""
     place = Place.take(pretrained_model_name_or_path, kwargs)
-    wishes = take_wishes(PreTrainedModel, device, kwargs)
+    wishes = Wishes.take(PreTrainedModel, device, kwargs)
     code = {"trust_remote_code": trust_remote_code, "code_revision": code_revision}
     code = {name: value for name, value in code.items() if value is not None}
     if not isinstance(kwargs.get("config"), PretrainedConfig):
@@ -80,4 +80,5 @@ def patch_transformers_auto_model() -> None:
     base: Any = transformers.AutoModel.__mro__[-2]  # what all of the auto classes derive from
     models: Any = PreTrainedModel
     base.from_pretrained_flashpack = classmethod(load_auto)
+    models.from_pretrained_flashpack = classmethod(load_model)
     models.save_pretrained_flashpack = save_model

@@ -7,9 +7,7 @@ from typing import Any, TypeVar
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from ..._options import LoadOptions
 from ..._paths import StrPath
-from ...mixin import FlashPackMixin
 from .._weights import LoadingInfo
 from ._build import build_empty, fits, load_directly, map_tensors
 from ._convert import as_dict, is_quantized, load_through_transformers
@@ -42,18 +40,13 @@ def load_model(
     legacy names, unmerged experts, a quantised model) the tensors go through `cls.from_pretrained`.
 
     Raises ValueError for names that are missing or left over, unless `strict` or `strict_params` is False
-    (fresh values are then made for what is missing) or they are ignored; else as `assign_from_file`.
+    (fresh values are then made for what is missing), they are ignored, or `output_loading_info` reports them
+    and no strictness is asked for; else as `assign_from_file`.
     """
     place = Place.take(pretrained_model_name_or_path, kwargs)
-    wishes = take_wishes(cls, device, kwargs)
+    wishes = Wishes.take(cls, device, kwargs)
     config, rest = read_config(cls.config_class, place, kwargs)
     return load_from(cls, config, place, wishes, model_args, rest)
-
-
-def take_wishes(cls: type[Any], device: Device | None, arguments: dict[str, Any]) -> Wishes:
-    """Take the wishes from `arguments`, with the defaults of the class if it has FlashPackMixin."""
-    pick = cls._options if issubclass(cls, FlashPackMixin) else LoadOptions.pick
-    return Wishes.take(device, arguments, pick)
 
 
 def load_from(
