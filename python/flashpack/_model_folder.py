@@ -99,6 +99,13 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     return content
 
 
+def require_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    """`read_config`, but raises FileNotFoundError when there is no such file."""
+    if not (folder / name).is_file():
+        raise FileNotFoundError(errno.ENOENT, f"No {name} in the folder", str(folder))
+    return read_config(folder, name)
+
+
 def library_of(folder: Path) -> Library | None:
     """The library whose configuration is in the folder. Raises as `read_config`."""
     config = read_config(folder)

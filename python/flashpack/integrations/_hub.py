@@ -15,7 +15,7 @@ from typing import Any
 from .._paths import StrPath, text_path
 
 _REPO_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
-_CARD = "README.md"
+CARD_NAME = "README.md"
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def push(
         api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
-            allow_patterns=[*patterns, _CARD],
+            allow_patterns=[*patterns, CARD_NAME],
             create_pr=options.create_pr,
             commit_message=options.commit_message or "Upload FlashPack weights",
         )

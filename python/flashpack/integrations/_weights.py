@@ -20,10 +20,13 @@ from .._load import load_tensors
 from .._match import Match, match_tensors
 from .._meta_init import parameters_on_meta
 from .._model_folder import SUFFIX as SUFFIX
+from .._model_folder import checked_subfolder
 from .._model_folder import weights_name as weights_name
 from .._names import filter_state_dict
 from .._options import LoadOptions
+from .._paths import StrPath
 from .._slots import find_slots
+from ._hub import HubOptions, fetch
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -39,6 +42,28 @@ def find_weights(folder: Path, variant: str | None = None) -> Path:
         there = f"; there are {', '.join(others)}" if others else ""
         raise FileNotFoundError(errno.ENOENT, f"No {path.name} in the folder{there}", str(folder))
     return path
+
+
+def fetch_weights(
+    source: StrPath, hub: HubOptions, subfolder: str | None, variant: str | None, beside: Iterable[str]
+) -> Path:
+    """The weights of a model in a folder or a repository, of which the files named `beside` come, too.
+
+    Raises what `fetch` and `find_weights` raise, and ValueError for a subfolder that leads out.
+    """
+    inside = checked_subfolder(subfolder)
+    prefix = f"{inside}/" if inside else ""
+    folder = fetch(source, hub, [prefix + name for name in (*beside, weights_name(variant))])
+    return find_weights(folder / inside, variant)
+
+
+def refuse_adapters(model: nn.Module) -> None:
+    """Raise ValueError for a model with PEFT adapters inside: its names are not those of its class."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"{type(model).__name__} has PEFT adapters inside: save them on their own, and delete them from "
+            "the model (delete_adapter, unload_lora_weights) to save it"
+        )
 
 
 @dataclass(frozen=True)

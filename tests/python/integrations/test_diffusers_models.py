@@ -156,7 +156,8 @@ def test_variants_and_subfolders(tmp_path: Path) -> None:
     model.save_pretrained_flashpack(tmp_path / "unet")
     model.save_pretrained_flashpack(tmp_path / "unet", variant="fp16", target_dtype=torch.float16)
     assert listing(tmp_path / "unet") == {"config.json", "model.flashpack", "model.fp16.flashpack"}
-    plain = FlashPackUNet.from_pretrained_flashpack(tmp_path, subfolder="unet")
+    for subfolder in ("unet/", Path("unet")):
+        plain = FlashPackUNet.from_pretrained_flashpack(tmp_path, subfolder=subfolder)
     half = FlashPackUNet.from_pretrained_flashpack(tmp_path, subfolder="unet", variant="fp16")
     assert (plain.dtype, half.dtype) == (torch.float32, torch.float16)
     with pytest.raises(FileNotFoundError, match=r"ema.*model\.flashpack, model\.fp16\.flashpack"):
@@ -297,6 +298,16 @@ def test_a_damaged_file_is_named(saved: Path) -> None:
         FlashPackUNet.from_pretrained_flashpack(saved, verify=True)
     weights.write_bytes(b"junk" * 100)
     with pytest.raises(FlashPackError, match=str(weights)):
+        FlashPackUNet.from_pretrained_flashpack(saved)
+
+
+def test_a_configuration_that_is_none(saved: Path) -> None:
+    for text, reason in (("[]", "a JSON list"), ("{", "Expecting")):
+        (saved / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"config\.json: not a configuration: .*{reason}"):
+            FlashPackUNet.from_pretrained_flashpack(saved)
+    (saved / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"No config\.json"):
         FlashPackUNet.from_pretrained_flashpack(saved)
 
 

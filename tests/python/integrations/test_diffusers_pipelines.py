@@ -24,6 +24,7 @@ from diffusers.configuration_utils import register_to_config
 from flashpack import ChecksumError
 from flashpack.integrations.diffusers import FlashPackDiffusersModelMixin, FlashPackDiffusionPipeline
 from helpers import assert_same, flip_byte, listing, place_of, read_footer
+from peft import LoraConfig
 from tiny_pipelines import picture, states
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -291,6 +292,20 @@ def test_a_component_that_could_not_be_loaded_again_is_refused(tmp_path: Path) -
     assert not (tmp_path / "folder").exists()
 
 
+def test_adapters_inside_are_not_saved_unnoticed(tmp_path: Path) -> None:
+    made = tiny_pipelines.stable_diffusion(tmp_path / "tokenizer")
+    made.unet.add_adapter(LoraConfig(target_modules=["to_q"]))
+    for place in ("folder", "file.flashpack"):
+        with pytest.raises(ValueError, match=r"'unet': UNet2DConditionModel has PEFT adapters inside"):
+            FlashPackDiffusionPipeline.save_pretrained_flashpack(made, tmp_path / place)
+    assert listing(tmp_path) == {"tokenizer"}
+    made.unload_lora_weights()
+    FlashPackDiffusionPipeline.save_pretrained_flashpack(made, tmp_path / "folder")
+    assert_same(
+        states(FlashPackDiffusionPipeline.from_pretrained_flashpack(tmp_path / "folder")), states(made)
+    )
+
+
 def test_folders_that_hold_no_pipeline(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         FlashPackStableDiffusion.from_pretrained_flashpack(tmp_path / "nowhere")
@@ -300,7 +315,7 @@ def test_folders_that_hold_no_pipeline(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="unet"):
         FlashPackStableDiffusion.from_pretrained_flashpack(packed)
     (packed / "model_index.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"model_index\.json: expected a JSON object"):
+    with pytest.raises(ValueError, match=r"model_index\.json: not a configuration: it is a JSON list"):
         FlashPackStableDiffusion.from_pretrained_flashpack(packed)
 
 

@@ -229,6 +229,10 @@ def test_subfolders(bert: FlashPackBert, folder: Path) -> None:
     loaded = FlashPackBert.from_pretrained_flashpack(folder.parent, subfolder=folder.name)
     assert_same(loaded.state_dict(), bert.state_dict())
     assert loaded.name_or_path == str(folder.parent)
+    for subfolder in (f"{folder.name}/", Path(folder.name)):
+        assert (
+            type(FlashPackBert.from_pretrained_flashpack(folder.parent, subfolder=subfolder)) is FlashPackBert
+        )
 
 
 def test_hub_options_do_not_disturb_a_local_folder(folder: Path) -> None:
@@ -473,6 +477,9 @@ def test_places_without_a_model(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"No model\.flashpack in the folder"):
         FlashPackBert.from_pretrained_flashpack(tmp_path / "empty")
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json: not a configuration"):
+        FlashPackBert.from_pretrained_flashpack(folder)
     (folder / "config.json").unlink()
     with pytest.raises(OSError, match=r"config\.json"):
         FlashPackBert.from_pretrained_flashpack(folder)

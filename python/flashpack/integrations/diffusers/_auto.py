@@ -8,12 +8,13 @@ from typing import Any
 
 import diffusers
 
+from ..._model_folder import CONFIG, PIPELINE, require_config
 from ..._paths import StrPath
 from .._hub import HubOptions, fetch
 from ._classes import is_transformers_model, saved_class
-from ._index import INDEX_NAME, read_index, read_json
+from ._index import read_index
 from ._mixin import save_and_push
-from ._model import CONFIG_NAME, load_model
+from ._model import load_model
 from ._pipeline import load_pipeline
 from ._pipeline_save import save_pipeline
 
@@ -33,7 +34,7 @@ def load_any_model(
     is found.
     """
     options = HubOptions.take(dict(arguments))
-    patterns = [CONFIG_NAME, f"*/{CONFIG_NAME}", INDEX_NAME]
+    patterns = [CONFIG, f"*/{CONFIG}", PIPELINE]
     folder = fetch(pretrained_model_or_path, options, patterns)
     cls: Any = _model_class(folder, subfolder)
     if is_transformers_model(cls):
@@ -86,14 +87,14 @@ def _model_class(folder: Path, subfolder: str | None) -> type:
 
 
 def _named_class(folder: Path, subfolder: str | None) -> tuple[str, str]:
-    if subfolder and (folder / INDEX_NAME).is_file():
+    if subfolder and (folder / PIPELINE).is_file():
         entry = read_index(folder).entries.get(subfolder)
         if entry is not None:
             return entry.library, entry.name
     place = folder / (subfolder or "")
-    config = read_json(place / CONFIG_NAME)
+    config = require_config(place)
     if isinstance(config.get("_class_name"), str):
         return "diffusers", config["_class_name"]
     if config.get("architectures"):
         return "transformers", config["architectures"][0]
-    raise ValueError(f"{place}: {CONFIG_NAME} names no class (_class_name or architectures)")
+    raise ValueError(f"{place}: {CONFIG} names no class (_class_name or architectures)")

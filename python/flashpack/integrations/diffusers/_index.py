@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,9 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..._model_folder import PIPELINE, require_config
 from ._classes import Entry, exact_class, saved_class
 
-INDEX_NAME = "model_index.json"
 _CHECKED_LIBRARIES = ("diffusers", "transformers")
 
 
@@ -27,21 +26,8 @@ class Index:
 
 def read_index(folder: Path) -> Index:
     """Raises FileNotFoundError for a folder without index, ValueError for one that is no JSON object."""
-    content = read_json(folder / INDEX_NAME)
+    content = require_config(folder, PIPELINE)
     return Index(content, {name: Entry(*value) for name, value in content.items() if _is_entry(name, value)})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises FileNotFoundError, and ValueError for what is no JSON object."""
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, f"No {path.name} in the folder", str(path.parent))
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, not {type(content).__name__}")
-    return content
 
 
 def _is_entry(name: str, value: Any) -> bool:
@@ -63,13 +49,13 @@ def as_diffusers_reads(folder: Path, index: Index, given: Collection[str]) -> It
     with TemporaryDirectory(prefix="flashpack-") as scratch:
         view = Path(scratch)
         for path in folder.iterdir():
-            if path.name != INDEX_NAME:
+            if path.name != PIPELINE:
                 (view / path.name).symlink_to(path.absolute())
         content = {name: value for name, value in index.content.items() if name not in index.entries}
         for name, entry in index.entries.items():
             if name not in given:
                 content[name] = _as_resolved(entry)
-        (view / INDEX_NAME).write_text(json.dumps(content), encoding="utf-8")
+        (view / PIPELINE).write_text(json.dumps(content), encoding="utf-8")
         yield view
 
 

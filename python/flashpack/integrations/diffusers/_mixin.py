@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import torch
 from diffusers import ModelMixin
 
+from ..._model_folder import CONFIG
 from ..._paths import StrPath
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from ...mixin import FlashPackMixin
 from .._hub import PushOptions
-from ._model import CONFIG_NAME, load_model, save_model
+from ._model import load_model, save_model
 from ._push import push_folder
 
 
@@ -55,7 +56,7 @@ def save_and_push(
     )
     if push_to_hub:
         push = PushOptions(repo_id, token, private, create_pr, commit_message)
-        push_folder(Path(save_directory), push, [CONFIG_NAME, path.name], is_pipeline=False)
+        push_folder(Path(save_directory), push, [CONFIG, path.name], is_pipeline=False)
 
 
 class FlashPackDiffusersModelMixin(ModelMixin, FlashPackMixin):

@@ -10,16 +10,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..._model_folder import CONFIG, require_config
 from ..._paths import StrPath, text_path
 from ..._revert import revert_from_flashpack
 from ..._save import pack_to_file
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from .._arguments import load_options, one_device, one_dtype, take_load_arguments
-from .._hub import HubOptions, fetch
-from .._weights import BUILDING, build_and_load, find_weights, weights_name
+from .._hub import HubOptions
+from .._weights import BUILDING, build_and_load, fetch_weights, refuse_adapters, weights_name
 from . import _dtypes
-
-CONFIG_NAME = "config.json"
 
 
 def save_model(
@@ -35,7 +34,7 @@ def save_model(
     """Write config.json and model[.variant].flashpack into `folder`, which is created; return the weights.
 
     Raises what `pack_to_file` raises, NotADirectoryError when `folder` is a file, and ValueError for a
-    quantized model whose quantizer cannot save it.
+    model with PEFT adapters inside or a quantizer that cannot save it.
     """
     destination = Path(text_path(folder))
     if destination.exists() and not destination.is_dir():
@@ -49,6 +48,7 @@ def save_model(
 
 def _state_of(model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The state dict, of a quantized model as its quantizer stores it, with what it notes beside it."""
+    refuse_adapters(model)
     state = model.state_dict()
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None:
@@ -89,10 +89,11 @@ def load_model(
     unsound file, FileNotFoundError for a folder without weights, and what huggingface_hub raises.
     """
     target, wanted = one_device(device, device_map), one_dtype(dtype, torch_dtype)
-    folder = _fetch(pretrained_model_name_or_path, HubOptions.take(arguments), subfolder, variant)
+    hub = HubOptions.take(arguments)
+    path = fetch_weights(pretrained_model_name_or_path, hub, subfolder, variant, [CONFIG])
     options = load_options(cls, take_load_arguments(arguments), target, reports=output_loading_info)
-    path = find_weights(folder, variant)
-    config = cls.load_config(folder)
+    require_config(path.parent)
+    config = cls.load_config(path.parent)
     if quantization_config is not None or config.get("quantization_config") is not None:
         own = {
             "device_map": None if target is None else {"": target},
@@ -113,16 +114,6 @@ def load_model(
     return (model, info.as_dict()) if output_loading_info else model
 
 
-def _fetch(
-    pretrained_model_name_or_path: StrPath, hub: HubOptions, subfolder: str | None, variant: str | None
-) -> Path:
-    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-    return (
-        fetch(pretrained_model_name_or_path, hub, [prefix + CONFIG_NAME, prefix + weights_name(variant)])
-        / prefix
-    )
-
-
 def _mend_names(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Rename what older versions of the class called otherwise, as diffusers does for its own files."""
     mend = getattr(model, "_fix_state_dict_keys_on_load", None)
@@ -135,7 +126,7 @@ def _load_quantized(cls: Any, path: Path, **arguments: Any) -> Any:
     given = {name: value for name, value in arguments.items() if value is not None}
     with TemporaryDirectory(prefix="flashpack-") as scratch:
         revert_from_flashpack(path, Path(scratch, "diffusion_pytorch_model.safetensors"))
-        shutil.copyfile(path.parent / CONFIG_NAME, Path(scratch, CONFIG_NAME))
+        shutil.copyfile(path.parent / CONFIG, Path(scratch, CONFIG))
         with BUILDING:
             loaded = cls.from_pretrained(scratch, **given)
     model = loaded[0] if isinstance(loaded, tuple) else loaded

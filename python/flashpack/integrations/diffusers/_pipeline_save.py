@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from ..._model_folder import PIPELINE
 from ..._paths import StrPath, text_path
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from .._hub import PushOptions
-from .._weights import SUFFIX
+from .._weights import SUFFIX, refuse_adapters
 from ._classes import unwrapped
 from ._components import dtype_of, is_packable, save_weights
-from ._index import INDEX_NAME
 from ._push import push_folder
 
 
@@ -44,8 +44,8 @@ def save_pipeline(
     defaults to the folder's name. Processes that are not the main one do nothing.
 
     Raises what `pack_to_file` raises, TypeError for a component that could not be loaded again (before
-    anything is written), ValueError for a dtype of an unknown component or a single file that is to be
-    pushed or be a variant, and what huggingface_hub raises.
+    anything is written), ValueError for a component with PEFT adapters inside, a dtype of an unknown one, or
+    a single file that is to be pushed or be a variant, and what huggingface_hub raises.
     """
     if not is_main_process:
         return
@@ -66,7 +66,7 @@ def save_pipeline(
     save_parts(pipeline, parts, path, save)
     if push_to_hub:
         push = PushOptions(repo_id, token, private, create_pr, commit_message)
-        push_folder(path, push, [INDEX_NAME, *(f"{name}/*" for name in parts)], is_pipeline=True)
+        push_folder(path, push, [PIPELINE, *(f"{name}/*" for name in parts)], is_pipeline=True)
 
 
 def save_parts(
@@ -88,8 +88,9 @@ def _parts_of(pipeline: Any, target_dtype: Any) -> dict[str, Any]:
     for name, part in parts.items():
         try:
             savable = is_packable(part) or hasattr(part, "save_pretrained")
-        except TypeError as error:
-            raise TypeError(f"component {name!r}: {error}") from None
+            refuse_adapters(part)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"component {name!r}: {error}") from None
         if not savable:
             raise TypeError(f"component {name!r}: {type(part).__name__} cannot be saved: no save_pretrained")
     if isinstance(target_dtype, Mapping):

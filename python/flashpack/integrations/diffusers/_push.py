@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .._hub import PushOptions, push
-
-CARD_NAME = "README.md"
+from .._hub import CARD_NAME, PushOptions, push
 
 
 def push_folder(folder: Path, options: PushOptions, patterns: Iterable[str], *, is_pipeline: bool) -> str:
@@ -21,4 +19,4 @@ def push_folder(folder: Path, options: PushOptions, patterns: Iterable[str], *, 
         card = load_or_create_model_card(repo_id, token=token, is_pipeline=is_pipeline)
         populate_model_card(card).save(folder / CARD_NAME)
 
-    return push(folder, options, write_card, [*patterns, CARD_NAME])
+    return push(folder, options, write_card, patterns)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..._errors import FlashPackError
 from ..._footer import get_flashpack_file_metadata
 from ..._load import load_tensors
+from ..._model_folder import PIPELINE
 from ..._save import pack_to_file
 from .._arguments import load_options
 from .._weights import BUILDING, build_and_fill
@@ -20,7 +21,7 @@ from . import _dtypes
 from ._classes import class_hints, component_class, is_diffusers_module, is_transformers_model
 from ._components import Dtypes, Loading, dtype_of
 from ._embedded import embed_files, restore_files
-from ._index import INDEX_NAME, as_diffusers_reads, read_index
+from ._index import as_diffusers_reads, read_index
 from ._pipeline_save import save_parts
 
 
@@ -69,8 +70,8 @@ def load_single_file(
     with TemporaryDirectory(prefix="flashpack-") as scratch:
         folder = Path(scratch)
         restore_files(footer.get("metadata", {}), folder, path)
-        if not (folder / INDEX_NAME).is_file():
-            raise FlashPackError(f"{path}: the file holds no pipeline: its metadata has no {INDEX_NAME}")
+        if not (folder / PIPELINE).is_file():
+            raise FlashPackError(f"{path}: the file holds no pipeline: its metadata has no {PIPELINE}")
         index = read_index(folder)
         cls = class_of(index)
         hints = class_hints(cls)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from ..._model_folder import CONFIG, require_config
 from ..._paths import StrPath
-from .._hub import HubOptions, fetch
-from .._weights import find_weights, weights_name
+from .._hub import HubOptions
+from .._weights import fetch_weights
 
-CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
@@ -33,22 +32,20 @@ class Place:
     def take(cls, source: StrPath, arguments: dict[str, Any]) -> Place:
         """Find the folder or fetch the repository, by those of `arguments` that say which; remove them there.
 
-        Raises NotADirectoryError, FileNotFoundError, and what huggingface_hub raises.
+        Raises what `fetch_weights` raises.
         """
-        subfolder = arguments.pop("subfolder", None) or ""
-        variant = arguments.pop("variant", None)
-        names = (CONFIG, GENERATION_CONFIG, weights_name(variant), "*.py")
-        patterns = [f"{subfolder}/{name}" if subfolder else name for name in names]
-        folder = fetch(source, HubOptions.take(arguments), patterns) / subfolder
-        return cls(os.fspath(source), folder, find_weights(folder, variant))
+        subfolder, variant = arguments.pop("subfolder", None), arguments.pop("variant", None)
+        beside = (CONFIG, GENERATION_CONFIG, "*.py")
+        weights = fetch_weights(source, HubOptions.take(arguments), subfolder, variant, beside)
+        return cls(os.fspath(source), weights.parent, weights)
 
 
 def read_config(config_class: Any, place: Place, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The configuration, with those of `arguments` in it that are settings of it; and the other arguments.
 
     `config` among the arguments is one to use instead (a copy of it then gets the implementation of attention
-    alone, as in transformers), or another place to read it from. Raises FileNotFoundError, and what
-    `config_class` raises.
+    alone, as in transformers), or another place to read it from. Raises what `require_config` and
+    `config_class` raise.
     """
     rest = dict(arguments)
     given = rest.pop("config", None)
@@ -59,8 +56,8 @@ def read_config(config_class: Any, place: Place, arguments: dict[str, Any]) -> t
                 setattr(config, f"_{name}", rest.pop(name))
     else:
         origin = place.folder if given is None else given
-        if given is None and not (place.folder / CONFIG).is_file():  # some would come with default values
-            raise FileNotFoundError(errno.ENOENT, f"No {CONFIG} in the folder", str(place.folder))
+        if given is None:  # some classes would make one of default values
+            require_config(place.folder)
         config, rest = config_class.from_pretrained(os.fspath(origin), return_unused_kwargs=True, **rest)
     config.name_or_path = place.source
     return config, rest

@@ -13,15 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
+from ..._model_folder import CONFIG
 from ..._paths import StrPath, text_path
 from ..._save import pack_to_file
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
-from .._hub import PushOptions, push
-from .._weights import weights_name
+from .._hub import CARD_NAME, PushOptions, push
+from .._weights import refuse_adapters, weights_name
 from ._names import architecture_of
-from ._place import CONFIG, GENERATION_CONFIG
-
-_CARD = "README.md"
+from ._place import GENERATION_CONFIG
 
 
 def save_model(
@@ -69,16 +68,12 @@ def save_model(
     written = [weights_name(variant), *_save_configs(model, folder, target_dtype)]
     if push_to_hub:
         options = PushOptions(repo_id, token, private, create_pr, commit_message)
-        push(folder, options, lambda full_id: _write_card(model, folder, full_id, token), [*written, _CARD])
+        push(folder, options, lambda full_id: _write_card(model, folder, full_id, token), written)
 
 
 def _state_of(model: PreTrainedModel) -> tuple[Mapping[str, Tensor], dict[str, str]]:
     """What is stored of a model: its state dict, or what its quantiser makes of that, with metadata."""
-    if getattr(model, "_hf_peft_config_loaded", False):
-        raise ValueError(
-            f"{type(model).__name__} has PEFT adapters inside: save them with save_pretrained, or "
-            "delete them with delete_adapter to save the model alone"
-        )
+    refuse_adapters(model)
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None:
         return model.state_dict(), {}
@@ -119,4 +114,4 @@ def _write_card(model: PreTrainedModel, folder: Path, repo_id: str, token: Any) 
         card = ModelCard.from_template(ModelCardData(library_name="transformers"))
     tags = [*(card.data.tags or []), *(model.model_tags or []), "flashpack"]
     card.data.tags = list(dict.fromkeys(tags))
-    card.save(folder / _CARD)
+    card.save(folder / CARD_NAME)
