@@ -15,6 +15,7 @@ from flashpack.integrations.diffusers import FlashPackDiffusionPipeline
 from flashpack.integrations.diffusers._embedded import embed_files, restore_files
 from helpers import assert_same, flip_byte, listing, place_of
 from tiny_pipelines import picture, states
+from transformers import T5Config, T5EncoderModel
 
 
 class FlashPackStableDiffusion(StableDiffusionPipeline, FlashPackDiffusionPipeline):
@@ -75,6 +76,28 @@ def test_dtypes_and_given_components(ddpm: Any, path: Path) -> None:
     assert FlashPackDDPM.from_pretrained_flashpack(path, dtype=torch.float16).unet.dtype == torch.float16
     unet = tiny_pipelines.unet()
     assert FlashPackDDPM.from_pretrained_flashpack(path, unet=unet).unet is unet
+
+
+class FlashPackReader(FlashPackDiffusionPipeline):
+    """A pipeline of nothing but a text encoder."""
+
+    def __init__(self, text_encoder: T5EncoderModel) -> None:
+        super().__init__()
+        self.register_modules(text_encoder=text_encoder)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes_of_a_text_encoder_are_those_of_a_folder(dtype: Any, path: Path, tmp_path: Path) -> None:
+    config = T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=20)
+    made = FlashPackReader(T5EncoderModel(config))
+    made.save_pretrained_flashpack(path)
+    made.save_pretrained_flashpack(tmp_path / "folder")
+    loaded = FlashPackReader.from_pretrained_flashpack(path, dtype=dtype)
+    assert_same(
+        states(loaded),
+        states(FlashPackReader.from_pretrained_flashpack(tmp_path / "folder", dtype=dtype)),
+    )
+    assert loaded.text_encoder.shared.weight is loaded.text_encoder.encoder.embed_tokens.weight
 
 
 def test_tied_weights_stay_tied(ddpm: Any, path: Path) -> None:

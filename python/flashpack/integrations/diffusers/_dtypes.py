@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..._slots import find_slots
+from ._classes import is_transformers_model
 
 
 @contextmanager
@@ -29,12 +30,24 @@ def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def cast(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Cast floating parameters and buffers to `dtype`, those of `_keep_in_fp32_modules` to float32."""
+    """Cast floating parameters and buffers to `dtype`, those that the class keeps in float32 to that."""
     if dtype is None:
         return
-    kept = getattr(model, "_keep_in_fp32_modules", None) or []
-    parts = {kept} if isinstance(kept, str) else set(kept)
+    kept = _kept_in_float32(model, dtype)
     for slot in find_slots(model).values():
         if slot.persistent and slot.tensor.is_floating_point():
-            wanted = torch.float32 if parts.intersection(slot.name.split(".")) else dtype
+            wanted = torch.float32 if kept.intersection(slot.name.split(".")) else dtype
             slot.tensor.data = slot.tensor.data.to(wanted)
+
+
+def _kept_in_float32(model: nn.Module, dtype: torch.dtype) -> set[str]:
+    """Names of submodules. transformers has two lists, the first for float16 alone; diffusers one for all."""
+    lists = ["_keep_in_fp32_modules"]
+    if is_transformers_model(type(model)):
+        lists = lists if dtype == torch.float16 else []
+        lists += ["_keep_in_fp32_modules_strict"] if dtype in (torch.float16, torch.bfloat16) else []
+    names: set[str] = set()
+    for each in lists:
+        kept = getattr(model, each, None) or []
+        names |= {kept} if isinstance(kept, str) else set(kept)
+    return names
