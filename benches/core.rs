@@ -34,7 +34,7 @@ fn index(count: usize) -> Index {
 
 fn footers(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("footer");
-    for count in [100, 5000] {
+    for count in [100, 5000, 100_000] {
         let index = index(count);
         let json = footer::render(&index);
         let parsed = footer::parse(json.as_bytes(), index.payload_bytes()).unwrap();
@@ -47,12 +47,22 @@ fn footers(criterion: &mut Criterion) {
 }
 
 fn plans(criterion: &mut Criterion) {
-    let index = index(5000);
     let everything = Ignore::default();
-    for (name, mode) in [("lazy", Mode::Lazy), ("eager", Mode::Eager)] {
+    let large = index(100_000);
+    let json = footer::render(&large);
+    let settings = |mode| {
         let threads = NonZeroUsize::new(2).unwrap();
-        let settings =
-            Settings { mode, verify: Verify::Whole, threads, read_chunk_bytes: 8 << 20, direct: false };
+        Settings { mode, verify: Verify::Whole, threads, read_chunk_bytes: 8 << 20, direct: false }
+    };
+    criterion.bench_function("footer and plan/100000 tensors", |bencher| {
+        bencher.iter(|| {
+            let index = footer::parse(black_box(json.as_bytes()), large.payload_bytes()).unwrap();
+            ReadPlan::new(&index, Selection::Except(&everything), settings(Mode::Eager)).unwrap()
+        });
+    });
+    let index = index(5000);
+    for (name, mode) in [("lazy", Mode::Lazy), ("eager", Mode::Eager)] {
+        let settings = settings(mode);
         criterion.bench_function(&format!("plan/5000 tensors, {name}"), |bencher| {
             bencher
                 .iter(|| ReadPlan::new(black_box(&index), Selection::Except(&everything), settings).unwrap());

@@ -1,6 +1,7 @@
 //! The cxx bridge: everything C++ may ask of Rust, in flat values. C++ calls Rust, never the reverse.
 //!
-//! Errors become `rust::Error` whose text ends in the tag of [`Error::to_tagged_string`]; so do panics.
+//! What it does for a load stands in `bridge/loading.rs`. Errors become `rust::Error` whose text ends in the tag of
+//! [`Error::to_tagged_string`]; so do panics.
 
 use std::{
     collections::BTreeMap,
@@ -10,6 +11,7 @@ use std::{
 };
 
 use cxx::{CxxString, CxxVector};
+use serde_json::Value;
 
 use crate::{
     device::{
@@ -21,13 +23,15 @@ use crate::{
         DType,
         layout::{self, Order},
     },
-    load::{self, Block, Prepared},
-    options::Environment,
+    load::{self, Block},
     pack::Packer,
-    plan::{Ignore, Memory, Selection},
+    plan::{Ignore, Selection},
     progress::Progress,
     reader::Reader,
+    stats::Report,
 };
+
+mod loading;
 
 #[cxx::bridge(namespace = "flashpack")]
 mod ffi {
@@ -127,6 +131,7 @@ mod ffi {
             progress: ProgressWords,
         ) -> Result<()>;
 
+        fn last_load() -> String;
         fn pinned_usage() -> PinnedUsage;
         fn release_pinned();
 
@@ -157,7 +162,8 @@ mod ffi {
     impl Vec<TensorSpec> {}
 }
 
-use ffi::{CudaStream, GivenMemory, LoadOptions, PinnedUsage, Place, ProgressWords, TensorSpec, View};
+use ffi::{CudaStream, GivenMemory, LoadOptions, PinnedUsage, Place, ProgressWords, TensorSpec};
+use loading::Load;
 
 /// An error as it crosses the bridge: cxx shows it by `Display`.
 struct Tagged(Error);
@@ -191,143 +197,9 @@ fn verify(path: &str, progress: ProgressWords) -> std::result::Result<i64, Tagge
     guarded(|| Ok(crate::verify::verify(Path::new(path), progress.get())?.verified_bytes.cast_signed()))
 }
 
-/// A load, flattened for C++: prepared, then read to the host or into given memory.
-struct Load {
-    prepared: Option<Prepared>,
-    blocks: std::vec::IntoIter<Block>,
-    memory_bytes: Vec<i64>,
-    names: Vec<String>,
-    views: Vec<View>,
-    sizes: Vec<i64>,
-}
-
-impl Load {
-    fn new(prepared: Prepared) -> Self {
-        let mut sizes = Vec::new();
-        let views = prepared.plan().views.iter().map(|view| {
-            let first_size = sizes.len();
-            // An index holds only shapes whose sizes fit i64.
-            sizes.extend(view.shape.iter().map(|size| size.cast_signed()));
-            View {
-                dtype: view.dtype as i32,
-                block: view.memory,
-                offset: view.offset.cast_signed(),
-                first_size,
-                dims: view.shape.len(),
-            }
-        });
-        let views = views.collect();
-        let bytes = |memory: &Memory| match *memory {
-            Memory::Buffer(bytes) => bytes.cast_signed(),
-            Memory::Mapping => 0,
-        };
-        let memory_bytes = prepared.plan().memory.iter().map(bytes).collect();
-        let names = prepared.names().to_vec();
-        Self { prepared: Some(prepared), blocks: Vec::new().into_iter(), memory_bytes, names, views, sizes }
-    }
-
-    fn names(&self) -> &Vec<String> {
-        &self.names
-    }
-
-    fn views(&self) -> &Vec<View> {
-        &self.views
-    }
-
-    fn sizes(&self) -> &Vec<i64> {
-        &self.sizes
-    }
-
-    /// Bytes of each memory that the views lie in, if C++ is to provide it.
-    fn memory_bytes(&self) -> &Vec<i64> {
-        &self.memory_bytes
-    }
-
-    fn prepared(&self) -> Result<&Prepared> {
-        self.prepared.as_ref().ok_or_else(|| Error::new(ErrorKind::Internal, "the load is over"))
-    }
-
-    /// Loads into blocks of the process's own memory.
-    fn read_to_host(&mut self, progress: ProgressWords) -> std::result::Result<(), Tagged> {
-        guarded(|| {
-            self.prepared()?;
-            if let Some(prepared) = self.prepared.take() {
-                self.blocks = prepared.into_host(progress.get())?.blocks.into_iter();
-            }
-            Ok(())
-        })
-    }
-
-    /// The blocks, one by one, in the order of their numbers.
-    fn next_block(&mut self) -> std::result::Result<Box<Block>, Tagged> {
-        let none = || Error::new(ErrorKind::Internal, "no block is left");
-        guarded(|| self.blocks.next().map(Box::new).ok_or_else(none))
-    }
-
-    /// Loads into memory of the host.
-    ///
-    /// # Safety
-    /// The memory is writable and nobody else looks at it until the call returns.
-    unsafe fn fill_host(
-        &self,
-        memory: &[GivenMemory],
-        progress: ProgressWords,
-    ) -> std::result::Result<(), Tagged> {
-        guarded(|| {
-            self.check(memory)?;
-            let slice = |given: &GivenMemory| {
-                let data = std::ptr::with_exposed_provenance_mut(given.address);
-                match given.bytes {
-                    0 => &mut [][..],
-                    // SAFETY: the caller vouches for the memory; `check` has seen that no two overlap.
-                    bytes => unsafe { std::slice::from_raw_parts_mut(data, bytes) },
-                }
-            };
-            self.prepared()?.fill(memory.iter().map(slice).collect(), progress.get())
-        })
-    }
-
-    /// Loads into memory of a CUDA device, in the order of the caller's stream.
-    ///
-    /// # Safety
-    /// Stream and memory belong to the device and stay until what the call queues on the stream is done.
-    unsafe fn fill_cuda(
-        &self,
-        memory: &[GivenMemory],
-        stream: &CudaStream,
-        progress: ProgressWords,
-    ) -> std::result::Result<(), Tagged> {
-        guarded(|| {
-            self.check(memory)?;
-            let prepared = self.prepared()?;
-            let addresses = memory.iter().map(|given| given.address as u64).collect();
-            // SAFETY: the caller vouches for stream and memory.
-            let device = unsafe { Cuda::new(stream.device, stream.stream, addresses) }?;
-            let outcome = prepared.transfer(&device, &cuda::PINNED, progress.get());
-            if !Environment::read()?.cache_pinned {
-                cuda::PINNED.clear();
-            }
-            outcome
-        })
-    }
-
-    /// Refuses memory that is not what the plan asks for: as many pieces, of these sizes, none overlapping another.
-    fn check(&self, memory: &[GivenMemory]) -> Result<()> {
-        let sizes = memory.iter().map(|given| i64::try_from(given.bytes).unwrap_or(i64::MAX));
-        if !sizes.eq(self.memory_bytes.iter().copied()) {
-            return Err(Error::argument("the memory given is not of the sizes that the load needs"));
-        }
-        let mut ranges: Vec<_> = memory
-            .iter()
-            .filter(|given| given.bytes > 0)
-            .map(|given| (given.address, given.address.saturating_add(given.bytes)))
-            .collect();
-        ranges.sort_unstable();
-        if ranges.iter().zip(ranges.iter().skip(1)).any(|(one, other)| other.0 < one.1) {
-            return Err(Error::argument("two of the tensors given share memory, but not in the file"));
-        }
-        Ok(())
-    }
+/// What the last load of this thread did, as JSON; null before the first.
+fn last_load() -> String {
+    Report::last().map_or(Value::Null, |report| report.to_json()).to_string()
 }
 
 fn pinned_usage() -> PinnedUsage {

@@ -13,10 +13,13 @@ use serde_json::json;
 use crate::{
     convert,
     error::{Error, ErrorKind, Result},
+    explain::explain,
     format::{DEFAULT_ALIGN_BYTES, DType},
-    plan::Ignore,
+    load::{Options, Place},
+    plan::{Ignore, Selection},
     progress::Progress,
     reader::Reader,
+    stats::Report,
     verify::verify,
 };
 
@@ -47,6 +50,18 @@ enum Request {
     },
     /// FlashPack to safetensors.
     Revert { path: PathBuf, destination: PathBuf },
+    /// What a load would do.
+    Explain {
+        path: PathBuf,
+        /// To a device, through staging memory.
+        staged: bool,
+        #[serde(default)]
+        names: Option<Vec<String>>,
+        #[serde(default)]
+        eager: Option<bool>,
+        #[serde(default)]
+        verify: Option<bool>,
+    },
 }
 
 impl Request {
@@ -59,6 +74,7 @@ impl Request {
                     "payload_bytes": report.payload_bytes,
                     "verified_bytes": report.verified_bytes,
                     "algorithm": report.algorithm,
+                    "load": Report::last().map(|load| load.to_json()),
                 })
                 .to_string())
             }
@@ -91,6 +107,12 @@ impl Request {
             }
             Self::Revert { path, destination } => {
                 Ok(converted(convert::to_safetensors(&path, &destination, progress)?))
+            }
+            Self::Explain { path, staged, names, eager, verify } => {
+                let place = if staged { Place::Device } else { Place::Host };
+                let everything = Ignore::default();
+                let selection = names.as_deref().map_or(Selection::Except(&everything), Selection::Names);
+                Ok(explain(&path, selection, Options { eager, verify, place })?.to_string())
             }
         }
     }

@@ -8,12 +8,13 @@
 //! | [`io`] | sources of bytes, mappings, the read engine, atomic writes |
 //! | [`device`] | memory that loads fill; staging buffers and the transfer engine to devices |
 //! | [`plan`] | pure: index and selection to what is read where, and where each tensor lies |
-//! | [`load`], [`pack`], [`verify`](mod@verify), [`convert`] | the jobs, each a short composition of the above |
+//! | [`load`], [`pack`], [`verify`](mod@verify), [`convert`], [`explain`](mod@explain) | the jobs, each a short composition of the above |
 //! | `capi`, `bridge` | the C interface (feature `capi`) and the cxx bridge to torch (feature `torch`) |
 
 pub mod convert;
 pub mod device;
 mod error;
+pub mod explain;
 pub mod format;
 pub mod io;
 pub mod load;
@@ -22,6 +23,7 @@ pub mod pack;
 pub mod plan;
 mod progress;
 mod reader;
+pub mod stats;
 pub mod verify;
 
 #[cfg(feature = "torch")]

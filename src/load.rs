@@ -1,6 +1,9 @@
 //! Loading tensors: open, plan, provide memory, read; into host memory, or through staging into a device's.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use crate::{
     device::{
@@ -10,11 +13,15 @@ use crate::{
     },
     error::{At, Error, ErrorKind, Result},
     format::Index,
-    io::{self, FileSource, Input, Mapping, Source, prefetch::prefetch, read::ChunkReader},
+    io::{
+        self, FileSource, Input, Mapping, Route, Source, prefetch::prefetch, read::ChunkReader,
+        residency::Residency,
+    },
     options::Environment,
     plan::{Memory, Mode, ReadPlan, Selection, Settings, Verify, View},
     progress::Progress,
     reader::Reader,
+    stats::{Clock, Report},
 };
 
 /// Staging buffers are multiples of this: a chunk with a digest, as this library writes them.
@@ -116,11 +123,14 @@ pub fn load(
 /// A load that has been decided on and not begun.
 #[derive(Debug)]
 pub struct Prepared {
-    input: Input,
-    index: Index,
+    pub(crate) input: Input,
+    pub(crate) route: Route,
+    pub(crate) index: Index,
     plan: ReadPlan,
     names: Vec<String>,
-    reads_ahead: bool,
+    pub(crate) reads_ahead: bool,
+    /// How long it took to decide.
+    open: Duration,
 }
 
 /// Opens the file at `path` and decides how to load `selection`.
@@ -128,6 +138,7 @@ pub struct Prepared {
 /// # Errors
 /// Those of [`Reader::open`] and [`ReadPlan::new`]; [`ErrorKind::Argument`] for a malformed environment variable.
 pub fn prepare(path: &Path, selection: Selection<'_>, options: Options) -> Result<Prepared> {
+    let began = Instant::now();
     let environment = Environment::read()?;
     let (file, index, _) = Reader::open(path)?.into_parts();
     let mode = match options.place {
@@ -137,8 +148,12 @@ pub fn prepare(path: &Path, selection: Selection<'_>, options: Options) -> Resul
         Place::GivenHost => Mode::InPlace,
         Place::GivenDevice => Mode::StagedInPlace,
     };
-    let input = match mode {
-        Mode::Lazy => Input::Buffered(file),
+    let (input, route) = match mode {
+        Mode::Lazy if options.verify == Some(true) => {
+            let route = Route { residency: Residency::probe(&file), ..Route::MAPPED };
+            (Input::Buffered(file), route)
+        }
+        Mode::Lazy => (Input::Buffered(file), Route::MAPPED),
         _ => Input::choose(file, environment.direct_io),
     };
     let settings = settings(mode, options.verify, input.is_direct(), environment);
@@ -148,7 +163,8 @@ pub fn prepare(path: &Path, selection: Selection<'_>, options: Options) -> Resul
         Selection::Names(_) | Selection::Except(_) => index.records()[view.source].name().to_owned(),
     };
     let names = plan.views.iter().map(name).collect();
-    Ok(Prepared { input, index, plan, names, reads_ahead: options.eager.is_none() })
+    let (reads_ahead, open) = (options.eager.is_none(), began.elapsed());
+    Ok(Prepared { input, route, index, plan, names, reads_ahead, open })
 }
 
 fn settings(mode: Mode, verify: Option<bool>, direct: bool, environment: Environment) -> Settings {
@@ -199,9 +215,7 @@ impl Prepared {
     /// # Errors
     /// [`ErrorKind::Io`] and [`ErrorKind::Checksum`]; the memory then holds some of the bytes.
     pub fn fill(&self, memory: Vec<&mut [u8]>, progress: Progress<'_>) -> Result<()> {
-        let Self { input, index, plan, .. } = self;
-        progress.start(plan.read_bytes());
-        io::read::read(input, index, &plan.tasks, memory, plan.threads, progress)
+        self.timed(progress, |reader| io::read::read(reader, &self.plan.tasks, memory, self.plan.threads))
     }
 
     /// Fills a device's memories, those of the plan; see [`transfer::transfer`].
@@ -214,10 +228,31 @@ impl Prepared {
         pool: &Pool<D::Staging>,
         progress: Progress<'_>,
     ) -> Result<()> {
-        let Self { input, index, plan, .. } = self;
-        progress.start(plan.read_bytes());
-        let reader = ChunkReader { source: input, index, progress };
-        transfer::transfer(&reader, &plan.tasks, device, pool, plan.threads).at(input.path())
+        let ReadPlan { tasks, threads, .. } = &self.plan;
+        self.timed(progress, |reader| transfer::transfer(reader, tasks, device, pool, *threads))
+            .at(self.input.path())
+    }
+
+    /// Runs `work`, and remembers where its time went.
+    fn timed(
+        &self,
+        progress: Progress<'_>,
+        work: impl FnOnce(&ChunkReader<'_, Input>) -> Result<()>,
+    ) -> Result<()> {
+        let (began, clock) = (Instant::now(), Clock::default());
+        let report = Report {
+            bytes: self.plan.read_bytes(),
+            verified_bytes: self.plan.verified_bytes(),
+            threads: self.plan.threads,
+            direct: self.route.direct,
+            from_disk: self.route.is_from_disk(),
+            open: self.open,
+            ..Report::default()
+        };
+        progress.start(report.bytes);
+        work(&ChunkReader { source: &self.input, index: &self.index, progress, clock: &clock })?;
+        report.with_times(&clock, began.elapsed()).remember();
+        Ok(())
     }
 }
 

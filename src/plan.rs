@@ -226,6 +226,13 @@ impl ReadPlan {
         ranges
     }
 
+    /// Bytes that are compared with digests.
+    #[must_use]
+    pub fn verified_bytes(&self) -> u64 {
+        let chunks = self.tasks.iter().flatten().filter(|chunk| chunk.digest.is_some());
+        chunks.map(|chunk| chunk.end() - chunk.offset).sum()
+    }
+
     /// Bytes the load reads, padding and bytes for digests included.
     #[must_use]
     pub fn read_bytes(&self) -> u64 {

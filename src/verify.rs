@@ -1,15 +1,16 @@
 //! Verifying a whole file against its digests.
 
-use std::path::Path;
+use std::{path::Path, time::Instant};
 
 use crate::{
     error::Result,
     format::Checksums,
-    io::{self, Source},
+    io::{self, Route, Source, read::ChunkReader},
     options::Environment,
     plan::{Chunk, Part},
     progress::Progress,
     reader::Reader,
+    stats::{self, Clock},
 };
 
 /// What [`verify`] found in a sound file.
@@ -29,7 +30,16 @@ pub struct Report {
 /// As [`Reader::open`]; [`ErrorKind::Checksum`](crate::ErrorKind::Checksum) names the first damaged chunk found, its
 /// bytes and the tensors in them.
 pub fn verify(path: &Path, progress: Progress<'_>) -> Result<Report> {
-    verify_reader(&Reader::open(path)?, progress)
+    let began = Instant::now();
+    let reader = Reader::open(path)?;
+    let from_disk = Route::choose(reader.source(), Some(false)).is_from_disk();
+    let (open, clock) = (began.elapsed(), Clock::default());
+    let (report, threads) = check(&reader, progress, &clock)?;
+    let bytes = report.verified_bytes;
+    stats::Report { bytes, verified_bytes: bytes, threads, from_disk, open, ..stats::Report::default() }
+        .with_times(&clock, began.elapsed().saturating_sub(open))
+        .remember();
+    Ok(report)
 }
 
 /// [`verify`] for a file that is open.
@@ -37,20 +47,23 @@ pub fn verify(path: &Path, progress: Progress<'_>) -> Result<Report> {
 /// # Errors
 /// As [`verify`].
 pub fn verify_reader<S: Source>(reader: &Reader<S>, progress: Progress<'_>) -> Result<Report> {
+    check(reader, progress, &Clock::default()).map(|(report, _)| report)
+}
+
+/// The report, and how many threads made it.
+fn check<S: Source>(reader: &Reader<S>, progress: Progress<'_>, clock: &Clock) -> Result<(Report, usize)> {
     let environment = Environment::read()?;
     let payload_bytes = reader.index().payload_bytes();
     let Some(checksums) = reader.index().checksums() else {
-        return Ok(Report { payload_bytes, verified_bytes: 0, algorithm: None });
+        return Ok((Report { payload_bytes, verified_bytes: 0, algorithm: None }, 0));
     };
     let tasks = every_chunk(payload_bytes, checksums);
     let threads = environment.read_threads.get().min(tasks.len());
     progress.start(payload_bytes);
-    io::read::read(reader.source(), reader.index(), &tasks, Vec::new(), threads, progress)?;
-    Ok(Report {
-        payload_bytes,
-        verified_bytes: payload_bytes,
-        algorithm: Some(checksums.algorithm().to_owned()),
-    })
+    let chunks = ChunkReader { source: reader.source(), index: reader.index(), progress, clock };
+    io::read::read(&chunks, &tasks, Vec::new(), threads)?;
+    let algorithm = Some(checksums.algorithm().to_owned());
+    Ok((Report { payload_bytes, verified_bytes: payload_bytes, algorithm }, threads))
 }
 
 fn every_chunk(payload_bytes: u64, checksums: &Checksums) -> Vec<Vec<Chunk>> {

@@ -10,6 +10,8 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    thread,
+    time::Duration,
 };
 
 use common::{models, packed, packed_by_default, settings, tensor};
@@ -23,6 +25,7 @@ use flashpack::{
         read::ChunkReader,
     },
     plan::{Ignore, Memory, Mode, ReadPlan, Selection, Verify},
+    stats::{Clock, Limit, Report, Stage},
 };
 use proptest::prelude::*;
 
@@ -36,6 +39,8 @@ struct LateDevice {
     /// The n-th staging buffer or copy, counted from 1, fails; 0: none.
     fail_stage: usize,
     fail_copy: usize,
+    /// How long a wait for copies takes.
+    delay: Duration,
 }
 
 #[derive(Clone, Default)]
@@ -55,6 +60,7 @@ struct LateStaging {
     /// Queued copies hold it, too: as long as they do, nobody can write to it.
     bytes: Arc<Vec<u8>>,
     busy: Option<LateStream>,
+    delay: Duration,
 }
 
 impl LateStream {
@@ -96,7 +102,7 @@ impl Device for LateDevice {
 
     fn stage(&self, bytes: usize) -> Result<LateStaging> {
         nth_fails(&self.staged, self.fail_stage, "staging buffer")?;
-        Ok(LateStaging { bytes: Arc::new(vec![0; bytes]), busy: None })
+        Ok(LateStaging { bytes: Arc::new(vec![0; bytes]), busy: None, delay: self.delay })
     }
 
     fn stream(&self) -> Result<LateStream> {
@@ -147,6 +153,7 @@ impl Staging for LateStaging {
 
     fn wait_idle(&mut self) -> Result<()> {
         if let Some(stream) = self.busy.take() {
+            thread::sleep(self.delay);
             stream.run();
         }
         Ok(())
@@ -160,7 +167,19 @@ fn run<S: Source>(
     pool: &Pool<LateStaging>,
     threads: usize,
 ) -> Result<()> {
-    let chunks = ChunkReader { source: reader.source(), index: reader.index(), progress: Progress::SILENT };
+    run_timed(reader, plan, device, pool, threads, &Clock::default())
+}
+
+fn run_timed<S: Source>(
+    reader: &Reader<S>,
+    plan: &ReadPlan,
+    device: &LateDevice,
+    pool: &Pool<LateStaging>,
+    threads: usize,
+    clock: &Clock,
+) -> Result<()> {
+    let progress = Progress::SILENT;
+    let chunks = ChunkReader { source: reader.source(), index: reader.index(), progress, clock };
     transfer::transfer(&chunks, &plan.tasks, device, pool, threads)
 }
 
@@ -220,6 +239,24 @@ fn the_pool_stays_within_its_limit_and_is_reused() {
     assert!(pool.usage().bytes > 0, "buffers are kept for the next load");
     pool.clear();
     assert_eq!(pool.usage().bytes, 0);
+}
+
+#[test]
+fn waiting_for_a_slow_device_is_counted_and_named() {
+    let reader = Reader::new(MemorySource::new(model())).unwrap();
+    let everything = Ignore::default();
+    let staged = settings(Mode::Staged, Verify::Never, 1, 64 << 10);
+    let plan = ReadPlan::new(reader.index(), Selection::Except(&everything), staged).unwrap();
+    let delay = Duration::from_millis(20);
+    let device = LateDevice { delay, ..LateDevice::new(&plan) };
+    let (pool, clock) = (Pool::new(64 << 20), Clock::default());
+    run_timed(&reader, &plan, &device, &pool, 1, &clock).unwrap();
+    let waits = u32::try_from(plan.tasks.len() - transfer::DEPTH).unwrap();
+    assert!(waits > 0, "the first buffers need no wait");
+    assert!(clock.spent(Stage::Device) >= delay * waits, "{clock:?}");
+    assert!(!clock.spent(Stage::Read).is_zero() && clock.spent(Stage::Hash).is_zero());
+    let report = Report { bytes: plan.read_bytes(), threads: 1, ..Report::default() };
+    assert_eq!(report.with_times(&clock, Duration::from_secs(1)).limit(), Some(Limit::DeviceLink));
 }
 
 #[test]

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from ._assign import assign_from_file
     from ._distributed import read_flashpack_file_distributed
     from ._errors import ChecksumError, FlashPackError
+    from ._explain import Explanation, explain
     from ._file import FlashPackFile
     from ._file import open as open  # noqa: A004 (only ever flashpack.open)
     from ._footer import get_flashpack_file_metadata, is_flashpack_file, verify_file
     from ._load import load_file
     from ._ops import release_pinned_pool
+    from ._report import LoadReport, last_load
     from ._save import pack_to_file, save_file
     from .integrations import patch_integrations
     from .mixin import FlashPackMixin
@@ -42,12 +44,16 @@ _HOMES = {
     "read_flashpack_file_distributed": "_distributed",
     "ChecksumError": "_errors",
     "FlashPackError": "_errors",
+    "Explanation": "_explain",
+    "explain": "_explain",
     "FlashPackFile": "_file",
     "open": "_file",
     "get_flashpack_file_metadata": "_footer",
     "is_flashpack_file": "_footer",
     "verify_file": "_footer",
     "load_file": "_load",
+    "LoadReport": "_report",
+    "last_load": "_report",
     "pack_to_file": "_save",
     "release_pinned_pool": "_ops",
     "save_file": "_save",
@@ -62,18 +68,22 @@ _SUBMODULES = frozenset(
 # `open` is left out: a star import must not hide the builtin.
 __all__ = [
     "ChecksumError",
+    "Explanation",
     "FlashPackError",
     "FlashPackFile",
     "FlashPackMixin",
+    "LoadReport",
     "__version__",
     "__version_tuple__",
     "assign_from_file",
     "commands",
     "constants",
     "deserialization",
+    "explain",
     "get_flashpack_file_metadata",
     "integrations",
     "is_flashpack_file",
+    "last_load",
     "load_file",
     "mixin",
     "ops",

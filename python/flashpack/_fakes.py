@@ -125,6 +125,10 @@ def _pinned_usage() -> list[int]:
     return [0, 0, 0]
 
 
+def _last_load() -> str:
+    return "null"
+
+
 def _release_pinned_pool() -> None:
     """Nothing that a trace could see."""
 
@@ -144,5 +148,6 @@ _FAKES: dict[str, Callable[..., object]] = {
     "pack": _pack,
     "verify": _verify,
     "pinned_usage": _pinned_usage,
+    "last_load": _last_load,
     "release_pinned_pool": _release_pinned_pool,
 }

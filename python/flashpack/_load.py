@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from ._names import name_tuple
 from ._native import Counter
 from ._paths import StrPath, text_path
 from ._progress import Silent, run
+from ._report import remember
 
 T = TypeVar("T")
 Device = str | int | torch.device
@@ -115,11 +116,20 @@ def run_load(
     verify: bool | None,
     silent: Silent,
 ) -> T:
-    """Run a load to `device` with progress; one that only maps the file has nothing to show."""
+    """Run a load to `device` with progress; one that only maps the file has nothing to show.
+
+    Its report becomes this thread's last load, whatever thread has run it.
+    """
     on_cuda = device.type == "cuda"
     reads = on_cuda or eager is not False or bool(verify)
     size = Path(path).stat().st_size if reads else 0
-    result = run(_on_callers_stream(work, device), label="Loading", size=size, silent=silent)
+    native = _on_callers_stream(work, device)
+
+    def reported(counter: Counter | None) -> tuple[T, dict[str, Any] | None]:
+        return native(counter), _ops.last_load()
+
+    result, report = run(reported, label="Loading", size=size, silent=silent)
+    remember(report)
     if on_cuda:
         _warn_of_pageable_memory()
     return result

@@ -7,6 +7,7 @@ under `torch.inference_mode()` stays trainable, and a load behaves alike in this
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -90,6 +91,12 @@ def blocks(
         "blocks", path, device=device, eager=eager, verify=verify, progress=_progress(counter)
     )
     return result
+
+
+def last_load() -> dict[str, Any] | None:
+    """What the last load that this very thread ran did, as `LoadReport` has it but times in nanoseconds."""
+    told: dict[str, Any] | None = json.loads(_run("last_load"))
+    return told
 
 
 class PinnedUsage(NamedTuple):

@@ -117,10 +117,26 @@ def verify(path: str, verbose: bool) -> None:
     """Check the structure and every checksum of a file: exit code 0 when it is sound, 1 when not."""
     with _reporting_errors(verbose):
         from ._footer import verify_file
+        from ._report import last_load
 
         result = verify_file(path, silent=_silence(verbose))
+        if verbose:
+            click.echo(last_load())
         if result.algorithm is None:
             what = f"the structure is sound; the file has no checksums for its {result.payload_bytes} bytes"
         else:
             what = f"{result.verified_bytes} bytes match their {result.algorithm} checksums"
         _succeed(f"{Path(path).absolute()}: {what}")
+
+
+@main.command()
+@click.argument("path", type=click.Path())
+@click.option("--device", default="cpu", show_default=True, help="Where the tensors would go.")
+@click.option("--eager", is_flag=True, default=None, help="Read into memory instead of mapping the file.")
+@_VERBOSE
+def explain(path: str, device: str, eager: bool | None, verbose: bool) -> None:
+    """Print what a load of the file would do, and what limits it, without loading."""
+    with _reporting_errors(verbose):
+        from ._explain import explain
+
+        click.echo(_encodable(printable(explain(path, device, eager=eager), keep=_LAYOUT)))

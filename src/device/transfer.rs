@@ -10,6 +10,7 @@ use crate::{
         read::{ChunkReader, Work, run_threads},
     },
     plan::{Chunk, Part},
+    stats::{Lap, Stage},
 };
 
 /// Buffers of one reader thread: one is filled while the other is copied. A third only costs: the more memory reads
@@ -40,7 +41,8 @@ pub fn transfer<S: Source, D: Device>(
     let work = Work::new(tasks.iter());
     run_threads(threads, || {
         let stream = device.stream()?;
-        let mut lane = Lane { device, pool, stream, capacity, ring: VecDeque::with_capacity(DEPTH) };
+        let lap = reader.clock.start();
+        let mut lane = Lane { device, pool, stream, capacity, ring: VecDeque::with_capacity(DEPTH), lap };
         let mut copy_all = || {
             while let Some(task) = work.next() {
                 work.stop_on_error(lane.carry(task, reader))?;
@@ -66,6 +68,7 @@ struct Lane<'a, D: Device> {
     capacity: usize,
     /// The thread's buffers, the longest busy first.
     ring: VecDeque<D::Staging>,
+    lap: Lap<'a>,
 }
 
 impl<D: Device> Lane<'_, D> {
@@ -76,13 +79,16 @@ impl<D: Device> Lane<'_, D> {
         let mut buffer = self.next_buffer()?;
         let outcome = (|| {
             for chunk in task {
-                reader.read_whole(chunk, &mut buffer.bytes()[place(chunk.offset)..place(chunk.end())])?;
+                let bytes = &mut buffer.bytes()[place(chunk.offset)..place(chunk.end())];
+                reader.read_whole(chunk, bytes, &mut self.lap)?;
             }
             for (range, memory, offset) in copies(task) {
                 let range = place(range.start)..place(range.end);
                 self.device.copy(&self.stream, &buffer, range, memory, offset)?;
             }
-            self.device.mark_busy(&self.stream, &mut buffer)
+            self.device.mark_busy(&self.stream, &mut buffer)?;
+            self.lap.end(Stage::Queue);
+            Ok(())
         })();
         if outcome.is_err() {
             // Nothing may be reading the buffer when the pool gives it to the next load.
@@ -92,18 +98,27 @@ impl<D: Device> Lane<'_, D> {
         outcome
     }
 
+    /// A buffer from the pool, the thread's first in any case, further ones if they are to be had at once.
+    fn fresh_buffer(&self) -> Result<Option<D::Staging>> {
+        if self.ring.is_empty() {
+            return self.pool.acquire(self.device, self.capacity).map(Some);
+        }
+        self.pool.try_acquire(self.device, self.capacity)
+    }
+
     /// One more buffer from the pool, or the one of this thread that was busy first, once its copies are done.
     fn next_buffer(&mut self) -> Result<D::Staging> {
-        if self.ring.is_empty() {
-            return self.pool.acquire(self.device, self.capacity);
+        if self.ring.len() < DEPTH {
+            let fresh = self.fresh_buffer();
+            self.lap.end(Stage::Staging);
+            if let Some(buffer) = fresh? {
+                return Ok(buffer);
+            }
         }
-        if self.ring.len() < DEPTH
-            && let Some(buffer) = self.pool.try_acquire(self.device, self.capacity)?
-        {
-            return Ok(buffer);
-        }
-        let mut oldest = self.ring.pop_front().expect("the ring is not empty");
-        match oldest.wait_idle() {
+        let mut oldest = self.ring.pop_front().expect("the pool gives a thread at least one");
+        let waited = oldest.wait_idle();
+        self.lap.end(Stage::Device);
+        match waited {
             Ok(()) => Ok(oldest),
             Err(error) => {
                 self.ring.push_front(oldest);
@@ -119,7 +134,11 @@ fn origin_of(task: &[Chunk]) -> u64 {
 }
 
 /// Bytes that suffice to stage any of the tasks, rounded so that loads of like sizes share buffers.
-fn staging_bytes(tasks: &[Vec<Chunk>]) -> usize {
+///
+/// # Panics
+/// If a task does not fit in memory.
+#[must_use]
+pub fn staging_bytes(tasks: &[Vec<Chunk>]) -> usize {
     let span = |task: &Vec<Chunk>| task.last().map_or(0, Chunk::end) - origin_of(task);
     let largest = tasks.iter().map(span).max().unwrap_or(0);
     usize::try_from(largest.next_multiple_of(STAGING_STEP_BYTES)).expect("a task fits in memory")

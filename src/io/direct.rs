@@ -1,4 +1,4 @@
-//! Reading past the page cache, and deciding whether to.
+//! Reading past the page cache.
 
 use std::{
     fs::File,
@@ -6,26 +6,17 @@ use std::{
     os::unix::fs::FileExt,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
-    time::Instant,
 };
 
 use rustix::{
     fs::{Mode, OFlags},
-    io::{Errno, ReadWriteFlags},
+    io::Errno,
 };
 
-use super::{FileSource, Source};
+use super::{FileSource, Route, Source, residency::Why};
 
 /// Offsets, lengths and addresses of direct reads are multiples of this: no file system asks for more.
 const DIRECT_ALIGN_BYTES: usize = 4096;
-/// Places of a file looked at to tell whether the page cache holds it.
-const PROBES: u64 = 64;
-/// Bytes read, timed, when the page cache seems not to hold a file.
-const SAMPLE_BYTES: usize = 4 << 20;
-/// A sample this fast came from memory whatever the kernel says (a network file system's own cache): 4 GB/s is more
-/// than one thread gets from any disk.
-const CACHED_BYTES_PER_NANOSECOND: u128 = 4;
-
 /// A file, read with `O_DIRECT` wherever alignment allows and the file system does not refuse.
 #[derive(Debug)]
 pub struct DirectFile {
@@ -91,37 +82,6 @@ impl Source for DirectFile {
     }
 }
 
-/// Whether reading `file` would mostly find its bytes in memory.
-#[must_use]
-pub fn is_cached(file: &FileSource) -> bool {
-    mostly_resident(file).is_none_or(|resident| resident || sample_is_fast(file))
-}
-
-/// Whether at least half of some probed pages can be read without waiting; `None` if the file system cannot tell.
-pub(super) fn mostly_resident(file: &FileSource) -> Option<bool> {
-    let probes = PROBES.min(file.len());
-    let mut resident = 0;
-    for probe in 0..probes {
-        let offset = file.len() / probes * probe;
-        let mut byte = [0];
-        let mut slices = [io::IoSliceMut::new(&mut byte)];
-        match rustix::io::preadv2(file.file(), &mut slices, offset, ReadWriteFlags::NOWAIT) {
-            Ok(_) => resident += 1,
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(_) => return None,
-        }
-    }
-    Some(resident * 2 >= probes)
-}
-
-/// Whether a piece from the middle of the file arrives at the speed of memory.
-fn sample_is_fast(file: &FileSource) -> bool {
-    let mut buffer = vec![0; SAMPLE_BYTES];
-    let started = Instant::now();
-    let count = file.read_at(&mut buffer, file.len() / 2).unwrap_or(0);
-    count as u128 > started.elapsed().as_nanos() * CACHED_BYTES_PER_NANOSECOND
-}
-
 /// The source that suits a load: `wanted`, or what the page cache suggests.
 #[derive(Debug)]
 pub enum Input {
@@ -134,11 +94,14 @@ pub enum Input {
 impl Input {
     /// Decides once: direct if `wanted`, or if left open and the page cache does not hold the file.
     #[must_use]
-    pub fn choose(file: FileSource, wanted: Option<bool>) -> Self {
-        if wanted.unwrap_or_else(|| !is_cached(&file)) {
-            DirectFile::new(file).map_or_else(Self::Buffered, Self::Direct)
-        } else {
-            Self::Buffered(file)
+    pub fn choose(file: FileSource, wanted: Option<bool>) -> (Self, Route) {
+        let route = Route::choose(&file, wanted);
+        if !route.direct {
+            return (Self::Buffered(file), route);
+        }
+        match DirectFile::new(file) {
+            Ok(file) => (Self::Direct(file), route),
+            Err(file) => (Self::Buffered(file), Route { direct: false, why: Why::Refused, ..route }),
         }
     }
 

@@ -6,10 +6,12 @@ pub mod map;
 pub mod memory;
 pub mod prefetch;
 pub mod read;
+pub mod residency;
 mod source;
 pub mod write;
 
 pub use direct::Input;
 pub use file::FileSource;
 pub use map::Mapping;
+pub use residency::Route;
 pub use source::Source;

@@ -4,20 +4,60 @@ use std::{fs, ops::Range, sync::Weak, thread};
 
 use rustix::fs::Advice;
 
-use super::{FileSource, direct};
+use super::{FileSource, residency::Residency};
 
 /// Bytes asked for at a time: of 2, 4 and 16 MiB, the smallest was the fastest on a virtual NVMe disk.
 const WINDOW_BYTES: usize = 2 << 20;
 /// Less than this is not worth a thread.
 const MIN_BYTES: u64 = 8 << 20;
 
+/// What [`prefetch`] makes of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It reads ahead.
+    ReadAhead,
+    /// There are too few bytes.
+    TooSmall,
+    /// Reading ahead would push out what it read before.
+    TooLarge,
+    /// The page cache holds most of the file, or nobody can tell.
+    Resident,
+}
+
+impl Verdict {
+    /// The verdict, as a clause.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::ReadAhead => "in the background, after the load has returned",
+            Self::TooSmall => "there is too little to read",
+            Self::TooLarge => "it would take more than half of the memory that is left",
+            Self::Resident => "the page cache holds most of the file, or cannot tell",
+        }
+    }
+}
+
+/// Whether to read `ranges` of `file` ahead.
+#[must_use]
+pub fn judge(file: &FileSource, ranges: &[Range<u64>]) -> Verdict {
+    let bytes = ranges.iter().map(|range| range.end - range.start).sum::<u64>();
+    if bytes < MIN_BYTES {
+        Verdict::TooSmall
+    } else if bytes > available_memory() / 2 {
+        Verdict::TooLarge
+    } else if Residency::probe(file).is_none_or(Residency::is_most) {
+        Verdict::Resident
+    } else {
+        Verdict::ReadAhead
+    }
+}
+
 /// Brings the sorted `ranges` of `file` into the page cache, from a thread of its own that ends with `mapping`.
 ///
 /// Does nothing if they are there already, or are more than half of the memory that is left: reading ahead would then
 /// push out what it read before. It is advice; nothing depends on it.
 pub fn prefetch(file: FileSource, ranges: Vec<Range<u64>>, mapping: Weak<()>) {
-    let bytes = ranges.iter().map(|range| range.end - range.start).sum::<u64>();
-    if bytes < MIN_BYTES || bytes > available_memory() / 2 || direct::mostly_resident(&file) != Some(false) {
+    if judge(&file, &ranges) != Verdict::ReadAhead {
         return;
     }
     let work = move || {

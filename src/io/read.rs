@@ -16,31 +16,29 @@ use crate::{
     },
     plan::Chunk,
     progress::Progress,
+    stats::{Clock, Lap, Stage},
 };
 
 /// Bytes read at a time when a digest wants them: they are still in the core's second-level cache when it looks.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// Reads `tasks` from `source`, whose index is `index`, into `memory` with `threads` threads, verifying the chunks
-/// that name a digest.
+/// Reads `tasks` into `memory` with `threads` threads, verifying the chunks that name a digest.
 /// `memory` has a slice for each memory of the plan; those that no chunk names (mappings) may be empty.
 ///
 /// # Errors
 /// The first failure; the rest of the work is then abandoned. [`ErrorKind::Checksum`] names chunk and bytes.
 pub fn read<S: Source>(
-    source: &S,
-    index: &Index,
+    reader: &ChunkReader<'_, S>,
     tasks: &[Vec<Chunk>],
     memory: Vec<&mut [u8]>,
     threads: usize,
-    progress: Progress<'_>,
 ) -> Result<()> {
-    let reader = ChunkReader { source, index, progress };
     let work = Work::new(bind(tasks, memory));
     run_threads(threads, || {
+        let mut lap = reader.clock.start();
         let mut scratch = Vec::new();
         while let Some(task) = work.next() {
-            work.stop_on_error(reader.run(task, &mut scratch))?;
+            work.stop_on_error(reader.run(task, &mut scratch, &mut lap))?;
         }
         Ok(())
     })
@@ -149,6 +147,8 @@ pub struct ChunkReader<'a, S> {
     pub index: &'a Index,
     /// Told of each chunk.
     pub progress: Progress<'a>,
+    /// Told what the threads' time went to.
+    pub clock: &'a Clock,
 }
 
 impl<S: Source> ChunkReader<'_, S> {
@@ -156,42 +156,49 @@ impl<S: Source> ChunkReader<'_, S> {
     ///
     /// # Errors
     /// As [`read`].
-    pub fn read_whole(&self, chunk: &Chunk, buffer: &mut [u8]) -> Result<()> {
+    pub fn read_whole(&self, chunk: &Chunk, buffer: &mut [u8], lap: &mut Lap<'_>) -> Result<()> {
         let mut hasher = chunk.digest.map(|_| Hasher::new());
-        self.fill(buffer, chunk.offset, hasher.as_mut())?;
-        if let (Some(number), Some(hasher)) = (chunk.digest, hasher) {
-            self.check(number, chunk.offset, chunk.end(), hasher.finish())?;
-        }
+        self.fill(buffer, chunk.offset, hasher.as_mut(), lap)?;
+        self.finish(chunk.digest.zip(hasher), chunk.offset, chunk.end(), lap)?;
         self.progress.advance(buffer.len() as u64)
     }
 
-    fn run(&self, task: Vec<BoundChunk<'_>>, scratch: &mut Vec<u8>) -> Result<()> {
+    fn run(&self, task: Vec<BoundChunk<'_>>, scratch: &mut Vec<u8>, lap: &mut Lap<'_>) -> Result<()> {
         for chunk in task {
             let (offset, digest) = (chunk.offset, chunk.digest);
             let mut hasher = digest.map(|_| Hasher::new());
             let mut cursor = offset;
             for part in chunk.parts {
                 cursor += match part {
-                    Target::Fill(memory) => self.fill(memory, cursor, hasher.as_mut())?,
-                    Target::Skip(bytes) => self.skip(bytes, cursor, hasher.as_mut(), scratch)?,
+                    Target::Fill(memory) => self.fill(memory, cursor, hasher.as_mut(), lap)?,
+                    Target::Skip(bytes) => self.skip(bytes, cursor, hasher.as_mut(), scratch, lap)?,
                 };
             }
-            if let (Some(number), Some(hasher)) = (digest, hasher) {
-                self.check(number, offset, cursor, hasher.finish())?;
-            }
+            self.finish(digest.zip(hasher), offset, cursor, lap)?;
             self.progress.advance(cursor - offset)?;
         }
         Ok(())
     }
 
-    fn fill(&self, memory: &mut [u8], offset: u64, hasher: Option<&mut Hasher>) -> Result<u64> {
+    fn fill(
+        &self,
+        memory: &mut [u8],
+        offset: u64,
+        hasher: Option<&mut Hasher>,
+        lap: &mut Lap<'_>,
+    ) -> Result<u64> {
         match hasher {
-            None => self.source.read_exact_at(memory, offset)?,
+            None => {
+                self.source.read_exact_at(memory, offset)?;
+                lap.end(Stage::Read);
+            }
             Some(hasher) => {
                 let mut position = offset;
                 for piece in memory.chunks_mut(PIECE_BYTES) {
                     self.source.read_exact_at(piece, position)?;
+                    lap.end(Stage::Read);
                     hasher.update(piece);
+                    lap.end(Stage::Hash);
                     position += piece.len() as u64;
                 }
             }
@@ -205,14 +212,25 @@ impl<S: Source> ChunkReader<'_, S> {
         offset: u64,
         mut hasher: Option<&mut Hasher>,
         scratch: &mut Vec<u8>,
+        lap: &mut Lap<'_>,
     ) -> Result<u64> {
         scratch.resize(PIECE_BYTES, 0);
         let mut done = 0;
         while done < bytes {
             let step = scratch.len().min(usize::try_from(bytes - done).unwrap_or(usize::MAX));
-            done += self.fill(&mut scratch[..step], offset + done, hasher.as_deref_mut())?;
+            done += self.fill(&mut scratch[..step], offset + done, hasher.as_deref_mut(), lap)?;
         }
         Ok(bytes)
+    }
+
+    /// Ends a chunk that has a digest.
+    fn finish(&self, digest: Option<(usize, Hasher)>, start: u64, end: u64, lap: &mut Lap<'_>) -> Result<()> {
+        let Some((number, hasher)) = digest else {
+            return Ok(());
+        };
+        self.check(number, start, end, hasher.finish())?;
+        lap.end(Stage::Hash);
+        Ok(())
     }
 
     fn check(&self, number: usize, start: u64, end: u64, actual: Digest) -> Result<()> {

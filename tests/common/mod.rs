@@ -10,9 +10,10 @@ use flashpack::{
         DEFAULT_ALIGN_BYTES, DType,
         layout::{Order, TensorSpec},
     },
-    io::{self, Source},
+    io::{self, Source, read::ChunkReader},
     pack::Packer,
     plan::{Memory, Mode, ReadPlan, Selection, Settings, Verify},
+    stats::Clock,
 };
 use proptest::prelude::*;
 
@@ -68,7 +69,9 @@ pub fn execute<S: Source>(reader: &Reader<S>, plan: &ReadPlan) -> Result<Vec<Vec
         })
         .collect();
     let slices = memory.iter_mut().map(Vec::as_mut_slice).collect();
-    io::read::read(reader.source(), reader.index(), &plan.tasks, slices, plan.threads, Progress::SILENT)?;
+    let (progress, clock) = (Progress::SILENT, Clock::default());
+    let chunks = ChunkReader { source: reader.source(), index: reader.index(), progress, clock: &clock };
+    io::read::read(&chunks, &plan.tasks, slices, plan.threads)?;
     Ok(memory)
 }
 

@@ -1,0 +1,153 @@
+//! What the page cache holds of a file, and whether a load should go through it or past it.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    io,
+    time::Instant,
+};
+
+use rustix::io::{Errno, ReadWriteFlags};
+
+use super::{FileSource, Source};
+
+/// Places of a file looked at to tell whether the page cache holds it.
+const PROBES: u64 = 64;
+/// Bytes read, timed, when the page cache seems not to hold a file.
+const SAMPLE_BYTES: usize = 4 << 20;
+/// A sample this fast came from memory whatever the kernel says (a network file system's own cache): 4 GB/s is more
+/// than one thread gets from any disk.
+const CACHED_BYTES_PER_NANOSECOND: u128 = 4;
+
+/// How many of some probed pages can be read without waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Residency {
+    resident: u32,
+    probes: u32,
+}
+
+impl Residency {
+    /// Looks at pages spread over `file`; `None` if the file system cannot tell.
+    ///
+    /// A look at a page that is absent makes the kernel read it and some neighbours ahead: never twice at the same
+    /// places, or the second would find what the first has left there.
+    #[must_use]
+    pub fn probe(file: &FileSource) -> Option<Self> {
+        let probes = PROBES.min(file.len());
+        let chance = RandomState::new();
+        let mut found = Self { resident: 0, probes: 0 };
+        for probe in 0..probes {
+            let stride = file.len() / probes;
+            let offset = stride * probe + chance.hash_one(probe) % stride;
+            let mut byte = [0];
+            let mut slices = [io::IoSliceMut::new(&mut byte)];
+            match rustix::io::preadv2(file.file(), &mut slices, offset, ReadWriteFlags::NOWAIT) {
+                Ok(_) => found.resident += 1,
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(_) => return None,
+            }
+            found.probes += 1;
+        }
+        Some(found)
+    }
+
+    /// The resident part, 0 to 1; that of an empty file is 1.
+    #[must_use]
+    pub fn part(self) -> f64 {
+        if self.probes == 0 { 1.0 } else { f64::from(self.resident) / f64::from(self.probes) }
+    }
+
+    /// Whether only a few percent are not resident.
+    #[must_use]
+    pub const fn is_nearly_all(self) -> bool {
+        self.resident * 16 >= self.probes * 15
+    }
+
+    /// Whether at least half is resident.
+    #[must_use]
+    pub const fn is_most(self) -> bool {
+        self.resident * 2 >= self.probes
+    }
+}
+
+/// Why reads go the way they do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// A mapping is the page cache.
+    Mapped,
+    /// `FLASHPACK_DIRECT_IO` says so.
+    Told,
+    /// The page cache holds most of the file.
+    Resident,
+    /// The file system does not tell what the page cache holds.
+    Unknown,
+    /// A sample came at the speed of memory, although the page cache seems to hold little.
+    Fast,
+    /// The page cache holds little of the file.
+    Absent,
+    /// Reads were to go past the page cache, and the file system refuses that.
+    Refused,
+}
+
+impl Why {
+    /// The reason, as a clause.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Mapped => "a mapping shows the page cache's own pages",
+            Self::Told => "FLASHPACK_DIRECT_IO says so",
+            Self::Resident => "it holds most of the file",
+            Self::Unknown => "the file system does not tell what it holds",
+            Self::Fast => "a sample of the file came at the speed of memory",
+            Self::Absent => "it holds little of the file",
+            Self::Refused => "the file system refuses direct reads",
+        }
+    }
+}
+
+/// The way to a file's bytes: through the page cache or past it, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Past it.
+    pub direct: bool,
+    /// The reason.
+    pub why: Why,
+    /// What was seen of the page cache, if anybody looked.
+    pub residency: Option<Residency>,
+}
+
+impl Route {
+    /// The way of a mapping, which needs no look.
+    pub const MAPPED: Self = Self { direct: false, why: Why::Mapped, residency: None };
+
+    /// Decides: as `told`, or if that is open by what the page cache holds of `file`.
+    #[must_use]
+    pub fn choose(file: &FileSource, told: Option<bool>) -> Self {
+        if told == Some(true) {
+            return Self { direct: true, why: Why::Told, residency: None };
+        }
+        let residency = Residency::probe(file);
+        let why = match (told, residency) {
+            (Some(_), _) => Why::Told,
+            (None, None) => Why::Unknown,
+            (None, Some(found)) if found.is_most() => Why::Resident,
+            (None, Some(_)) if sample_is_fast(file) => Why::Fast,
+            (None, Some(_)) => Why::Absent,
+        };
+        Self { direct: why == Why::Absent, why, residency }
+    }
+
+    /// Whether a disk takes most of the time: next to memory it is so slow that a few percent of the bytes suffice.
+    #[must_use]
+    pub fn is_from_disk(&self) -> bool {
+        let absent = self.residency.is_some_and(|residency| !residency.is_nearly_all());
+        self.direct || (absent && self.why != Why::Fast)
+    }
+}
+
+/// Whether a piece from the middle of the file arrives at the speed of memory.
+fn sample_is_fast(file: &FileSource) -> bool {
+    let mut buffer = vec![0; SAMPLE_BYTES];
+    let started = Instant::now();
+    let count = file.read_at(&mut buffer, file.len() / 2).unwrap_or(0);
+    count as u128 > started.elapsed().as_nanos() * CACHED_BYTES_PER_NANOSECOND
+}

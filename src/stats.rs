@@ -1,0 +1,277 @@
+//! Where the time of a load goes: each thread times its stages, and the load adds them up.
+
+use std::{
+    cell::Cell,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+/// What a reader thread spends time on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Getting staging memory: pinning it, or waiting until other loads give some back.
+    Staging,
+    /// Waiting for the device to be done with a staging buffer.
+    Device,
+    /// Reading from the source.
+    Read,
+    /// Computing and comparing digests.
+    Hash,
+    /// Queueing copies to the device.
+    Queue,
+}
+
+const STAGES: usize = 5;
+
+/// The stages of one load, summed over its threads.
+#[derive(Debug, Default)]
+pub struct Clock {
+    stages: [AtomicU64; STAGES],
+    /// From a thread's first moment to its last.
+    present: AtomicU64,
+}
+
+impl Clock {
+    /// Begins to time the calling thread.
+    #[must_use]
+    pub fn start(&self) -> Lap<'_> {
+        let now = Instant::now();
+        Lap { clock: self, began: now, last: now, spent: [Duration::ZERO; STAGES] }
+    }
+
+    /// Time spent in `stage` by the threads whose [`Lap`] has ended.
+    #[must_use]
+    pub fn spent(&self, stage: Stage) -> Duration {
+        Duration::from_nanos(self.stages[stage as usize].load(Ordering::Relaxed))
+    }
+
+    fn present(&self) -> Duration {
+        Duration::from_nanos(self.present.load(Ordering::Relaxed))
+    }
+}
+
+/// The times of one thread; they reach the [`Clock`] when it is dropped.
+#[derive(Debug)]
+pub struct Lap<'a> {
+    clock: &'a Clock,
+    began: Instant,
+    last: Instant,
+    spent: [Duration; STAGES],
+}
+
+impl Lap<'_> {
+    /// Counts the time since the last end of a stage, or the start, as `stage`.
+    pub fn end(&mut self, stage: Stage) {
+        let now = Instant::now();
+        self.spent[stage as usize] += now - self.last;
+        self.last = now;
+    }
+}
+
+impl Drop for Lap<'_> {
+    fn drop(&mut self) {
+        for (total, spent) in self.clock.stages.iter().zip(self.spent) {
+            total.fetch_add(nanos(spent), Ordering::Relaxed);
+        }
+        self.clock.present.fetch_add(nanos(self.began.elapsed()), Ordering::Relaxed);
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What held a load up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// Opening the file, parsing its index, planning.
+    Index,
+    /// Reading from a disk.
+    Disk,
+    /// Reading from the page cache, and the first touch of new memory by that.
+    PageCache,
+    /// Digests.
+    Checksums,
+    /// Getting staging memory.
+    Staging,
+    /// The device, or the link to it.
+    DeviceLink,
+}
+
+impl Limit {
+    /// Its name, for people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Index => "index",
+            Self::Disk => "disk",
+            Self::PageCache => "page cache",
+            Self::Checksums => "checksums",
+            Self::Staging => "staging memory",
+            Self::DeviceLink => "device link",
+        }
+    }
+}
+
+/// A finished load: what it read, and where its time went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Bytes read from the file, padding included; what a mapping shows is not read by the load.
+    pub bytes: u64,
+    /// Of these, bytes compared with digests.
+    pub verified_bytes: u64,
+    /// Reader threads.
+    pub threads: usize,
+    /// Whether reads went past the page cache.
+    pub direct: bool,
+    /// Whether a disk supplied more than a few percent of the bytes.
+    pub from_disk: bool,
+    /// Opening, parsing, validating, planning.
+    pub open: Duration,
+    /// From the beginning to the end, without what the caller does between planning and reading.
+    pub wall: Duration,
+    /// [`Stage::Staging`], as all below: summed over threads.
+    pub staging: Duration,
+    /// [`Stage::Device`].
+    pub device: Duration,
+    /// [`Stage::Read`].
+    pub read: Duration,
+    /// [`Stage::Hash`].
+    pub hash: Duration,
+    /// [`Stage::Queue`].
+    pub queue: Duration,
+    /// Threads that had not begun, or had nothing left to do, while others worked.
+    pub idle: Duration,
+}
+
+/// The device is the limit when readers wait for it for one part in so many of their time: readers that are the limit
+/// themselves never wait.
+const WAITING_PART: u32 = 5;
+
+impl Report {
+    /// Adds the times of `clock`, whose threads worked for `reading`.
+    #[must_use]
+    pub fn with_times(self, clock: &Clock, reading: Duration) -> Self {
+        let threads = u32::try_from(self.threads).unwrap_or(u32::MAX);
+        Self {
+            wall: self.open + reading,
+            staging: clock.spent(Stage::Staging),
+            device: clock.spent(Stage::Device),
+            read: clock.spent(Stage::Read),
+            hash: clock.spent(Stage::Hash),
+            queue: clock.spent(Stage::Queue),
+            idle: reading.saturating_mul(threads).saturating_sub(clock.present()),
+            ..self
+        }
+    }
+
+    /// What held the load up; `None` if it had nothing to read.
+    #[must_use]
+    pub fn limit(&self) -> Option<Limit> {
+        if self.bytes == 0 {
+            return None;
+        }
+        if self.open * 2 > self.wall {
+            return Some(Limit::Index);
+        }
+        let device = self.device + self.queue;
+        let busy = self.staging + device + self.read + self.hash;
+        if device * WAITING_PART > busy {
+            return Some(Limit::DeviceLink);
+        }
+        let source = if self.from_disk { Limit::Disk } else { Limit::PageCache };
+        let stages = [(self.staging, Limit::Staging), (self.hash, Limit::Checksums), (self.read, source)];
+        stages.into_iter().max_by_key(|&(spent, _)| spent).map(|(_, limit)| limit)
+    }
+
+    /// The same for other languages: times in nanoseconds.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "bytes": self.bytes,
+            "verified_bytes": self.verified_bytes,
+            "threads": self.threads,
+            "direct": self.direct,
+            "from_disk": self.from_disk,
+            "open": nanos(self.open),
+            "wall": nanos(self.wall),
+            "staging": nanos(self.staging),
+            "device": nanos(self.device),
+            "read": nanos(self.read),
+            "hash": nanos(self.hash),
+            "queue": nanos(self.queue),
+            "idle": nanos(self.idle),
+            "limit": self.limit().map(Limit::name),
+        })
+    }
+
+    /// Makes this the last load of the calling thread.
+    pub fn remember(self) {
+        LAST.set(Some(self));
+    }
+
+    /// The last load that the calling thread finished.
+    #[must_use]
+    pub fn last() -> Option<Self> {
+        LAST.get()
+    }
+}
+
+thread_local! {
+    static LAST: Cell<Option<Report>> = const { Cell::new(None) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn report() -> Report {
+        Report { bytes: 1, threads: 2, wall: seconds(10), read: seconds(12), ..Report::default() }
+    }
+
+    #[test]
+    fn the_limit_is_the_stage_that_takes_longest() {
+        assert_eq!(report().limit(), Some(Limit::PageCache));
+        assert_eq!(Report { from_disk: true, ..report() }.limit(), Some(Limit::Disk));
+        assert_eq!(Report { hash: seconds(13), ..report() }.limit(), Some(Limit::Checksums));
+        assert_eq!(Report { staging: seconds(13), ..report() }.limit(), Some(Limit::Staging));
+        assert_eq!(Report { open: seconds(6), ..report() }.limit(), Some(Limit::Index));
+        assert_eq!(Report { bytes: 0, ..report() }.limit(), None);
+    }
+
+    #[test]
+    fn readers_that_wait_for_the_device_are_not_the_limit() {
+        assert_eq!(Report { device: seconds(1), ..report() }.limit(), Some(Limit::PageCache));
+        assert_eq!(Report { device: seconds(4), ..report() }.limit(), Some(Limit::DeviceLink));
+        assert_eq!(Report { queue: seconds(4), ..report() }.limit(), Some(Limit::DeviceLink));
+    }
+
+    #[test]
+    fn laps_reach_the_clock_and_leave_the_rest_idle() {
+        let clock = Clock::default();
+        let mut lap = clock.start();
+        std::thread::sleep(Duration::from_millis(2));
+        lap.end(Stage::Read);
+        lap.end(Stage::Hash);
+        assert_eq!(clock.spent(Stage::Read), Duration::ZERO, "not yet");
+        drop(lap);
+        assert!(clock.spent(Stage::Read) >= Duration::from_millis(2));
+        assert!(clock.spent(Stage::Hash) < clock.spent(Stage::Read));
+        let made = report().with_times(&clock, seconds(1));
+        assert_eq!(made.idle + clock.present(), seconds(2));
+        assert_eq!((made.read, made.wall), (clock.spent(Stage::Read), seconds(1)));
+    }
+
+    #[test]
+    fn each_thread_remembers_its_own_last_load() {
+        report().remember();
+        assert_eq!(Report::last(), Some(report()));
+        assert_eq!(std::thread::spawn(Report::last).join().unwrap(), None);
+    }
+}
