@@ -44,7 +44,7 @@ MUTATIONS = [
     Mutation(
         "reuse",
         "a buffer is filled again before its copy is done",
-        (("transfer.rs", "match oldest.wait_idle() {", f"match {NO_WAIT} {{"),),
+        (("transfer.rs", "let waited = oldest.wait_idle();", f"let waited = {NO_WAIT};"),),
     ),
     Mutation(
         "allocation",
