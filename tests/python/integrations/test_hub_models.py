@@ -237,6 +237,10 @@ def test_a_component_of_a_pipelines_repository(hub: Hub, pipeline: Any, tmp_path
     hub.add("tiny/sd", save(pipeline, tmp_path / "saved"))
     for part in ("unet", "text_encoder"):
         loaded = AutoFlashPackModel.from_pretrained_flashpack("tiny/sd", subfolder=part)
+        half = AutoFlashPackModel.from_pretrained_flashpack(
+            "tiny/sd", subfolder=part, torch_dtype=torch.float16
+        )
+        assert half.dtype == torch.float16
         assert type(loaded) is type(getattr(pipeline, part))
         assert_same(loaded.state_dict(), getattr(pipeline, part).state_dict())
     assert packed(hub) == ["text_encoder/model.flashpack", "unet/model.flashpack"]

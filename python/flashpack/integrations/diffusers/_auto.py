@@ -40,8 +40,6 @@ def load_any_model(
     if is_transformers_model(cls):
         from ..transformers._model import load_model as load_transformers_model
 
-        dtype = arguments.pop("torch_dtype", None)
-        arguments.setdefault("dtype", dtype)
         return load_transformers_model(
             cls, pretrained_model_or_path, device, subfolder=subfolder, **arguments
         )
