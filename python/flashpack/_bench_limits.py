@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 PIECE_BYTES = 8 << 20
 _HUGE_PAGE_BYTES = 2 << 20
@@ -85,13 +84,11 @@ def copy_rate(threads: int) -> float:
     sources, targets = ([ctypes.create_string_buffer(_COPY_BYTES) for _ in range(threads)] for _ in range(2))
     for buffer in (*sources, *targets):
         ctypes.memset(buffer, 1, _COPY_BYTES)
-    return (
-        threads
-        * _COPY_BYTES
-        / _timed(
-            lambda number: ctypes.memmove(targets[number], sources[number], _COPY_BYTES) and None, threads
-        )
-    )
+
+    def work(number: int) -> None:
+        ctypes.memmove(targets[number], sources[number], _COPY_BYTES)
+
+    return threads * _COPY_BYTES / _timed(work, threads)
 
 
 def drop_from_cache(path: str) -> None:
@@ -104,8 +101,8 @@ def drop_from_cache(path: str) -> None:
         os.close(handle)
 
 
-def link_rate(device: Any) -> float:
-    """Bytes per second of one large copy from pinned memory to `device`, a torch.device."""
+def link_rate(device: str) -> float:
+    """Bytes per second of one large copy from pinned memory to `device`."""
     import torch
 
     size = _COPY_BYTES * 4

@@ -47,6 +47,7 @@ HELP = {
     "revert": {"--verbose", "-v"},
     "metadata": {"--show-index", "-i", "--json", "-j"},
     "verify": {"--verbose", "-v"},
+    "explain": {"--device", "--eager", "--verbose", "-v"},
 }
 
 
