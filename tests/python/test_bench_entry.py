@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from click.testing import CliRunner
 from flashpack import _bench_limits, _bench_loads, bench
-from helpers import MIB, flip_byte, noise, without_checksums
+from helpers import MIB, flip_byte, noise
 from processes import python, succeed
 
 LOADS = ["mapped, all touched", "eager, unverified", "eager, verified"]
@@ -50,7 +50,6 @@ def test_it_prints_limits_and_loads(packed: Path, options: list[str], limits: se
 
 
 def test_wrong_bytes_are_told_before_anything_is_measured(packed: Path) -> None:
-    without_checksums(packed)
     honest = _bench_loads.load_file
 
     def wrong(path: str, device: str = "cpu", **options: bool) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from flashpack import Explanation, LoadReport
 from flashpack.__main__ import main
 from helpers import MIB, flip_byte, noise, without_checksums
 from processes import python, succeed
+from test_read_ahead import forget
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 SIZES = {"large": 5 * MIB, "small": 1000}
@@ -116,6 +117,17 @@ def test_the_way_to_the_file_follows_the_environment(
         return
     assert told.direct == (way == "past")
     assert f"{way} the page cache: FLASHPACK_DIRECT_IO says so" in str(told)
+
+
+def test_looking_at_the_page_cache_does_not_fill_it(path: Path) -> None:
+    """A look makes the kernel read ahead at the places looked at: the next look must be at others."""
+    flashpack.save_file({"a": torch.ones(64 * MIB, dtype=torch.uint8)}, path)
+    forget(path)
+    for _ in range(2):
+        told = flashpack.explain(path, eager=True)
+        assert told.cached_part is not None and told.cached_part < 0.5
+        assert told.direct or "refuses" in told.why
+        assert told.limit != "page cache"
 
 
 def test_an_explanation_cannot_be_changed(packed: Path) -> None:
