@@ -42,10 +42,11 @@ demo: build ## pack and load a real model
 mutations: build ## break the CUDA engine on purpose; fails unless the tests notice each time
 	$(BIN)/python tests/mutations.py
 
-bench: build ## run the Rust benchmarks, then the Python ones
+bench: build $(VENV)/.bench ## run the Rust benchmarks, then the Python ones (an hour; BENCH=--quick: a minute)
 	cargo bench
 	$(BIN)/python benches/python/many_tensors.py
 	$(BIN)/python benches/python/emulated_transfer.py
+	$(BIN)/python benches/python/run.py $(BENCH)
 
 wheel: $(VENV)/.tools ## build a wheel into dist/
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
@@ -60,6 +61,10 @@ $(VENV)/.tools: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet pip==26.3
 	$(BIN)/python -m pip install --quiet --group dev
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.tools
+	$(BIN)/python -m pip install --quiet --group bench
 	touch $@
 
 $(VENV)/.built: $(VENV)/.tools $(NATIVE)

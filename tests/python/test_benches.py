@@ -1,0 +1,78 @@
+"""The benchmark of whole loads, at a tiny size: it checks, runs and writes down everything. No times."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import flip_byte
+from processes import python, succeed
+
+BENCHES = Path(__file__).parents[2] / "benches/python"
+MODEL, SCALE = "many", 0.01
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module that runs it all."""
+    monkeypatch.syspath_prepend(str(BENCHES))
+    return __import__("run")
+
+
+def test_every_run_has_its_row_and_was_checked_before(bench: Any, tmp_path: Path) -> None:
+    wanted = ["--quick", "--rounds", "1", "--models", MODEL, "--scale", str(SCALE), "--out", str(tmp_path)]
+    wanted += ["--groups", "lazy", "save", "--states", "hot", "cold", "--peers", "flashpack"]
+    done = python(BENCHES / "run.py", *wanted)
+    printed = succeed(done)
+
+    (path,) = tmp_path.glob("*.csv")
+    about, rows = read(path)
+    cases = list(bench.selected(bench.parse(wanted)))
+    expected = [(case.group, case.state, case.name) for case in cases]
+    assert {case.group for case in cases} == {"lazy", "save"}
+    assert sorted((row["group"], row["state"], row["contender"]) for row in rows) == sorted(expected)
+    for row in rows:
+        assert (row["error"], row["checked"], row["bytes"], row["tensors"]) == ("", "1", "102400", "50"), row
+        assert float(row["wall_s"]) > 0, row
+        assert bool(row["touched_wall_s"]) == (row["group"] == "lazy" and row["limit"] == "0"), row
+    assert {"date", "command", "cpu", "cores", "memory", "kernel", "disk", "versions"} <= set(about)
+    assert all(case.name in printed for case in cases)
+    assert done.stderr.index("checking the bytes of flashpack") < done.stderr.index("timing")
+
+
+def test_wrong_bytes_are_told_and_never_timed(bench: Any, tmp_path: Path) -> None:
+    folder = bench.models.build(MODEL, SCALE, tmp_path)
+    flip_byte(folder / "model.flashpack", 3000)
+    runs = bench.Bench(SCALE, {MODEL: folder})
+    damaged = bench.Case(MODEL, "lazy", "hot", "flashpack, eager=False", "flashpack", limit=False)
+    (checked,) = runs.check([damaged])
+    (timed,) = runs.time([damaged], 1)
+    for row in (checked, timed):
+        assert row["error"] == "ValueError: the bytes of layers.1.weight are not those that were written"
+        assert row["checked"] == 0
+        assert "wall_s" not in row
+
+
+def test_a_model_is_built_again_when_its_recipe_changes(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = bench.models.build(MODEL, SCALE, tmp_path)
+    inode = (first / "model.flashpack").stat().st_ino
+    assert bench.models.build(MODEL, SCALE, tmp_path) == first
+    assert (first / "model.flashpack").stat().st_ino == inode
+
+    spec = bench.models.Spec("other", "int8", (5,))
+    monkeypatch.setitem(bench.models.MODELS, MODEL, lambda _scale: iter([spec]))
+    second = bench.models.build(MODEL, SCALE, tmp_path)
+    assert list(tmp_path.iterdir()) == [second]
+    assert second != first
+
+
+def read(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """What the file says of the run, and its rows."""
+    lines = path.read_text().splitlines()
+    about = [line[2:].partition(": ") for line in lines if line.startswith("# ")]
+    rows = csv.DictReader(line for line in lines if not line.startswith("# "))
+    return {name: value for name, _, value in about}, list(rows)
