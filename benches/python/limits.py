@@ -158,7 +158,7 @@ def check(path: Path, result: memoryview) -> None:
     """Raise ValueError unless a read gave the bytes of the file."""
     with path.open("rb", buffering=0) as file:
         for offset in range(0, len(result), CHUNK):
-            if file.read(CHUNK) != result[offset : offset + CHUNK]:
+            if file.read(CHUNK) != bytes(result[offset : offset + CHUNK]):  # a view compares byte by byte
                 raise ValueError(f"the bytes read differ after byte {offset}")
 
 

@@ -163,6 +163,9 @@ def build(model: str, scale: float, root: Path) -> Path:
             fresh.rename(folder)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
+    for left in folder.iterdir():  # by a run that was killed
+        if left.stem != "model":
+            left.unlink()
     return folder
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib as mpl
 import report
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 
 STATES = {"hot": "from the page cache", "cold": "from the disk"}
 THEMES = {"light": ("#ffffff", "#1f2328", "#d0d7de"), "dark": ("#0d1117", "#e6edf3", "#30363d")}
@@ -61,10 +62,12 @@ def by_size(rows: list[dict[str, Any]], states: list[str]) -> Any:
             style = {"marker": "o", "color": colour, "label": label}
             left.plot(sizes, [seconds for _, seconds in points], **style)
             right.plot(sizes, [size / seconds / 1e9 for size, seconds in points], **style)
-        left.set(title=f"Load time, {STATES[state]}", ylabel="seconds", xscale="log", yscale="log")
-        right.set(title=f"Rate, {STATES[state]}", ylabel="GB/s", xscale="log", ylim=(0, None))
+        left.set(title=f"Load time, {STATES[state]}", ylabel="seconds", yscale="log")
+        right.set(title=f"Rate, {STATES[state]}", ylabel="GB/s", ylim=(0, None))
+        left.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         for panel in (left, right):
             panel.set_xlabel("model, GB")
+            panel.set_xlim(0, None)
             panel.grid(visible=True, linewidth=0.6)
             panel.spines[["top", "right"]].set_visible(False)
     panels[0][0].legend()
@@ -86,14 +89,15 @@ def state_dict(rows: list[dict[str, Any]], states: list[str]) -> Any:
             ]
             places = [place + (number - 1.5) * width for place in range(len(largest))]
             bars = panel.bar(places, [seconds or 0 for seconds in medians], width, color=colour, label=label)
-            panel.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
+            panel.bar_label(bars, fmt="%.2g", fontsize=8, padding=2)
         panel.set_xticks(range(len(largest)), [f"{model}, {sizes[model] / 1e9:.2g} GB" for model in largest])
         panel.set(title=f"Into a module, {STATES[state]}", ylabel="seconds")
         panel.grid(visible=True, axis="y", linewidth=0.6)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0][0].legend(fontsize=8)
-    figure.tight_layout()
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=2, fontsize=8)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
     return figure
 
 

@@ -60,11 +60,6 @@ def select(rows: list[Row], **wanted: str) -> list[Row]:
     return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
 
 
-def seconds_column(group: str) -> str:
-    """Of a contender: a limit's time has nothing to touch."""
-    return "touched_wall_s" if GROUPS[group].touched else "wall_s"
-
-
 def show(rows: list[Row]) -> None:
     for model, group, state in dict.fromkeys((row["model"], row["group"], row["state"]) for row in rows):
         _show_table(select(rows, model=model, group=group, state=state), GROUPS[group], state)
@@ -92,6 +87,15 @@ def _show_table(rows: list[Row], group: Group, state: str) -> None:
     for name, seconds in times.items():
         if seconds is not None:
             print(_line(name, runs[name], _column(group, name, state), size, bound, ours))
+    _warn_of_cache(rows, state)
+
+
+def _warn_of_cache(rows: list[Row], state: str) -> None:
+    """The machine may drop pages by itself, and keep those that somebody else maps."""
+    known = [float(row["cached"]) for row in rows if row.get("cached") not in (None, "")]
+    wrong = [part for part in known if (part < 0.99 if state == "hot" else part > 0.01)]
+    if wrong:
+        print(f"  {len(wrong)} of {len(known)} runs did not start {state}: see column `cached` of the CSV")
 
 
 def _column(group: Group, name: str, state: str) -> str:
