@@ -117,6 +117,8 @@ def test_commands(hub: Hub, tmp_path: Path) -> None:
     program.parent.mkdir()
     program.write_text(f"#!{sys.executable}\nfrom flashpack.__main__ import main\nmain()\n")
     program.chmod(0o755)
+    program.with_name("python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    program.with_name("python").chmod(0o755)
     env = environment(**hub.environment(tmp_path / "cache"))
     env["PATH"] = os.pathsep.join([str(program.parent), env["PATH"]])
     commands = "\n".join(COMMANDS)
