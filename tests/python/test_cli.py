@@ -375,7 +375,6 @@ import sys, threading, time
 from flashpack import _native, _progress
 from flashpack.__main__ import main
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs us in the background ignores it
 _progress.INLINE_BYTES = 0
 _progress._QUIET_SECONDS = 0.0
 _progress._POLL_SECONDS = 0.01
