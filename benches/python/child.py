@@ -72,7 +72,7 @@ def run_load(load: Load, job: Job, folder: Path) -> Result:
     # What is imported, opened and started only on first use is so now.
     load_into(module_of(*models.TINY), Path(job["tiny"], path.name))
     model = module_of(job["model"], job["scale"])
-    cached = measure.prepare(path, job["state"])
+    cached = measure.prepare(path, job["state"], load.copies)
     state, cost = measure.measured(lambda: load_into(model, path))
     tensors: Mapping[str, Any] = model.state_dict() if model is not None else state
     cost = measure.then_touched(cost, tensors.values())
@@ -89,6 +89,7 @@ def run_save(save: Save, job: Job, folder: Path) -> Result:
     try:
         call(models.state(*models.TINY), target)  # what starts on first use has started
         target.unlink()
+        measure.ready_memory(2 * sum(tensor.nbytes for tensor in state.values()))
         os.sync()  # what this and earlier runs left
         _, cost = measure.measured(lambda: (call(state, target), to_disk(target)))
         if job["check"]:

@@ -23,6 +23,7 @@ class Load:
     peer: str
     suffix: str
     start: Callable[[], Callable[..., Any]]  # of a load to tensors: path -> state; else model, path -> None
+    copies: int = 1  # of the file's bytes that it takes memory for
 
 
 def ours(**options: bool) -> Callable[[Path], State]:
@@ -108,7 +109,7 @@ EAGER = [
     Load("flashpack, not verified", OURS, _PACK, _part(ours, eager=True, verify=False)),
     Load("flashpack 0.4.5, CPU_PARALLEL_READ", _OLD, _PACK, _part(upstream, eager=True)),
     Load("safetensors 0.8.0, pread", _SAFE8, _SAFE, _part(safetensors, "pread")),
-    Load("safetensors 0.8.0, load(bytes)", _SAFE8, _SAFE, safetensors_bytes),
+    Load("safetensors 0.8.0, load(bytes)", _SAFE8, _SAFE, safetensors_bytes, copies=2),
     Load("safetensors 0.9.0rc1, pread", _SAFE9, _SAFE, _part(safetensors, "pread")),
     Load("torch.load", "torch", _PT, pickled),
     Load("fastsafetensors 0.5.0, nogds", "fastsafetensors 0.5.0", _SAFE, fastsafetensors),

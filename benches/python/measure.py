@@ -52,8 +52,22 @@ def make_cold(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def prepare(path: Path, state: str) -> float:
-    """Bring the file into the state `hot` or `cold`; the fraction in the page cache."""
+def ready_memory(size: int) -> None:
+    """Touch `size` bytes of memory, if there is as much, and free them again.
+
+    A virtual machine's host takes back memory that lies free, and the first touch after that costs several
+    times as much: whether a run met such memory would be chance.
+    """
+    free = os.sysconf("SC_AVPHYS_PAGES") * PAGE
+    with mmap.mmap(-1, min(size, free * 3 // 4), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as space:
+        space.madvise(mmap.MADV_HUGEPAGE)
+        with memoryview(space) as memory, memory[::PAGE] as pages:
+            pages[:] = bytes(len(pages))
+
+
+def prepare(path: Path, state: str, copies: int = 1) -> float:
+    """Make memory for `copies` of the file ready, and the file `hot` or `cold`; the cached fraction of it."""
+    ready_memory(copies * path.stat().st_size)
     {"hot": make_hot, "cold": make_cold}[state](path)
     return cached_fraction(path)
 
