@@ -67,8 +67,10 @@ def ready_memory(size: int) -> None:
 
 def prepare(path: Path, state: str, copies: int = 1) -> float:
     """Make memory for `copies` of the file ready, and the file `hot` or `cold`; the cached fraction of it."""
+    make = {"hot": make_hot, "cold": make_cold}[state]
+    make(path)  # first, as the page cache would take the memory that was made ready
     ready_memory(copies * path.stat().st_size)
-    {"hot": make_hot, "cold": make_cold}[state](path)
+    make(path)
     return cached_fraction(path)
 
 
