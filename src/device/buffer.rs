@@ -59,6 +59,14 @@ impl HostBuffer {
         self.len == 0
     }
 
+    /// Lets no child process share the pages: a write after `fork` would give this process other pages than the ones
+    /// that a device has been told of.
+    #[cfg(feature = "cuda")]
+    pub(super) fn keep_from_children(&self) {
+        // Advice, as above: a kernel that refuses it copies pinned pages for the child.
+        let _ = self.map.advise(Advice::DontFork);
+    }
+
     /// Address of the first byte.
     pub fn data(&mut self) -> *mut u8 {
         self.as_mut_slice().as_mut_ptr()

@@ -317,7 +317,7 @@ def pool(folder: str, device: str) -> None:
     with engine.environment(FLASHPACK_CACHE_PINNED="0", **engine.BUSY), fakecuda.knobs(latency_us=3000):
         with loading() as counters:
             got = flashpack.load_file(path, device)
-        assert counters["pinned_allocs"] == counters["pinned_frees"] > 0
+        assert counters["pinned_registers"] == counters["pinned_unregisters"] > 0
         assert counters["pinned_bytes"] == _ops.pinned_usage().bytes == 0
         assert_arrived(got, want, device)
         flip_byte(path, 3)

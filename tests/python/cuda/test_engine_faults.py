@@ -126,7 +126,7 @@ def no_pinning(folder: str, first: int) -> None:
     path = saved(folder, want)
     torch.empty(1, device="cuda")
     fakecuda.reset()
-    with engine.environment(**BUSY), fakecuda.faults(f"cuMemHostAlloc:{first}+:oom"):
+    with engine.environment(**BUSY), fakecuda.faults(f"cuMemHostRegister:{first}+:oom"):
         with (
             pytest.warns(RuntimeWarning, match="could not be pinned") as caught,
             fakecuda.counting() as counters,
