@@ -5,7 +5,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use super::{
     BLOCK_ALIGN_BYTES, Checksums, DType, Index, Macroblock, Record, checksum,
     checksum::Digest,
-    index::order_by_name,
+    index::NameOrder,
     validate::{align_elems, product},
 };
 use crate::error::{Error, Result};
@@ -125,7 +125,7 @@ impl Layout {
                 }
             })
             .collect();
-        let by_name = order_by_name(&records)
+        let by_name = NameOrder::new(&records)
             .map_err(|(one, _)| Error::argument(format!("duplicate name {:?}", records[one].name)))?;
         let index = Index {
             align_bytes,

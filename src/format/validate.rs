@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{
     Checksums, DType, FORMAT_V3, Index, Macroblock, Record, checksum,
     footer::{Count, Object, RawBlock, RawChecksums, RawFooter, RawRecord},
-    index::order_by_name,
+    index::NameOrder,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -41,7 +41,7 @@ pub(super) fn validate(raw: RawFooter<'_>, footer_offset: u64) -> Result<Index> 
     let mut index = Index {
         align_bytes: raw.align_bytes.0,
         payload_bytes,
-        by_name: order_by_name(&records).map_err(|(one, other)| duplicate(&records, one, other))?,
+        by_name: NameOrder::new(&records).map_err(|(one, other)| duplicate(&records, one, other))?,
         blocks: blocks.into(),
         records,
         checksums: None,
@@ -132,7 +132,7 @@ fn check_record(
         (None, Some(block)) => block,
         (None, None) => return Err(fail("has no key macroblock".to_owned())),
     };
-    let shape: Box<[u64]> = raw.shape.iter().map(|size| size.0).collect();
+    let shape: Box<[u64]> = raw.shape.into_iter().map(|size| size.0).collect();
     let (offset, elems) = (raw.offset.0, raw.length.0);
     let Some(product) = product(&shape) else {
         return Err(fail(format!("has shape {shape:?}, whose product overflows")));
