@@ -93,10 +93,6 @@ Tensor same_storage(const Tensor& base, int64_t offset, int32_t dtype, std::span
   return Tensor(tensor);
 }
 
-std::span<const int64_t> sizes_of(const Load& load, const View& view) {
-  return {load.sizes().data() + view.first_size, view.dims};
-}
-
 Tensors read_to_host(Load& load, ProgressWords progress) {
   const auto blocks = blocks_on_host(load, progress);
   std::map<std::pair<size_t, int64_t>, size_t> first_at;
@@ -140,6 +136,10 @@ Place place_on(const Device& device) {
     default:
       fail_argument("Unsupported device: FlashPack loads to the CPU and to CUDA devices");
   }
+}
+
+std::span<const int64_t> sizes_of(const Load& load, const View& view) {
+  return {load.sizes().data() + view.first_size, view.dims};
 }
 
 Tensors read(Load& load, const Device& device, ProgressWords progress) {

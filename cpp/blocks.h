@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/device.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <span>
 #include <vector>
 
 #include "flashpack/src/bridge.rs.h"
@@ -14,6 +15,9 @@ using Tensors = std::vector<torch::stable::Tensor>;
 
 // Where a load to `device` puts its tensors. Refuses devices that are neither CPU nor CUDA.
 Place place_on(const torch::stable::Device& device);
+
+// Sizes of the dimensions of `view`, one of the load's.
+std::span<const int64_t> sizes_of(const Load& load, const View& view);
 
 // Reads what `load` has prepared into fresh memory on `device`: the tensors, in its order. They keep the
 // memory alive that they lie in. On CUDA they are ready in the order of the current stream.

@@ -10,7 +10,9 @@
 #include <set>
 #include <span>
 #include <string>
+#include <string_view>
 #include <tuple>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -106,8 +108,7 @@ void check_dense(const Tensors& tensors) {
 void check_memory(const std::string& path, const Names& names, const Tensors& tensors, const Load& load) {
   for (size_t i = 0; i < tensors.size(); ++i) {
     const View& view = load.views()[i];
-    const auto* sizes = load.sizes().data() + view.first_size;
-    if (!std::ranges::equal(tensors[i].sizes(), std::span(sizes, view.dims))) {
+    if (!std::ranges::equal(tensors[i].sizes(), sizes_of(load, view))) {
       refuse(path, names[i], "it has another shape than the file's: " + shape_of(tensors[i]));
     }
     if (static_cast<int32_t>(tensors[i].scalar_type()) != view.dtype) {
@@ -234,6 +235,46 @@ void op_load_into(const std::string& path, const Names& names, const Tensors& te
   }
 }
 
+// Whether `tensor` is on `device` and has memory for just the bytes of `view`, in their order.
+bool takes(const Tensor& tensor, const Device& device, const Load& load, const View& view) {
+  return tensor.device() == device && is_dense(tensor) && tensor.is_contiguous() &&
+         static_cast<int32_t>(tensor.scalar_type()) == view.dtype &&
+         std::ranges::equal(tensor.sizes(), sizes_of(load, view));
+}
+
+// The usual case of loading into a model: the file holds just `names`, and each fits the tensor of its name.
+// Else false, and nothing is changed.
+bool op_refill(const std::string& path, const Names& names, const Tensors& tensors,
+               std::optional<bool> verify, const std::optional<Tensor>& progress) {
+  check_counts(names, tensors);
+  const Device device = tensors.empty() ? or_cpu(std::nullopt) : tensors[0].device();
+  const Names none;
+  const Place place = place_on(device) == Place::Cuda ? Place::GivenCuda : Place::GivenHost;
+  const auto load = load_except(path, none, none, none, options(std::nullopt, verify, place));
+  std::unordered_map<std::string_view, size_t> by_name;
+  for (size_t i = 0; i < names.size(); ++i) {
+    by_name.emplace(names[i], i);
+  }
+  const auto& records = load->names();
+  if (records.size() != names.size() || by_name.size() != names.size()) {
+    return false;
+  }
+  Tensors in_order;
+  in_order.reserve(tensors.size());
+  for (size_t number = 0; number < records.size(); ++number) {
+    const View& view = load->views()[number];
+    const auto found = by_name.find({records[number].data(), records[number].size()});
+    // Records of the same bytes are left to the general case: one of them is read, the other copied.
+    if (found == by_name.end() || view.block != number ||
+        !takes(tensors[found->second], device, *load, view)) {
+      return false;
+    }
+    in_order.push_back(tensors[found->second]);
+  }
+  read_into(*load, in_order, words(progress));
+  return true;
+}
+
 std::vector<int64_t> op_pinned_usage() {
   const PinnedUsage usage = pinned_usage();
   return {usage.bytes, usage.peak_bytes, static_cast<int64_t>(usage.pageable)};
@@ -281,6 +322,9 @@ STABLE_TORCH_LIBRARY(flashpack, m) {
   m.def(
       "load_into(str path, str[] names, Tensor(*!)[] tensors, *, bool? verify=None, "
       "Tensor? progress=None) -> ()");
+  m.def(
+      "refill(str path, str[] names, Tensor(*!)[] tensors, *, bool? verify=None, "
+      "Tensor? progress=None) -> bool");
   m.def("set_data(Tensor(*!)[] tensors, Tensor[] values) -> ()");
   m.def(
       "pack(str path, str[] names, Tensor(*!)[] tensors, *, ScalarType? dtype=None, int align_bytes=128, "
@@ -297,6 +341,7 @@ STABLE_TORCH_LIBRARY_IMPL(flashpack, CompositeExplicitAutograd, m) {
   m.impl("blocks", TORCH_BOX(&op_blocks));
   m.impl("assign", TORCH_BOX(&op_assign));
   m.impl("load_into", TORCH_BOX(&op_load_into));
+  m.impl("refill", TORCH_BOX(&op_refill));
   m.impl("set_data", TORCH_BOX(&op_set_data));
   m.impl("pack", TORCH_BOX(&op_pack));
   m.impl("pinned_usage", TORCH_BOX(&op_pinned_usage));

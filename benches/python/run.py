@@ -45,10 +45,11 @@ def main() -> None:
     cases = list(selected(arguments))
     folders = {name: built(name, arguments.scale) for name in arguments.models}
     bench = Bench(arguments.scale, folders)
-    checks = bench.check(cases)
-    rows = bench.time(cases, arguments.rounds) if arguments.rounds else checks
+    rows = bench.check(cases)
     command = shlex.join(["python", "benches/python/run.py", *sys.argv[1:]])
     path = report.write(arguments.out, rows, command, BUILD)
+    for rows in bench.time(cases, arguments.rounds) if arguments.rounds else []:
+        report.write(path.parent, rows, command, BUILD)  # what was measured stays if a later run is stopped
     report.show(rows)
     print(f"\n{path}")
     draw(path)
@@ -127,7 +128,8 @@ class Bench:
                 rows.append(self.row(case, 0, result))
         return rows
 
-    def time(self, cases: list[Case], rounds: int) -> list[Row]:
+    def time(self, cases: list[Case], rounds: int) -> Iterator[list[Row]]:
+        """All rows so far, after each group."""
         rows: list[Row] = []
         for place in dict.fromkeys((case.model, case.group, case.state) for case in cases):
             say("timing " + ", ".join(place))
@@ -135,7 +137,7 @@ class Bench:
             for number in range(rounds):
                 first = number * len(group) // rounds  # nobody always runs behind the same neighbour
                 rows += [self.timed(case, number) for case in group[first:] + group[:first]]
-        return rows
+            yield rows
 
     def timed(self, case: Case, number: int) -> Row:
         known = self.errors.get(key(case))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ._commit import commit
 from ._distributed import require_single_process
-from ._in_place import fill
+from ._in_place import fill, fill_all
 from ._load import load_tensors
 from ._match import Match, check_fit, match_tensors
 from ._options import LoadOptions
@@ -81,6 +81,8 @@ def assign(model: nn.Module, path: StrPath, options: LoadOptions) -> Match:
     text = text_path(path)
     device = _device_of(model, options)
     slots = find_slots(model)
+    if options.in_place and (filled := fill_all(text, slots, device, options)):
+        return filled
     maps = device.type == "cpu" and options.surely_maps and not options.in_place
     # Else for names, shapes and dtypes alone: nothing is to be read ahead.
     mapped = load_tensors(

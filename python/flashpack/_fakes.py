@@ -80,6 +80,15 @@ def _load_into(path: str, names: Sequence[str], tensors: Sequence[Tensor], **_: 
     _refuse_meta("load_into", tensors)
 
 
+def _refill(path: str, names: Sequence[str], tensors: Sequence[Tensor], **_: Any) -> bool:
+    _refuse_meta("refill", tensors)
+    records = records_of(get_flashpack_file_metadata(path))
+    held = {name: (shape, getattr(torch, dtype)) for name, shape, dtype in records}
+    return held == {
+        name: (tuple(tensor.shape), tensor.dtype) for name, tensor in zip(names, tensors, strict=True)
+    }
+
+
 def _set_data(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     _refuse_meta("set_data", [*tensors, *values])
     _refuse_changes("set_data", tensors, [(value.shape, value.dtype) for value in values])
@@ -134,7 +143,7 @@ def _release_pinned_pool() -> None:
 
 
 _ALGORITHM = "xxh3_64"  # the only digest that files are checked by
-_EFFECTFUL = ("assign", "load_into", "set_data", "pack", "verify", "release_pinned_pool")
+_EFFECTFUL = ("assign", "load_into", "refill", "set_data", "pack", "verify", "release_pinned_pool")
 
 
 _FAKES: dict[str, Callable[..., object]] = {
@@ -144,6 +153,7 @@ _FAKES: dict[str, Callable[..., object]] = {
     "blocks": _blocks,
     "assign": _assign,
     "load_into": _load_into,
+    "refill": _refill,
     "set_data": _set_data,
     "pack": _pack,
     "verify": _verify,

@@ -96,9 +96,25 @@ def load_blocks(
 
 def load_into(path: str, tensors: Mapping[str, Tensor], *, verify: bool | None, silent: Silent) -> None:
     """Fill the memory of `tensors`, all on one device, with the records of their names, shapes and dtypes."""
+    _into(_ops.load_into, path, tensors, verify=verify, silent=silent)
+
+
+def load_all_into(path: str, tensors: Mapping[str, Tensor], *, verify: bool | None, silent: Silent) -> bool:
+    """`load_into` if the file holds just these records and each fits; else False, nothing changed."""
+    return _into(_ops.refill, path, tensors, verify=verify, silent=silent)
+
+
+def _into(
+    fill: Callable[..., T],
+    path: str,
+    tensors: Mapping[str, Tensor],
+    *,
+    verify: bool | None,
+    silent: Silent,
+) -> T:
     names, given = list(tensors), list(tensors.values())
-    run_load(
-        lambda counter: _ops.load_into(path, names, given, verify=verify, counter=counter),
+    return run_load(
+        lambda counter: fill(path, names, given, verify=verify, counter=counter),
         path,
         given[0].device if given else torch.device("cpu"),
         eager=True,

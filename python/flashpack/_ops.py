@@ -67,6 +67,22 @@ def load_into(
     _run("load_into", path, list(names), list(tensors), verify=verify, progress=_progress(counter))
 
 
+def refill(
+    path: str,
+    names: Sequence[str],
+    tensors: Sequence[Tensor],
+    *,
+    verify: bool | None,
+    counter: Counter | None,
+) -> bool:
+    """`load_into` if the file holds just these names and each tensor takes its record; else False."""
+    with torch._C.DisableTorchFunctionSubclass():
+        filled: bool = _run(
+            "refill", path, list(names), list(tensors), verify=verify, progress=_progress(counter)
+        )
+    return filled
+
+
 def state_dict(
     path: str,
     ignore: Mapping[str, Sequence[str]],

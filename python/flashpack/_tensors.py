@@ -12,7 +12,8 @@ from ._names import is_utf8
 
 P = TypeVar("P", bound=nn.Parameter)
 
-_PLAIN_TYPES = (Tensor, nn.Parameter)
+# Whose bytes are as they seem: no subclass has a say.
+PLAIN_TYPES = (Tensor, nn.Parameter)
 
 # What the format has names for.
 _DTYPES = frozenset(
@@ -34,7 +35,7 @@ def has_own_dispatch(tensor: Tensor) -> bool:
 
 def is_uninitialized(tensor: Tensor) -> bool:
     """True for the parameters and buffers of lazy modules, which have no shape yet."""
-    return type(tensor) not in _PLAIN_TYPES and is_lazy(tensor)
+    return type(tensor) not in PLAIN_TYPES and is_lazy(tensor)
 
 
 def packable(name: object, value: Any) -> Tensor:
@@ -53,7 +54,7 @@ def packable(name: object, value: Any) -> Tensor:
     reason = _unpackable(value)
     if reason is not None:
         raise ValueError(f"{name!r} cannot be packed: {reason}")
-    plain = value if type(value) in _PLAIN_TYPES else value.as_subclass(Tensor)
+    plain = value if type(value) in PLAIN_TYPES else value.as_subclass(Tensor)
     return plain.resolve_conj().resolve_neg()  # the tensor itself unless it is such a view
 
 

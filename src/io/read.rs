@@ -102,6 +102,25 @@ enum Target<'m> {
     Skip(u64),
 }
 
+impl Target<'_> {
+    const fn bytes(&self) -> u64 {
+        match self {
+            Self::Fill(memory) => memory.len() as u64,
+            Self::Skip(bytes) => *bytes,
+        }
+    }
+}
+
+/// How many of the first `parts` are no more than a piece together; at least one.
+fn read_together(parts: &[Target<'_>]) -> usize {
+    let mut bytes = 0_u64;
+    let fits = |part: &&Target<'_>| {
+        bytes = bytes.saturating_add(part.bytes());
+        bytes <= PIECE_BYTES as u64
+    };
+    parts.iter().take_while(fits).count().max(1)
+}
+
 /// Hands each task its disjoint slices of `memory`. Chunks come in file order and a plan places in file order, so
 /// each memory is split front to back.
 fn bind<'p, 'm: 'p>(
@@ -168,11 +187,16 @@ impl<S: Source> ChunkReader<'_, S> {
             let (offset, digest) = (chunk.offset, chunk.digest);
             let mut hasher = digest.map(|_| Hasher::new());
             let mut cursor = offset;
-            for part in chunk.parts {
-                cursor += match part {
-                    Target::Fill(memory) => self.fill(memory, cursor, hasher.as_mut(), lap)?,
-                    Target::Skip(bytes) => self.skip(bytes, cursor, hasher.as_mut(), scratch, lap)?,
+            let mut parts = chunk.parts;
+            let mut rest = parts.as_mut_slice();
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at_mut(read_together(rest));
+                cursor += match now {
+                    [Target::Fill(memory)] => self.fill(memory, cursor, hasher.as_mut(), lap)?,
+                    [Target::Skip(bytes)] => self.skip(*bytes, cursor, hasher.as_mut(), scratch, lap)?,
+                    several => self.scatter(several, cursor, hasher.as_mut(), scratch, lap)?,
                 };
+                rest = later;
             }
             self.finish(digest.zip(hasher), offset, cursor, lap)?;
             self.progress.advance(cursor - offset)?;
@@ -220,6 +244,30 @@ impl<S: Source> ChunkReader<'_, S> {
             let step = scratch.len().min(usize::try_from(bytes - done).unwrap_or(usize::MAX));
             done += self.fill(&mut scratch[..step], offset + done, hasher.as_deref_mut(), lap)?;
         }
+        Ok(bytes)
+    }
+
+    /// Reads `parts` at once and copies each to its place: a request costs more than copying some hundred bytes.
+    fn scatter(
+        &self,
+        parts: &mut [Target<'_>],
+        offset: u64,
+        hasher: Option<&mut Hasher>,
+        scratch: &mut Vec<u8>,
+        lap: &mut Lap<'_>,
+    ) -> Result<u64> {
+        scratch.resize(PIECE_BYTES, 0);
+        let bytes = parts.iter().map(Target::bytes).sum();
+        let mut filled = &mut scratch[..to_usize(bytes)];
+        self.fill(filled, offset, hasher, lap)?;
+        for part in parts {
+            let (now, later) = mem::take(&mut filled).split_at_mut(to_usize(part.bytes()));
+            if let Target::Fill(memory) = part {
+                memory.copy_from_slice(now);
+            }
+            filled = later;
+        }
+        lap.end(Stage::Read);
         Ok(bytes)
     }
 

@@ -1,0 +1,102 @@
+"""Loading into the memory that a model has: `in_place=True` and the op behind its usual case."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import flashpack
+import flashpack.ops
+import pytest
+import torch
+from helpers import assert_same, bits, flip_byte, noise, place_of
+from torch import Tensor, nn
+
+ops = torch.ops.flashpack
+
+
+class Many(nn.Module):
+    """Parameters of many sizes: most are read together, the large one by itself."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        for number in range(700):
+            shape = (number % 40, 3) if number % 7 else ()
+            self.register_parameter(f"p{number}", nn.Parameter(torch.randn(shape, generator=generator)))
+        self.large = nn.Parameter(torch.randn(700, 1000, generator=generator))
+        self.register_buffer("steps", torch.arange(seed, seed + 9))
+        self.register_buffer("scratch", torch.zeros(3), persistent=False)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "many.flashpack"
+    flashpack.pack_to_file(Many(1), path)
+    return path
+
+
+def addresses(model: nn.Module) -> dict[str, int]:
+    return {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_many_small_parameters_keep_their_memory(path: Path, verify: bool) -> None:
+    model = Many(2)
+    before = addresses(model)
+    flashpack.assign_from_file(model, path, in_place=True, verify=verify)
+    assert_same(model.state_dict(), Many(1).state_dict())
+    assert addresses(model) == before
+
+
+@pytest.mark.parametrize("name", ["p1", "p350", "large", "steps"])
+def test_damage_anywhere_is_noticed(name: str, path: Path) -> None:
+    flip_byte(path, place_of(path, name)[0])
+    with pytest.raises(flashpack.ChecksumError, match="is damaged"):
+        flashpack.assign_from_file(Many(2), path, in_place=True)
+
+
+def test_refill_fills_where_all_fits(path: Path) -> None:
+    given = {name: tensor.clone() for name, tensor in Many(2).state_dict().items()}
+    assert ops.refill(str(path), list(given), list(given.values()))
+    assert_same(given, Many(1).state_dict())
+
+
+def changed(given: dict[str, Tensor], how: str) -> dict[str, Tensor]:
+    given = dict(given)
+    match how:
+        case "a name less":
+            del given["large"]
+        case "a name more":
+            given["more"] = torch.zeros(2)
+        case "another name":
+            given["other"] = given.pop("large")
+        case "another shape":
+            given["large"] = torch.zeros(1000, 700)
+        case "another dtype":
+            given["large"] = torch.zeros(700, 1000, dtype=torch.int32)
+        case "strided":
+            given["large"] = torch.zeros(1000, 700).t()
+        case "sparse":
+            given["large"] = torch.zeros(700, 1000).to_sparse()
+    return given
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["a name less", "a name more", "another name", "another shape", "another dtype", "strided", "sparse"],
+)
+def test_refill_changes_nothing_where_something_does_not_fit(how: str, path: Path) -> None:
+    given = changed({name: tensor.clone() for name, tensor in Many(2).state_dict().items()}, how)
+    before = {name: bits(tensor.to_dense()) for name, tensor in given.items()}
+    assert not ops.refill(str(path), list(given), list(given.values()))
+    assert {name: bits(tensor.to_dense()) for name, tensor in given.items()} == before
+
+
+def test_refill_leaves_tied_records_to_the_general_case(tmp_path: Path) -> None:
+    path, tied = tmp_path / "tied.flashpack", noise(torch.float32, (4, 4))
+    flashpack.save_file({"one": tied, "other": tied}, path)
+    given = {"one": torch.zeros(4, 4), "other": torch.zeros(4, 4)}
+    assert not ops.refill(str(path), list(given), list(given.values()))
+    model = nn.ParameterDict(given)
+    flashpack.assign_from_file(model, path, in_place=True)
+    assert_same(model.state_dict(), {"one": tied, "other": tied})
