@@ -48,7 +48,7 @@ def test_wrong_bytes_are_told_and_never_timed(bench: Any, tmp_path: Path) -> Non
     runs = bench.Bench(SCALE, {MODEL: folder})
     damaged = bench.Case(MODEL, "lazy", "hot", "flashpack, eager=False", "flashpack", limit=False)
     (checked,) = runs.check([damaged])
-    (timed,) = runs.time([damaged], 1)
+    ((timed,),) = runs.time([damaged], 1)
     for row in (checked, timed):
         assert row["error"] == "ValueError: the bytes of layers.1.weight are not those that were written"
         assert row["checked"] == 0
