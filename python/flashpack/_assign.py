@@ -14,7 +14,7 @@ from ._in_place import fill, fill_all
 from ._load import load_tensors
 from ._match import Match, check_fit, match_tensors
 from ._options import LoadOptions
-from ._paths import StrPath, text_path
+from ._paths import StrPath, read_one_version, text_path
 from ._slots import find_slots
 from ._storage import iterate_from_flash_tensor, read_flashpack_file
 from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
@@ -95,7 +95,7 @@ def assign(model: nn.Module, path: StrPath, options: LoadOptions) -> Match:
     )
     match = match_tensors(mapped, slots, options, text)
     if options.in_place:
-        fill(text, match, mapped, device, options)
+        read_one_version(text, lambda: fill(text, match, mapped, device, options))
         return match
     keepsakes: dict[str, Any] = {}
     if options.keep_flash_ref_on_model:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._footer import get_flashpack_file_metadata
 from ._load import Device, load_tensors
-from ._paths import StrPath, text_path
+from ._paths import StrPath, read_one_version, text_path
 
 
 class TensorSlice:
@@ -43,11 +43,16 @@ class FlashPackFile:
     def __init__(self, path: StrPath, *, device: Device = "cpu", verify: bool | None = None) -> None:
         self._path = text_path(path)
         self._device = torch.device(device)
-        self._tensors: dict[str, Tensor] | None = load_tensors(
-            self._path, torch.device("cpu"), eager=False, verify=verify
+        self._tensors: dict[str, Tensor] | None
+        # Both now: the file may be replaced while it is open, the mapping stays.
+        self._tensors, footer = read_one_version(
+            self._path,
+            lambda: (
+                load_tensors(self._path, torch.device("cpu"), eager=False, verify=verify),
+                get_flashpack_file_metadata(self._path),
+            ),
         )
-        # Read now: the file may be replaced while it is open, the mapping stays.
-        self._metadata: dict[str, str] = get_flashpack_file_metadata(self._path).get("metadata", {})
+        self._metadata: dict[str, str] = footer.get("metadata", {})
 
     def keys(self) -> list[str]:
         """The names of the tensors, in file order."""

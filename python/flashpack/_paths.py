@@ -7,15 +7,18 @@ import fcntl
 import glob
 import os
 import secrets
+import shutil
 import stat
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
+T = TypeVar("T")
 StrPath: TypeAlias = str | os.PathLike[str]
 
+_RENAMING_REFUSED = frozenset({errno.EBUSY, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP})
 _KEPT_NAME_BYTES = 180  # of a file system's 255: what a temporary name keeps of the destination's
 
 
@@ -31,6 +34,18 @@ def text_path(path: StrPath) -> str:
     if not text or "\0" in text:
         raise ValueError(f"not a path: {text!r}")
     return text
+
+
+def read_one_version(path: str, read: Callable[[], T]) -> T:
+    """`read()`, which opens `path` more than once; again while another file takes its place meanwhile."""
+    while True:
+        descriptor = os.open(path, os.O_PATH)  # held, so that no other file can get its number
+        try:
+            result = read()
+            if os.path.samestat(os.fstat(descriptor), Path(path).stat()):
+                return result
+        finally:
+            os.close(descriptor)
 
 
 def with_suffix(path: Path, old: Collection[str], new: str) -> Path:
@@ -64,15 +79,28 @@ def replacing(destination: Path) -> Iterator[Path]:
     prefix = f".{_shortened(target.name)}.flashpack-tmp-"
     _remove_abandoned(target.parent, prefix)
     temporary = target.with_name(f"{prefix}{secrets.token_hex(8)}")
-    with temporary.open("xb") as lock, _cleaning_up(temporary):
+    with _naming(target, temporary), temporary.open("xb") as lock, _cleaning_up(temporary):
         with suppress(OSError):  # without locks (some network file systems) abandoned files stay
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with suppress(FileNotFoundError):
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         yield temporary
-        _sync(temporary)
+        _sync(temporary, target)
+        _put_in_place(temporary, target)
+    _sync(target.parent, target.parent)
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Rename; where that is refused whatever the permissions (mount points, some FUSE), copy (as natively)."""
+    try:
         temporary.replace(target)
-    _sync(target.parent)
+    except OSError as error:
+        if error.errno not in _RENAMING_REFUSED:
+            raise
+        with temporary.open("rb") as new, target.open("wb") as copy:
+            shutil.copyfileobj(new, copy)
+        _sync(target, target)
+        temporary.unlink()
 
 
 def _refuse_irregular(target: Path) -> None:
@@ -89,6 +117,17 @@ def _shortened(name: str) -> str:
     if len(encoded) <= _KEPT_NAME_BYTES:
         return name
     return encoded[:_KEPT_NAME_BYTES].decode(errors="ignore")
+
+
+@contextmanager
+def _naming(target: Path, temporary: Path) -> Iterator[None]:
+    """Errors about the temporary file name its destination, which is what the caller knows."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename, error.filename2 = str(target), None
+        raise
 
 
 @contextmanager
@@ -111,9 +150,13 @@ def _remove_abandoned(folder: Path, prefix: str) -> None:
                     path.unlink()
 
 
-def _sync(path: Path) -> None:
+def _sync(path: Path, named: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk. Raises OSError that names `named`."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        what = "the folder" if path.is_dir() else "the file"
+        raise OSError(error.errno, f"cannot flush {what} to disk: {error.strerror}", str(named)) from None
     finally:
         os.close(descriptor)

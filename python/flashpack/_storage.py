@@ -13,7 +13,7 @@ from torch import Tensor
 from ._footer import get_flashpack_file_metadata
 from ._load import Device, load_blocks, load_tensors
 from ._names import is_ignored_tensor_name
-from ._paths import StrPath, text_path
+from ._paths import StrPath, read_one_version, text_path
 from ._progress import Silent
 from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 
@@ -53,9 +53,13 @@ def read_flashpack_file(
     `chunk_bytes` and `num_streams` are accepted and not needed. Errors as in `load_file`.
     """
     text = text_path(path)
-    footer = metadata or get_flashpack_file_metadata(text)
-    blocks = load_blocks(text, torch.device(device), eager=eager, verify=verify, silent=silent)
-    return FlashTensorStorage(blocks), footer
+
+    def read() -> tuple[FlashTensorStorage, dict[str, Any]]:
+        footer = metadata or get_flashpack_file_metadata(text)
+        blocks = load_blocks(text, torch.device(device), eager=eager, verify=verify, silent=silent)
+        return FlashTensorStorage(blocks), footer
+
+    return read_one_version(text, read)
 
 
 def iterate_from_flash_tensor(

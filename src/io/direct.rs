@@ -3,15 +3,12 @@
 use std::{
     fs::File,
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt as _},
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use rustix::{
-    fs::{Mode, OFlags},
-    io::Errno,
-};
+use rustix::{fs::OFlags, io::Errno};
 
 use super::{FileSource, Route, Source, residency::Why};
 
@@ -32,17 +29,18 @@ impl DirectFile {
     /// # Errors
     /// There is no failure, only the buffered file again.
     pub fn new(buffered: FileSource) -> Result<Self, FileSource> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECT;
-        match rustix::fs::open(buffered.path(), flags, Mode::empty()) {
+        // Not waiting: by now the path may name a pipe.
+        let direct = (OFlags::DIRECT | OFlags::NONBLOCK).bits().cast_signed();
+        match File::options().read(true).custom_flags(direct).open(buffered.path()) {
             Ok(direct) if same_file(buffered.file(), &direct) => {
-                Ok(Self { buffered, direct: direct.into(), refused: AtomicBool::new(false) })
+                Ok(Self { buffered, direct, refused: AtomicBool::new(false) })
             }
             Ok(_) | Err(_) => Err(buffered),
         }
     }
 }
 
-fn same_file(one: &File, other: &impl std::os::fd::AsFd) -> bool {
+fn same_file(one: &File, other: &File) -> bool {
     match (rustix::fs::fstat(one), rustix::fs::fstat(other)) {
         (Ok(one), Ok(other)) => (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino),
         _ => false,

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions, Permissions},
-    io::{self, Write as _},
+    io::{self, Seek as _, Write as _},
     os::{
         fd::AsRawFd as _,
         unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
@@ -92,15 +92,26 @@ impl AtomicFile {
 
     /// Makes the file durable and puts it in the destination's place; returns its length in bytes.
     ///
+    /// Where the file system has no renaming, or the destination is a mount point (a file that a container was given),
+    /// the finished file is copied over the destination instead. That is not one step: whoever reads meanwhile, or
+    /// after a crash, finds a file without a trailer, and mappings of the old file change.
+    ///
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io); the destination is then what it was, unless only flushing its folder
-    /// failed.
+    /// or such a copy failed.
     pub fn commit(mut self) -> Result<u64> {
         let path = self.destination.clone();
         let bytes = self.file.metadata().during("cannot stat", &path)?.len();
         self.file.sync_all().during("cannot flush to disk", &path)?;
-        fs::rename(&self.temp, &path).during("cannot put the new file in place of", &path)?;
-        self.committed = true;
+        match fs::rename(&self.temp, &path) {
+            Err(error) if is_renaming_refused(&error) => {
+                self.copy_over().during("cannot copy over", &path)?
+            }
+            renamed => {
+                renamed.during("cannot put the new file in place of", &path)?;
+                self.committed = true;
+            }
+        }
         let folder = folder_of(&path);
         let synced = File::open(folder).and_then(|folder| folder.sync_all());
         match synced {
@@ -108,6 +119,14 @@ impl AtomicFile {
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => Ok(bytes),
             synced => synced.during("cannot flush the folder to disk", folder).map(|()| bytes),
         }
+    }
+
+    fn copy_over(&mut self) -> io::Result<()> {
+        self.file.rewind()?;
+        let mut destination =
+            OpenOptions::new().write(true).create(true).truncate(true).open(&self.destination)?;
+        io::copy(&mut self.file, &mut destination)?;
+        destination.sync_all()
     }
 
     /// Reserves disk blocks without changing the length. File systems that cannot reserve are written to as they are.
@@ -144,6 +163,13 @@ fn start_writeback(file: &File, offset: u64, bytes: u64) {
             libc::SYNC_FILE_RANGE_WRITE,
         );
     }
+}
+
+/// Whether no file can be renamed to the destination, whatever its permissions.
+fn is_renaming_refused(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let refusals = [Errno::BUSY, Errno::XDEV, Errno::NOSYS, Errno::OPNOTSUPP];
+    refusals.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// Folders cannot be replaced by a file, device nodes and pipes must not be.

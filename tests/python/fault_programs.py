@@ -1,0 +1,340 @@
+"""Loads and saves whose system calls fail one after the other; run with faultio's library preloaded.
+
+    python fault_programs.py FOLDER [NAME…]
+
+Each program injects a fault at every call of its kind, checks what came of it, and is printed with the number of
+faults. An assertion that fails ends the run.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import flashpack
+import torch
+from faultio import Faults, at_every_call
+from flashpack import deserialization
+from flashpack.commands import convert_to_flashpack, revert_from_flashpack
+from helpers import assert_same, bits, listing
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+Snapshot = dict[str, tuple[int, int, bytes]]
+
+
+class Model(nn.Module):
+    """Three dtypes, a buffer, a tie: 130 kB, read 4 KiB at a time."""
+
+    def __init__(self, value: float = 0) -> None:
+        super().__init__()
+        self.body = nn.Linear(128, 128)
+        self.half = nn.Linear(64, 128).half()
+        self.head = nn.Linear(128, 128)
+        self.head.weight = self.body.weight
+        self.norm = nn.BatchNorm1d(8)
+        with torch.no_grad():
+            for tensor in self.state_dict().values():
+                tensor.fill_(value)
+
+
+def snapshot(model: nn.Module) -> Snapshot:
+    """Identity, place and bits of every tensor."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {name: (id(tensor), tensor.data_ptr(), bits(tensor)) for name, tensor in tensors}
+
+
+def state(value: float) -> dict[str, Tensor]:
+    return Model(value).state_dict()
+
+
+def packed(folder: Path, value: float = 1) -> Path:
+    path = folder / "model.flashpack"
+    flashpack.pack_to_file(Model(value), path)
+    return path
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "eager": {"eager": True},
+    "lazy": {"eager": False},
+    "verified": {"eager": False, "verify": True},
+    "blocks kept": {"eager": True, "keep_flash_ref_on_model": True},
+}
+
+
+def load_wholly_or_not_at_all(
+    fault: Faults, path: Path, way: str, values: tuple[float, ...], *errors: type[Exception]
+) -> int:
+    """A load that must end with one of `values` everywhere, or with one of `errors` and nothing changed."""
+    model = Model()
+    before = snapshot(model)
+    try:
+        with fault:
+            flashpack.assign_from_file(model, path, **WAYS[way])
+    except errors as error:
+        assert snapshot(model) == before, "half a load"
+        if isinstance(error, OSError):
+            assert error.filename == str(path), error
+    else:
+        assert any(is_all(model.state_dict(), value) for value in values), "a mixture"
+    return fault.acts
+
+
+def is_all(tensors: dict[str, Tensor], value: float) -> bool:
+    return all(bits(tensors[name]) == bits(expected) for name, expected in state(value).items())
+
+
+def failing_reads(folder: Path) -> int:
+    """EIO at every read: an OSError that names the file, and the model is as it was."""
+    path = packed(folder)
+    return sum(
+        load_wholly_or_not_at_all(fault, path, way, (1,), OSError)
+        for way in WAYS
+        for fault in at_every_call(f"read:N:e{errno.EIO}", path)
+    )
+
+
+def failing_maps(folder: Path) -> int:
+    """A mapping that the system refuses: OSError or MemoryError, and the model is as it was."""
+    path = packed(folder)
+    return sum(
+        load_wholly_or_not_at_all(fault, path, way, (1,), kind)
+        for code, kind in ((errno.ENODEV, OSError), (errno.ENOMEM, MemoryError))
+        for way in WAYS
+        for fault in at_every_call(f"map:N:e{code}", path)
+    )
+
+
+def interrupted_reads(folder: Path) -> int:
+    """EINTR at every read, with reads of at most 1000 bytes: as if nothing had been."""
+    path = packed(folder)
+    total = 0
+    for fault in at_every_call(f"read:0:s1000,read:N:e{errno.EINTR}", path):
+        with fault:
+            loaded = flashpack.load_file(path, eager=True, verify=True)
+        assert_same(loaded, state(1))
+        total += fault.acts
+    assert total > 100, total
+    return total
+
+
+def refused_direct_reads(folder: Path) -> int:
+    """O_DIRECT refused at open, or at any read: through the page cache then. What is no refusal is an error."""
+    path = packed(folder)
+    os.environ["FLASHPACK_DIRECT_IO"] = "1"
+    opened, read = f"open{os.O_DIRECT:x}", f"read{os.O_DIRECT:x}"
+    total = 0
+    for rule in (f"{opened}:N:e{errno.EINVAL}", f"{read}:N:e{errno.EINVAL}"):
+        for fault in at_every_call(rule, path):
+            with fault:
+                loaded = flashpack.load_file(path, eager=True, verify=True)
+            assert_same(loaded, state(1))
+            report = flashpack.last_load()
+            assert report is not None
+            # Without any fault, reads are direct: else there was nothing to refuse.
+            assert report.direct == (fault.acts == 0 or rule.startswith("read"))
+            total += fault.acts
+    for fault in at_every_call(f"{read}:N:e{errno.EIO}", path):
+        total += load_wholly_or_not_at_all(fault, path, "eager", (1,), OSError)
+    assert total >= 3, total
+    del os.environ["FLASHPACK_DIRECT_IO"]
+    return total
+
+
+def truncations(folder: Path) -> int:
+    """The file is truncated before any read of an eager load."""
+    path = packed(folder)
+    whole = path.read_bytes()
+    total = 0
+    for length in (0, 5000, len(whole) - 1):
+        for fault in at_every_call(f"read:N:t{length}", path):
+            path.write_bytes(whole)
+            total += load_wholly_or_not_at_all(fault, path, "eager", (1,), OSError, flashpack.FlashPackError)
+    return total
+
+
+def doors(path: Path) -> Iterator[tuple[str, Callable[[], dict[str, Tensor]]]]:
+    """Every way to tensors, as a state dict."""
+
+    def by_model(**options: Any) -> Callable[[], dict[str, Tensor]]:
+        def load() -> dict[str, Tensor]:
+            model = Model()
+            flashpack.assign_from_file(model, path, **options)
+            return model.state_dict()
+
+        return load
+
+    def by_handle() -> dict[str, Tensor]:
+        with flashpack.open(path) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            assert float(file.metadata()["value"]) == tensors["norm.bias"][0].item(), (
+                "another file's metadata"
+            )
+            return tensors
+
+    def by_blocks(eager: bool) -> Callable[[], dict[str, Tensor]]:
+        def load() -> dict[str, Tensor]:
+            storage, footer = deserialization.read_flashpack_file(path, eager=eager)
+            return dict(deserialization.iterate_from_flash_tensor(storage, footer))
+
+        return load
+
+    for way, options in WAYS.items():
+        yield way, by_model(**options)
+    yield "in place", by_model(in_place=True)
+    yield "handle", by_handle
+    yield "blocks", by_blocks(True)
+    yield "mapped blocks", by_blocks(False)
+
+
+def replacements(folder: Path) -> int:
+    """Another version, in another order, takes the file's place before any read: all of the one or of the other."""
+    path, other = folder / "model.flashpack", folder / "other"
+    total = 0
+    for name, door in doors(path):
+        for fault in at_every_call("read:N:r", path, other):
+            flashpack.save_file(state(1), path, {"value": "1"})
+            order = sorted(state(2))
+            flashpack.pack_to_file(state(2), other, name_order=order, metadata={"value": "2"})
+            with fault:
+                tensors = door()
+            assert is_all(tensors, 1) or is_all(tensors, 2), f"{name}: a mixture"
+            total += fault.acts
+    return total
+
+
+SAVES: dict[str, Callable[[Path, Path], object]] = {
+    "model.flashpack": lambda source, path: flashpack.pack_to_file(Model(2), path),  # noqa: ARG005
+    "converted.flashpack": lambda source, path: convert_to_flashpack(
+        source.with_suffix(".safetensors"), path
+    ),
+    "reverted.safetensors": lambda source, path: revert_from_flashpack(source, path),
+    "reverted.pt": lambda source, path: revert_from_flashpack(source, path),
+}
+
+
+def saves(folder: Path) -> Iterator[tuple[Path, Callable[[], object], bytes]]:
+    """For each kind of file: its path, how to write it, and what it then holds."""
+    source = folder / "source.flashpack"
+    flashpack.pack_to_file(Model(2), source)
+    save_file({"a": torch.ones(1 << 15)}, source.with_suffix(".safetensors"))
+    for name, save in SAVES.items():
+        path = folder / "out" / name
+
+        def write(save: Callable[[Path, Path], object] = save, path: Path = path) -> object:
+            return save(source, path)
+
+        write()
+        yield path, write, path.read_bytes()
+        path.unlink()
+
+
+def failing_writes(folder: Path) -> int:
+    """Every open, write, fsync and rename of a save fails in turn: OSError, the old file, and nothing else."""
+    codes = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    total = 0
+    for path, write, new in saves(folder):
+        for call, code in itertools.product(("open", "write", "sync", "rename"), codes):
+            for fault in at_every_call(f"{call}:N:e{code}", path.parent):
+                path.write_bytes(b"old")
+                caught = None
+                try:
+                    with fault:
+                        write()
+                except OSError as error:
+                    caught = error
+                assert listing(path.parent) == {path.name}
+                if caught is None:
+                    assert fault.acts == 0, f"{call} failed and nobody said so"
+                    assert path.read_bytes() == new
+                else:
+                    assert caught.errno == code
+                    # After the rename only flushing the folder can fail: what is in place is the new file.
+                    flushed = caught.filename == str(path.parent)
+                    assert flushed or caught.filename == str(path), caught
+                    assert path.read_bytes() == (new if flushed else b"old")
+                total += fault.acts
+    return total
+
+
+def short_writes(folder: Path) -> int:
+    """Writes take 5000 bytes at most, and one after the other is interrupted: the file is the same."""
+    total = 0
+    for path, write, new in saves(folder):
+        for fault in at_every_call(f"write:0:s5000,write:N:e{errno.EINTR}", path.parent):
+            with fault:
+                write()
+            assert path.read_bytes() == new
+            total += fault.acts
+    return total
+
+
+def refused_renames(folder: Path) -> int:
+    """Where nothing can be renamed the new file is copied over the old one."""
+    total = 0
+    for path, write, new in saves(folder):
+        for code in (errno.EBUSY, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP):
+            for old in (None, b"old" * len(new)):
+                path.unlink(missing_ok=True)
+                if old is not None:
+                    path.write_bytes(old)
+                    path.chmod(0o640)
+                with Faults(f"rename:0:e{code}", path) as refused:
+                    write()
+                assert refused.acts == 1
+                assert path.read_bytes() == new
+                assert listing(path.parent) == {path.name}
+                assert old is None or path.stat().st_mode & 0o777 == 0o640
+                total += refused.acts
+    return total
+
+
+def killed_saves(folder: Path) -> int:
+    """SIGKILL before every open, write, fsync and rename: the old bytes or the new ones, and the rest is swept."""
+    total = 0
+    for path, write, new in saves(folder):
+        for number in range(1, 1000):
+            path.write_bytes(b"old")
+            child = os.fork()
+            if child == 0:
+                with Faults(f"any:{number}:k", path.parent):
+                    write()
+                os._exit(0)
+            killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert killed in (0, -9), killed
+            assert path.read_bytes() in ((b"old", new) if killed else (new,)), "torn"
+            for stale in listing(path.parent) - {path.name}:
+                os.utime(path.with_name(stale), (0, 0))
+            write()
+            assert listing(path.parent) == {path.name}, "not swept"
+            if not killed:
+                break
+            total += 1
+    return total
+
+
+PROGRAMS = {
+    program.__name__: program
+    for program in (
+        *(failing_reads, failing_maps, interrupted_reads, refused_direct_reads, truncations, replacements),
+        *(failing_writes, short_writes, refused_renames, killed_saves),
+    )
+}
+
+
+def main(folder: Path, names: list[str]) -> None:
+    os.environ["FLASHPACK_READ_CHUNK_BYTES"] = "4096"
+    torch.set_num_threads(1)
+    for name in names or PROGRAMS:
+        place = folder / name
+        place.mkdir()
+        print(f"{name:<24}{PROGRAMS[name](place):>6} faults", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
