@@ -7,7 +7,7 @@ use flashpack::{
     Progress,
     format::{
         DType, Index,
-        checksum::{CHUNK_BYTES, Chunker},
+        checksum::{Algorithm, CHUNK_BYTES, Chunker, Digest},
         footer,
         layout::{Layout, Order, TensorSpec},
     },
@@ -29,7 +29,7 @@ fn specs(count: usize, elems: u64) -> Vec<TensorSpec> {
 fn index(count: usize) -> Index {
     let layout = Layout::new(&specs(count, 4096), Order::LargestFirst, 128, BTreeMap::new()).unwrap();
     let chunks = layout.payload_bytes().div_ceil(CHUNK_BYTES);
-    layout.into_index((0..chunks).collect())
+    layout.into_index(Algorithm::Xxh3, (0..chunks).map(Digest::Xxh3).collect())
 }
 
 fn footers(criterion: &mut Criterion) {
@@ -74,13 +74,15 @@ fn digests(criterion: &mut Criterion) {
     let bytes = vec![7_u8; 64 << 20];
     let mut group = criterion.benchmark_group("digest");
     group.throughput(Throughput::Bytes(bytes.len() as u64));
-    group.bench_function("64 MiB", |bencher| {
-        bencher.iter(|| {
-            let mut chunker = Chunker::new(CHUNK_BYTES);
-            chunker.update(black_box(&bytes));
-            chunker.finish()
+    for algorithm in Algorithm::ALL {
+        group.bench_function(format!("{}, 64 MiB", algorithm.name()), |bencher| {
+            bencher.iter(|| {
+                let mut chunker = Chunker::new(algorithm, CHUNK_BYTES);
+                chunker.update(black_box(&bytes));
+                chunker.finish()
+            });
         });
-    });
+    }
 }
 
 fn loads(criterion: &mut Criterion) {

@@ -284,11 +284,12 @@ void op_release_pinned_pool() { release_pinned(); }
 
 void op_pack(const std::string& path, const Names& names, const Tensors& tensors,
              std::optional<ScalarType> dtype, int64_t align_bytes, bool keep_order,
-             const std::optional<Names>& metadata, const std::optional<Tensor>& progress) {
+             const std::optional<Names>& metadata, const std::optional<std::string>& checksum,
+             const std::optional<Tensor>& progress) {
   check_counts(names, tensors);
   const auto specs = describe(names, tensors, dtype);
   auto file = pack(path, {specs.data(), specs.size()}, keep_order, align_bytes, metadata.value_or(Names{}),
-                   words(progress));
+                   checksum.value_or(""), words(progress));
   for (const size_t number : file->order()) {
     const Tensor plain = materialize(tensors[number], static_cast<ScalarType>(specs[number].dtype));
     const auto bytes = static_cast<size_t>(plain.numel()) * plain.element_size();
@@ -328,7 +329,7 @@ STABLE_TORCH_LIBRARY(flashpack, m) {
   m.def("set_data(Tensor(*!)[] tensors, Tensor[] values) -> ()");
   m.def(
       "pack(str path, str[] names, Tensor(*!)[] tensors, *, ScalarType? dtype=None, int align_bytes=128, "
-      "bool keep_order=False, str[]? metadata=None, Tensor? progress=None) -> ()");
+      "bool keep_order=False, str[]? metadata=None, str? checksum=None, Tensor? progress=None) -> ()");
   m.def("pinned_usage() -> int[]");
   m.def("release_pinned_pool() -> ()");
 }

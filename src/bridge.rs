@@ -21,6 +21,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     format::{
         DType,
+        checksum::Algorithm,
         layout::{self, Order},
     },
     load::{self, Block},
@@ -146,6 +147,7 @@ mod ffi {
             keep_order: bool,
             align_bytes: i64,
             metadata: &CxxVector<CxxString>,
+            checksum: &str,
             progress: ProgressWords,
         ) -> Result<Box<PackInProgress>>;
         fn order(self: &PackInProgress) -> &Vec<usize>;
@@ -298,9 +300,11 @@ fn pack(
     keep_order: bool,
     align_bytes: i64,
     metadata: &CxxVector<CxxString>,
+    checksum: &str,
     progress: ProgressWords,
 ) -> std::result::Result<Box<PackInProgress>, Tagged> {
     guarded(|| {
+        let algorithm = Algorithm::asked(Some(checksum).filter(|name| !name.is_empty()))?;
         let align_bytes = u64::try_from(align_bytes)
             .map_err(|_| Error::argument(format!("align_bytes must be >= 0, not {align_bytes}")))?;
         let order = if keep_order { Order::Given } else { Order::LargestFirst };
@@ -312,6 +316,7 @@ fn pack(
         let metadata: BTreeMap<_, _> =
             pairs.iter().map(|[key, value]| (key.clone(), value.clone())).collect();
         let packer = Packer::create(Path::new(path), &specs, order, align_bytes, metadata, progress.get())?;
+        let packer = packer.digested_by(algorithm);
         let order = packer.writes().iter().map(|write| write.tensor).collect();
         Ok(Box::new(PackInProgress { packer, order }))
     })

@@ -14,7 +14,7 @@ use crate::{
     convert,
     error::{Error, ErrorKind, Result},
     explain::explain,
-    format::{DEFAULT_ALIGN_BYTES, DType},
+    format::{DEFAULT_ALIGN_BYTES, DType, checksum::Algorithm},
     load::{Options, Place},
     plan::{Ignore, Selection},
     progress::Progress,
@@ -47,6 +47,9 @@ enum Request {
         ignore_suffixes: Vec<String>,
         #[serde(default)]
         metadata: Option<BTreeMap<String, String>>,
+        /// Name of the digest function.
+        #[serde(default)]
+        checksum: Option<String>,
     },
     /// FlashPack to safetensors.
     Revert { path: PathBuf, destination: PathBuf },
@@ -73,7 +76,7 @@ impl Request {
                 Ok(json!({
                     "payload_bytes": report.payload_bytes,
                     "verified_bytes": report.verified_bytes,
-                    "algorithm": report.algorithm,
+                    "algorithm": report.algorithm.map(Algorithm::name),
                     "load": Report::last().map(|load| load.to_json()),
                 })
                 .to_string())
@@ -87,6 +90,7 @@ impl Request {
                 ignore_prefixes,
                 ignore_suffixes,
                 metadata,
+                checksum,
             } => {
                 let unknown = |name: String| Error::argument(format!("Unsupported dtype: {name:?}"));
                 let dtype =
@@ -102,6 +106,7 @@ impl Request {
                         suffixes: &ignore_suffixes,
                     },
                     metadata: metadata.unwrap_or_default(),
+                    algorithm: Algorithm::asked(checksum.as_deref())?,
                 };
                 Ok(converted(convert::from_safetensors(request, progress)?))
             }

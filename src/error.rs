@@ -47,6 +47,8 @@ pub struct Error {
     errno: Option<i32>,
     path: Option<String>,
     message: String,
+    /// The byte of the file that it is about, if it is about one.
+    position: Option<u64>,
 }
 
 /// Shorthand for results of this crate.
@@ -56,7 +58,7 @@ impl Error {
     /// An error of `kind` that concerns no particular file yet; see [`Error::at`].
     #[must_use]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, errno: None, path: None, message: message.into() }
+        Self { kind, errno: None, path: None, message: message.into(), position: None }
     }
 
     /// The file is not what the format allows.
@@ -75,7 +77,8 @@ impl Error {
     #[must_use]
     pub fn io(action: &str, error: &io::Error) -> Self {
         let kind = if error.kind() == io::ErrorKind::OutOfMemory { ErrorKind::Memory } else { ErrorKind::Io };
-        Self { kind, errno: error.raw_os_error(), path: None, message: format!("{action}: {error}") }
+        let message = format!("{action}: {error}");
+        Self { kind, errno: error.raw_os_error(), path: None, message, position: None }
     }
 
     /// Names the file, unless an inner layer already named one.
@@ -85,6 +88,19 @@ impl Error {
             self.path = Some(path.display().to_string());
         }
         self
+    }
+
+    /// Says which byte of the file it is about; see [`Error::earlier`].
+    #[must_use]
+    pub const fn from_byte(mut self, position: u64) -> Self {
+        self.position = Some(position);
+        self
+    }
+
+    /// Of two errors the one about the earlier byte; an error about no byte goes before.
+    #[must_use]
+    pub fn earlier(self, other: Self) -> Self {
+        if other.position < self.position { other } else { self }
     }
 
     /// What class of error this is.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use crate::{
     error::{Error, ErrorKind, Result},
     format::{
-        checksum::{CHUNK_BYTES, Chunker},
+        checksum::{Algorithm, CHUNK_BYTES, Chunker},
         footer,
         layout::{Layout, Order, TensorSpec, Write},
     },
@@ -45,11 +45,18 @@ impl<'a> Packer<'a> {
         let layout = Layout::new(tensors, order, align_bytes, metadata)?;
         let file = AtomicFile::create(destination, layout.payload_bytes())?;
         progress.start(layout.payload_bytes());
-        let chunker = Chunker::new(CHUNK_BYTES);
+        let chunker = Chunker::new(Algorithm::default(), CHUNK_BYTES);
         let mut this =
             Self { file, layout, next: 0, missing: 0, position: 0, chunker, gathered: Vec::new(), progress };
         this.begin_piece()?;
         Ok(this)
+    }
+
+    /// Makes the digests by `algorithm` instead of XXH3. For a file without any bytes yet.
+    #[must_use]
+    pub fn digested_by(self, algorithm: Algorithm) -> Self {
+        assert!(self.position == 0, "the digests are of all bytes");
+        Self { chunker: Chunker::new(algorithm, CHUNK_BYTES), ..self }
     }
 
     /// Which tensors' bytes are wanted, in which order. Tied tensors appear once, tensors without elements never.
@@ -93,7 +100,7 @@ impl<'a> Packer<'a> {
             ));
         }
         self.pad_to(self.layout.payload_bytes())?;
-        let index = self.layout.into_index(self.chunker.finish());
+        let index = self.layout.into_index(self.chunker.algorithm(), self.chunker.finish());
         let json = footer::render(&index);
         self.gathered.extend_from_slice(json.as_bytes());
         self.gathered.extend_from_slice(&footer::trailer(json.as_bytes()));

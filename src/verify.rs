@@ -4,7 +4,7 @@ use std::{path::Path, time::Instant};
 
 use crate::{
     error::Result,
-    format::Checksums,
+    format::{Checksums, checksum::Algorithm},
     io::{self, Route, Source, read::ChunkReader},
     options::Environment,
     plan::{Chunk, Part},
@@ -14,20 +14,20 @@ use crate::{
 };
 
 /// What [`verify`] found in a sound file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
     /// Bytes of the payload.
     pub payload_bytes: u64,
     /// Bytes compared with digests: the whole payload, or none.
     pub verified_bytes: u64,
     /// The digest function, if the file has digests this library knows.
-    pub algorithm: Option<String>,
+    pub algorithm: Option<Algorithm>,
 }
 
 /// Checks the footer of the file at `path` and, if it has digests, every byte of its payload, padding included.
 ///
 /// # Errors
-/// As [`Reader::open`]; [`ErrorKind::Checksum`](crate::ErrorKind::Checksum) names the first damaged chunk found, its
+/// As [`Reader::open`]; [`ErrorKind::Checksum`](crate::ErrorKind::Checksum) names the first damaged chunk, its
 /// bytes and the tensors in them.
 pub fn verify(path: &Path, progress: Progress<'_>) -> Result<Report> {
     let began = Instant::now();
@@ -62,7 +62,7 @@ fn check<S: Source>(reader: &Reader<S>, progress: Progress<'_>, clock: &Clock) -
     progress.start(payload_bytes);
     let chunks = ChunkReader { source: reader.source(), index: reader.index(), progress, clock };
     io::read::read(&chunks, &tasks, Vec::new(), threads)?;
-    let algorithm = Some(checksums.algorithm().to_owned());
+    let algorithm = Some(checksums.algorithm());
     Ok((Report { payload_bytes, verified_bytes: payload_bytes, algorithm }, threads))
 }
 

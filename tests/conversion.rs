@@ -8,7 +8,7 @@ use common::{pack, tensor};
 use flashpack::{
     ErrorKind, Progress, Reader,
     convert::{self, Request},
-    format::{DType, layout::Order},
+    format::{DType, checksum::Algorithm, layout::Order},
     load::{self, Options},
     plan::{Ignore, Selection},
 };
@@ -22,6 +22,7 @@ fn request<'a>(sources: &'a [PathBuf], destination: &'a std::path::Path) -> Requ
         align_bytes: 128,
         ignore: Ignore::default(),
         metadata: BTreeMap::new(),
+        algorithm: Algorithm::Xxh3,
     }
 }
 

@@ -12,7 +12,7 @@ use flashpack::{
     device::{pool, transfer},
     format::{
         DType, Index,
-        checksum::CHUNK_BYTES,
+        checksum::{Algorithm, CHUNK_BYTES, Digest},
         layout::{Layout, Order, TensorSpec},
     },
     plan::{Chunk, Ignore, Mode, ReadPlan, Selection, Settings, Verify},
@@ -66,7 +66,7 @@ fn index(size: u64) -> Index {
     let specs: Vec<_> = large.chain(small).collect();
     let layout = Layout::new(&specs, Order::LargestFirst, 128, BTreeMap::new()).unwrap();
     let chunks = layout.payload_bytes().div_ceil(CHUNK_BYTES);
-    let index = layout.into_index((0..chunks).collect());
+    let index = layout.into_index(Algorithm::Xxh3, (0..chunks).map(Digest::Xxh3).collect());
     assert!(index.payload_bytes().abs_diff(size * GB) < size * GB / 100);
     index
 }

@@ -9,7 +9,9 @@ use common::{execute, load, models, packed, settings};
 use flashpack::{
     ErrorKind, Reader,
     format::{
-        BLOCK_ALIGN_BYTES, footer,
+        BLOCK_ALIGN_BYTES,
+        checksum::Algorithm,
+        footer,
         layout::{Layout, Order, TensorSpec},
     },
     io::memory::{Faults, MemorySource},
@@ -30,7 +32,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_laid_out_parses_back(models in models(), align in alignments(), given in any::<bool>()) {
+    fn what_is_laid_out_parses_back(models in models(), align in alignments(), given in any::<bool>(), algorithm in prop::sample::select(&Algorithm::ALL[..])) {
         let specs: Vec<TensorSpec> = models.iter().map(|tensor| tensor.spec.clone()).collect();
         let order = if given { Order::Given } else { Order::LargestFirst };
         let metadata = BTreeMap::from([("k\u{e9}y".to_owned(), "\"value\"\n".to_owned())]);
@@ -42,8 +44,8 @@ proptest! {
             end = write.offset + write.bytes;
         }
         prop_assert!(end <= payload, "only blocks without elements follow the last bytes");
-        let digests = vec![7; payload.div_ceil(1 << 20) as usize];
-        let index = layout.into_index(digests);
+        let digests = vec![algorithm.digest(b"a chunk"); payload.div_ceil(1 << 20) as usize];
+        let index = layout.into_index(algorithm, digests);
         for block in index.blocks() {
             prop_assert_eq!(block.offset() % BLOCK_ALIGN_BYTES, 0);
         }

@@ -38,6 +38,8 @@ def convert_to_flashpack(
     use_transformers: bool = False,
     use_diffusers: bool = False,
     silent: bool | None = True,
+    *,
+    checksum: str | None = None,
     **kwargs: Any,
 ) -> str:
     """Convert to a FlashPack file and return its path.
@@ -51,7 +53,7 @@ def convert_to_flashpack(
     defaults to the source with its suffix swapped, `model[.variant].flashpack` in the source folder, or, for
     a repository, `<its name>[-subfolder][.variant].flashpack` in the working directory.
 
-    `dtype` casts floating tensors only. Further arguments: `subfolder`, `variant`; `revision`, `token`,
+    `dtype` casts floating tensors only; `checksum` as in `pack_to_file`. Further arguments: `subfolder`, `variant`; `revision`, `token`,
     `cache_dir`, `local_files_only`, `force_download` for repositories; with a library, more of its
     from_pretrained's.
 
@@ -67,6 +69,7 @@ def convert_to_flashpack(
             "ignore_suffixes": name_tuple("ignore_suffixes", ignore_suffixes),
         },
         silent,
+        checksum,
     )
     source = model_or_state_dict_or_path_or_repo_id
     if isinstance(source, str | os.PathLike):
@@ -92,6 +95,7 @@ class _Wishes:
     dtype: str | None
     ignore: Mapping[str, tuple[str, ...]]
     silent: bool | None
+    checksum: str | None
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in _NATIVE_CASTS:
@@ -171,6 +175,7 @@ def _stream(sources: Sources, destination: Path, wishes: _Wishes) -> None:
             dtype=wishes.dtype,
             align_bytes=DEFAULT_ALIGN_BYTES,
             metadata=None,
+            checksum=wishes.checksum,
             **wishes.ignore,
         ),
         label="Converting",
@@ -195,4 +200,4 @@ def _pack(
 
     dtype = None if wishes.dtype is None else string_to_dtype(wishes.dtype)
     kept = filter_state_dict(state, **wishes.ignore)
-    pack_to_file(kept, destination, dtype, silent=wishes.silent, metadata=metadata)
+    pack_to_file(kept, destination, dtype, silent=wishes.silent, metadata=metadata, checksum=wishes.checksum)

@@ -149,6 +149,7 @@ def pack(
     align_bytes: int,
     keep_order: bool,
     metadata: Mapping[str, str],
+    checksum: str | None,
     counter: Counter | None,
 ) -> None:
     """Write `tensors` to `path`, atomically. Tensors that are the same memory are stored once."""
@@ -162,6 +163,7 @@ def pack(
         align_bytes=align_bytes,
         keep_order=keep_order,
         metadata=pairs,
+        checksum=checksum,
         progress=_progress(counter),
     )
 

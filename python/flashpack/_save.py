@@ -29,6 +29,7 @@ def pack_to_file(
     num_workers: int = DEFAULT_NUM_WRITE_WORKERS,  # noqa: ARG001 (0.4.5's signature)
     *,
     metadata: Mapping[str, str] | None = None,
+    checksum: str | None = None,
 ) -> None:
     """Write a model's state dict, or a dict of tensors, to one FlashPack file.
 
@@ -37,6 +38,9 @@ def pack_to_file(
     come first. `align_bytes` aligns every tensor's start, 0 packs densely. Tensors that are the same
     memory (tied weights) are stored once and load tied. `metadata` is kept as text beside the tensors.
     `num_workers` is accepted and not needed.
+
+    `checksum` names the digest function: "xxh3_64" (the default: finds accidents, at the speed of memory), or
+    "blake3", with which `checksums.footer` of the footer is a cryptographic root of everything in the file.
 
     Raises ValueError for an empty state dict, for what is not a plain tensor with data (extra state,
     None, sparse, quantized, nested, meta… named with the reason) and for unsuitable options; OSError when
@@ -60,14 +64,19 @@ def pack_to_file(
         align_bytes=align_bytes,
         keep_order=name_order is not None,
         metadata=_checked_metadata(metadata or {}),
+        checksum=checksum,
     )
 
 
 def save_file(
-    tensors: Mapping[str, Tensor], path: StrPath, metadata: Mapping[str, str] | None = None
+    tensors: Mapping[str, Tensor],
+    path: StrPath,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    checksum: str | None = None,
 ) -> None:
     """Write a dict of tensors, with optional {str: str} metadata; the counterpart of `load_file`."""
-    pack_to_file(tensors, path, metadata=metadata)
+    pack_to_file(tensors, path, metadata=metadata, checksum=checksum)
 
 
 def _write(path: str, tensors: dict[str, Tensor], *, silent: bool | None, **options: Any) -> None:

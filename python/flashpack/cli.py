@@ -61,6 +61,7 @@ def main() -> None:
 @click.option("--ignore-names", multiple=True, help="Leave out the tensor of this name (repeatable).")
 @click.option("--ignore-prefixes", multiple=True, help="Leave out names that start so (repeatable).")
 @click.option("--ignore-suffixes", multiple=True, help="Leave out names that end so (repeatable).")
+@click.option("--checksum", help="What makes the digests: xxh3_64, the default, or blake3.")
 @click.option("--use-transformers", is_flag=True, help="Let transformers load the model.")
 @click.option("--use-diffusers", is_flag=True, help="Let diffusers load the model.")
 @_VERBOSE

@@ -76,11 +76,22 @@ class FlashPackMixin:
         align_bytes: int = DEFAULT_ALIGN_BYTES,
         silent: bool = False,
         num_workers: int = DEFAULT_NUM_WRITE_WORKERS,
+        *,
+        checksum: str | None = None,
     ) -> None:
         """Write this model to a FlashPack file: `pack_to_file`."""
         if not isinstance(self, nn.Module):
             raise TypeError(f"save_flashpack needs a torch.nn.Module, not {type(self).__name__}")
-        pack_to_file(self, destination_path, target_dtype, name_order, align_bytes, silent, num_workers)
+        pack_to_file(
+            self,
+            destination_path,
+            target_dtype,
+            name_order,
+            align_bytes,
+            silent,
+            num_workers,
+            checksum=checksum,
+        )
 
     @classmethod
     def _options(cls, arguments: dict[str, Any]) -> LoadOptions:

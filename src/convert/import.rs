@@ -12,6 +12,7 @@ use crate::{
     error::{At, Error, ErrorKind, Result, zeroed},
     format::{
         DType,
+        checksum::Algorithm,
         layout::{Order, TensorSpec},
     },
     io::{FileSource, Source},
@@ -38,6 +39,8 @@ pub struct Request<'a> {
     pub ignore: Ignore<'a>,
     /// Strings for the new footer, over those of the sources.
     pub metadata: BTreeMap<String, String>,
+    /// What makes the digests.
+    pub algorithm: Algorithm,
 }
 
 /// Converts, holding a few megabytes in memory whatever the size of the model.
@@ -59,10 +62,11 @@ pub fn from_safetensors(request: Request<'_>, progress: Progress<'_>) -> Result<
     }
     metadata.extend(request.metadata);
     let specs: Vec<TensorSpec> = pieces.iter().map(|piece| piece.spec.clone()).collect();
-    let Request { sources, destination, align_bytes, .. } = request;
+    let Request { sources, destination, align_bytes, algorithm, .. } = request;
     let mut packer =
         Packer::create(destination, &specs, Order::LargestFirst, align_bytes, metadata, progress)
-            .at(destination)?;
+            .at(destination)?
+            .digested_by(algorithm);
     let order: Vec<usize> = packer.writes().iter().map(|write| write.tensor).collect();
     let mut streamer = Streamer { sources, open: None, buffer: Vec::new(), cast: Vec::new() };
     for tensor in order {

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     device::HostBuffer,
     error::Result,
-    format::checksum::Hasher,
+    format::checksum::{Algorithm, Hasher},
     io::{
         Source,
         read::{Work, run_threads},
@@ -87,15 +87,15 @@ pub fn reading<S: Source>(source: &S, payload_bytes: u64, threads: usize, reused
     Ok(Rate::since(began, total.into_inner()))
 }
 
-/// Computes digests with `threads` threads.
+/// Computes digests by `algorithm` with `threads` threads.
 ///
 /// # Errors
 /// If a thread fails.
-pub fn hashing(threads: usize) -> Result<Rate> {
+pub fn hashing(algorithm: Algorithm, threads: usize) -> Result<Rate> {
     let began = Instant::now();
     run_threads(threads, || {
         let bytes = vec![7_u8; HASH_BYTES];
-        let mut hasher = Hasher::new();
+        let mut hasher = Hasher::new(algorithm);
         (0..HASH_ROUNDS).for_each(|_| hasher.update(&bytes));
         black_box(hasher.finish());
         Ok(())

@@ -11,7 +11,6 @@ use measure::Rate;
 use crate::{
     device::{pool, transfer},
     error::Result,
-    format::Checksums,
     io::{
         Input, Source,
         prefetch::{self, Verdict},
@@ -46,7 +45,7 @@ fn source(prepared: &Prepared) -> Value {
         "cached_part": route.residency.map(Residency::part),
         "direct": route.direct,
         "why": route.why.text(),
-        "algorithm": index.checksums().map(Checksums::algorithm),
+        "algorithm": index.checksums().map(|checksums| checksums.algorithm().name()),
     })
 }
 
@@ -81,7 +80,8 @@ fn bound(prepared: Prepared) -> Result<Value> {
     let (threads, verified) = (plan.threads.max(1), plan.verified_bytes());
     let from_disk = prepared.route.is_from_disk();
     let copy = measure::copying(threads.min(processors()))?;
-    let hash = (verified > 0).then(|| measure::hashing(threads)).transpose()?;
+    let digests = prepared.index.checksums().filter(|_| verified > 0);
+    let hash = digests.map(|digests| measure::hashing(digests.algorithm(), threads)).transpose()?;
     let (source, source_seconds) = reading(prepared)?;
     let hash_seconds = hash.map_or(0.0, |rate| rate.seconds(verified));
     let seconds = if from_disk { source_seconds.max(hash_seconds) } else { source_seconds + hash_seconds };

@@ -1,58 +1,153 @@
 //! Digests of the payload's chunks and of the index.
 
-use std::{hash::Hasher as _, mem};
+use std::{fmt, hash::Hasher as _};
 
 use twox_hash::XxHash3_64;
 
 use super::{Index, Macroblock};
+use crate::error::{Error, Result};
 
-/// A 64-bit digest.
-pub type Digest = u64;
-
-/// The digest function this library writes: XXH3, 64 bits, no seed.
-pub const ALGORITHM: &str = "xxh3_64";
 /// Payload bytes behind one digest in files this library writes: fits a core's cache beside its source and costs
-/// 16 footer characters per MiB.
+/// 16 footer characters per MiB (64 with BLAKE3).
 pub const CHUNK_BYTES: u64 = 1 << 20;
 /// Smallest chunk a reader accepts: below a page the digests would outweigh what they protect.
 pub const MIN_CHUNK_BYTES: u64 = 4096;
 
-/// The digest of `bytes`.
-#[must_use]
-pub fn digest(bytes: &[u8]) -> Digest {
+/// A digest function.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Algorithm {
+    /// XXH3, 64 bits, no seed: finds accidents.
+    #[default]
+    Xxh3,
+    /// BLAKE3, 256 bits: finds forgeries, too, for whoever knows the digest of the index from elsewhere.
+    Blake3,
+}
+
+impl Algorithm {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Xxh3, Self::Blake3];
+
+    /// What it is called in a footer.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Xxh3 => "xxh3_64",
+            Self::Blake3 => "blake3",
+        }
+    }
+
+    /// The algorithm of that name, if this library knows it.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
+    }
+
+    /// The algorithm that a caller names, or the default.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a name that is none.
+    pub fn asked(name: Option<&str>) -> Result<Self> {
+        name.map_or(Ok(Self::default()), |name| {
+            Self::from_name(name).ok_or_else(|| {
+                let known = Self::ALL.map(Self::name).join(" or ");
+                Error::argument(format!("unknown checksum {name:?}: expected {known}"))
+            })
+        })
+    }
+
+    /// Hexadecimal digits of a digest.
+    #[must_use]
+    pub const fn digits(self) -> usize {
+        match self {
+            Self::Xxh3 => 16,
+            Self::Blake3 => 64,
+        }
+    }
+
+    /// The digest that `digits` spell.
+    #[must_use]
+    pub fn parse(self, digits: &str) -> Option<Digest> {
+        match self {
+            _ if digits.len() != self.digits() || digits.starts_with('+') => None,
+            Self::Xxh3 => u64::from_str_radix(digits, 16).ok().map(Digest::Xxh3),
+            Self::Blake3 => blake3::Hash::from_hex(digits).ok().map(|hash| Digest::Blake3(*hash.as_bytes())),
+        }
+    }
+
+    /// The digest of `bytes`.
+    #[must_use]
+    pub fn digest(self, bytes: &[u8]) -> Digest {
+        match self {
+            Self::Xxh3 => Digest::Xxh3(xxh3(bytes)),
+            Self::Blake3 => Digest::Blake3(*blake3::hash(bytes).as_bytes()),
+        }
+    }
+}
+
+/// The XXH3 of `bytes`, for tables that stay in memory.
+pub(super) fn xxh3(bytes: &[u8]) -> u64 {
     XxHash3_64::oneshot(bytes)
 }
 
+/// A digest; shown in hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Digest {
+    /// Of [`Algorithm::Xxh3`].
+    Xxh3(u64),
+    /// Of [`Algorithm::Blake3`].
+    Blake3([u8; 32]),
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Xxh3(digest) => write!(f, "{digest:016x}"),
+            Self::Blake3(digest) => digest.iter().try_for_each(|byte| write!(f, "{byte:02x}")),
+        }
+    }
+}
+
 /// Digests bytes that come in pieces.
-pub struct Hasher(XxHash3_64);
+pub enum Hasher {
+    /// By [`Algorithm::Xxh3`].
+    Xxh3(Box<XxHash3_64>),
+    /// By [`Algorithm::Blake3`].
+    Blake3(Box<blake3::Hasher>),
+}
 
 impl Hasher {
     /// Starts without any bytes.
     #[must_use]
-    pub fn new() -> Self {
-        Self(XxHash3_64::new())
+    pub fn new(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::Xxh3 => Self::Xxh3(Box::new(XxHash3_64::new())),
+            Algorithm::Blake3 => Self::Blake3(Box::new(blake3::Hasher::new())),
+        }
     }
 
     /// Takes the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
-        self.0.write(bytes);
+        match self {
+            Self::Xxh3(hasher) => hasher.write(bytes),
+            Self::Blake3(hasher) => {
+                hasher.update(bytes);
+            }
+        }
     }
 
     /// The digest of all bytes taken.
     #[must_use]
     pub fn finish(&self) -> Digest {
-        self.0.finish()
-    }
-}
-
-impl Default for Hasher {
-    fn default() -> Self {
-        Self::new()
+        match self {
+            Self::Xxh3(hasher) => Digest::Xxh3(hasher.finish()),
+            Self::Blake3(hasher) => Digest::Blake3(*hasher.finalize().as_bytes()),
+        }
     }
 }
 
 /// Digests a stream of payload bytes chunk by chunk.
 pub struct Chunker {
+    algorithm: Algorithm,
     chunk_bytes: u64,
     left: u64,
     hasher: Hasher,
@@ -65,9 +160,10 @@ impl Chunker {
     /// # Panics
     /// If `chunk_bytes` is 0.
     #[must_use]
-    pub fn new(chunk_bytes: u64) -> Self {
+    pub fn new(algorithm: Algorithm, chunk_bytes: u64) -> Self {
         assert!(chunk_bytes > 0, "a chunk holds at least one byte");
-        Self { chunk_bytes, left: chunk_bytes, hasher: Hasher::new(), digests: Vec::new() }
+        let hasher = Hasher::new(algorithm);
+        Self { algorithm, chunk_bytes, left: chunk_bytes, hasher, digests: Vec::new() }
     }
 
     /// Takes the payload's next bytes.
@@ -84,6 +180,12 @@ impl Chunker {
         }
     }
 
+    /// The function that makes the digests.
+    #[must_use]
+    pub const fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
     /// The digests of all bytes taken, the last chunk's included.
     #[must_use]
     pub fn finish(mut self) -> Vec<Digest> {
@@ -94,15 +196,17 @@ impl Chunker {
     }
 
     fn end_chunk(&mut self) {
-        self.digests.push(mem::take(&mut self.hasher).finish());
+        self.digests.push(self.hasher.finish());
+        self.hasher = Hasher::new(self.algorithm);
         self.left = self.chunk_bytes;
     }
 }
 
 /// The digest of everything in `index` that decides where bytes go and what they mean, digests of the payload
-/// included: lengths and numbers as little-endian `u64`, strings as length and UTF-8.
+/// included: lengths and numbers as little-endian `u64`, strings as length and UTF-8. By BLAKE3 this is a cryptographic
+/// root of the file.
 #[must_use]
-pub fn index_digest(index: &Index, chunk_bytes: u64, digests: &[Digest]) -> Digest {
+pub fn index_digest(index: &Index, algorithm: Algorithm, chunk_bytes: u64, digests: &[Digest]) -> Digest {
     let mut canonical = Canonical(Vec::new());
     canonical.text("flashpack index 1");
     canonical.number(index.align_bytes());
@@ -124,10 +228,13 @@ pub fn index_digest(index: &Index, chunk_bytes: u64, digests: &[Digest]) -> Dige
         canonical.text(key);
         canonical.text(value);
     }
-    canonical.text(ALGORITHM);
+    canonical.text(algorithm.name());
     canonical.number(chunk_bytes);
-    canonical.numbers(digests);
-    digest(&canonical.0)
+    canonical.number(digests.len() as u64);
+    for digest in digests {
+        canonical.digest(digest);
+    }
+    algorithm.digest(&canonical.0)
 }
 
 /// The bytes behind an index's digest: about as many as the footer's own, and digested at once, as a hasher fed number
@@ -143,6 +250,13 @@ impl Canonical {
         self.number(values.len() as u64);
         for &value in values {
             self.number(value);
+        }
+    }
+
+    fn digest(&mut self, digest: &Digest) {
+        match digest {
+            Digest::Xxh3(digest) => self.number(*digest),
+            Digest::Blake3(digest) => self.0.extend_from_slice(digest),
         }
     }
 
@@ -163,22 +277,44 @@ mod tests {
     use super::*;
 
     #[test]
-    fn digests_are_those_of_xxh3() {
-        // Test vectors of the xxHash specification's reference implementation, seed 0.
-        for (bytes, expected) in [(&b""[..], 0x2d06_8005_38d3_94c2), (b"abc", 0x78af_5f94_892f_3950)] {
-            assert_eq!(digest(bytes), expected);
+    fn digests_are_those_of_the_reference_implementations() {
+        // Test vectors of the xxHash specification's reference implementation, seed 0, and of BLAKE3's test_vectors.json.
+        for (algorithm, bytes, expected) in [
+            (Algorithm::Xxh3, &b""[..], "2d06800538d394c2"),
+            (Algorithm::Xxh3, b"abc", "78af5f94892f3950"),
+            (Algorithm::Blake3, b"", "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"),
+            (Algorithm::Blake3, b"\0", "2d3adedff11b61f14c886e35afa036736dcd87a74d27b5c1510225d0f592e213"),
+        ] {
+            let digest = algorithm.digest(bytes);
+            assert_eq!(digest.to_string(), expected);
+            assert_eq!(algorithm.parse(expected), Some(digest));
+        }
+    }
+
+    #[test]
+    fn what_is_no_digest_is_none() {
+        for algorithm in Algorithm::ALL {
+            let digits = "0".repeat(algorithm.digits());
+            assert!(algorithm.parse(&digits).is_some());
+            for wrong in ["+", "g", "\u{e9}"] {
+                let wrong = format!("{wrong}{}", &digits[wrong.len()..]);
+                assert_eq!(algorithm.parse(&wrong), None, "{wrong}");
+            }
+            assert_eq!(algorithm.parse(&digits[1..]), None);
         }
     }
 
     #[test]
     fn chunks_do_not_depend_on_how_the_bytes_arrive() {
         let payload: Vec<u8> = (0..10_001_u32).map(|i| (i % 251) as u8).collect();
-        let expected: Vec<Digest> = payload.chunks(4096).map(digest).collect();
-        for step in [1, 7, 4095, 4096, 4097, 20_000] {
-            let mut chunker = Chunker::new(4096);
-            payload.chunks(step).for_each(|piece| chunker.update(piece));
-            assert_eq!(chunker.finish(), expected, "fed {step} bytes at a time");
+        for algorithm in Algorithm::ALL {
+            let expected: Vec<Digest> = payload.chunks(4096).map(|chunk| algorithm.digest(chunk)).collect();
+            for step in [1, 7, 4095, 4096, 4097, 20_000] {
+                let mut chunker = Chunker::new(algorithm, 4096);
+                payload.chunks(step).for_each(|piece| chunker.update(piece));
+                assert_eq!(chunker.finish(), expected, "fed {step} bytes at a time");
+            }
+            assert!(Chunker::new(algorithm, 4096).finish().is_empty());
         }
-        assert!(Chunker::new(4096).finish().is_empty());
     }
 }

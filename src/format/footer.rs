@@ -106,10 +106,10 @@ pub fn render(index: &Index) -> String {
             })
             .collect(),
         checksums: index.checksums().map(|checksums| RenderedChecksums {
-            algorithm: checksums.algorithm(),
+            algorithm: checksums.algorithm().name(),
             chunk_bytes: checksums.chunk_bytes(),
             digests: checksums.digests_hex(),
-            footer: checksums.footer_hex(),
+            footer: checksums.footer().to_string(),
         }),
         metadata: index.metadata(),
     };

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write as _, ops::Range};
 
 use super::{
     DType,
-    checksum::{Digest, digest},
+    checksum::{Algorithm, Digest, xxh3},
 };
 
 /// A contiguous run of elements of one type in the payload.
@@ -92,17 +92,17 @@ impl Record {
 /// Digests of a payload's chunks and of the index itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checksums {
-    pub(super) algorithm: Box<str>,
+    pub(super) algorithm: Algorithm,
     pub(super) chunk_bytes: u64,
     pub(super) digests: Box<[Digest]>,
     pub(super) footer: Digest,
 }
 
 impl Checksums {
-    /// Name of the digest function.
+    /// The digest function.
     #[must_use]
-    pub const fn algorithm(&self) -> &str {
-        &self.algorithm
+    pub const fn algorithm(&self) -> Algorithm {
+        self.algorithm
     }
 
     /// Bytes of payload behind each digest; the last chunk may be shorter.
@@ -117,16 +117,18 @@ impl Checksums {
         &self.digests
     }
 
-    pub(super) fn digests_hex(&self) -> String {
-        let mut hex = String::with_capacity(self.digests.len() * 16);
-        for digest in &self.digests {
-            write!(hex, "{digest:016x}").expect("strings take everything");
-        }
-        hex
+    /// The digest of the index, digests of the payload included.
+    #[must_use]
+    pub const fn footer(&self) -> Digest {
+        self.footer
     }
 
-    pub(super) fn footer_hex(&self) -> String {
-        format!("{:016x}", self.footer)
+    pub(super) fn digests_hex(&self) -> String {
+        let mut hex = String::with_capacity(self.digests.len() * self.algorithm.digits());
+        for digest in &self.digests {
+            write!(hex, "{digest}").expect("strings take everything");
+        }
+        hex
     }
 }
 
@@ -207,18 +209,18 @@ impl Index {
 /// The numbers of records in the order of their names' digests, then of the names: integers sort and are searched
 /// several times faster than strings, and names made to have equal digests cost no more than the strings would.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct NameOrder(Box<[(Digest, usize)]>);
+pub(super) struct NameOrder(Box<[(u64, usize)]>);
 
 impl NameOrder {
     /// Orders `records`, or finds two, the earlier first, with the same name.
     pub(super) fn new(records: &[Record]) -> Result<Self, (usize, usize)> {
-        let digested = |(number, record): (usize, &Record)| (digest(record.name.as_bytes()), number);
+        let digested = |(number, record): (usize, &Record)| (xxh3(record.name.as_bytes()), number);
         let mut order: Box<[_]> = records.iter().enumerate().map(digested).collect();
         order.sort_unstable_by(|one, other| {
             let by_name = || records[one.1].name.cmp(&records[other.1].name);
             one.0.cmp(&other.0).then_with(by_name).then(one.1.cmp(&other.1))
         });
-        let same = |(one, other): &(&(Digest, usize), &(Digest, usize))| {
+        let same = |(one, other): &(&(u64, usize), &(u64, usize))| {
             one.0 == other.0 && records[one.1].name == records[other.1].name
         };
         match order.iter().zip(order.iter().skip(1)).find(same) {
@@ -228,7 +230,7 @@ impl NameOrder {
     }
 
     fn find(&self, name: &str, records: &[Record]) -> Option<usize> {
-        let wanted = digest(name.as_bytes());
+        let wanted = xxh3(name.as_bytes());
         let found = self.0.binary_search_by(|&(digest, number)| {
             digest.cmp(&wanted).then_with(|| (*records[number].name).cmp(name))
         });

@@ -4,7 +4,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 
 use super::{
     BLOCK_ALIGN_BYTES, Checksums, DType, Index, Macroblock, Record, checksum,
-    checksum::Digest,
+    checksum::{Algorithm, Digest},
     index::NameOrder,
     validate::{align_elems, product},
 };
@@ -151,12 +151,12 @@ impl Layout {
         self.index.payload_bytes
     }
 
-    /// The finished index, given the digests of the payload's chunks of [`checksum::CHUNK_BYTES`].
+    /// The finished index, given the digests by `algorithm` of the payload's chunks of [`checksum::CHUNK_BYTES`].
     #[must_use]
-    pub fn into_index(mut self, digests: Vec<Digest>) -> Index {
-        let footer = checksum::index_digest(&self.index, checksum::CHUNK_BYTES, &digests);
+    pub fn into_index(mut self, algorithm: Algorithm, digests: Vec<Digest>) -> Index {
+        let footer = checksum::index_digest(&self.index, algorithm, checksum::CHUNK_BYTES, &digests);
         self.index.checksums = Some(Checksums {
-            algorithm: checksum::ALGORITHM.into(),
+            algorithm,
             chunk_bytes: checksum::CHUNK_BYTES,
             digests: digests.into(),
             footer,

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::{
-    Checksums, DType, FORMAT_V3, Index, Macroblock, Record, checksum,
+    Checksums, DType, FORMAT_V3, Index, Macroblock, Record,
+    checksum::{self, Algorithm, Digest},
     footer::{Count, Object, RawBlock, RawChecksums, RawFooter, RawRecord},
     index::NameOrder,
 };
@@ -228,9 +229,9 @@ fn first_overlap(
 
 /// Digests in an algorithm this library does not know are no digests to it.
 fn check_checksums(raw: &RawChecksums<'_>, index: &Index) -> Result<Option<Checksums>> {
-    if raw.algorithm != checksum::ALGORITHM {
+    let Some(algorithm) = Algorithm::from_name(&raw.algorithm) else {
         return Ok(None);
-    }
+    };
     let chunk_bytes = raw.chunk_bytes.0;
     if chunk_bytes < checksum::MIN_CHUNK_BYTES || !chunk_bytes.is_power_of_two() {
         return Err(Error::format(format!(
@@ -238,7 +239,7 @@ fn check_checksums(raw: &RawChecksums<'_>, index: &Index) -> Result<Option<Check
             checksum::MIN_CHUNK_BYTES
         )));
     }
-    let digests = parse_digests("digests", &raw.digests)?;
+    let digests = parse_digests(algorithm, "digests", &raw.digests)?;
     let expected = index.payload_bytes.div_ceil(chunk_bytes);
     if digests.len() as u64 != expected {
         return Err(Error::format(format!(
@@ -247,34 +248,24 @@ fn check_checksums(raw: &RawChecksums<'_>, index: &Index) -> Result<Option<Check
             index.payload_bytes
         )));
     }
-    let [footer] = *parse_digests("footer", &raw.footer)? else {
-        return Err(Error::format("checksums.footer is not one digest of 16 hexadecimal digits"));
+    let footer = parse_digests(algorithm, "footer", &raw.footer)?;
+    let [footer] = *footer else {
+        return Err(Error::format(format!("checksums.footer holds {} digests instead of one", footer.len())));
     };
-    let actual = checksum::index_digest(index, chunk_bytes, &digests);
+    let actual = checksum::index_digest(index, algorithm, chunk_bytes, &digests);
     if actual != footer {
         return Err(Error::new(
             ErrorKind::Checksum,
-            format!("the index does not match its digest: expected {footer:016x}, got {actual:016x}"),
+            format!("the index does not match its digest: expected {footer}, got {actual}"),
         ));
     }
-    Ok(Some(Checksums { algorithm: raw.algorithm.as_ref().into(), chunk_bytes, digests, footer }))
+    Ok(Some(Checksums { algorithm, chunk_bytes, digests, footer }))
 }
 
-fn parse_digests(key: &str, hex: &str) -> Result<Box<[u64]>> {
+fn parse_digests(algorithm: Algorithm, key: &str, hex: &str) -> Result<Box<[Digest]>> {
+    let digits = algorithm.digits();
     let malformed =
-        || Error::format(format!("checksums.{key} is not a sequence of 16-digit hexadecimal numbers"));
-    let (digests, []) = hex.as_bytes().as_chunks::<16>() else {
-        return Err(malformed());
-    };
-    digests
-        .iter()
-        .map(|digits| {
-            digits.iter().try_fold(0, |value, &digit| {
-                char::from(digit)
-                    .to_digit(16)
-                    .map(|digit| value << 4 | u64::from(digit))
-                    .ok_or_else(malformed)
-            })
-        })
-        .collect()
+        || Error::format(format!("checksums.{key} is not a sequence of {digits}-digit hexadecimal numbers"));
+    let digest = |digits| std::str::from_utf8(digits).ok().and_then(|digits| algorithm.parse(digits));
+    hex.as_bytes().chunks(digits).map(|digits| digest(digits).ok_or_else(malformed)).collect()
 }

@@ -72,7 +72,8 @@ impl<I: Iterator> Work<I> {
     }
 }
 
-/// Runs `worker` on this thread and on others, `threads` in all; returns the first error.
+/// Runs `worker` on this thread and on others, `threads` in all; of several errors it returns the one about the
+/// earliest byte.
 ///
 /// # Errors
 /// That of a worker; [`ErrorKind::Internal`] if one panicked.
@@ -86,8 +87,15 @@ pub fn run_threads(threads: usize, worker: impl Fn() -> Result<()> + Sync) -> Re
         };
         let others: Vec<_> = (1..threads).map_while(start).collect();
         let mine = worker();
-        others.into_iter().map(|other| other.join().unwrap_or_else(panicked)).fold(mine, Result::and)
+        others.into_iter().map(|other| other.join().unwrap_or_else(panicked)).fold(mine, earlier)
     })
+}
+
+fn earlier(one: Result<()>, other: Result<()>) -> Result<()> {
+    match (one, other) {
+        (Err(one), Err(other)) => Err(one.earlier(other)),
+        (one, other) => one.and(other),
+    }
 }
 
 /// A chunk with the memory it fills.
@@ -176,7 +184,7 @@ impl<S: Source> ChunkReader<'_, S> {
     /// # Errors
     /// As [`read`].
     pub fn read_whole(&self, chunk: &Chunk, buffer: &mut [u8], lap: &mut Lap<'_>) -> Result<()> {
-        let mut hasher = chunk.digest.map(|_| Hasher::new());
+        let mut hasher = self.hasher(chunk.digest);
         self.fill(buffer, chunk.offset, hasher.as_mut(), lap)?;
         self.finish(chunk.digest.zip(hasher), chunk.offset, chunk.end(), lap)?;
         self.progress.advance(buffer.len() as u64)
@@ -185,7 +193,7 @@ impl<S: Source> ChunkReader<'_, S> {
     fn run(&self, task: Vec<BoundChunk<'_>>, scratch: &mut Vec<u8>, lap: &mut Lap<'_>) -> Result<()> {
         for chunk in task {
             let (offset, digest) = (chunk.offset, chunk.digest);
-            let mut hasher = digest.map(|_| Hasher::new());
+            let mut hasher = self.hasher(digest);
             let mut cursor = offset;
             let mut parts = chunk.parts;
             let mut rest = parts.as_mut_slice();
@@ -271,6 +279,12 @@ impl<S: Source> ChunkReader<'_, S> {
         Ok(bytes)
     }
 
+    /// What computes the digest to compare with that of this number.
+    fn hasher(&self, digest: Option<usize>) -> Option<Hasher> {
+        let algorithm = || self.index.checksums().map(Checksums::algorithm).unwrap_or_default();
+        digest.map(|_| Hasher::new(algorithm()))
+    }
+
     /// Ends a chunk that has a digest.
     fn finish(&self, digest: Option<(usize, Hasher)>, start: u64, end: u64, lap: &mut Lap<'_>) -> Result<()> {
         let Some((number, hasher)) = digest else {
@@ -288,10 +302,11 @@ impl<S: Source> ChunkReader<'_, S> {
                 ErrorKind::Checksum,
                 format!(
                     "chunk {number} is damaged, bytes {start}..{end} {}: \
-                     expected digest {expected:016x}, got {actual:016x}",
+                     expected digest {expected}, got {actual}",
                     self.contents(start..end)
                 ),
             )
+            .from_byte(start)
             .at(self.source.path())),
             Some(_) => Ok(()),
             None => {
