@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ._commit import commit
 from ._distributed import require_single_process
+from ._footer import unverified_note
 from ._in_place import fill, fill_all
 from ._load import load_tensors
 from ._match import Match, check_fit, match_tensors
@@ -158,3 +159,5 @@ def _report(match: Match, tensors: Mapping[str, Tensor], path: str) -> None:
     for what, names in (("Missing", match.missing), ("Discarded", match.discarded)):
         if names:
             print(f"{what} {len(names)} names: {names}")
+    if note := unverified_note(path):
+        print(note)

@@ -53,9 +53,9 @@ def convert_to_flashpack(
     defaults to the source with its suffix swapped, `model[.variant].flashpack` in the source folder, or, for
     a repository, `<its name>[-subfolder][.variant].flashpack` in the working directory.
 
-    `dtype` casts floating tensors only; `checksum` as in `pack_to_file`. Further arguments: `subfolder`, `variant`; `revision`, `token`,
-    `cache_dir`, `local_files_only`, `force_download` for repositories; with a library, more of its
-    from_pretrained's.
+    `dtype` casts floating tensors only; `checksum` as in `pack_to_file`. Further arguments: `subfolder`,
+    `variant`; `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for repositories; with a
+    library, more of its from_pretrained's.
 
     Raises ValueError for a destination that is a source, a dtype that is none, shards or tensors that
     an index promises but that are missing, a whole pipeline; ImportError for a library that is missing;

@@ -68,6 +68,13 @@ def verify_file(path: StrPath, *, silent: bool | None = True) -> Verification:
     return Verification(**result)
 
 
+def unverified_note(path: StrPath) -> str | None:
+    """What to say of a file that nothing can be compared with; None for one with checksums."""
+    if "checksums" in get_flashpack_file_metadata(path):
+        return None
+    return f"{path}: the file has no checksums, nothing was verified"
+
+
 def blocks_of(footer: dict[str, Any]) -> list[Block]:
     """The macroblocks of either format, in the order that records count them."""
     if footer.get("format") == FILE_FORMAT_V4:

@@ -91,7 +91,7 @@ def replacing(destination: Path) -> Iterator[Path]:
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
-    """Rename; where that is refused whatever the permissions (mount points, some FUSE), copy (as natively)."""
+    """Rename; where that is refused to all (mount points, some FUSE), copy (as natively)."""
     try:
         temporary.replace(target)
     except OSError as error:

@@ -89,9 +89,14 @@ def revert(path: str, destination_path: str | None, verbose: bool) -> None:
     exists), a model folder is made whole again, for its library to load.
     """
     with _reporting_errors(verbose):
+        from ._footer import unverified_note
+        from ._model_folder import find_packed
         from ._revert import revert_from_flashpack
 
         result = revert_from_flashpack(path, destination_path, silent=_silence(verbose))
+        source = find_packed(Path(path)) if Path(path).is_dir() else path
+        if verbose and (note := unverified_note(source)):
+            click.echo(printable(note, sys.stdout.encoding))
         _succeed(f"Saved to {Path(result).absolute()}")
 
 

@@ -2,8 +2,8 @@
 
     python fault_programs.py FOLDER [NAME…]
 
-Each program injects a fault at every call of its kind, checks what came of it, and is printed with the number of
-faults. An assertion that fails ends the run.
+Each program injects a fault at every call of its kind, checks what came of it, and is printed with the
+number of faults. An assertion that fails ends the run.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def interrupted_reads(folder: Path) -> int:
 
 
 def refused_direct_reads(folder: Path) -> int:
-    """O_DIRECT refused at open, or at any read: through the page cache then. What is no refusal is an error."""
+    """O_DIRECT refused at open, or at any read: through the page cache then. Other errors are errors."""
     path = packed(folder)
     os.environ["FLASHPACK_DIRECT_IO"] = "1"
     opened, read = f"open{os.O_DIRECT:x}", f"read{os.O_DIRECT:x}"
@@ -193,7 +193,7 @@ def doors(path: Path) -> Iterator[tuple[str, Callable[[], dict[str, Tensor]]]]:
 
 
 def replacements(folder: Path) -> int:
-    """Another version, in another order, takes the file's place before any read: all of the one or of the other."""
+    """Another version, in another order, takes the file's place before any read: one of the two is loaded."""
     path, other = folder / "model.flashpack", folder / "other"
     total = 0
     for name, door in doors(path):
@@ -235,7 +235,7 @@ def saves(folder: Path) -> Iterator[tuple[Path, Callable[[], object], bytes]]:
 
 
 def failing_writes(folder: Path) -> int:
-    """Every open, write, fsync and rename of a save fails in turn: OSError, the old file, and nothing else."""
+    """Every open, write, fsync and rename of a save fails in turn: OSError, the old file, nothing else."""
     codes = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     total = 0
     for path, write, new in saves(folder):
@@ -295,7 +295,7 @@ def refused_renames(folder: Path) -> int:
 
 
 def killed_saves(folder: Path) -> int:
-    """SIGKILL before every open, write, fsync and rename: the old bytes or the new ones, and the rest is swept."""
+    """SIGKILL before every open, write, fsync and rename: old bytes or new ones, and the rest is swept."""
     total = 0
     for path, write, new in saves(folder):
         for number in range(1, 1000):

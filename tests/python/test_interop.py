@@ -130,6 +130,7 @@ HERE_ONLY: dict[str, Callable[[], Case]] = {
         {"a": ordinary(9), "steps": torch.tensor(2301)},
         {"target_dtype": torch.float16},
     ),
+    "blake3": lambda: (all_dtypes(), {"checksum": "blake3"}),
     "several chunks of digests": lambda: ({"big": noise(torch.uint8, (5 << 20,)), "b": torch.ones(3)}, {}),
 }
 HERE = {**SHARED, **HERE_ONLY}
@@ -224,7 +225,7 @@ def test_written_here_loads_there(read_there: dict[str, Any], case: str) -> None
 def test_written_here_has_checksums_all_the_same(read_there: dict[str, Any], case: str) -> None:
     path = read_there[case]["path"]
     result = flashpack.verify_file(path)
-    assert result.algorithm == "xxh3_64"
+    assert result.algorithm == HERE[case]()[1].get("checksum", "xxh3_64")
     assert result.verified_bytes == result.payload_bytes
     blocks = read_footer(path).get("macroblocks", [])
     assert [block["offset_bytes"] % 4096 for block in blocks] == [0] * len(blocks)

@@ -1,0 +1,117 @@
+"""Kills savers at random points and looks at what they leave.
+
+    python tests/python/crash_points.py [--kills 200] [--mib 64] [--library NAME]
+
+A child process replaces a file of one version by the other; SIGKILL comes at a random moment of its time.
+What is then at the destination must be the old bytes or the new ones. Afterwards one more save must remove
+what the killed ones left. Without --library, all of them in turn: flashpack, flashpack-0.4.5, safetensors.
+(The kernel survives, so this is not a power cut: what fsync is there for cannot be seen this way.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import signal
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from libraries import NAMES, Library, State, in_processes_of, this_library
+
+PARTS = 16
+
+
+def version(value: float, mib: int) -> State:
+    return {f"layers.{part}": torch.full(((mib << 18) // PARTS,), value + part) for part in range(PARTS)}
+
+
+def digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes()).hexdigest()
+
+
+def kill_one(library: Library, state: State, path: Path, delay: float) -> bool:
+    """Whether the saver was killed before it was done."""
+    ready, go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ready)
+        os.write(go, b".")
+        library.save(state, path)
+        os._exit(0)
+    os.close(go)
+    os.read(ready, 1)
+    os.close(ready)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def attack(library: Library, kills: int, mib: int, folder: Path) -> str:
+    """Until `kills` savers were killed on the way."""
+    path = folder / "model"
+    states = [version(0, mib), version(100, mib)]
+    digests, seconds = [], []
+    for state in states * 3:
+        began = time.monotonic()
+        library.save(state, path)
+        seconds.append(time.monotonic() - began)
+        digests.append(digest(path))
+    # Whole files are known by their digests: a saver must always write the same one.
+    assert len(set(digests)) == 2, "saving is not reproducible"
+    chance = random.Random(2301)
+    old, outcomes, litter = 1, {"old": 0, "new": 0, "torn": 0}, 0
+    while sum(outcomes.values()) < kills:
+        new = 1 - old
+        # A fork's pages are copied on first touch, so its save takes longer.
+        delay = chance.uniform(0, 1.5 * statistics.median(seconds))
+        if not kill_one(library, states[new], path, delay):
+            old = new
+            continue
+        found = digest(path) if path.exists() else ""
+        outcome = "old" if found == digests[old] else "new" if found == digests[new] else "torn"
+        outcomes[outcome] += 1
+        if outcome == "new":
+            old = new
+        elif outcome == "torn":
+            library.save(states[old], path)
+        others = [entry for entry in folder.iterdir() if entry != path]
+        litter = max(litter, sum(entry.stat().st_size for entry in others))
+        for entry in others:  # as if the crash had been some time ago
+            os.utime(entry, (0, 0))
+    library.save(states[old], path)
+    left = sum(entry != path for entry in folder.iterdir())
+    return (
+        f"{outcomes['old']} old, {outcomes['new']} new, {outcomes['torn']} torn; "
+        f"at most {litter >> 20} MiB of temporary files between saves, {left} files left after the last"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--mib", type=int, default=64)
+    parser.add_argument("--library", choices=NAMES)
+    options = parser.parse_args()
+    if options.library is None:
+        for name in NAMES:
+            print(
+                in_processes_of(name, __file__, "--kills", options.kills, "--mib", options.mib),
+                end="",
+                flush=True,
+            )
+        return
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        told = attack(this_library(options.library), options.kills, options.mib, Path(folder))
+    print(f"{options.library:<16} {options.kills} kills: {told}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

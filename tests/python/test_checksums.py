@@ -1,0 +1,137 @@
+"""The digests that a writer may choose from, what they find, and what is said of files without any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import flashpack
+import pytest
+import torch
+from click.testing import CliRunner
+from flashpack import FlashPackMixin
+from flashpack.__main__ import main
+from flashpack.commands import convert_to_flashpack
+from helpers import (
+    MIB,
+    assert_same,
+    flip_byte,
+    noise,
+    read_footer,
+    read_payload,
+    without_checksums,
+    write_file,
+)
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+DIGITS = {"xxh3_64": 16, "blake3": 64}
+EITHER = pytest.mark.parametrize("checksum", DIGITS)
+
+
+def tensors() -> dict[str, Tensor]:
+    return {"large": noise(torch.uint8, (3 * MIB,)), "small": noise(torch.float32, (5,))}
+
+
+@EITHER
+def test_the_writer_chooses(checksum: str, path: Path) -> None:
+    flashpack.save_file(tensors(), path, checksum=checksum)
+    told = read_footer(path)["checksums"]
+    assert told["algorithm"] == checksum
+    assert len(told["digests"]) == 4 * DIGITS[checksum]
+    assert len(told["footer"]) == DIGITS[checksum]
+    assert flashpack.verify_file(path).algorithm == checksum
+    assert_same(flashpack.load_file(path, eager=True, verify=True), tensors())
+    assert_same(flashpack.load_file(path, names=["small"], verify=True), {"small": tensors()["small"]})
+
+
+class Model(nn.Linear, FlashPackMixin):
+    """Any model."""
+
+
+def test_every_writer_takes_the_choice(path: Path, tmp_path: Path) -> None:
+    source = tmp_path / "a.safetensors"
+    save_file(tensors(), source)
+    command = ["convert", str(source), str(path), "--checksum", "blake3"]
+    writers = [
+        lambda: flashpack.pack_to_file(tensors(), path, checksum="blake3"),
+        lambda: Model(2, 2).save_flashpack(path, silent=True, checksum="blake3"),
+        lambda: convert_to_flashpack(source, path, checksum="blake3"),
+        lambda: convert_to_flashpack(source, path, torch.float8_e5m2, checksum="blake3"),
+        lambda: CliRunner().invoke(main, command, catch_exceptions=False),
+    ]
+    for writer in writers:
+        writer()
+        assert read_footer(path)["checksums"]["algorithm"] == "blake3"
+        path.unlink()
+
+
+def test_an_unknown_digest_is_refused(path: Path, tmp_path: Path) -> None:
+    save_file(tensors(), tmp_path / "a.safetensors")
+    for write in (
+        lambda: flashpack.save_file(tensors(), path, checksum="md5"),
+        lambda: convert_to_flashpack(tmp_path / "a.safetensors", path, checksum="md5"),
+    ):
+        with pytest.raises(ValueError, match='unknown checksum "md5": expected xxh3_64 or blake3'):
+            write()
+    assert not path.exists()
+
+
+@EITHER
+def test_the_first_damaged_chunk_is_named(checksum: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLASHPACK_READ_THREADS", "8")
+    monkeypatch.setenv("FLASHPACK_NO_THREAD_CLAMP", "1")
+    parts = {f"part{number}": noise(torch.uint8, (MIB,), number) for number in range(8)}
+    flashpack.save_file(parts, path, checksum=checksum)
+    for number in (7, 6, 5, 3, 2):
+        flip_byte(path, number * MIB + 12)
+    expected = r'chunk 2 is damaged, bytes 2097152\.\.3145728 \(of \["part2"\]\): expected digest'
+    for _ in range(10):
+        with pytest.raises(flashpack.ChecksumError, match=expected):
+            flashpack.verify_file(path)
+    result = CliRunner().invoke(main, ["verify", str(path)])
+    assert result.exit_code == 1
+    for text in ("chunk 2", "2097152..3145728", "part2"):
+        assert text in result.output
+
+
+@EITHER
+@pytest.mark.parametrize("key", ["digests", "footer"])
+def test_a_changed_digest_is_noticed(key: str, checksum: str, path: Path) -> None:
+    flashpack.save_file(tensors(), path, checksum=checksum)
+    footer = read_footer(path)
+    digits = footer["checksums"][key]
+    for wrong, error in (
+        (("1" if digits[0] == "0" else "0") + digits[1:], flashpack.ChecksumError),
+        (digits[1:], flashpack.FlashPackError),
+        ("+" + digits[1:], flashpack.FlashPackError),
+        ("", flashpack.FlashPackError),
+    ):
+        footer["checksums"][key] = wrong
+        write_file(path, read_payload(path), footer)
+        with pytest.raises(error):
+            flashpack.load_file(path)
+
+
+def test_a_digest_of_the_future_is_none(path: Path) -> None:
+    flashpack.save_file(tensors(), path)
+    footer = read_footer(path)
+    footer["checksums"]["algorithm"] = "sha4"
+    write_file(path, read_payload(path), footer)
+    assert_same(flashpack.load_file(path, eager=True), tensors())
+    assert flashpack.verify_file(path).algorithm is None
+
+
+def test_a_file_without_checksums_loads_and_says_so(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = nn.Linear(3, 3)
+    flashpack.pack_to_file(model, path)
+    flashpack.assign_from_file(model, path, silent=False, eager=True)
+    assert "no checksums" not in capsys.readouterr().out
+    without_checksums(path)
+    flashpack.assign_from_file(model, path, silent=False, eager=True)
+    assert f"{path}: the file has no checksums, nothing was verified" in capsys.readouterr().out
+    for option, says in ((["-v"], True), ([], False)):
+        result = CliRunner().invoke(main, ["revert", str(path), str(tmp_path / "a.safetensors"), *option])
+        assert result.exit_code == 0
+        assert ("no checksums" in result.output) is says
