@@ -13,7 +13,7 @@ use rustix::{fs::OFlags, io::Errno};
 use super::{FileSource, Route, Source, residency::Why};
 
 /// Offsets, lengths and addresses of direct reads are multiples of this: no file system asks for more.
-const DIRECT_ALIGN_BYTES: usize = 4096;
+pub(super) const DIRECT_ALIGN_BYTES: usize = 4096;
 /// A file, read with `O_DIRECT` wherever alignment allows and the file system does not refuse.
 #[derive(Debug)]
 pub struct DirectFile {

@@ -7,7 +7,7 @@ use std::{
     thread,
 };
 
-use super::Source;
+use super::{Source, direct::DIRECT_ALIGN_BYTES};
 use crate::{
     error::{Error, ErrorKind, Result},
     format::{
@@ -21,7 +21,6 @@ use crate::{
 
 /// Bytes read at a time when a digest wants them: they are still in the core's second-level cache when it looks.
 const PIECE_BYTES: usize = 256 << 10;
-
 /// Reads `tasks` into `memory` with `threads` threads, verifying the chunks that name a digest.
 /// `memory` has a slice for each memory of the plan; those that no chunk names (mappings) may be empty.
 ///
@@ -127,6 +126,14 @@ fn read_together(parts: &[Target<'_>]) -> usize {
         bytes <= PIECE_BYTES as u64
     };
     parts.iter().take_while(fits).count().max(1)
+}
+
+/// Memory for a piece from `offset` of the file, at the same place within a unit of direct reads, so that they can land there.
+fn in_step(scratch: &mut Vec<u8>, offset: u64) -> &mut [u8] {
+    scratch.resize(PIECE_BYTES + 2 * DIRECT_ALIGN_BYTES, 0);
+    let phase = to_usize(offset % DIRECT_ALIGN_BYTES as u64);
+    let start = scratch.as_ptr().align_offset(DIRECT_ALIGN_BYTES) + phase;
+    &mut scratch[start..start + PIECE_BYTES]
 }
 
 /// Hands each task its disjoint slices of `memory`. Chunks come in file order and a plan places in file order, so
@@ -246,11 +253,11 @@ impl<S: Source> ChunkReader<'_, S> {
         scratch: &mut Vec<u8>,
         lap: &mut Lap<'_>,
     ) -> Result<u64> {
-        scratch.resize(PIECE_BYTES, 0);
         let mut done = 0;
         while done < bytes {
-            let step = scratch.len().min(usize::try_from(bytes - done).unwrap_or(usize::MAX));
-            done += self.fill(&mut scratch[..step], offset + done, hasher.as_deref_mut(), lap)?;
+            let step = usize::try_from(bytes - done).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
+            let piece = &mut in_step(scratch, offset + done)[..step];
+            done += self.fill(piece, offset + done, hasher.as_deref_mut(), lap)?;
         }
         Ok(bytes)
     }
@@ -264,9 +271,8 @@ impl<S: Source> ChunkReader<'_, S> {
         scratch: &mut Vec<u8>,
         lap: &mut Lap<'_>,
     ) -> Result<u64> {
-        scratch.resize(PIECE_BYTES, 0);
         let bytes = parts.iter().map(Target::bytes).sum();
-        let mut filled = &mut scratch[..to_usize(bytes)];
+        let mut filled = &mut in_step(scratch, offset)[..to_usize(bytes)];
         self.fill(filled, offset, hasher, lap)?;
         for part in parts {
             let (now, later) = mem::take(&mut filled).split_at_mut(to_usize(part.bytes()));
