@@ -9,7 +9,7 @@ NATIVE := Cargo.toml Cargo.lock build.rs setup.py $(shell find src cpp -type f)
 TORCH_DIR = $$($(BIN)/python -c 'import setup; print(setup.torch_dir())')
 CLIPPY = cargo clippy --quiet --all-targets
 
-.PHONY: help build test lint fmt demo mutations bench wheel sdist clean
+.PHONY: help build test lint fmt demo mutations bench reliability wheel sdist clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -47,6 +47,13 @@ bench: build $(VENV)/.bench ## run the Rust benchmarks, then the Python ones (an
 	$(BIN)/python benches/python/many_tensors.py
 	$(BIN)/python benches/python/emulated_transfer.py
 	$(BIN)/python benches/python/run.py $(BENCH)
+
+reliability: build ## attack loads and saves, those of 0.4.5 and safetensors too (ten minutes)
+	rm -rf target/faults && mkdir -p target/faults
+	LD_PRELOAD=$$($(BIN)/python tests/python/faultio.py) $(BIN)/python tests/python/fault_programs.py target/faults
+	$(BIN)/python tests/python/hostile_files.py
+	$(BIN)/python tests/python/crash_points.py
+	$(BIN)/python tests/python/torn_reads.py
 
 wheel: $(VENV)/.tools ## build a wheel into dist/
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .

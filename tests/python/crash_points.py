@@ -1,6 +1,6 @@
 """Kills savers at random points and looks at what they leave.
 
-    python tests/python/crash_points.py [--kills 200] [--mib 64] [--library NAME]
+    python tests/python/crash_points.py [--kills 200] [--mib 32] [--library NAME]
 
 A child process replaces a file of one version by the other; SIGKILL comes at a random moment of its time.
 What is then at the destination must be the old bytes or the new ones. Afterwards one more save must remove
@@ -96,7 +96,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--mib", type=int, default=64)
+    parser.add_argument("--mib", type=int, default=32)
     parser.add_argument("--library", choices=NAMES)
     options = parser.parse_args()
     if options.library is None:

@@ -62,3 +62,7 @@ def at_every_call(rules: str, path: Path, other: Path | None = None) -> Iterator
         yield faults
         if faults.acts == 0:
             return
+
+
+if __name__ == "__main__":
+    print(library())
