@@ -105,7 +105,7 @@ impl AtomicFile {
         self.file.sync_all().during("cannot flush to disk", &path)?;
         match fs::rename(&self.temp, &path) {
             Err(error) if is_renaming_refused(&error) => {
-                self.copy_over().during("cannot copy over", &path)?
+                self.copy_over().during("cannot copy over", &path)?;
             }
             renamed => {
                 renamed.during("cannot put the new file in place of", &path)?;

@@ -2,8 +2,9 @@
 
     python tests/python/hostile_files.py [--library NAME]
 
-Refused: an exception that says the file is unsound (ValueError). Accepted: tensors came out of it. A load that
-has not ended after 10 seconds dies by SIGALRM. Without --library, of flashpack and of flashpack-0.4.5 in turn.
+Refused: an exception that says the file is unsound (ValueError). Accepted: tensors came out of it. A load
+that has not ended after 10 seconds dies by SIGALRM. Without --library, of flashpack and of flashpack-0.4.5
+in turn.
 """
 
 from __future__ import annotations
