@@ -125,9 +125,9 @@ def _naming(target: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename == str(temporary):
-            error.filename, error.filename2 = str(target), None
-        raise
+        if error.filename != str(temporary):
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from None
 
 
 @contextmanager
