@@ -1,7 +1,7 @@
 //! The C interface of `libflashpack.so`: one call that takes and gives JSON, for programs without torch.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     panic::{self, AssertUnwindSafe},
     path::PathBuf,
     ptr, slice,
@@ -15,7 +15,9 @@ use crate::{
     error::{Error, ErrorKind, Result},
     explain::explain,
     format::{DEFAULT_ALIGN_BYTES, DType, checksum::Algorithm},
+    io::FileSource,
     load::{Options, Place},
+    model::{Model, read_shards},
     plan::{Ignore, Selection},
     progress::Progress,
     reader::Reader,
@@ -29,6 +31,10 @@ use crate::{
 enum Request {
     /// The validated footer's JSON, as it stands in the file.
     Footer { path: PathBuf },
+    /// The index of a model as the JSON of a footer: a FlashPack file, safetensors, or shards of either.
+    Index { path: PathBuf },
+    /// Which tensor lies in which file, by the index of shards.
+    Shards { path: PathBuf },
     /// Check footer and payload.
     Verify { path: PathBuf },
     /// safetensors to FlashPack.
@@ -39,6 +45,8 @@ enum Request {
         dtype: Option<String>,
         #[serde(default)]
         align_bytes: Option<u64>,
+        #[serde(default)]
+        names: Option<HashSet<String>>,
         #[serde(default)]
         ignore_names: Vec<String>,
         #[serde(default)]
@@ -71,6 +79,10 @@ impl Request {
     fn run(self, progress: Progress<'_>) -> Result<String> {
         match self {
             Self::Footer { path } => Ok(Reader::open(&path)?.footer().to_owned()),
+            Self::Index { path } => Ok(Model::open(&path)?.footer()),
+            Self::Shards { path } => {
+                Ok(json!(read_shards(&FileSource::open(&path)?)?.weight_map).to_string())
+            }
             Self::Verify { path } => {
                 let report = verify(&path, progress)?;
                 Ok(json!({
@@ -86,6 +98,7 @@ impl Request {
                 destination,
                 dtype,
                 align_bytes,
+                names,
                 ignore_names,
                 ignore_prefixes,
                 ignore_suffixes,
@@ -100,6 +113,7 @@ impl Request {
                     destination: &destination,
                     dtype,
                     align_bytes: align_bytes.unwrap_or(DEFAULT_ALIGN_BYTES),
+                    names: names.as_ref(),
                     ignore: Ignore {
                         names: &ignore_names,
                         prefixes: &ignore_prefixes,

@@ -8,6 +8,7 @@
 //! | [`io`] | sources of bytes, mappings, the read engine, atomic writes |
 //! | [`device`] | memory that loads fill; staging buffers and the transfer engine to devices |
 //! | [`plan`] | pure: index and selection to what is read where, and where each tensor lies |
+//! | [`model`] | what a path stands for: one file or several |
 //! | [`load`], [`pack`], [`verify`](mod@verify), [`convert`], [`explain`](mod@explain) | the jobs, each a short composition of the above |
 //! | `capi`, `bridge` | the C interface (feature `capi`) and the cxx bridge to torch (feature `torch`) |
 
@@ -18,6 +19,7 @@ pub mod explain;
 pub mod format;
 pub mod io;
 pub mod load;
+pub mod model;
 mod options;
 pub mod pack;
 pub mod plan;

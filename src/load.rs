@@ -13,14 +13,11 @@ use crate::{
     },
     error::{At, Error, ErrorKind, Result},
     format::Index,
-    io::{
-        self, FileSource, Input, Mapping, Route, Source, prefetch::prefetch, read::ChunkReader,
-        residency::Residency,
-    },
+    io::{self, Files, Mapping, Route, Source, prefetch::prefetch, read::ChunkReader},
+    model::Model,
     options::Environment,
     plan::{Memory, Mode, ReadPlan, Selection, Settings, Verify, View},
     progress::Progress,
-    reader::Reader,
     stats::{Clock, Report},
 };
 
@@ -123,7 +120,7 @@ pub fn load(
 /// A load that has been decided on and not begun.
 #[derive(Debug)]
 pub struct Prepared {
-    pub(crate) input: Input,
+    pub(crate) files: Files,
     pub(crate) route: Route,
     pub(crate) index: Index,
     plan: ReadPlan,
@@ -133,14 +130,14 @@ pub struct Prepared {
     open: Duration,
 }
 
-/// Opens the file at `path` and decides how to load `selection`.
+/// Opens the model at `path`, as [`Model::open`] takes it, and decides how to load `selection`.
 ///
 /// # Errors
-/// Those of [`Reader::open`] and [`ReadPlan::new`]; [`ErrorKind::Argument`] for a malformed environment variable.
+/// Those of [`Model::open`] and [`ReadPlan::new`]; [`ErrorKind::Argument`] for a malformed environment variable.
 pub fn prepare(path: &Path, selection: Selection<'_>, options: Options) -> Result<Prepared> {
     let began = Instant::now();
     let environment = Environment::read()?;
-    let (file, index, _) = Reader::open(path)?.into_parts();
+    let Model { files, index, .. } = Model::open(path)?;
     let mode = match options.place {
         Place::Host if options.eager.unwrap_or(environment.eager) => Mode::Eager,
         Place::Host => Mode::Lazy,
@@ -148,23 +145,23 @@ pub fn prepare(path: &Path, selection: Selection<'_>, options: Options) -> Resul
         Place::GivenHost => Mode::InPlace,
         Place::GivenDevice => Mode::StagedInPlace,
     };
-    let (input, route) = match mode {
+    let (files, route) = match mode {
         Mode::Lazy if options.verify == Some(true) => {
-            let route = Route { residency: Residency::probe(&file), ..Route::MAPPED };
-            (Input::Buffered(file), route)
+            let route = Route { residency: files.residency(), ..Route::MAPPED };
+            (files, route)
         }
-        Mode::Lazy => (Input::Buffered(file), Route::MAPPED),
-        _ => Input::choose(file, environment.direct_io),
+        Mode::Lazy => (files, Route::MAPPED),
+        _ => files.choose(environment.direct_io),
     };
-    let settings = settings(mode, options.verify, input.is_direct(), environment);
-    let plan = ReadPlan::new(&index, selection, settings).at(path)?;
+    let settings = settings(mode, options.verify, files.is_direct(), environment);
+    let plan = ReadPlan::new(&index, selection, settings).at(files.path())?;
     let name = |view: &View| match selection {
         Selection::Blocks => view.source.to_string(),
         Selection::Names(_) | Selection::Except(_) => index.records()[view.source].name().to_owned(),
     };
     let names = plan.views.iter().map(name).collect();
     let (reads_ahead, open) = (options.eager.is_none(), began.elapsed());
-    Ok(Prepared { input, route, index, plan, names, reads_ahead, open })
+    Ok(Prepared { files, route, index, plan, names, reads_ahead, open })
 }
 
 fn settings(mode: Mode, verify: Option<bool>, direct: bool, environment: Environment) -> Settings {
@@ -202,10 +199,10 @@ impl Prepared {
     /// # Errors
     /// [`ErrorKind::Memory`] if the memory cannot be had; [`ErrorKind::Io`] and [`ErrorKind::Checksum`] from reading.
     pub fn into_host(self, progress: Progress<'_>) -> Result<Loaded> {
-        let mut blocks = provide(&self.plan, self.input.file()).at(self.input.path())?;
+        let mut blocks = provide(&self.plan, &self.files).at(self.files.path())?;
         self.fill(blocks.iter_mut().map(Block::as_mut_slice).collect(), progress)?;
         if let (true, Some(Block::Mapped(mapping))) = (self.reads_ahead, blocks.first()) {
-            prefetch(self.input.into_file(), self.plan.mapped_ranges(), mapping.watch());
+            prefetch(self.files, &self.plan.mapped_ranges(), mapping.watch());
         }
         Ok(Loaded { names: self.names, blocks, views: self.plan.views })
     }
@@ -230,14 +227,14 @@ impl Prepared {
     ) -> Result<()> {
         let ReadPlan { tasks, threads, .. } = &self.plan;
         self.timed(progress, |reader| transfer::transfer(reader, tasks, device, pool, *threads))
-            .at(self.input.path())
+            .at(self.files.path())
     }
 
     /// Runs `work`, and remembers where its time went.
     fn timed(
         &self,
         progress: Progress<'_>,
-        work: impl FnOnce(&ChunkReader<'_, Input>) -> Result<()>,
+        work: impl FnOnce(&ChunkReader<'_, Files>) -> Result<()>,
     ) -> Result<()> {
         let (began, clock) = (Instant::now(), Clock::default());
         let report = Report {
@@ -250,15 +247,15 @@ impl Prepared {
             ..Report::default()
         };
         progress.start(report.bytes);
-        work(&ChunkReader { source: &self.input, index: &self.index, progress, clock: &clock })?;
+        work(&ChunkReader { source: &self.files, index: &self.index, progress, clock: &clock })?;
         report.with_times(&clock, began.elapsed()).remember();
         Ok(())
     }
 }
 
-fn provide(plan: &ReadPlan, source: &FileSource) -> Result<Vec<Block>> {
+fn provide(plan: &ReadPlan, files: &Files) -> Result<Vec<Block>> {
     let provide = |memory: &Memory| match *memory {
-        Memory::Mapping => Mapping::new(source).map(Block::Mapped),
+        Memory::Mapping => Mapping::new(files).map(Block::Mapped),
         Memory::Buffer(bytes) => usize::try_from(bytes)
             .map_err(|_| Error::new(ErrorKind::Memory, format!("{bytes} bytes exceed the address space")))
             .and_then(HostBuffer::new)

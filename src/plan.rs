@@ -14,6 +14,8 @@ use crate::{
 const MERGE_GAP_BYTES: u64 = 8192;
 /// Offsets in memory and file agree modulo this, so that direct I/O can land in place and tensors keep their alignment.
 const PLACEMENT_BYTES: u64 = 4096;
+/// Tensors on a device start at multiples of this, whatever their place in the file: kernels load so much at once.
+const DEVICE_ALIGN_BYTES: u64 = 16;
 /// Alignment in memory of a block whose place in the file is no multiple of its element size (torch's own for the CPU).
 const FALLBACK_ALIGN_BYTES: u64 = 64;
 /// A chunk with at most this many unwanted bytes is read whole, so that its digest can be verified.
@@ -194,7 +196,8 @@ impl ReadPlan {
         let mut memory = Vec::new();
         let mut segments = match settings.mode {
             Mode::Lazy => place_lazily(index, &mut views, &mut memory),
-            Mode::Eager | Mode::Staged => place_in_buffers(index, &mut views, &mut memory, |_| true),
+            Mode::Eager => place_in_buffers(index, &mut views, &mut memory, 1, |_| true),
+            Mode::Staged => place_in_buffers(index, &mut views, &mut memory, DEVICE_ALIGN_BYTES, |_| true),
             Mode::InPlace | Mode::StagedInPlace => place_in_tensors(&mut views, &mut memory),
         };
         if memory.is_empty() && !views.is_empty() {
@@ -322,14 +325,16 @@ fn place_lazily(index: &Index, views: &mut [Wanted], memory: &mut Vec<Memory>) -
             wanted.view.offset = wanted.file.start;
         }
     }
-    place_in_buffers(index, views, memory, |block| !aligned(block))
+    place_in_buffers(index, views, memory, 1, |block| !aligned(block))
 }
 
-/// Gives each macroblock for which `selects` holds a buffer with just the runs of bytes that views want.
+/// Gives each macroblock for which `selects` holds a buffer with just the runs of bytes that views want, views at
+/// multiples of `align_bytes`.
 fn place_in_buffers(
     index: &Index,
     views: &mut [Wanted],
     memory: &mut Vec<Memory>,
+    align_bytes: u64,
     selects: impl Fn(usize) -> bool,
 ) -> Vec<Segment> {
     let mut by_block: Vec<Vec<&mut Wanted>> = index.blocks().iter().map(|_| Vec::new()).collect();
@@ -343,13 +348,19 @@ fn place_in_buffers(
         let mut run: Option<(Range<u64>, u64)> = None;
         for it in wanted {
             run = match run {
-                Some((file, start)) if it.file.start <= file.end.saturating_add(MERGE_GAP_BYTES) => {
+                Some((file, start))
+                    if it.file.start <= file.end.saturating_add(MERGE_GAP_BYTES)
+                        && (start + (it.file.start - file.start)).is_multiple_of(align_bytes) =>
+                {
                     Some((file.start..file.end.max(it.file.end), start))
                 }
                 previous => {
                     let cursor = previous.as_ref().map_or(0, |(file, start)| start + (file.end - file.start));
                     segments.extend(previous.map(|run| segment(buffer, run)));
-                    Some((it.file.clone(), place(cursor, it.file.start, it.view.dtype)))
+                    Some((
+                        it.file.clone(),
+                        place(cursor, it.file.start, align_bytes.max(it.view.dtype.size())),
+                    ))
                 }
             };
             let (file, start) = run.as_ref().expect("a run was just begun or grown");
@@ -387,9 +398,9 @@ fn segment(buffer: usize, (file, start): (Range<u64>, u64)) -> Segment {
     Segment { file, target: Some((buffer, start)) }
 }
 
-/// The first place at or after `cursor` for bytes that lie at `file_offset` in the file.
-fn place(cursor: u64, file_offset: u64, dtype: DType) -> u64 {
-    if !file_offset.is_multiple_of(dtype.size()) {
+/// The first place at or after `cursor` for bytes that lie at `file_offset` in the file, a multiple of `align_bytes`.
+fn place(cursor: u64, file_offset: u64, align_bytes: u64) -> u64 {
+    if !file_offset.is_multiple_of(align_bytes) {
         return cursor.next_multiple_of(FALLBACK_ALIGN_BYTES);
     }
     let phase = file_offset % PLACEMENT_BYTES;
@@ -426,7 +437,7 @@ fn cut(segments: &[Segment], index: &Index, settings: Settings) -> Vec<Vec<Chunk
     while let Some(first) = rest.first() {
         let start = first.file.start.max(from);
         let window =
-            start - start % step..(start - start % step).saturating_add(step).min(index.payload_bytes());
+            start - start % step..(start - start % step).saturating_add(step).min(index.payload_end(start));
         let (pieces, used) = pieces_within(rest, from, window.end);
         rest = &rest[used..];
         from = window.end;

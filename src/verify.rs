@@ -4,12 +4,12 @@ use std::{path::Path, time::Instant};
 
 use crate::{
     error::Result,
-    format::{Checksums, checksum::Algorithm},
-    io::{self, Route, Source, read::ChunkReader},
+    format::{Checksums, Index, checksum::Algorithm},
+    io::{self, Source, read::ChunkReader},
+    model::Model,
     options::Environment,
     plan::{Chunk, Part},
     progress::Progress,
-    reader::Reader,
     stats::{self, Clock},
 };
 
@@ -24,52 +24,58 @@ pub struct Report {
     pub algorithm: Option<Algorithm>,
 }
 
-/// Checks the footer of the file at `path` and, if it has digests, every byte of its payload, padding included.
+/// Checks the model at `path`, as [`Model::open`] takes it, and, if its files have digests, every byte of their
+/// payloads, padding included.
 ///
 /// # Errors
-/// As [`Reader::open`]; [`ErrorKind::Checksum`](crate::ErrorKind::Checksum) names the first damaged chunk, its
+/// As [`Model::open`]; [`ErrorKind::Checksum`](crate::ErrorKind::Checksum) names the first damaged chunk, its
 /// bytes and the tensors in them.
 pub fn verify(path: &Path, progress: Progress<'_>) -> Result<Report> {
     let began = Instant::now();
-    let reader = Reader::open(path)?;
-    let from_disk = Route::choose(reader.source(), Some(false)).is_from_disk();
+    let Model { files, index, .. } = Model::open(path)?;
+    let (files, route) = files.choose(Some(false));
     let (open, clock) = (began.elapsed(), Clock::default());
-    let (report, threads) = check(&reader, progress, &clock)?;
-    let bytes = report.verified_bytes;
+    let (report, threads) = check(&files, &index, progress, &clock)?;
+    let (bytes, from_disk) = (report.verified_bytes, route.is_from_disk());
     stats::Report { bytes, verified_bytes: bytes, threads, from_disk, open, ..stats::Report::default() }
         .with_times(&clock, began.elapsed().saturating_sub(open))
         .remember();
     Ok(report)
 }
 
-/// [`verify`] for a file that is open.
+/// [`verify`] for a source that is open and has been parsed.
 ///
 /// # Errors
 /// As [`verify`].
-pub fn verify_reader<S: Source>(reader: &Reader<S>, progress: Progress<'_>) -> Result<Report> {
-    check(reader, progress, &Clock::default()).map(|(report, _)| report)
+pub fn verify_source<S: Source>(source: &S, index: &Index, progress: Progress<'_>) -> Result<Report> {
+    check(source, index, progress, &Clock::default()).map(|(report, _)| report)
 }
 
 /// The report, and how many threads made it.
-fn check<S: Source>(reader: &Reader<S>, progress: Progress<'_>, clock: &Clock) -> Result<(Report, usize)> {
+fn check<S: Source>(
+    source: &S,
+    index: &Index,
+    progress: Progress<'_>,
+    clock: &Clock,
+) -> Result<(Report, usize)> {
     let environment = Environment::read()?;
-    let payload_bytes = reader.index().payload_bytes();
-    let Some(checksums) = reader.index().checksums() else {
+    let payload_bytes = index.parts().iter().map(|part| part.end - part.start).sum();
+    let Some(checksums) = index.checksums() else {
         return Ok((Report { payload_bytes, verified_bytes: 0, algorithm: None }, 0));
     };
-    let tasks = every_chunk(payload_bytes, checksums);
+    let tasks = every_chunk(index, checksums);
     let threads = environment.read_threads.get().min(tasks.len());
     progress.start(payload_bytes);
-    let chunks = ChunkReader { source: reader.source(), index: reader.index(), progress, clock };
+    let chunks = ChunkReader { source, index, progress, clock };
     io::read::read(&chunks, &tasks, Vec::new(), threads)?;
     let algorithm = Some(checksums.algorithm());
     Ok((Report { payload_bytes, verified_bytes: payload_bytes, algorithm }, threads))
 }
 
-fn every_chunk(payload_bytes: u64, checksums: &Checksums) -> Vec<Vec<Chunk>> {
+fn every_chunk(index: &Index, checksums: &Checksums) -> Vec<Vec<Chunk>> {
     let chunk = |digest: usize| {
         let offset = digest as u64 * checksums.chunk_bytes();
-        let bytes = checksums.chunk_bytes().min(payload_bytes - offset);
+        let bytes = checksums.chunk_bytes().min(index.payload_end(offset) - offset);
         vec![Chunk { offset, parts: vec![Part { bytes, target: None }], digest: Some(digest) }]
     };
     (0..checksums.digests().len()).map(chunk).collect()

@@ -20,6 +20,7 @@ fn request<'a>(sources: &'a [PathBuf], destination: &'a std::path::Path) -> Requ
         destination,
         dtype: None,
         align_bytes: 128,
+        names: None,
         ignore: Ignore::default(),
         metadata: BTreeMap::new(),
         algorithm: Algorithm::Xxh3,

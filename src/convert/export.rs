@@ -4,14 +4,14 @@ use std::{cmp::Reverse, collections::HashMap, ops::Range, path::Path};
 
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::{Converted, MAX_HEADER_BYTES};
+use super::Converted;
 use crate::{
     error::{At, Error, ErrorKind, Result},
-    format::{DType, Index, Record},
-    io::{FileSource, Source, write::AtomicFile},
+    format::{DType, Index, Record, safetensors::MAX_HEADER_BYTES},
+    io::{Source, write::AtomicFile},
+    model::Model,
     progress::Progress,
-    reader::Reader,
-    verify::verify_reader,
+    verify::verify_source,
 };
 
 /// Bytes held in memory at a time.
@@ -19,15 +19,15 @@ const BUFFER_BYTES: u64 = 8 << 20;
 /// safetensors headers are padded with spaces to a multiple of this.
 const HEADER_ALIGN_BYTES: usize = 8;
 
-/// Writes the tensors of the file at `path` to a safetensors file at `destination`, a few megabytes at a time.
+/// Writes the tensors of the model at `path`, as [`Model::open`] takes it, to a safetensors file at `destination`, a few megabytes at a time.
 /// Tied tensors are written once for each name, as safetensors has no way to say that they are one.
 ///
 /// # Errors
 /// Those of [`verify`](crate::verify::verify); [`ErrorKind::Unsupported`] for a type that safetensors does not have;
 /// [`ErrorKind::Io`].
 pub fn to_safetensors(path: &Path, destination: &Path, progress: Progress<'_>) -> Result<Converted> {
-    let reader = Reader::open(path)?;
-    let index = reader.index();
+    let model = Model::open(path)?;
+    let index = &model.index;
     if destination.canonicalize().is_ok_and(|other| path.canonicalize().is_ok_and(|path| path == other)) {
         return Err(Error::argument("is both source and destination").at(path));
     }
@@ -38,12 +38,12 @@ pub fn to_safetensors(path: &Path, destination: &Path, progress: Progress<'_>) -
     });
     let (header, payload_bytes) = header(index, &records).at(path)?;
     // The new file has no digests: damage has to show here or never.
-    verify_reader(&reader, progress)?;
+    verify_source(&model.files, index, progress)?;
     let mut file = AtomicFile::create(destination, header.len() as u64 + payload_bytes)?;
     progress.start(payload_bytes);
     file.write(&header)?;
     for record in &records {
-        copy(&reader, record, &mut file, progress)?;
+        copy(&model, record, &mut file, progress)?;
     }
     Ok(Converted { tensors: records.len(), bytes: file.commit()? })
 }
@@ -102,19 +102,14 @@ fn too_large() -> Error {
     Error::argument("is too large for this machine's address space")
 }
 
-fn copy(
-    reader: &Reader<FileSource>,
-    record: &Record,
-    file: &mut AtomicFile,
-    progress: Progress<'_>,
-) -> Result<()> {
-    let Range { start, end } = reader.index().file_range(record);
+fn copy(model: &Model, record: &Record, file: &mut AtomicFile, progress: Progress<'_>) -> Result<()> {
+    let Range { start, end } = model.index.file_range(record);
     let bytes = end - start;
     let mut buffer = vec![0; usize::try_from(BUFFER_BYTES.min(bytes)).expect("bounded")];
     let mut done = 0;
     while done < bytes {
         let step = buffer.len().min(usize::try_from(bytes - done).unwrap_or(usize::MAX));
-        reader.source().read_exact_at(&mut buffer[..step], start + done)?;
+        model.files.read_exact_at(&mut buffer[..step], start + done)?;
         file.write(&buffer[..step])?;
         progress.advance(step as u64)?;
         done += step as u64;

@@ -1,21 +1,21 @@
 //! safetensors to FlashPack.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
 };
 
-use safetensors::tensor::Metadata;
-
-use super::{Converted, MAX_HEADER_BYTES, cast};
+use super::{Converted, cast};
 use crate::{
-    error::{At, Error, ErrorKind, Result, zeroed},
+    error::{At, Error, ErrorKind, Result},
     format::{
         DType,
         checksum::Algorithm,
         layout::{Order, TensorSpec},
+        safetensors::HeaderTensor,
     },
     io::{FileSource, Source},
+    model::read_header,
     pack::Packer,
     plan::Ignore,
     progress::Progress,
@@ -35,6 +35,8 @@ pub struct Request<'a> {
     pub dtype: Option<DType>,
     /// Alignment of records.
     pub align_bytes: u64,
+    /// Tensors to take; `None` takes all.
+    pub names: Option<&'a HashSet<String>>,
     /// Tensors to leave out.
     pub ignore: Ignore<'a>,
     /// Strings for the new footer, over those of the sources.
@@ -53,9 +55,13 @@ pub fn from_safetensors(request: Request<'_>, progress: Progress<'_>) -> Result<
     let mut metadata = BTreeMap::new();
     let mut pieces = Vec::new();
     for (number, path) in request.sources.iter().enumerate() {
-        let header = Header::open(path)?;
+        let header = read_header(&FileSource::open(path)?)?;
         metadata.extend(header.metadata);
-        let kept = header.tensors.into_iter().filter(|tensor| !request.ignore.matches(&tensor.name));
+        let wanted = |name: &String| request.names.is_none_or(|names| names.contains(name));
+        let kept = header
+            .tensors
+            .into_iter()
+            .filter(|tensor| wanted(&tensor.name) && !request.ignore.matches(&tensor.name));
         for tensor in kept {
             pieces.push(Piece::new(number, tensor, request.dtype).at(path)?);
         }
@@ -86,62 +92,6 @@ fn refuse_own_source(request: &Request<'_>) -> Result<()> {
     }
 }
 
-/// What a safetensors file says about its tensors.
-struct Header {
-    tensors: Vec<SourceTensor>,
-    metadata: BTreeMap<String, String>,
-}
-
-struct SourceTensor {
-    name: String,
-    dtype: safetensors::Dtype,
-    shape: Vec<u64>,
-    offset: u64,
-    bytes: u64,
-}
-
-impl Header {
-    fn open(path: &Path) -> Result<Self> {
-        let source = FileSource::open(path)?;
-        Self::read(&source).at(path)
-    }
-
-    fn read(source: &FileSource) -> Result<Self> {
-        let damaged = |why: String| Error::format(format!("is not a sound safetensors file: {why}"));
-        let mut length = [0; 8];
-        if source.len() < length.len() as u64 {
-            return Err(damaged(format!("{} bytes are too few for a header", source.len())));
-        }
-        source.read_exact_at(&mut length, 0)?;
-        let length = u64::from_le_bytes(length);
-        if length > MAX_HEADER_BYTES || length > source.len() - 8 {
-            return Err(damaged(format!("a header of {length} bytes in a file of {}", source.len())));
-        }
-        let payload = 8 + length;
-        let mut json = zeroed(length)?;
-        source.read_exact_at(&mut json, 8)?;
-        let header: Metadata = serde_json::from_slice(&json).map_err(|error| damaged(error.to_string()))?;
-        let end = payload + header.data_len() as u64;
-        if end != source.len() {
-            return Err(damaged(format!("its tensors end at byte {end}, the file at {}", source.len())));
-        }
-        let tensor = |name: String| {
-            let info = header.info(&name).expect("the name comes from the header itself");
-            let (start, end) = info.data_offsets;
-            SourceTensor {
-                dtype: info.dtype,
-                shape: info.shape.iter().map(|&size| size as u64).collect(),
-                offset: payload + start as u64,
-                bytes: (end - start) as u64,
-                name,
-            }
-        };
-        let tensors = header.offset_keys().into_iter().map(tensor).collect();
-        let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
-        Ok(Self { tensors, metadata })
-    }
-}
-
 /// A tensor to copy: where it is, what it becomes.
 struct Piece {
     source: usize,
@@ -153,21 +103,11 @@ struct Piece {
 }
 
 impl Piece {
-    fn new(source: usize, tensor: SourceTensor, wanted: Option<DType>) -> Result<Self> {
-        let SourceTensor { name, dtype, mut shape, offset, bytes } = tensor;
+    fn new(source: usize, tensor: HeaderTensor, wanted: Option<DType>) -> Result<Self> {
+        let (from, shape) = tensor.in_torch()?;
+        let HeaderTensor { name, offset, bytes, .. } = tensor;
         let unsupported =
             |what: String| Error::new(ErrorKind::Unsupported, format!("Unsupported dtype: {what}"));
-        let from =
-            DType::from_safetensors(dtype).ok_or_else(|| unsupported(format!("{dtype:?} of {name:?}")))?;
-        if from == DType::Float4E2m1fnX2 {
-            // safetensors counts halves of a byte where torch counts the bytes.
-            match shape.last_mut() {
-                Some(last) if last.is_multiple_of(2) => *last /= 2,
-                _ => {
-                    return Err(unsupported(format!("an odd number of F4 elements in a row of {name:?}")));
-                }
-            }
-        }
         let to = wanted.filter(|&to| to != from && from.is_castable_float());
         let cast = match to {
             Some(to) => Some(
@@ -176,7 +116,7 @@ impl Piece {
             ),
             None => None,
         };
-        let spec = TensorSpec { name, dtype: to.unwrap_or(from), shape, tied_to: None };
+        let spec = TensorSpec { name, dtype: to.unwrap_or(from), shape: shape.into(), tied_to: None };
         Ok(Self { source, offset, bytes, element_bytes: from.size(), cast, spec })
     }
 }

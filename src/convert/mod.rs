@@ -7,9 +7,6 @@ mod import;
 pub use export::to_safetensors;
 pub use import::{Request, from_safetensors};
 
-/// Largest header of a safetensors file, by that format's own reader.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
-
 /// What a conversion made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Converted {

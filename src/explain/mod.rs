@@ -12,7 +12,7 @@ use crate::{
     device::{pool, transfer},
     error::Result,
     io::{
-        Input, Source,
+        Source,
         prefetch::{self, Verdict},
         residency::Residency,
     },
@@ -31,16 +31,16 @@ use crate::{
 pub fn explain(path: &Path, selection: Selection<'_>, options: Options) -> Result<Value> {
     let mut prepared = load::prepare(path, selection, options)?;
     if prepared.route.residency.is_none() {
-        prepared.route.residency = Residency::probe(prepared.input.file());
+        prepared.route.residency = prepared.files.residency();
     }
     let (source, work) = (source(&prepared), work(&prepared));
     Ok(json!({"source": source, "work": work, "bound": bound(prepared)?}))
 }
 
 fn source(prepared: &Prepared) -> Value {
-    let Prepared { input, route, index, .. } = prepared;
+    let Prepared { files, route, index, .. } = prepared;
     json!({
-        "file_bytes": input.len(),
+        "file_bytes": files.len(),
         "payload_bytes": index.payload_bytes(),
         "cached_part": route.residency.map(Residency::part),
         "direct": route.direct,
@@ -116,14 +116,14 @@ fn reading(prepared: Prepared) -> Result<(Option<Rate>, f64)> {
     if plan.mode == Mode::Lazy && prepared.route.is_from_disk() {
         let absent_part = 1.0 - prepared.route.residency.map_or(0.0, Residency::part);
         let mapped_bytes = mapped_bytes(plan);
-        let (disk, _) = Input::choose(prepared.input.into_file(), Some(true));
+        let (disk, _) = prepared.files.choose(Some(true));
         let rate = measure::reading(&disk, payload_bytes, READ_AHEAD_DEPTH, true)?;
         return Ok((Some(rate), rate.seconds(bytes.max(mapped_bytes)) * absent_part));
     }
     if bytes == 0 {
         return Ok((None, 0.0));
     }
-    let rate = measure::reading(&prepared.input, payload_bytes, threads, reused)?;
+    let rate = measure::reading(&prepared.files, payload_bytes, threads, reused)?;
     Ok((Some(rate), rate.seconds(bytes)))
 }
 
@@ -175,6 +175,6 @@ fn read_ahead(prepared: &Prepared) -> Option<Value> {
     if !prepared.reads_ahead {
         return Some(json!([false, "eager=False asks for nothing before it is touched"]));
     }
-    let verdict = prefetch::judge(prepared.input.file(), &ranges);
+    let verdict = prefetch::judge(&prepared.files, &ranges);
     Some(json!([verdict == Verdict::ReadAhead, verdict.text()]))
 }

@@ -76,7 +76,7 @@ pub fn trailer(json: &[u8]) -> [u8; TRAILER_BYTES] {
 #[must_use]
 pub fn render(index: &Index) -> String {
     let single = match index.blocks() {
-        [block] => Some(block),
+        [block] if block.offset() == 0 => Some(block),
         _ => None,
     };
     let footer = Rendered {

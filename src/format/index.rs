@@ -143,6 +143,8 @@ pub struct Index {
     pub(super) by_name: NameOrder,
     pub(super) checksums: Option<Checksums>,
     pub(super) metadata: BTreeMap<String, String>,
+    /// Where the payloads of the files lie that were joined; empty for one file.
+    pub(super) parts: Box<[Range<u64>]>,
 }
 
 impl Index {
@@ -180,6 +182,20 @@ impl Index {
     #[must_use]
     pub const fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
+    }
+
+    /// Where each file's payload lies, in the order of the files: one that was not joined begins at 0.
+    #[must_use]
+    pub fn parts(&self) -> Vec<Range<u64>> {
+        let whole = 0..self.payload_bytes;
+        if self.parts.is_empty() { vec![whole] } else { self.parts.to_vec() }
+    }
+
+    /// The end of the payload that `offset` lies in: no chunk with a digest reaches further.
+    #[must_use]
+    pub fn payload_end(&self, offset: u64) -> u64 {
+        let part = self.parts.partition_point(|part| part.end <= offset);
+        self.parts.get(part).map_or(self.payload_bytes, |part| part.end)
     }
 
     /// The number of the record called `name`.

@@ -135,6 +135,7 @@ impl Layout {
             by_name,
             checksums: None,
             metadata,
+            parts: Box::default(),
         };
         Ok(Self { index, writes })
     }

@@ -2,12 +2,17 @@
 //!
 //! A file is payload, footer JSON, footer length (`u64`, little endian), [`MAGIC`]. [`footer`] reads the JSON,
 //! `validate` turns it once into an [`Index`], [`layout`] makes the index of a new file, [`checksum`] its digests.
+//! [`mod@safetensors`] makes an index of that format's header, [`join`] one of several, [`shards`] reads which files
+//! belong together.
 
 pub mod checksum;
 mod dtype;
 pub mod footer;
 mod index;
+pub mod join;
 pub mod layout;
+pub mod safetensors;
+pub mod shards;
 mod validate;
 
 pub use dtype::DType;

@@ -47,6 +47,7 @@ pub(super) fn validate(raw: RawFooter<'_>, footer_offset: u64) -> Result<Index> 
         records,
         checksums: None,
         metadata: raw.metadata,
+        parts: Box::default(),
     };
     refuse_overlapping_records(&index)?;
     index.checksums = raw.checksums.map(|Object(raw)| check_checksums(&raw, &index)).transpose()?.flatten();
@@ -61,7 +62,7 @@ fn missing(key: &str, format: &str) -> Error {
     Error::format(format!("Corrupt footer: key {key} is missing or null, but {format} needs it"))
 }
 
-fn duplicate(records: &[Record], one: usize, other: usize) -> Error {
+pub(super) fn duplicate(records: &[Record], one: usize, other: usize) -> Error {
     let name = &records[one].name;
     Error::format(format!("duplicate name {name:?}: records {one} and {other} of the index both have it"))
 }

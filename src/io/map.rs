@@ -3,11 +3,12 @@
 use std::sync::{Arc, Weak};
 
 use memmap2::{MmapOptions, MmapRaw};
+use rustix::mm::{MapFlags, ProtFlags};
 
-use super::{FileSource, Source};
+use super::{FileSource, Files, Source};
 use crate::error::{Error, IoContext, Result};
 
-/// A whole file, mapped privately: reads come from the page cache on first touch, writes stay in this process.
+/// A whole file, or the payloads of several as [`Files`] lays them out, mapped privately: reads come from the page cache on first touch, writes stay in this process.
 ///
 /// Whoever truncates the file under a mapping makes later touches of the lost pages fatal (`SIGBUS`); replacing the
 /// file by renaming another over it, as this crate writes files, leaves the mapping on the old bytes.
@@ -18,12 +19,20 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Maps all of `source`.
+    /// Maps all of `files`.
     ///
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) or [`ErrorKind::Memory`](crate::ErrorKind::Memory) if the system
     /// refuses the mapping.
-    pub fn new(source: &FileSource) -> Result<Self> {
+    pub fn new(files: &Files) -> Result<Self> {
+        let mut all = files.iter();
+        match (all.next(), all.next()) {
+            (Some((file, _)), None) => Self::of_file(file),
+            _ => Self::of_files(files),
+        }
+    }
+
+    fn of_file(source: &FileSource) -> Result<Self> {
         let len = usize::try_from(source.len())
             .map_err(|_| Error::argument("is larger than the address space").at(source.path()))?;
         // No swap is reserved: only pages that are written to ever need memory of their own, and reserving for all
@@ -34,6 +43,30 @@ impl Mapping {
         // change or truncate the file; no Rust reference to the bytes is ever made, only raw pointers leave here.
         let map = unsafe { options.map_copy(source.file()) }.during("cannot map", source.path())?;
         Ok(Self { map: map.into(), alive: Arc::new(()) })
+    }
+
+    /// Maps each payload over its place in a reservation of all.
+    fn of_files(files: &Files) -> Result<Self> {
+        let end = files.iter().map(|(_, place)| place.end).max().unwrap_or(0);
+        let len = usize::try_from(end)
+            .map_err(|_| Error::argument("is larger than the address space").at(files.path()))?;
+        let reservation = MmapOptions::new().len(len).no_reserve_swap().map_anon();
+        let map = MmapRaw::from(reservation.during("cannot map", files.path())?);
+        for (file, place) in files.iter().filter(|(_, place)| !place.is_empty()) {
+            let offset = usize::try_from(place.start).expect("within the reservation");
+            let bytes = usize::try_from(place.end - place.start).expect("within the reservation");
+            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            // SAFETY: the place lies in the reservation, which nobody has seen yet and which unmaps it all when it is
+            // dropped; indices are joined at multiples of pages, so no two files share one. What else holds for
+            // one file holds for each.
+            unsafe {
+                let address = map.as_mut_ptr().add(offset).cast();
+                rustix::mm::mmap(address, bytes, protection, flags, file.file(), 0)
+            }
+            .during("cannot map", file.path())?;
+        }
+        Ok(Self { map, alive: Arc::new(()) })
     }
 
     /// Address of the file's first byte.
@@ -48,13 +81,13 @@ impl Mapping {
         Arc::downgrade(&self.alive)
     }
 
-    /// Length of the file when it was mapped.
+    /// Length of what was mapped.
     #[must_use]
     pub fn len(&self) -> usize {
         self.map.len()
     }
 
-    /// Whether the file was empty.
+    /// Whether that was empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0

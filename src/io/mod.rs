@@ -2,6 +2,7 @@
 
 pub mod direct;
 pub mod file;
+pub mod files;
 pub mod map;
 pub mod memory;
 pub mod prefetch;
@@ -12,6 +13,7 @@ pub mod write;
 
 pub use direct::Input;
 pub use file::FileSource;
+pub use files::Files;
 pub use map::Mapping;
 pub use residency::Route;
 pub use source::Source;

@@ -4,7 +4,7 @@ use std::{fs, ops::Range, sync::Weak, thread};
 
 use rustix::fs::Advice;
 
-use super::{FileSource, residency::Residency};
+use super::{Files, residency::Residency};
 
 /// Bytes asked for at a time: of 2, 4 and 16 MiB, the smallest was the fastest on a virtual NVMe disk.
 const WINDOW_BYTES: usize = 2 << 20;
@@ -37,37 +37,37 @@ impl Verdict {
     }
 }
 
-/// Whether to read `ranges` of `file` ahead.
+/// Whether to read `ranges` of `files` ahead.
 #[must_use]
-pub fn judge(file: &FileSource, ranges: &[Range<u64>]) -> Verdict {
+pub fn judge(files: &Files, ranges: &[Range<u64>]) -> Verdict {
     let bytes = ranges.iter().map(|range| range.end - range.start).sum::<u64>();
     if bytes < MIN_BYTES {
         Verdict::TooSmall
     } else if bytes > available_memory() / 2 {
         Verdict::TooLarge
-    } else if Residency::probe(file).is_none_or(Residency::is_most) {
+    } else if files.residency().is_none_or(Residency::is_most) {
         Verdict::Resident
     } else {
         Verdict::ReadAhead
     }
 }
 
-/// Brings the sorted `ranges` of `file` into the page cache, from a thread of its own that ends with `mapping`.
+/// Brings the sorted `ranges` of `files` into the page cache, from a thread of its own that ends with `mapping`.
 ///
 /// Does nothing if they are there already, or are more than half of the memory that is left: reading ahead would then
 /// push out what it read before. It is advice; nothing depends on it.
-pub fn prefetch(file: FileSource, ranges: Vec<Range<u64>>, mapping: Weak<()>) {
-    if judge(&file, &ranges) != Verdict::ReadAhead {
+pub fn prefetch(files: Files, ranges: &[Range<u64>], mapping: Weak<()>) {
+    if judge(&files, ranges) != Verdict::ReadAhead {
         return;
     }
+    let files = files.into_ranges(ranges);
     let work = move || {
-        let windows = ranges.iter().flat_map(|range| {
-            range
-                .clone()
-                .step_by(WINDOW_BYTES)
-                .map(|start| (start, (range.end - start).min(WINDOW_BYTES as u64)))
+        let ranges = files.iter().flat_map(|(file, ranges)| ranges.iter().map(move |range| (file, range)));
+        let windows = ranges.flat_map(|(file, range)| {
+            let starts = range.clone().step_by(WINDOW_BYTES);
+            starts.map(move |start| (file, start, (range.end - start).min(WINDOW_BYTES as u64)))
         });
-        for (start, bytes) in windows.take_while(|_| mapping.strong_count() > 0) {
+        for (file, start, bytes) in windows.take_while(|_| mapping.strong_count() > 0) {
             if rustix::fs::fadvise(file.file(), start, bytes.try_into().ok(), Advice::WillNeed).is_err() {
                 break;
             }

@@ -173,6 +173,12 @@ fn to_usize(value: u64) -> usize {
     usize::try_from(value).expect("offsets into memory fit usize")
 }
 
+/// The number of the digest of the chunk that begins at `offset`.
+fn digest_at(index: &Index, offset: u64) -> usize {
+    let chunk_bytes = index.checksums().map_or(1, Checksums::chunk_bytes);
+    usize::try_from(offset / chunk_bytes).unwrap_or(0)
+}
+
 /// Reads chunks and checks their digests.
 pub struct ChunkReader<'a, S> {
     /// Where the bytes come from.
@@ -304,16 +310,21 @@ impl<S: Source> ChunkReader<'_, S> {
     fn check(&self, number: usize, start: u64, end: u64, actual: Digest) -> Result<()> {
         let digests = self.index.checksums().map(Checksums::digests);
         match digests.and_then(|digests| digests.get(number)) {
-            Some(&expected) if expected != actual => Err(Error::new(
-                ErrorKind::Checksum,
-                format!(
-                    "chunk {number} is damaged, bytes {start}..{end} {}: \
-                     expected digest {expected}, got {actual}",
-                    self.contents(start..end)
-                ),
-            )
-            .from_byte(start)
-            .at(self.source.path())),
+            Some(&expected) if expected != actual => {
+                let (path, base) = self.source.file_at(start);
+                Err(Error::new(
+                    ErrorKind::Checksum,
+                    format!(
+                        "chunk {} is damaged, bytes {}..{} {}: expected digest {expected}, got {actual}",
+                        number - digest_at(self.index, base),
+                        start - base,
+                        end - base,
+                        self.contents(start..end)
+                    ),
+                )
+                .from_byte(start)
+                .at(path))
+            }
             Some(_) => Ok(()),
             None => {
                 Err(Error::new(ErrorKind::Internal, format!("the plan names a missing digest, {number}")))

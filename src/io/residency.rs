@@ -50,6 +50,15 @@ impl Residency {
         Some(found)
     }
 
+    /// That of several files together; `None` if one of them is unknown.
+    #[must_use]
+    pub fn of_all(all: impl IntoIterator<Item = Option<Self>>) -> Option<Self> {
+        let add = |sum: Self, one: Option<Self>| {
+            one.map(|one| Self { resident: sum.resident + one.resident, probes: sum.probes + one.probes })
+        };
+        all.into_iter().try_fold(Self { resident: 0, probes: 0 }, add)
+    }
+
     /// The resident part, 0 to 1; that of an empty file is 1.
     #[must_use]
     pub fn part(self) -> f64 {
@@ -119,6 +128,16 @@ pub struct Route {
 impl Route {
     /// The way of a mapping, which needs no look.
     pub const MAPPED: Self = Self { direct: false, why: Why::Mapped, residency: None };
+
+    /// That of a load from several files, each of which has its own: past the page cache if any goes there.
+    ///
+    /// # Panics
+    /// If there are none.
+    #[must_use]
+    pub fn of_all(routes: &[Self]) -> Self {
+        let first = routes.iter().find(|route| route.direct).unwrap_or(&routes[0]);
+        Self { residency: Residency::of_all(routes.iter().map(|route| route.residency)), ..*first }
+    }
 
     /// Decides: as `told`, or if that is open by what the page cache holds of `file`.
     #[must_use]

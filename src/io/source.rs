@@ -23,6 +23,12 @@ pub trait Source: Sync {
     /// What errors call the source.
     fn path(&self) -> &Path;
 
+    /// The file that the byte at `offset` is in, and where that file begins.
+    fn file_at(&self, offset: u64) -> (&Path, u64) {
+        let _ = offset;
+        (self.path(), 0)
+    }
+
     /// Fills `buffer` from `offset`, through short reads and interruptions.
     ///
     /// # Errors

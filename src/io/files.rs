@@ -1,0 +1,137 @@
+//! Several files read as one, laid out as [`Index::join`] joins their indices.
+
+use std::{
+    io,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use super::{FileSource, Input, Route, Source, residency::Residency};
+use crate::{error::Result, format::Index};
+
+/// One file or several. Offsets count through the payloads, and what lies between two payloads reads as zeros.
+#[derive(Debug)]
+pub struct Files {
+    path: PathBuf,
+    parts: Vec<Part>,
+}
+
+/// A file, and where its payload lies.
+#[derive(Debug)]
+struct Part {
+    input: Input,
+    place: Range<u64>,
+}
+
+impl Files {
+    /// `files`, in the order in which `index` has joined them; errors that concern them all name `path`.
+    #[must_use]
+    pub fn new(path: &Path, files: Vec<FileSource>, index: &Index) -> Self {
+        let part = |(file, place)| Part { input: Input::Buffered(file), place };
+        Self { path: path.to_owned(), parts: files.into_iter().zip(index.parts()).map(part).collect() }
+    }
+
+    /// Decides for each file how it is read: see [`Input::choose`].
+    #[must_use]
+    pub fn choose(self, wanted: Option<bool>) -> (Self, Route) {
+        let choose = |Part { input, place }: Part| {
+            let (input, route) = Input::choose(input.into_file(), wanted);
+            (Part { input, place }, route)
+        };
+        let (parts, routes): (Vec<_>, Vec<_>) = self.parts.into_iter().map(choose).unzip();
+        (Self { path: self.path, parts }, Route::of_all(&routes))
+    }
+
+    /// Whether reads of any file go past the page cache.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.parts.iter().any(|part| part.input.is_direct())
+    }
+
+    /// What the page cache holds; `None` if a file system cannot tell.
+    #[must_use]
+    pub fn residency(&self) -> Option<Residency> {
+        Residency::of_all(self.parts.iter().map(|part| Residency::probe(part.input.file())))
+    }
+
+    /// The files, each with where its payload lies.
+    pub fn iter(&self) -> impl Iterator<Item = (&FileSource, Range<u64>)> {
+        self.parts.iter().map(|part| (part.input.file(), part.place.clone()))
+    }
+
+    /// The sorted `ranges` as ranges of each file, for whoever outlives the load.
+    #[must_use]
+    pub fn into_ranges(self, ranges: &[Range<u64>]) -> Vec<(FileSource, Vec<Range<u64>>)> {
+        let own = |Part { input, place }: Part| {
+            let within = ranges.iter().filter_map(|range| within(range, &place)).collect();
+            (input.into_file(), within)
+        };
+        self.parts.into_iter().map(own).collect()
+    }
+
+    /// The part that the byte at `offset` lies in or behind.
+    fn part(&self, offset: u64) -> (&Part, u64) {
+        let next = self.parts.partition_point(|part| part.place.start <= offset).max(1);
+        let end = self.parts.get(next).map_or(u64::MAX, |part| part.place.start);
+        (&self.parts[next - 1], end)
+    }
+
+    /// The beginning of `buffer` that a single file, or the gap behind it, has the bytes of; in which file and where.
+    fn first<'b>(&self, buffer: &'b mut [u8], offset: u64) -> (&'b mut [u8], Option<(&Input, u64)>) {
+        let (part, next) = self.part(offset);
+        let last = self.parts.len() == 1;
+        let (end, source) = if last || offset < part.place.end {
+            let end = if last { u64::MAX } else { part.place.end };
+            (end, Some((&part.input, offset - part.place.start)))
+        } else {
+            (next, None)
+        };
+        let bytes = buffer.len().min(usize::try_from(end - offset).unwrap_or(usize::MAX));
+        (&mut buffer[..bytes], source)
+    }
+}
+
+/// The part of `range` in `place`, counted from where that starts.
+fn within(range: &Range<u64>, place: &Range<u64>) -> Option<Range<u64>> {
+    let (start, end) = (range.start.max(place.start), range.end.min(place.end));
+    (start < end).then(|| start - place.start..end - place.start)
+}
+
+impl Source for Files {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        match self.first(buffer, offset) {
+            (bytes, Some((input, offset))) => input.read_at(bytes, offset),
+            (bytes, None) => {
+                bytes.fill(0);
+                Ok(bytes.len())
+            }
+        }
+    }
+
+    fn read_exact_at(&self, mut buffer: &mut [u8], mut offset: u64) -> Result<()> {
+        while !buffer.is_empty() {
+            let (bytes, source) = self.first(buffer, offset);
+            let count = bytes.len();
+            match source {
+                Some((input, offset)) => input.read_exact_at(bytes, offset)?,
+                None => bytes.fill(0),
+            }
+            buffer = &mut buffer[count..];
+            offset += count as u64;
+        }
+        Ok(())
+    }
+
+    fn len(&self) -> u64 {
+        self.parts.iter().map(|part| part.input.len()).sum()
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn file_at(&self, offset: u64) -> (&Path, u64) {
+        let (part, _) = self.part(offset);
+        (part.input.path(), part.place.start)
+    }
+}

@@ -1,0 +1,164 @@
+//! What a path stands for: a FlashPack file, a safetensors file, or several of them that are one model.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    error::{At, Error, Result, zeroed},
+    format::{
+        Index, MAGIC, MAX_FOOTER_BYTES, footer,
+        safetensors::{self, Header},
+        shards::Shards,
+    },
+    io::{FileSource, Files, Source},
+    reader::Reader,
+};
+
+/// Between the paths of a list of files: no path holds it.
+pub const SEPARATOR: char = '\0';
+
+/// An open model: its files, and one index of all their tensors.
+#[derive(Debug)]
+pub struct Model {
+    /// The files.
+    pub files: Files,
+    /// Their tensors.
+    pub index: Index,
+    /// The footer of a FlashPack file as it stands there.
+    footer: Option<String>,
+}
+
+/// What a file is, told by its content.
+enum Kind {
+    FlashPack,
+    Safetensors,
+    Shards,
+}
+
+impl Model {
+    /// Opens the model at `path`: a file, the index of shards (as model hubs have it) beside it, or a list of files
+    /// with [`SEPARATOR`] between them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::Format`](crate::ErrorKind::Format) for files that are not
+    /// sound or do not belong together, [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a type of
+    /// safetensors that has no counterpart.
+    pub fn open(path: &Path) -> Result<Self> {
+        if let Some(list) = path.to_str().filter(|text| text.contains(SEPARATOR)) {
+            let paths: Vec<PathBuf> = list.split(SEPARATOR).map(PathBuf::from).collect();
+            let label = PathBuf::from(format!("{} and {} more", paths[0].display(), paths.len() - 1));
+            let files = paths.iter().map(|path| open_file(path)).collect::<Result<Vec<_>>>()?;
+            let labels = paths.iter().map(|path| path.display().to_string());
+            return Self::join(&label, labels, files, None);
+        }
+        let file = FileSource::open(path)?;
+        match kind(&file)? {
+            Kind::Shards => Self::open_shards(path, &file),
+            kind => {
+                let (file, index, footer) = open_as(&kind, file)?;
+                Ok(Self { files: Files::new(path, vec![file], &index), index, footer })
+            }
+        }
+    }
+
+    fn open_shards(path: &Path, index: &FileSource) -> Result<Self> {
+        let shards = read_shards(index)?;
+        let names = shards.files();
+        let missing: Vec<_> = names.iter().filter(|name| !path.with_file_name(name).exists()).collect();
+        if !missing.is_empty() {
+            let what = format!("{} of {} shards are missing: {missing:?}", missing.len(), names.len());
+            return Err(Error::format(what).at(path));
+        }
+        let open = |name: &&str| open_file(&path.with_file_name(name));
+        let files = names.iter().map(open).collect::<Result<Vec<_>>>()?;
+        Self::join(path, names.iter().map(ToString::to_string), files, Some(&shards))
+    }
+
+    fn join(
+        path: &Path,
+        labels: impl Iterator<Item = String>,
+        opened: Vec<(FileSource, Index)>,
+        shards: Option<&Shards>,
+    ) -> Result<Self> {
+        let (files, indices): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
+        let indices: Vec<_> = labels.zip(indices).collect();
+        if let Some(shards) = shards {
+            shards.check(&indices).at(path)?;
+        }
+        let index = Index::join(indices).at(path)?;
+        Ok(Self { files: Files::new(path, files, &index), index, footer: None })
+    }
+
+    /// The index as the JSON of a footer: a FlashPack file's own.
+    #[must_use]
+    pub fn footer(&self) -> String {
+        self.footer.clone().unwrap_or_else(|| footer::render(&self.index))
+    }
+}
+
+fn open_file(path: &Path) -> Result<(FileSource, Index)> {
+    let file = FileSource::open(path)?;
+    match kind(&file)? {
+        Kind::Shards => Err(Error::format("is an index of shards, not a file with weights").at(path)),
+        kind => open_as(&kind, file).map(|(file, index, _)| (file, index)),
+    }
+}
+
+fn open_as(kind: &Kind, file: FileSource) -> Result<(FileSource, Index, Option<String>)> {
+    if let Kind::Safetensors = kind {
+        let index = read_header(&file)?.into_index().at(file.path())?;
+        return Ok((file, index, None));
+    }
+    let (file, index, footer) = Reader::new(file)?.into_parts();
+    Ok((file, index, Some(footer)))
+}
+
+/// Reads the index of shards.
+///
+/// # Errors
+/// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::Format`](crate::ErrorKind::Format).
+pub fn read_shards(file: &FileSource) -> Result<Shards> {
+    if file.len() > MAX_FOOTER_BYTES {
+        let what = format!("not a valid index: {} bytes, over the limit of {MAX_FOOTER_BYTES}", file.len());
+        return Err(Error::format(what).at(file.path()));
+    }
+    let mut json = zeroed(file.len()).at(file.path())?;
+    file.read_exact_at(&mut json, 0)?;
+    Shards::parse(&json).at(file.path())
+}
+
+/// Reads the header of a safetensors file.
+///
+/// # Errors
+/// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::Format`](crate::ErrorKind::Format).
+pub fn read_header(file: &FileSource) -> Result<Header> {
+    let mut prefix = [0; safetensors::PREFIX_BYTES];
+    if file.len() < prefix.len() as u64 {
+        return Err(safetensors::too_short(file.len()).at(file.path()));
+    }
+    file.read_exact_at(&mut prefix, 0)?;
+    let mut json = zeroed(safetensors::header_bytes(prefix, file.len()).at(file.path())?).at(file.path())?;
+    file.read_exact_at(&mut json, prefix.len() as u64)?;
+    Header::parse(&json, file.len()).at(file.path())
+}
+
+/// Tells the formats apart. A file that is none of them is a damaged one of what its name says.
+fn kind(file: &FileSource) -> Result<Kind> {
+    let mut tail = [0; MAGIC.len()];
+    if let Some(offset) = file.len().checked_sub(tail.len() as u64) {
+        file.read_exact_at(&mut tail, offset)?;
+        if tail == MAGIC {
+            return Ok(Kind::FlashPack);
+        }
+    }
+    let mut start = [0; safetensors::PREFIX_BYTES + 1];
+    let bytes = usize::try_from(file.len()).map_or(start.len(), |len| len.min(start.len()));
+    file.read_exact_at(&mut start[..bytes], 0)?;
+    let named = |suffix: &str| file.path().to_str().is_some_and(|path| path.ends_with(suffix));
+    Ok(if safetensors::claims(&start[..bytes], file.len()) || named(".safetensors") {
+        Kind::Safetensors
+    } else if start[..bytes].trim_ascii_start().first() == Some(&b'{') || named(".json") {
+        Kind::Shards
+    } else {
+        Kind::FlashPack
+    })
+}
