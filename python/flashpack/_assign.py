@@ -10,21 +10,22 @@ from torch import Tensor, nn
 
 from ._commit import commit
 from ._distributed import require_single_process
-from ._footer import unverified_note
+from ._footer import read_index, unverified_note
 from ._in_place import fill, fill_all
 from ._load import load_tensors
 from ._match import Match, check_fit, match_tensors
 from ._options import LoadOptions
-from ._paths import StrPath, read_one_version, text_path
+from ._paths import read_one_version
 from ._slots import find_slots
-from ._storage import iterate_from_flash_tensor, read_flashpack_file
+from ._sources import ModelPath, model_path, shown_path
+from ._storage import iterate_from_flash_tensor, read_blocks
 from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 from .utils import human_num_elements
 
 
 def assign_from_file(
     model: nn.Module,
-    path: StrPath,
+    path: ModelPath,
     device: str | torch.device | None = None,
     strict: bool | None = None,
     strict_params: bool = True,
@@ -49,7 +50,7 @@ def assign_from_file(
     in_place: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Give `model` the weights of a FlashPack file, names matching its parameters and buffers.
+    """Give `model` the weights of a file, or of several, that `load_file` takes, by their names.
 
     Live tensors keep their identity, requires_grad and optimizer references; parameters take the file's
     dtype. Tensors on the meta device become real ones, ties kept: parameters as the same objects unless
@@ -73,13 +74,13 @@ def assign_from_file(
     assign(model, path, LoadOptions.pick(locals()))
 
 
-def assign(model: nn.Module, path: StrPath, options: LoadOptions) -> Match:
+def assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match:
     """`assign_from_file` with the options as one value; returns what went where and what did not."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, not {type(model).__name__}")
     if options.use_distributed_loading:
         require_single_process(options.world_size)
-    text = text_path(path)
+    text = model_path(path)
     device = _device_of(model, options)
     slots = find_slots(model)
     if options.in_place and (filled := fill_all(text, slots, device, options)):
@@ -94,7 +95,7 @@ def assign(model: nn.Module, path: StrPath, options: LoadOptions) -> Match:
         verify=False,
         silent=True,
     )
-    match = match_tensors(mapped, slots, options, text)
+    match = match_tensors(mapped, slots, options, shown_path(text))
     if options.in_place:
         read_one_version(text, lambda: fill(text, match, mapped, device, options))
         return match
@@ -106,7 +107,7 @@ def assign(model: nn.Module, path: StrPath, options: LoadOptions) -> Match:
     else:
         tensors = _load_matched(text, device, options, match)
     if tensors is not mapped:  # the file may have been replaced since it was checked
-        check_fit(match.slots, tensors, options, text)
+        check_fit(match.slots, tensors, options, shown_path(text))
     commit(match.slots, tensors, slots.values())
     for name, value in keepsakes.items():
         setattr(model, name, value)
@@ -141,9 +142,8 @@ def _load_whole_blocks(
     path: str, device: torch.device, options: LoadOptions, keepsakes: dict[str, Any]
 ) -> dict[str, Tensor]:
     """Load by blocks, so that what stays on the model is the memory its tensors live in."""
-    storage, footer = read_flashpack_file(
-        path, device, silent=options.shown, eager=options.eager, verify=options.verify
-    )
+    storage = read_blocks(path, device, eager=options.eager, verify=options.verify, silent=options.shown)
+    footer = read_index(path)
     keepsakes["_flash_shared_storage"] = storage
     keepsakes["_flash_shared_storage_meta"] = footer
     return dict(iterate_from_flash_tensor(storage, footer, **options.ignore))
@@ -154,7 +154,7 @@ def _report(match: Match, tensors: Mapping[str, Tensor], path: str) -> None:
     elements = sum(tensors[name].numel() for name in match.slots)
     print(
         f"Assigned {human_num_elements(elements)} elements to {parameters} parameters and "
-        f"{len(match.slots) - parameters} buffers from {path}"
+        f"{len(match.slots) - parameters} buffers from {shown_path(path)}"
     )
     for what, names in (("Missing", match.missing), ("Discarded", match.discarded)):
         if names:

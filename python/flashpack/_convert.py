@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,8 @@ from ._model_folder import Library, copy_companions, names_folder
 from ._names import filter_state_dict, is_ignored_tensor_name, name_tuple
 from ._paths import StrPath, make_parent, refuse_source, text_path
 from ._progress import run
-from ._sources import Sources, check_promises, find_sources, header_dtypes
+from ._shards import index_path, parse_size, split, write_shards
+from ._sources import Sources, check_promises, find_sources, header_dtypes, header_sizes
 from .constants import DEFAULT_ALIGN_BYTES
 from .utils import dtype_to_string, string_to_dtype
 
@@ -40,6 +41,7 @@ def convert_to_flashpack(
     silent: bool | None = True,
     *,
     checksum: str | None = None,
+    max_shard_size: int | str | None = None,
     **kwargs: Any,
 ) -> str:
     """Convert to a FlashPack file and return its path.
@@ -53,9 +55,10 @@ def convert_to_flashpack(
     defaults to the source with its suffix swapped, `model[.variant].flashpack` in the source folder, or, for
     a repository, `<its name>[-subfolder][.variant].flashpack` in the working directory.
 
-    `dtype` casts floating tensors only; `checksum` as in `pack_to_file`. Further arguments: `subfolder`,
-    `variant`; `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for repositories; with a
-    library, more of its from_pretrained's.
+    `dtype` casts floating tensors only; `checksum` and `max_shard_size` as in `pack_to_file`: if there are
+    shards, the path returned is their index's. Further arguments: `subfolder`, `variant`; `revision`,
+    `token`, `cache_dir`, `local_files_only`, `force_download` for repositories; with a library, more of its
+    from_pretrained's.
 
     Raises ValueError for a destination that is a source, a dtype that is none, shards or tensors that
     an index promises but that are missing, a whole pipeline; ImportError for a library that is missing;
@@ -70,16 +73,23 @@ def convert_to_flashpack(
         },
         silent,
         checksum,
+        None if max_shard_size is None else parse_size(max_shard_size),
     )
     source = model_or_state_dict_or_path_or_repo_id
     if isinstance(source, str | os.PathLike):
         library = _library(use_transformers, use_diffusers)
-        return str(_convert_path(text_path(source), destination_path, library, wishes, kwargs))
+        made = _convert_path(text_path(source), destination_path, library, wishes, kwargs)
+        return str(_made(made))
     if destination_path is None:
         raise ValueError("destination_path is required for a model or a state dict")
     destination = Path(text_path(destination_path))
     _pack(source if isinstance(source, Mapping) else source.state_dict(), destination, wishes)
-    return str(destination)
+    return str(_made(destination))
+
+
+def _made(destination: Path) -> Path:
+    """The file, or the index of the shards, that a conversion to `destination` has made."""
+    return destination if destination.is_file() else index_path(destination)
 
 
 def _library(use_transformers: bool, use_diffusers: bool) -> Library | None:
@@ -90,12 +100,13 @@ def _library(use_transformers: bool, use_diffusers: bool) -> Library | None:
 
 @dataclass(frozen=True)
 class _Wishes:
-    """What a conversion does on the way: cast, leave out, show progress."""
+    """What a conversion does on the way: cast, leave out, show progress, bound the bytes of a file."""
 
     dtype: str | None
     ignore: Mapping[str, tuple[str, ...]]
     silent: bool | None
     checksum: str | None
+    shard_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in _NATIVE_CASTS:
@@ -165,23 +176,37 @@ def _convert_by_class(
 def _stream(sources: Sources, destination: Path, wishes: _Wishes) -> None:
     """safetensors go through the native side: bytes stream, no model and no torch."""
     check_promises(sources)
-    make_parent(destination)
-    run(
-        lambda counter: _native.call(
-            "convert",
-            counter,
-            sources=[str(file) for file in sources.files],
-            destination=str(destination),
-            dtype=wishes.dtype,
-            align_bytes=DEFAULT_ALIGN_BYTES,
-            metadata=None,
-            checksum=wishes.checksum,
-            **wishes.ignore,
-        ),
-        label="Converting",
-        size=sum(file.stat().st_size for file in sources.files),
-        silent=wishes.silent,
-    )
+
+    def write(path: Path, names: Sequence[str] | None, metadata: Mapping[str, str] | None) -> None:
+        run(
+            lambda counter: _native.call(
+                "convert",
+                counter,
+                sources=[str(file) for file in sources.files],
+                destination=str(path),
+                dtype=wishes.dtype,
+                align_bytes=DEFAULT_ALIGN_BYTES,
+                names=names,
+                metadata=metadata,
+                checksum=wishes.checksum,
+                **wishes.ignore,
+            ),
+            label="Converting",
+            size=sum(file.stat().st_size for file in sources.files),
+            silent=wishes.silent,
+        )
+
+    if wishes.shard_bytes is None:
+        make_parent(destination)
+        write(destination, None, None)
+        return
+    sizes = {
+        name: size
+        for file in sources.files
+        for name, size in header_sizes(file, wishes.dtype)
+        if not is_ignored_tensor_name(name, **wishes.ignore)
+    }
+    write_shards(destination, split(sizes, wishes.shard_bytes), sum(sizes.values()), write)
 
 
 def _read_and_pack(sources: Sources, destination: Path, wishes: _Wishes) -> None:
@@ -200,4 +225,12 @@ def _pack(
 
     dtype = None if wishes.dtype is None else string_to_dtype(wishes.dtype)
     kept = filter_state_dict(state, **wishes.ignore)
-    pack_to_file(kept, destination, dtype, silent=wishes.silent, metadata=metadata, checksum=wishes.checksum)
+    pack_to_file(
+        kept,
+        destination,
+        dtype,
+        silent=wishes.silent,
+        metadata=metadata,
+        checksum=wishes.checksum,
+        max_shard_size=wishes.shard_bytes,
+    )

@@ -47,8 +47,8 @@ def _brief(key: str, value: Any) -> Any:
 
 
 def _macroblocks(blocks: list[dict[str, Any]]) -> Iterator[str]:
-    width = len(str(max(block["offset_bytes"] + block["length_bytes"] for block in blocks)))
-    dtype_width = max(len(block["dtype"]) for block in blocks)
+    width = len(str(max((block["offset_bytes"] + block["length_bytes"] for block in blocks), default=0)))
+    dtype_width = max((len(block["dtype"]) for block in blocks), default=0)
     for number, block in enumerate(blocks):
         start = block["offset_bytes"]
         end = start + block["length_bytes"]
@@ -58,7 +58,7 @@ def _macroblocks(blocks: list[dict[str, Any]]) -> Iterator[str]:
 def _index(footer: dict[str, Any]) -> Iterator[str]:
     """Records in the order they lie in the file, under a line for each macroblock."""
     blocks = blocks_of(footer)
-    width = len(str(max(block.length for block in blocks)))
+    width = len(str(max((block.length for block in blocks), default=0)))
     current = None
     records = sorted(footer["index"], key=lambda record: (record.get("macroblock", 0), record["offset"]))
     for number, record in enumerate(records):

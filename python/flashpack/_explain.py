@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from . import _native
 from ._names import name_tuple
-from ._paths import StrPath, text_path
+from ._sources import ModelPath, model_path, shown_path
 from ._units import size_text
 from .utils import human_duration
 
@@ -127,7 +127,7 @@ class Explanation:
 
 
 def explain(
-    path: StrPath,
+    path: ModelPath,
     device: object = "cpu",
     *,
     names: Iterable[str] | None = None,
@@ -140,13 +140,13 @@ def explain(
     is whatever torch takes for one; a load to any but CUDA is one to the CPU, from where torch copies. Raises
     what `load_file` raises before it reads.
     """
-    text, target = text_path(path), _device_text(device)
+    text, target = model_path(path), _device_text(device)
     wanted = None if names is None else list(dict.fromkeys(name_tuple("names", names)))
     staged = target.partition(":")[0] == "cuda"
     told = _native.call("explain", path=text, staged=staged, names=wanted, eager=eager, verify=verify)
     ahead = told["work"].pop("read_ahead")
     return Explanation(
-        path=text,
+        path=shown_path(text),
         device=target,
         read_ahead=None if ahead is None else (ahead[0], ahead[1]),
         **told["source"],

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.node import has_side_effect
 
-from ._footer import blocks_of, get_flashpack_file_metadata, records_of
+from ._footer import blocks_of, get_flashpack_file_metadata, read_index, records_of
 from ._names import is_ignored_tensor_name
 
 
@@ -37,7 +37,7 @@ def _footer(path: str) -> str:
 
 def _records(path: str, names: Sequence[str]) -> list[tuple[tuple[int, ...], str]]:
     """(shape, torch's dtype name) of each of the named records."""
-    records = {name: (shape, dtype) for name, shape, dtype in records_of(get_flashpack_file_metadata(path))}
+    records = {name: (shape, dtype) for name, shape, dtype in records_of(read_index(path))}
     missing = [name for name in names if name not in records]
     if missing:
         raise ValueError(f"{path}: no tensors named {missing}")
@@ -59,14 +59,14 @@ def _state_dict(
 ) -> tuple[list[str], list[Tensor]]:
     records = [
         (name, _empty(shape, dtype, device))
-        for name, shape, dtype in records_of(get_flashpack_file_metadata(path))
+        for name, shape, dtype in records_of(read_index(path))
         if not is_ignored_tensor_name(name, ignore_names, ignore_prefixes, ignore_suffixes)
     ]
     return [name for name, _ in records], [tensor for _, tensor in records]
 
 
 def _blocks(path: str, *, device: torch.device | None = None, **_: Any) -> list[Tensor]:
-    blocks = blocks_of(get_flashpack_file_metadata(path))
+    blocks = blocks_of(read_index(path))
     return [_empty((block.length,), block.dtype, device) for block in blocks]
 
 
@@ -82,7 +82,7 @@ def _load_into(path: str, names: Sequence[str], tensors: Sequence[Tensor], **_: 
 
 def _refill(path: str, names: Sequence[str], tensors: Sequence[Tensor], **_: Any) -> bool:
     _refuse_meta("refill", tensors)
-    records = records_of(get_flashpack_file_metadata(path))
+    records = records_of(read_index(path))
     held = {name: (shape, getattr(torch, dtype)) for name, shape, dtype in records}
     return held == {
         name: (tuple(tensor.shape), tensor.dtype) for name, tensor in zip(names, tensors, strict=True)
@@ -123,7 +123,7 @@ def _refusal(message: str) -> RuntimeError:
 
 
 def _verify(path: str, **_: Any) -> int:
-    footer = get_flashpack_file_metadata(path)
+    footer = read_index(path)
     if footer.get("checksums", {}).get("algorithm") != _ALGORITHM:
         return 0
     last = max(blocks_of(footer), key=lambda block: block.offset_bytes)

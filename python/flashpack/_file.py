@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._footer import get_flashpack_file_metadata
+from ._footer import read_index
 from ._load import Device, load_tensors
-from ._paths import StrPath, read_one_version, text_path
+from ._paths import read_one_version
+from ._sources import ModelPath, model_path, shown_path
 
 
 class TensorSlice:
@@ -33,15 +34,17 @@ class TensorSlice:
 
 
 class FlashPackFile:
-    """An open FlashPack file. Tensors are mapped: what is never touched is never read.
+    """An open model: a file, or several as `load_file` takes them.
+
+    Tensors are mapped: what is never touched is never read.
 
     On the CPU tensors are views of one private mapping: writable, and valid after the file is closed. What
     is written to one is seen in every later `get_tensor` and `get_slice` of the same name from this handle
     (and of names tied to it), never in the file or through other handles: clone what is to be changed.
     """
 
-    def __init__(self, path: StrPath, *, device: Device = "cpu", verify: bool | None = None) -> None:
-        self._path = text_path(path)
+    def __init__(self, path: ModelPath, *, device: Device = "cpu", verify: bool | None = None) -> None:
+        self._path = model_path(path)
         self._device = torch.device(device)
         self._tensors: dict[str, Tensor] | None
         # Both now: the file may be replaced while it is open, the mapping stays.
@@ -49,7 +52,7 @@ class FlashPackFile:
             self._path,
             lambda: (
                 load_tensors(self._path, torch.device("cpu"), eager=False, verify=verify),
-                get_flashpack_file_metadata(self._path),
+                read_index(self._path),
             ),
         )
         self._metadata: dict[str, str] = footer.get("metadata", {})
@@ -94,18 +97,18 @@ class FlashPackFile:
 
     def _opened(self) -> dict[str, Tensor]:
         if self._tensors is None:
-            raise ValueError(f"{self._path}: the file is closed")
+            raise ValueError(f"{shown_path(self._path)}: the file is closed")
         return self._tensors
 
     def _find(self, name: str) -> Tensor:
         tensors = self._opened()
         if name not in tensors:
-            raise KeyError(f"{self._path} has no tensor {name!r}")
+            raise KeyError(f"{shown_path(self._path)} has no tensor {name!r}")
         return tensors[name]
 
 
 def open(  # noqa: A001 (meant to be called flashpack.open)
-    path: StrPath, *, device: Device = "cpu", verify: bool | None = None
+    path: ModelPath, *, device: Device = "cpu", verify: bool | None = None
 ) -> FlashPackFile:
     """Open a file lazily; usable as a context manager. `verify=True` checks every checksum first.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from . import _native
@@ -12,6 +11,7 @@ from ._errors import FlashPackError
 from ._paths import StrPath, text_path
 from ._progress import run
 from ._report import remember
+from ._sources import ModelPath, model_path, shown_path, size_of
 from .constants import FILE_FORMAT_V4
 
 
@@ -42,6 +42,15 @@ def get_flashpack_file_metadata(path: StrPath) -> dict[str, Any]:
     return footer
 
 
+def read_index(path: str) -> dict[str, Any]:
+    """What a model says of itself as the footer of a FlashPack file says it; `path` is as from `model_path`.
+
+    Of several files the offsets count through all of them. Raises as `load_file`.
+    """
+    index: dict[str, Any] = _native.call("index", path=path)
+    return index
+
+
 def is_flashpack_file(path: StrPath) -> bool:
     """Whether the file is sound FlashPack. Raises OSError when it cannot be read at all."""
     try:
@@ -51,28 +60,28 @@ def is_flashpack_file(path: StrPath) -> bool:
     return True
 
 
-def verify_file(path: StrPath, *, silent: bool | None = True) -> Verification:
-    """Check structure and every checksum of the file.
+def verify_file(path: ModelPath, *, silent: bool | None = True) -> Verification:
+    """Check structure and every checksum of the file, or of all of a model's.
 
     `last_load` then tells where its time went. Raises ChecksumError naming the damaged range, FlashPackError
     for a broken structure, OSError.
     """
-    text = text_path(path)
+    text = model_path(path)
     result = run(
         lambda counter: _native.call("verify", counter, path=text),
         label="Verifying",
-        size=Path(text).stat().st_size,
+        size=size_of(text),
         silent=silent,
     )
     remember(result.pop("load"))
     return Verification(**result)
 
 
-def unverified_note(path: StrPath) -> str | None:
-    """What to say of a file that nothing can be compared with; None for one with checksums."""
-    if "checksums" in get_flashpack_file_metadata(path):
+def unverified_note(path: str) -> str | None:
+    """What to say of a model that nothing can be compared with; None for one with checksums."""
+    if "checksums" in read_index(path):
         return None
-    return f"{path}: the file has no checksums, nothing was verified"
+    return f"{shown_path(path)}: the file has no checksums, nothing was verified"
 
 
 def blocks_of(footer: dict[str, Any]) -> list[Block]:

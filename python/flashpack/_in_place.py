@@ -11,6 +11,7 @@ from ._load import load_all_into, load_into, load_tensors
 from ._match import Match
 from ._options import LoadOptions
 from ._slots import Slot
+from ._sources import shown_path
 from ._tensors import PLAIN_TYPES
 
 
@@ -64,18 +65,19 @@ def fill(
     if options.keep_flash_ref_on_model:
         raise ValueError("in_place=True makes no storage that keep_flash_ref_on_model could keep")
     targets: dict[str, Tensor] = {}
+    shown = shown_path(path)
     seen: set[int] = set()
     for name, slot in match.slots.items():
         tensor = slot.tensor
         if not _is_on(tensor, device):
             raise ValueError(
-                f"{path}: record {name!r} is for {device}, but the model's tensor is on {tensor.device}: "
+                f"{shown}: record {name!r} is for {device}, but the model's tensor is on {tensor.device}: "
                 "in_place=True moves nothing"
             )
         if tensor.dtype != mapped[name].dtype:
             raise ValueError(
-                f"{path}: record {name!r} is {mapped[name].dtype}, but the model's tensor is {tensor.dtype}: "
-                "in_place=True casts nothing"
+                f"{shown}: record {name!r} is {mapped[name].dtype}, but the model's tensor is "
+                f"{tensor.dtype}: in_place=True casts nothing"
             )
         if id(tensor) not in seen:  # a tied tensor is filled once, under its first name
             seen.add(id(tensor))

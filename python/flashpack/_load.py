@@ -6,7 +6,6 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -15,16 +14,16 @@ from torch import Tensor
 from . import _ops
 from ._names import name_tuple
 from ._native import Counter
-from ._paths import StrPath, text_path
 from ._progress import Silent, run
 from ._report import remember
+from ._sources import ModelPath, model_path, size_of
 
 T = TypeVar("T")
 Device = str | int | torch.device
 
 
 def load_file(
-    path: StrPath,
+    path: ModelPath,
     device: Device = "cpu",
     *,
     names: Iterable[str] | None = None,
@@ -32,7 +31,10 @@ def load_file(
     verify: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """The tensors of a FlashPack file, in file order, or those of `names` in that order.
+    """The tensors of a FlashPack or safetensors file, in file order, or those of `names` in that order.
+
+    `path` may also be a folder, the index of shards, the name that they were saved under, or a list of files:
+    these load as one, and no name may be in two. safetensors have no checksums.
 
     On the CPU the default maps the file: tensors are there at once, pages are private to the process and
     writable, the file is never changed. What the page cache lacks is read ahead in the background if there
@@ -46,7 +48,7 @@ def load_file(
     Raises FlashPackError or ChecksumError for a file that is not sound, OSError for one that cannot be
     read, ValueError for a name that it does not hold.
     """
-    text = text_path(path)
+    text = model_path(path)
     wanted = None if names is None else list(dict.fromkeys(name_tuple("names", names)))
     return load_tensors(
         text, torch.device(device), names=wanted, eager=eager, verify=verify, silent=progress or True
@@ -138,7 +140,7 @@ def run_load(
     """
     on_cuda = device.type == "cuda"
     reads = on_cuda or eager is not False or bool(verify)
-    size = Path(path).stat().st_size if reads else 0
+    size = size_of(path) if reads else 0
     native = _on_callers_stream(work, device)
 
     def reported(counter: Counter | None) -> tuple[T, dict[str, Any] | None]:

@@ -11,12 +11,13 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 T = TypeVar("T")
 StrPath: TypeAlias = str | os.PathLike[str]
+SEPARATOR = "\0"  # between the files of a list, for the native side
 
 _RENAMING_REFUSED = frozenset({errno.EBUSY, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP})
 _KEPT_NAME_BYTES = 180  # of a file system's 255: what a temporary name keeps of the destination's
@@ -38,14 +39,16 @@ def text_path(path: StrPath) -> str:
 
 def read_one_version(path: str, read: Callable[[], T]) -> T:
     """`read()`, which opens `path` more than once; again while another file takes its place meanwhile."""
+    files = path.split(SEPARATOR)
     while True:
-        descriptor = os.open(path, os.O_PATH)  # held, so that no other file can get its number
-        try:
+        with ExitStack() as held:  # so that no other file can get their numbers
+            descriptors = [os.open(file, os.O_PATH) for file in files]
+            for descriptor in descriptors:
+                held.callback(os.close, descriptor)
             result = read()
-            if os.path.samestat(os.fstat(descriptor), Path(path).stat()):
+            now = [Path(file).stat() for file in files]
+            if all(map(os.path.samestat, map(os.fstat, descriptors), now)):
                 return result
-        finally:
-            os.close(descriptor)
 
 
 def with_suffix(path: Path, old: Collection[str], new: str) -> Path:
@@ -76,7 +79,7 @@ def replacing(destination: Path) -> Iterator[Path]:
     """
     target = destination.resolve()
     _refuse_irregular(target)
-    prefix = f".{_shortened(target.name)}.flashpack-tmp-"
+    prefix = f".{shortened(target.name)}.flashpack-tmp-"
     _remove_abandoned(target.parent, prefix)
     temporary = target.with_name(f"{prefix}{secrets.token_hex(8)}")
     with _naming(target, temporary), temporary.open("xb") as lock, _cleaning_up(temporary):
@@ -85,9 +88,9 @@ def replacing(destination: Path) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         yield temporary
-        _sync(temporary, target)
+        sync(temporary, target)
         _put_in_place(temporary, target)
-    _sync(target.parent, target.parent)
+    sync(target.parent, target.parent)
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
@@ -99,19 +102,24 @@ def _put_in_place(temporary: Path, target: Path) -> None:
             raise
         with temporary.open("rb") as new, target.open("wb") as copy:
             shutil.copyfileobj(new, copy)
-        _sync(target, target)
+        sync(target, target)
         temporary.unlink()
 
 
 def _refuse_irregular(target: Path) -> None:
     """Folders cannot be replaced by a file, device nodes and pipes must not be."""
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    refuse_folder(target)
     if target.exists() and not target.is_file():
         raise OSError(errno.EINVAL, "cannot write: is not a regular file", str(target))
 
 
-def _shortened(name: str) -> str:
+def refuse_folder(target: Path) -> None:
+    """Raise IsADirectoryError for a destination that is a folder."""
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+
+
+def shortened(name: str) -> str:
     """`name`, cut between characters where it is too long to become part of another name."""
     encoded = os.fsencode(name)
     if len(encoded) <= _KEPT_NAME_BYTES:
@@ -150,7 +158,7 @@ def _remove_abandoned(folder: Path, prefix: str) -> None:
                     path.unlink()
 
 
-def _sync(path: Path, named: Path) -> None:
+def sync(path: Path, named: Path) -> None:
     """Flush a file, or a folder's entries, to the disk. Raises OSError that names `named`."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -9,6 +9,7 @@ from ._footer import verify_file
 from ._model_folder import (
     CONFIG,
     SAFETENSORS,
+    SUFFIX,
     copy_companions,
     find_packed,
     is_weights_name,
@@ -18,6 +19,8 @@ from ._model_folder import (
 )
 from ._paths import StrPath, make_parent, refuse_source, replacing, text_path, with_suffix
 from ._progress import run
+from ._shards import INDEX_SUFFIX
+from ._sources import find_index, model_path, size_of
 
 _OWN_SUFFIX = frozenset({".flashpack"})
 
@@ -27,21 +30,23 @@ def revert_from_flashpack(
 ) -> str:
     """Write the file's tensors as .safetensors, or with torch.save for any other suffix; return the path.
 
-    `path` may be a model folder with one FlashPack file. The destination is a file, or a folder (there is
-    one, or the path ends with a slash): of a model folder it becomes one that the model's library loads, the
-    weights named as the library names them, beside the configurations and other small files. It defaults to
-    the source with .flashpack swapped for .safetensors (another suffix is kept and .safetensors appended), or
-    to the model folder. safetensors stream; torch.save needs memory for the whole model.
+    `path` may be a model folder with one FlashPack file or one set of shards. The destination is a file, or a
+    folder (there is one, or the path ends with a slash): of a model folder it becomes one that the model's
+    library loads, the weights named as the library names them, beside the configurations and other small
+    files. It defaults to the source with .flashpack swapped for .safetensors (another suffix is kept and
+    .safetensors appended), or to the model folder. safetensors stream; torch.save needs memory for the whole
+    model.
 
     Raises ValueError for a destination that is the source and for a folder with several FlashPack files,
     FlashPackError for an unsound file, OSError.
     """
     given = Path(text_path(path))
-    source = find_packed(given) if given.is_dir() else given
+    source = packed_source(given)
     folder = source.parent if given.is_dir() or _is_model_folder(source) else None
-    destination = _destination(source, folder, given.is_dir(), destination_path)
+    named = source.with_name(source.name.removesuffix(INDEX_SUFFIX))
+    destination = _destination(named, folder, given.is_dir(), destination_path)
     refuse_source(destination, [source])
-    size = source.stat().st_size
+    size = size_of(str(source))
     make_parent(destination)
     if destination.suffix.lower() == SAFETENSORS:
         run(
@@ -55,6 +60,15 @@ def revert_from_flashpack(
     if folder is not None and destination_path is not None and names_folder(destination_path):
         copy_companions(folder, destination.parent)
     return str(destination)
+
+
+def packed_source(given: Path) -> Path:
+    """The FlashPack file, or the index of shards, that is or lies in `given`. Raises as `find_packed`."""
+    if not given.is_dir():
+        return Path(model_path(given))
+    index = find_index(given, SUFFIX, None)
+    whole = index is not None and index.with_name(index.name.removesuffix(INDEX_SUFFIX)).exists()
+    return find_packed(given) if index is None or whole else index
 
 
 def _is_model_folder(source: Path) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,7 @@ from . import _ops
 from ._names import is_utf8
 from ._paths import StrPath, make_parent, text_path
 from ._progress import run
+from ._shards import parse_size, split, write_shards
 from ._tensors import packable
 from .constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 
@@ -30,8 +32,9 @@ def pack_to_file(
     *,
     metadata: Mapping[str, str] | None = None,
     checksum: str | None = None,
+    max_shard_size: int | str | None = None,
 ) -> None:
-    """Write a model's state dict, or a dict of tensors, to one FlashPack file.
+    """Write a model's state dict, or a dict of tensors, to a FlashPack file.
 
     The file appears whole or not at all; an old one stays until then. `target_dtype` casts floating
     tensors only. `name_order` selects and orders (unknown names are dropped); without it the largest
@@ -41,6 +44,9 @@ def pack_to_file(
 
     `checksum` names the digest function: "xxh3_64" (the default: finds accidents, at the speed of memory), or
     "blake3", with which `checksums.footer` of the footer is a cryptographic root of everything in the file.
+    `max_shard_size`, in bytes or as "5GB", makes several files of it when one would be larger: of
+    model.flashpack model-00001-of-00002.flashpack and so on, with model.flashpack.index.json. They load by
+    the name they were saved under, replace what was saved under it, and appear once all are written.
 
     Raises ValueError for an empty state dict, for what is not a plain tensor with data (extra state,
     None, sparse, quantized, nested, meta… named with the reason) and for unsuitable options; OSError when
@@ -56,16 +62,25 @@ def pack_to_file(
         raise ValueError(f"align_bytes must be below 2^63, not {align_bytes}")
     _check_target(target_dtype)
     tensors = {name: packable(name, state[name]) for name in names}
-    _write(
-        text_path(destination_path),
-        tensors,
-        silent=silent,
-        dtype=target_dtype,
-        align_bytes=align_bytes,
-        keep_order=name_order is not None,
-        metadata=_checked_metadata(metadata or {}),
-        checksum=checksum,
-    )
+    path, notes = text_path(destination_path), _checked_metadata(metadata or {})
+
+    def write(path: str | Path, names: Iterable[str], extra: Mapping[str, str]) -> None:
+        _write(
+            str(path),
+            {name: tensors[name] for name in names},
+            silent=silent,
+            dtype=target_dtype,
+            align_bytes=align_bytes,
+            keep_order=name_order is not None,
+            metadata={**notes, **extra},
+            checksum=checksum,
+        )
+
+    if max_shard_size is None:
+        write(path, tensors, {})
+    else:
+        shards, total = _shards_of(tensors, target_dtype, parse_size(max_shard_size))
+        write_shards(Path(path), shards, total, write)
 
 
 def save_file(
@@ -74,9 +89,32 @@ def save_file(
     metadata: Mapping[str, str] | None = None,
     *,
     checksum: str | None = None,
+    max_shard_size: int | str | None = None,
 ) -> None:
-    """Write a dict of tensors, with optional {str: str} metadata; the counterpart of `load_file`."""
-    pack_to_file(tensors, path, metadata=metadata, checksum=checksum)
+    """Write a dict of tensors, with optional {str: str} metadata; the counterpart of `load_file`.
+
+    `checksum` and `max_shard_size` as in `pack_to_file`.
+    """
+    pack_to_file(tensors, path, metadata=metadata, checksum=checksum, max_shard_size=max_shard_size)
+
+
+def _shards_of(
+    tensors: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int
+) -> tuple[Sequence[Sequence[str]], int]:
+    """The names of each shard, tensors that are the same memory together; and the bytes of all."""
+    first: dict[tuple[int, int, torch.dtype, torch.device], str] = {}
+    sizes: dict[str, int] = {}
+    same: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        casts = dtype is not None and tensor.is_floating_point() and tensor.dtype != _NO_CAST
+        itemsize = cast("torch.dtype", dtype).itemsize if casts else tensor.itemsize
+        sizes[name] = tensor.numel() * itemsize
+        if tensor.numel():
+            root = first.setdefault((tensor.data_ptr(), tensor.numel(), tensor.dtype, tensor.device), name)
+            if root != name:
+                same[name] = root
+    total = sum(size for name, size in sizes.items() if name not in same)
+    return split(sizes, limit, same), total
 
 
 def _write(path: str, tensors: dict[str, Tensor], *, silent: bool | None, **options: Any) -> None:

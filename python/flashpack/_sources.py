@@ -1,22 +1,32 @@
-"""Which weight files a path stands for: one file, or what a folder's index lists. Needs no torch."""
+"""Which weight files a path stands for: one file, a list, or what a folder's index lists. Needs no torch."""
 
 from __future__ import annotations
 
 import errno
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from ._model_folder import SAFETENSORS, is_plain_name, library_of, weights_name
+from . import _native
+from ._model_folder import SAFETENSORS, SUFFIX, library_of, weights_name
+from ._paths import SEPARATOR, StrPath, text_path
+from ._progress import INLINE_BYTES
+from ._shards import index_path
 
-KINDS = (SAFETENSORS, ".bin")  # safetensors go before what is pickled
+KINDS = (SAFETENSORS, ".bin")  # what is converted: safetensors go before what is pickled
+LOADABLE = (SUFFIX, SAFETENSORS)  # what loads as it is
+# A file, a folder, the index of shards, the name they were saved under, or a list of files.
+ModelPath: TypeAlias = StrPath | Sequence[StrPath]
 _STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.)")
 _METADATA = "__metadata__"  # the one key of a header that is no tensor
 _HEADER_LENGTH_BYTES = 8
+_FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
@@ -46,6 +56,35 @@ def find_sources(path: Path, variant: str | None = None) -> Sources:
     raise FileNotFoundError(errno.ENOENT, "No such file or folder", str(path))
 
 
+def model_path(path: ModelPath) -> str:
+    """What the native side opens for `path`: a weight file, the index of shards, or a list of files.
+
+    Raises TypeError, ValueError for a folder whose weights are ambiguous, incomplete or not there to be
+    loaded as they are, FileNotFoundError for one without weights.
+    """
+    if isinstance(path, list | tuple):
+        if not path:
+            raise ValueError("the list of files is empty")
+        return SEPARATOR.join(text_path(each) for each in path)
+    text = text_path(path)  # type: ignore[arg-type] # or it raises TypeError
+    given = Path(text)
+    if given.is_dir():
+        return str(find_weights_file(given, None, LOADABLE))
+    index = index_path(given)
+    return str(index) if not os.path.lexists(given) and index.is_file() else text
+
+
+def shown_path(text: str) -> str:
+    """What `model_path` gave, for people."""
+    return text.replace(SEPARATOR, ", ")
+
+
+def size_of(text: str) -> int:
+    """Bytes of the files behind what `model_path` gave; of shards no less than what is a long load."""
+    sizes = [Path(each).stat().st_size for each in text.split(SEPARATOR)]
+    return max(sizes[0], INLINE_BYTES) if text.endswith(".json") else sum(sizes)
+
+
 def single_names(suffix: str, variant: str | None) -> list[str]:
     """The names that whole checkpoints go by, the likeliest first."""
     return [weights_name(variant, suffix, stem) for stem in _STEMS]
@@ -69,34 +108,40 @@ def find_index(folder: Path, suffix: str, variant: str | None) -> Path | None:
 
 
 def shards_of(index: Path) -> dict[str, str]:
-    """The shard of every tensor, by plain file names. Raises ValueError for what is no sound index."""
-    promised = _weight_map(index)
-    for shard in promised.values():
-        if not is_plain_name(shard):
-            raise ValueError(f"{index}: {shard!r} is not a plain file name")
-    return promised
+    """The shard of every tensor, by plain file names. Raises FlashPackError for what is no sound index."""
+    shards: dict[str, str] = _native.call("shards", path=str(index))
+    return shards
+
+
+def find_weights_file(folder: Path, variant: str | None, kinds: Sequence[str]) -> Path:
+    """The folder's weights of the first of these kinds that there is: a whole file, or the index of shards.
+
+    Raises FileNotFoundError when there are none, ValueError for shards without an index and several choices.
+    """
+    names = {entry.name for entry in folder.iterdir() if entry.is_file()}
+    for suffix in kinds:
+        for name in single_names(suffix, variant):
+            if name in names:
+                return folder / name
+        index = find_index(folder, suffix, variant)
+        if index:
+            return index
+        others = sorted(name for name in names if name.endswith(f".{variant}{suffix}" if variant else suffix))
+        if others:
+            return _refuse_lone_shard(folder / _only(folder, others))
+    raise _no_weights(folder, variant, kinds)
 
 
 def _in_folder(folder: Path, variant: str | None) -> Sources:
-    names = {entry.name for entry in folder.iterdir() if entry.is_file()}
-    for suffix in KINDS:
-        for name in single_names(suffix, variant):
-            if name in names:
-                return Sources([folder / name])
-        index = find_index(folder, suffix, variant)
-        if index:
-            return _from_index(index, names)
-        others = sorted(name for name in names if name.endswith(f".{variant}{suffix}" if variant else suffix))
-        if others:
-            return Sources([_refuse_lone_shard(folder / _only(folder, others))])
-    raise _no_weights(folder, variant)
+    path = find_weights_file(folder, variant, KINDS)
+    return _from_index(path) if path.suffix == ".json" else Sources([path])
 
 
-def _no_weights(folder: Path, variant: str | None) -> FileNotFoundError:
-    what = "No .safetensors or .bin weights"
+def _no_weights(folder: Path, variant: str | None, kinds: Sequence[str]) -> FileNotFoundError:
+    what = f"No {' or '.join(kinds)} weights"
     if variant:
         what += f" of variant {variant!r}"
-    library = library_of(folder)
+    library = library_of(folder) if kinds == KINDS else None
     advice = f"; if {library} can load what is there, convert with --use-{library}" if library else ""
     return FileNotFoundError(errno.ENOENT, f"{what} in the folder{advice}", str(folder))
 
@@ -113,24 +158,13 @@ def _only(folder: Path, names: list[str]) -> str:
     return names[0]
 
 
-def _from_index(path: Path, present: set[str]) -> Sources:
+def _from_index(path: Path) -> Sources:
     promised = shards_of(path)
     shards = sorted(set(promised.values()))
-    missing = [shard for shard in shards if shard not in present]
+    missing = [shard for shard in shards if not path.with_name(shard).is_file()]
     if missing:
         raise ValueError(f"{path}: {len(missing)} of {len(shards)} shards are missing: {missing}")
     return Sources([path.with_name(shard) for shard in shards], promised)
-
-
-def _weight_map(path: Path) -> dict[str, str]:
-    try:
-        content: Any = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
-        raise ValueError(f"{path}: not a valid index: {error}") from None
-    weights = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not weights or not all(isinstance(v, str) for v in weights.values()):
-        raise ValueError(f"{path}: not a valid index: it has no weight_map of tensor names to file names")
-    return weights
 
 
 def check_promises(sources: Sources) -> None:
@@ -161,6 +195,19 @@ def header_dtypes(path: Path) -> Iterator[tuple[str, str]]:
     for name, entry in _header(path).items():
         if name != _METADATA:
             yield name, str(entry.get("dtype", "")) if isinstance(entry, dict) else ""
+
+
+def header_sizes(path: Path, dtype: str | None) -> Iterator[tuple[str, int]]:
+    """(name, bytes) of every tensor, floating ones cast to `dtype`. Raises as `header_names`."""
+    for name, entry in _header(path).items():
+        if name != _METADATA:
+            try:
+                own, (start, end) = entry["dtype"], entry["data_offsets"]
+                size = int(end) - int(start)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}: not a safetensors file: {name!r} is {entry!r}") from error
+            scale = _FLOAT_BYTES[_FLOATS[dtype]] / _FLOAT_BYTES[own] if dtype and own in _FLOAT_BYTES else 1
+            yield name, int(size * scale)
 
 
 def _header(path: Path) -> dict[str, Any]:

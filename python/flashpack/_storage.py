@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._footer import get_flashpack_file_metadata
+from ._footer import read_index
 from ._load import Device, load_blocks, load_tensors
 from ._names import is_ignored_tensor_name
-from ._paths import StrPath, read_one_version, text_path
+from ._paths import read_one_version
 from ._progress import Silent
+from ._sources import ModelPath, model_path
 from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 
 
@@ -38,7 +39,7 @@ class FlashTensorStorage:
 
 
 def read_flashpack_file(
-    path: StrPath,
+    path: ModelPath,
     device: Device = "cpu",
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,  # noqa: ARG001 (0.4.5's signature)
     num_streams: int = DEFAULT_NUM_STREAMS,  # noqa: ARG001 (0.4.5's signature)
@@ -50,16 +51,24 @@ def read_flashpack_file(
 ) -> tuple[FlashTensorStorage, dict[str, Any]]:
     """The blocks of a file and its footer (`metadata` when given, as it is).
 
+    Of safetensors, and of several files, the footer that one FlashPack file of the same blocks would have.
+
     `chunk_bytes` and `num_streams` are accepted and not needed. Errors as in `load_file`.
     """
-    text = text_path(path)
+    text = model_path(path)
 
     def read() -> tuple[FlashTensorStorage, dict[str, Any]]:
-        footer = metadata or get_flashpack_file_metadata(text)
-        blocks = load_blocks(text, torch.device(device), eager=eager, verify=verify, silent=silent)
-        return FlashTensorStorage(blocks), footer
+        footer = metadata or read_index(text)
+        return read_blocks(text, torch.device(device), eager=eager, verify=verify, silent=silent), footer
 
     return read_one_version(text, read)
+
+
+def read_blocks(
+    path: str, device: torch.device, *, eager: bool | None, verify: bool | None, silent: Silent
+) -> FlashTensorStorage:
+    """The blocks of a model, by a path as `model_path` gives it."""
+    return FlashTensorStorage(load_blocks(path, device, eager=eager, verify=verify, silent=silent))
 
 
 def iterate_from_flash_tensor(
@@ -125,6 +134,6 @@ def _check_bounds(record: Mapping[str, Any], block: Tensor) -> None:
         raise ValueError(f"record {name!r}: shape {list(shape)} does not have {length} elements")
 
 
-def revert_from_file(path: StrPath, silent: bool = True) -> dict[str, Tensor]:
+def revert_from_file(path: ModelPath, silent: bool = True) -> dict[str, Tensor]:
     """The file's tensors as a state dict on the CPU (`load_file`, under 0.4.5's name)."""
-    return load_tensors(text_path(path), torch.device("cpu"), silent=silent)
+    return load_tensors(model_path(path), torch.device("cpu"), silent=silent)

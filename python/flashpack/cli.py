@@ -58,6 +58,7 @@ def main() -> None:
 @click.option("--variant", help="Variant of the weights, such as fp16.")
 @click.option("--revision", help="Branch, tag or commit of the repository.")
 @click.option("--dtype", help="Cast floating tensors to this torch dtype.")
+@click.option("--max-shard-size", help="Write several files, none larger than this, such as 5GB.")
 @click.option("--ignore-names", multiple=True, help="Leave out the tensor of this name (repeatable).")
 @click.option("--ignore-prefixes", multiple=True, help="Leave out names that start so (repeatable).")
 @click.option("--ignore-suffixes", multiple=True, help="Leave out names that end so (repeatable).")
@@ -90,12 +91,10 @@ def revert(path: str, destination_path: str | None, verbose: bool) -> None:
     """
     with _reporting_errors(verbose):
         from ._footer import unverified_note
-        from ._model_folder import find_packed
-        from ._revert import revert_from_flashpack
+        from ._revert import packed_source, revert_from_flashpack
 
         result = revert_from_flashpack(path, destination_path, silent=_silence(verbose))
-        source = find_packed(Path(path)) if Path(path).is_dir() else path
-        if verbose and (note := unverified_note(source)):
+        if verbose and (note := unverified_note(str(packed_source(Path(path))))):
             click.echo(printable(note, sys.stdout.encoding))
         _succeed(f"Saved to {Path(result).absolute()}")
 
@@ -108,9 +107,10 @@ def metadata(path: str, show_index: bool, as_json: bool) -> None:
     """Print what the file says about itself."""
     with _reporting_errors():
         from ._describe import describe
-        from ._footer import get_flashpack_file_metadata
+        from ._footer import read_index
+        from ._sources import model_path
 
-        footer = get_flashpack_file_metadata(path)
+        footer = read_index(model_path(path))
         if not show_index:
             del footer["index"]
         click.echo(json.dumps(footer, indent=2) if as_json else _encodable("\n".join(describe(footer))))

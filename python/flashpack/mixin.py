@@ -16,6 +16,7 @@ from ._meta_init import parameters_on_meta
 from ._options import OPTION_NAMES, LoadOptions
 from ._paths import StrPath
 from ._save import pack_to_file
+from ._sources import ModelPath
 from .constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 
 __all__ = ["FlashPackMixin", "assign_from_file"]
@@ -42,7 +43,7 @@ class FlashPackMixin:
     @classmethod
     def from_flashpack(
         cls: type[M],
-        path: StrPath,
+        path: ModelPath,
         *args: Any,
         device: str | torch.device | None = None,
         silent: bool = False,
@@ -78,6 +79,7 @@ class FlashPackMixin:
         num_workers: int = DEFAULT_NUM_WRITE_WORKERS,
         *,
         checksum: str | None = None,
+        max_shard_size: int | str | None = None,
     ) -> None:
         """Write this model to a FlashPack file: `pack_to_file`."""
         if not isinstance(self, nn.Module):
@@ -91,6 +93,7 @@ class FlashPackMixin:
             silent,
             num_workers,
             checksum=checksum,
+            max_shard_size=max_shard_size,
         )
 
     @classmethod
@@ -119,7 +122,7 @@ def _init_arguments(build: Callable[..., Any], kwargs: dict[str, Any]) -> dict[s
     return chosen | {name: kwargs.get(name) for name in _RANKS if name in named}
 
 
-def _warn_of_leftovers(model: nn.Module, path: StrPath) -> None:
+def _warn_of_leftovers(model: nn.Module, path: ModelPath) -> None:
     tensors = itertools.chain(model.named_parameters(), model.named_buffers())
     leftovers = [name for name, tensor in tensors if tensor.is_meta]
     if leftovers:

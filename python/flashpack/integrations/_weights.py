@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .._assign import assign
 from .._commit import commit
-from .._footer import get_flashpack_file_metadata
+from .._footer import read_index
 from .._load import load_tensors
 from .._match import Match, match_tensors
 from .._meta_init import parameters_on_meta
@@ -25,7 +25,9 @@ from .._model_folder import weights_name as weights_name
 from .._names import filter_state_dict
 from .._options import LoadOptions
 from .._paths import StrPath
+from .._shards import index_path
 from .._slots import find_slots
+from .._sources import shards_of
 from ._hub import HubOptions, fetch
 
 M = TypeVar("M", bound=nn.Module)
@@ -35,13 +37,29 @@ BUILDING = threading.RLock()
 
 
 def find_weights(folder: Path, variant: str | None = None) -> Path:
-    """The weights in `folder`. Raises FileNotFoundError, saying what is there instead."""
+    """The weights in `folder`, or their index. Raises FileNotFoundError, saying what is there instead."""
     path = folder / weights_name(variant)
+    if not path.is_file() and index_path(path).is_file():
+        return index_path(path)
     if not path.is_file():
         others = sorted(entry.name for entry in folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
         there = f"; there are {', '.join(others)}" if others else ""
         raise FileNotFoundError(errno.ENOENT, f"No {path.name} in the folder{there}", str(folder))
     return path
+
+
+def shard_names(variant: str | None = None) -> list[str]:
+    """Patterns of what there is instead of the file `weights_name` when it was too large."""
+    name = Path(weights_name(variant))
+    return [index_path(name).name, f"{name.stem}-*-of-*{name.suffix}"]
+
+
+def written_weights(path: Path) -> list[str]:
+    """The names of the files that saving to `path` has made: itself, or shards and their index."""
+    if path.is_file():
+        return [path.name]
+    index = index_path(path)
+    return [*sorted(set(shards_of(index).values())), index.name]
 
 
 def fetch_weights(
@@ -53,7 +71,8 @@ def fetch_weights(
     """
     inside = checked_subfolder(subfolder)
     prefix = f"{inside}/" if inside else ""
-    folder = fetch(source, hub, [prefix + name for name in (*beside, weights_name(variant))])
+    names = (*beside, weights_name(variant), *shard_names(variant))
+    folder = fetch(source, hub, [prefix + name for name in names])
     return find_weights(folder / inside, variant)
 
 
@@ -97,7 +116,7 @@ def build_and_load(
 
     Raises what `assign_from_file` raises, and ValueError for tensors that are left without data.
     """
-    names = [record["name"] for record in get_flashpack_file_metadata(path)["index"]]
+    names = [record["name"] for record in read_index(str(path))["index"]]
     model = _built(build, names, options)
     if mend is None or find_slots(model).keys() >= set(names):
         match = assign(model, path, options)

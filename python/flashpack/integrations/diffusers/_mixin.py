@@ -13,6 +13,7 @@ from ..._paths import StrPath
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from ...mixin import FlashPackMixin
 from .._hub import PushOptions
+from .._weights import written_weights
 from ._model import load_model, save_model
 from ._push import push_folder
 
@@ -33,11 +34,13 @@ def save_and_push(
     repo_id: str | None = None,
     private: bool | None = None,
     variant: str | None = None,
+    max_shard_size: int | str | None = None,
     **kwargs: Any,  # noqa: ARG001 (0.4.5 ignored what it did not know)
 ) -> None:
     """Write config.json and model[.variant].flashpack into `save_directory`; push them if asked to.
 
-    `target_dtype` casts floating tensors. `repo_id` defaults to the folder's name in the token's account.
+    `target_dtype` casts floating tensors. `max_shard_size` as in `pack_to_file`. `repo_id` defaults to the
+    folder's name in the token's account.
     Processes that are not the main one do nothing.
 
     Raises what `pack_to_file` raises, NotADirectoryError when `save_directory` is a file, and what
@@ -53,10 +56,11 @@ def save_and_push(
         align_bytes=align_bytes,
         silent=silent,
         num_workers=num_workers,
+        max_shard_size=max_shard_size,
     )
     if push_to_hub:
         push = PushOptions(repo_id, token, private, create_pr, commit_message)
-        push_folder(Path(save_directory), push, [CONFIG, path.name], is_pipeline=False)
+        push_folder(Path(save_directory), push, [CONFIG, *written_weights(path)], is_pipeline=False)
 
 
 class FlashPackDiffusersModelMixin(ModelMixin, FlashPackMixin):

@@ -30,8 +30,10 @@ def save_model(
     align_bytes: int = DEFAULT_ALIGN_BYTES,
     silent: bool | None = True,
     num_workers: int = DEFAULT_NUM_WRITE_WORKERS,
+    max_shard_size: int | str | None = None,
 ) -> Path:
-    """Write config.json and model[.variant].flashpack into `folder`, which is created; return the weights.
+    """Write config.json and model[.variant].flashpack into `folder`, which is created; return the weights,
+    or with `max_shard_size`, as in `pack_to_file`, the name that shards of them go by.
 
     Raises what `pack_to_file` raises, NotADirectoryError when `folder` is a file, and ValueError for a
     model with PEFT adapters inside or a quantizer that cannot save it.
@@ -42,7 +44,17 @@ def save_model(
     state, metadata = _state_of(model)
     model.save_config(destination)
     path = destination / weights_name(variant)
-    pack_to_file(state, path, target_dtype, None, align_bytes, silent, num_workers, metadata=metadata)
+    pack_to_file(
+        state,
+        path,
+        target_dtype,
+        None,
+        align_bytes,
+        silent,
+        num_workers,
+        metadata=metadata,
+        max_shard_size=max_shard_size,
+    )
     return path
 
 

@@ -18,7 +18,7 @@ from ..._paths import StrPath, text_path
 from ..._save import pack_to_file
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from .._hub import CARD_NAME, PushOptions, push
-from .._weights import refuse_adapters, weights_name
+from .._weights import refuse_adapters, weights_name, written_weights
 from ._names import architecture_of
 from ._place import GENERATION_CONFIG
 
@@ -39,13 +39,15 @@ def save_model(
     private: bool | None = None,
     num_workers: int = DEFAULT_NUM_WRITE_WORKERS,
     variant: str | None = None,
+    max_shard_size: int | str | None = None,
     **kwargs: Any,  # noqa: ARG001 (0.4.5's signature)
 ) -> None:
     """Write the weights to `model.flashpack` (`model.<variant>.flashpack`) of a folder, with configurations.
 
-    The folder is made unless it exists. `target_dtype`, `align_bytes`, `silent` and `num_workers` as in
-    `pack_to_file`. Only the main process writes and pushes; what is pushed is what was written, to `repo_id`
-    or a repository named as the folder. Other keyword arguments are accepted and not needed.
+    The folder is made unless it exists. `target_dtype`, `align_bytes`, `silent`, `num_workers` and
+    `max_shard_size` as in `pack_to_file`. Only the main process writes and pushes; what is pushed is what was
+    written, to `repo_id` or a repository named as the folder. Other keyword arguments are accepted and not
+    needed.
 
     Raises NotADirectoryError for a path to a file; ValueError for a model that cannot be stored: quantised
     without serialisation, with PEFT adapters inside, or with a tensor that `pack_to_file` refuses.
@@ -64,8 +66,9 @@ def save_model(
         silent=silent,
         num_workers=num_workers,
         metadata=metadata,
+        max_shard_size=max_shard_size,
     )
-    written = [weights_name(variant), *_save_configs(model, folder, target_dtype)]
+    written = [*written_weights(folder / weights_name(variant)), *_save_configs(model, folder, target_dtype)]
     if push_to_hub:
         options = PushOptions(repo_id, token, private, create_pr, commit_message)
         push(folder, options, lambda full_id: _write_card(model, folder, full_id, token), written)
