@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +29,12 @@ DTYPES = [
     *(torch.int64, torch.int32, torch.int16, torch.int8),
     *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
     *(torch.bool, torch.complex32, torch.complex64, torch.complex128),
+]
+
+SAFETENSORS_DTYPES = [
+    dtype
+    for dtype in DTYPES
+    if dtype not in (torch.complex32, torch.complex128, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 ]
 
 
@@ -155,3 +162,32 @@ def block_by_block(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The order that an index lists them in: block after block, blocks by the first tensor of their dtype."""
     dtypes = list(dict.fromkeys(tensor.dtype for tensor in tensors.values()))
     return dict(sorted(tensors.items(), key=lambda item: dtypes.index(item[1].dtype)))
+
+
+def header_only(header: Mapping[str, Any], payload: bytes = b"") -> bytes:
+    """A safetensors file of this header and payload, whatever they say."""
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + payload
+
+
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+DAMAGED_SAFETENSORS = {
+    "empty": b"",
+    "short": b"\1\2\3",
+    "header past the end": struct.pack("<Q", 1000) + b"{}",
+    "huge header": struct.pack("<Q", 1 << 63) + b"{}",
+    "not JSON": struct.pack("<Q", 4) + b"nope",
+    "not UTF-8": struct.pack("<Q", 4) + b'{"\xff',
+    "a list": struct.pack("<Q", 2) + b"[]",
+    "cut payload": header_only({"a": ENTRY}, bytes(7)),
+    "payload too long": header_only({"a": ENTRY}, bytes(9)),
+    "backward offsets": header_only({"a": {**ENTRY, "data_offsets": [8, 0]}}, bytes(8)),
+    "overlap": header_only({"a": ENTRY, "b": {**ENTRY, "data_offsets": [4, 12]}}, bytes(12)),
+    "hole": header_only({"a": ENTRY, "b": {**ENTRY, "data_offsets": [12, 20]}}, bytes(20)),
+    "wrong size": header_only({"a": {**ENTRY, "shape": [3]}}, bytes(8)),
+    "overflowing shape": header_only({"a": {**ENTRY, "shape": [1 << 62, 1 << 62]}}, bytes(8)),
+    "negative shape": header_only({"a": {**ENTRY, "shape": [-2]}}, bytes(8)),
+    "unknown dtype": header_only({"a": {**ENTRY, "dtype": "F33"}}, bytes(8)),
+    "no dtype": header_only({"a": {"shape": [2], "data_offsets": [0, 8]}}, bytes(8)),
+    "record is a number": header_only({"a": 7}),
+}

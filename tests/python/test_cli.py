@@ -272,9 +272,9 @@ def test_revert_of_a_folder_without_a_flashpack_file(source: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["metadata", "verify"])
-def test_a_folder_is_no_flashpack_file(tmp_path: Path, command: str) -> None:
+def test_a_folder_without_weights(tmp_path: Path, command: str) -> None:
     (tmp_path / "folder.flashpack").mkdir()
-    assert_failure(run(command, tmp_path / "folder.flashpack"), "folder.flashpack", "irectory")
+    assert_failure(run(command, tmp_path / "folder.flashpack"), "folder.flashpack", "No .flashpack or")
     assert listing(tmp_path) == {"folder.flashpack"}
 
 

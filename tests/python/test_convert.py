@@ -18,17 +18,19 @@ import pytest
 import torch
 from flashpack.commands import convert_to_flashpack, revert_from_flashpack
 from helpers import (
+    DAMAGED_SAFETENSORS,
     DTYPES,
     MIB,
+    SAFETENSORS_DTYPES,
     assert_same,
     bits,
     dtype_id,
     flip_byte,
+    header_only,
     listing,
     noise,
     place_of,
     read_footer,
-    write_file,
 )
 from processes import python, succeed
 from safetensors import safe_open
@@ -37,11 +39,6 @@ from torch import Tensor, nn
 
 GIB = 1 << 30
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-SAFETENSORS_DTYPES = [
-    dtype
-    for dtype in DTYPES
-    if dtype not in (torch.complex32, torch.complex128, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
-]
 
 
 def some_tensors() -> dict[str, Tensor]:
@@ -131,33 +128,7 @@ def test_names_in_any_script(tmp_path: Path, path: Path) -> None:
     assert_same(flashpack.load_file(path), given)
 
 
-def header_only(header: Mapping[str, Any], payload: bytes = b"") -> bytes:
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + payload
-
-
-ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-DAMAGED = {
-    "empty": b"",
-    "short": b"\1\2\3",
-    "header past the end": struct.pack("<Q", 1000) + b"{}",
-    "huge header": struct.pack("<Q", 1 << 63) + b"{}",
-    "not JSON": struct.pack("<Q", 4) + b"nope",
-    "not UTF-8": struct.pack("<Q", 4) + b'{"\xff',
-    "a list": struct.pack("<Q", 2) + b"[]",
-    "cut payload": header_only({"a": ENTRY}, bytes(7)),
-    "payload too long": header_only({"a": ENTRY}, bytes(9)),
-    "backward offsets": header_only({"a": {**ENTRY, "data_offsets": [8, 0]}}, bytes(8)),
-    "overlap": header_only({"a": ENTRY, "b": {**ENTRY, "data_offsets": [4, 12]}}, bytes(12)),
-    "hole": header_only({"a": ENTRY, "b": {**ENTRY, "data_offsets": [12, 20]}}, bytes(20)),
-    "wrong size": header_only({"a": {**ENTRY, "shape": [3]}}, bytes(8)),
-    "overflowing shape": header_only({"a": {**ENTRY, "shape": [1 << 62, 1 << 62]}}, bytes(8)),
-    "negative shape": header_only({"a": {**ENTRY, "shape": [-2]}}, bytes(8)),
-    "unknown dtype": header_only({"a": {**ENTRY, "dtype": "F33"}}, bytes(8)),
-    "no dtype": header_only({"a": {"shape": [2], "data_offsets": [0, 8]}}, bytes(8)),
-    "record is a number": header_only({"a": 7}),
-    "FlashPack": write_file,
-}
+DAMAGED = {**DAMAGED_SAFETENSORS, "FlashPack": None}
 
 
 @pytest.mark.parametrize("dtype", [None, "float8_e4m3fn"], ids=["native", "torch"])

@@ -453,7 +453,6 @@ EVERY_DOOR = pytest.mark.parametrize("door", DOORS)
     ("name", "kind", "number"),
     [
         ("missing", FileNotFoundError, errno.ENOENT),
-        ("folder", IsADirectoryError, errno.EISDIR),
         ("fifo", OSError, errno.EIO),
         ("file/inside", NotADirectoryError, errno.ENOTDIR),
         ("loop", OSError, errno.ELOOP),
@@ -461,7 +460,6 @@ EVERY_DOOR = pytest.mark.parametrize("door", DOORS)
     ],
 )
 def test_what_cannot_be_read(name: str, kind: type[OSError], number: int, door: str, tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "fifo")
@@ -471,6 +469,15 @@ def test_what_cannot_be_read(name: str, kind: type[OSError], number: int, door: 
     assert caught.value.filename == str(tmp_path / name)
     assert "[flashpack:" not in str(caught.value)
     assert str(caught.value).count(str(tmp_path / name)) == 1
+
+
+@EVERY_DOOR
+def test_a_folder_without_weights(door: str, tmp_path: Path) -> None:
+    one_file = door in ("metadata", "is_flashpack_file")
+    with pytest.raises(IsADirectoryError if one_file else FileNotFoundError) as caught:
+        DOORS[door](tmp_path)
+    assert caught.value.filename == str(tmp_path)
+    assert one_file or "No .flashpack or .safetensors weights in the folder" in str(caught.value)
 
 
 @EVERY_DOOR

@@ -18,7 +18,7 @@ from flashpack.integrations.diffusers import (
     FlashPackDiffusionPipeline,
 )
 from flashpack.integrations.transformers import AutoModel
-from helpers import assert_same
+from helpers import assert_same, listing
 from hub_server import connect, serving
 from hub_store import OWNER_TOKEN, READER_TOKEN, Hub
 from huggingface_hub.errors import (
@@ -81,6 +81,25 @@ def test_a_model_is_pushed_and_loaded(hub: Hub, model: Any, tmp_path: Path) -> N
     again = type(model).from_pretrained_flashpack("tiny/new", local_files_only=True)
     assert_same(again.state_dict(), model.state_dict())
     assert len(hub.requests) == asked
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_shards_are_pushed_and_loaded(hub: Hub, model: Any, tmp_path: Path, variant: str | None) -> None:
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    options = {"variant": variant, "max_shard_size": size // 2}
+    model.save_pretrained_flashpack(
+        tmp_path / "saved", push_to_hub=True, repo_id="tiny/new", token=OWNER_TOKEN, **options
+    )
+    stem = f"model.{variant}" if variant else "model"
+    index = f"{stem}.flashpack.index.json"
+    assert index in listing(tmp_path / "saved")
+    files = hub.repositories["tiny/new"].head.files
+    shards = {name for name in files if name.startswith(f"{stem}-0000") and name.endswith(".flashpack")}
+    assert len(shards) >= 2
+    assert set(files) == {".gitattributes", "config.json", "README.md", index, *shards}
+    for place in ("tiny/new", tmp_path / "saved"):
+        loaded = type(model).from_pretrained_flashpack(place, variant=variant)
+        assert_same(loaded.state_dict(), model.state_dict())
 
 
 def test_a_push_proposed_to_the_owner(hub: Hub, model: Any, tmp_path: Path) -> None:
