@@ -107,6 +107,7 @@ _OLD, _SAFE8, _SAFE9, _ACCELERATE = (
 EAGER = [
     Load("flashpack", OURS, _PACK, _part(ours, eager=True)),
     Load("flashpack, not verified", OURS, _PACK, _part(ours, eager=True, verify=False)),
+    Load("flashpack, of .safetensors", OURS, _SAFE, _part(ours, eager=True)),
     Load("flashpack 0.4.5, CPU_PARALLEL_READ", _OLD, _PACK, _part(upstream, eager=True)),
     Load("safetensors 0.8.0, pread", _SAFE8, _SAFE, _part(safetensors, "pread")),
     Load("safetensors 0.8.0, load(bytes)", _SAFE8, _SAFE, safetensors_bytes, copies=2),
@@ -118,6 +119,7 @@ EAGER = [
 LAZY = [
     Load("flashpack", OURS, _PACK, ours),
     Load("flashpack, eager=False", OURS, _PACK, _part(ours, eager=False)),
+    Load("flashpack, of .safetensors", OURS, _SAFE, ours),
     Load("flashpack 0.4.5", _OLD, _PACK, _part(upstream, eager=False)),
     Load("safetensors 0.8.0", _SAFE8, _SAFE, safetensors),
     Load("safetensors 0.9.0rc1", _SAFE9, _SAFE, safetensors),
@@ -127,6 +129,7 @@ MODULE = [
     Load("flashpack", OURS, _PACK, _part(assign_to, ours=True)),
     Load("flashpack, eager", OURS, _PACK, _part(assign_to, ours=True, eager=True)),
     Load("flashpack, in place", OURS, _PACK, _part(assign_to, ours=True, in_place=True)),
+    Load("flashpack, of .safetensors", OURS, _SAFE, _part(assign_to, ours=True)),
     Load("flashpack 0.4.5", _OLD, _PACK, _part(assign_to, ours=False)),
     Load("safetensors 0.8.0", _SAFE8, _SAFE, _part(load_state_dict_of, safetensors)),
     Load(
