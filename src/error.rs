@@ -1,6 +1,9 @@
 //! One error type: what went wrong, in which file, with which numbers.
 
-use std::{fmt, io, path::Path};
+use std::{fmt, hint, io, path::Path};
+
+/// Longest message: names and shapes in it may come from a file that is out to harm.
+const MAX_MESSAGE_BYTES: usize = 4096;
 
 /// Classifies an [`Error`] so that a binding can raise its language's own exception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +61,7 @@ impl Error {
     /// An error of `kind` that concerns no particular file yet; see [`Error::at`].
     #[must_use]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, errno: None, path: None, message: message.into(), position: None }
+        Self { kind, errno: None, path: None, message: shortened(message.into()), position: None }
     }
 
     /// The file is not what the format allows.
@@ -156,12 +159,57 @@ impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
     }
 }
 
+fn shortened(mut message: String) -> String {
+    if message.len() > MAX_MESSAGE_BYTES {
+        let end = (0..=MAX_MESSAGE_BYTES).rev().find(|&end| message.is_char_boundary(end));
+        message.truncate(end.unwrap_or(0));
+        message.shrink_to_fit();
+        message.push_str(" ...");
+    }
+    message
+}
+
+/// An error if `bytes` of memory cannot be had: asked before work whose own allocations would abort.
+pub(crate) fn ensure_memory(bytes: u64) -> Result<()> {
+    // The compiler may not see that nobody uses it.
+    hint::black_box(reserved(bytes)?);
+    Ok(())
+}
+
 /// `bytes` zeros, or an error where an allocation that fails would abort: for lengths that a file claims.
 pub(crate) fn zeroed(bytes: u64) -> Result<Vec<u8>> {
+    let (mut buffer, bytes) = reserved(bytes)?;
+    buffer.resize(bytes, 0);
+    Ok(buffer)
+}
+
+/// No bytes yet, and room for as many as the number says.
+fn reserved(bytes: u64) -> Result<(Vec<u8>, usize)> {
     let refused = || Error::new(ErrorKind::Memory, format!("cannot reserve {bytes} bytes of memory"));
     let bytes = usize::try_from(bytes).map_err(|_| refused())?;
     let mut buffer = Vec::new();
     buffer.try_reserve_exact(bytes).map_err(|_| refused())?;
-    buffer.resize(bytes, 0);
-    Ok(buffer)
+    Ok((buffer, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_from_hostile_files_stay_short() {
+        let text = Error::format(format!("name {:?}", "\u{e9}".repeat(1 << 20))).to_string();
+        assert!(text.starts_with("name \"\u{e9}") && text.ends_with(" ..."));
+        assert!(text.len() <= MAX_MESSAGE_BYTES + 4, "{}", text.len());
+    }
+
+    #[test]
+    fn memory_that_nobody_has_is_an_error() {
+        for bytes in [u64::MAX, 1 << 62] {
+            assert_eq!(ensure_memory(bytes).unwrap_err().kind(), ErrorKind::Memory);
+            assert_eq!(zeroed(bytes).unwrap_err().kind(), ErrorKind::Memory);
+        }
+        ensure_memory(1 << 20).unwrap();
+        assert_eq!(zeroed(5).unwrap(), [0; 5]);
+    }
 }

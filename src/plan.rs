@@ -6,7 +6,7 @@
 use std::{collections::HashMap, fmt, num::NonZeroUsize, ops::Range};
 
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, ensure_memory},
     format::{DType, Index, Record},
 };
 
@@ -20,6 +20,9 @@ const DEVICE_ALIGN_BYTES: u64 = 16;
 const FALLBACK_ALIGN_BYTES: u64 = 64;
 /// A chunk with at most this many unwanted bytes is read whole, so that its digest can be verified.
 const WHOLE_CHUNK_SURPLUS_BYTES: u64 = 64 << 10;
+
+/// Least memory of a chunk in a plan: its own, one part's, and a task's.
+const CHUNK_PLAN_BYTES: u64 = (size_of::<Chunk>() + size_of::<Part>() + size_of::<Vec<Chunk>>()) as u64;
 
 /// Which tensors a load returns.
 #[derive(Clone, Copy, Debug)]
@@ -184,7 +187,7 @@ impl ReadPlan {
     ///
     /// # Errors
     /// [`ErrorKind::Argument`] for a name the file does not have; [`ErrorKind::Unsupported`] if
-    /// [`Verify::Everything`] meets a file without digests.
+    /// [`Verify::Everything`] meets a file without digests; [`ErrorKind::Memory`] if the plan itself is too large.
     pub fn new(index: &Index, selection: Selection<'_>, settings: Settings) -> Result<Self> {
         if settings.verify == Verify::Everything && index.checksums().is_none() {
             return Err(Error::new(
@@ -207,7 +210,7 @@ impl ReadPlan {
             segments.extend(mapped_segments(&views, &memory));
         }
         segments.sort_unstable_by_key(|segment| segment.file.start);
-        let tasks = cut(&segments, index, settings);
+        let tasks = cut(&segments, index, settings)?;
         let threads = settings.threads.get().min(tasks.len());
         let views = views.into_iter().map(|wanted| wanted.view).collect();
         Ok(Self { mode: settings.mode, memory, views, tasks, threads, direct: settings.direct })
@@ -421,14 +424,15 @@ fn mapped_segments(views: &[Wanted], memory: &[Memory]) -> Vec<Segment> {
 }
 
 /// Cuts the sorted `segments` into chunks, and groups those into tasks.
-fn cut(segments: &[Segment], index: &Index, settings: Settings) -> Vec<Vec<Chunk>> {
+fn cut(segments: &[Segment], index: &Index, settings: Settings) -> Result<Vec<Vec<Chunk>>> {
     let surplus = match settings.verify {
         Verify::Never => None,
         Verify::Whole => Some(WHOLE_CHUNK_SURPLUS_BYTES),
         Verify::Everything => Some(u64::MAX),
     };
     let verify = surplus.zip(index.checksums());
-    let step = verify.map_or(settings.read_chunk_bytes, |(_, checksums)| checksums.chunk_bytes());
+    let step = verify.map_or(settings.read_chunk_bytes, |(_, checksums)| checksums.chunk_bytes()).max(1);
+    ensure_room(segments, step)?;
     let task_bytes = settings.read_chunk_bytes.max(step);
     let mut tasks: Vec<Vec<Chunk>> = Vec::new();
     let mut task = u64::MAX;
@@ -462,7 +466,14 @@ fn cut(segments: &[Segment], index: &Index, settings: Settings) -> Vec<Vec<Chunk
         }
     }
     tasks.retain(|chunks| !chunks.is_empty());
-    tasks
+    Ok(tasks)
+}
+
+/// An error instead of an abort for a file of holes, whose petabytes would make a plan too large for memory.
+fn ensure_room(segments: &[Segment], step: u64) -> Result<()> {
+    let chunks = |segment: &Segment| (segment.file.end - segment.file.start) / step + 1;
+    let least = segments.iter().map(chunks).fold(0, u64::saturating_add);
+    ensure_memory(least.saturating_mul(CHUNK_PLAN_BYTES))
 }
 
 /// The pieces of `segments` from `from` up to `end`, and how many segments end there or before.

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Bytes read from the file's end at first: with most footers that is all it takes.
-const TAIL_BYTES: usize = 64 << 10;
+const TAIL_BYTES: u64 = 64 << 10;
 
 /// A file whose footer has been read and validated.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl<S: Source> Reader<S> {
     /// As [`Reader::open`].
     pub fn new(source: S) -> Result<Self> {
         let len = source.len();
-        let mut tail = vec![0; usize::try_from(len).map_or(TAIL_BYTES, |len| len.min(TAIL_BYTES))];
+        let mut tail = zeroed(len.min(TAIL_BYTES)).at(source.path())?;
         let tail_offset = len - tail.len() as u64;
         source.read_exact_at(&mut tail, tail_offset)?;
         let trailer = tail.len().saturating_sub(TRAILER_BYTES);

@@ -142,3 +142,21 @@ fn a_conversion_can_be_cancelled() {
     assert_eq!(error.kind(), ErrorKind::Cancelled);
     assert!(!made.exists());
 }
+
+#[test]
+fn a_header_whose_tensors_end_near_2_to_the_64_is_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let [source, made] = ["m.safetensors", "m.flashpack"].map(|name| folder.path().join(name));
+    // Each tensor's bits fit 64-bit numbers; where the last one ends does, the bytes before the first added, not.
+    let tensors = 8_u64;
+    let bytes = u64::MAX / 8;
+    let tensor = |number: u64| {
+        let (start, end) = (number * bytes, (number + 1) * bytes);
+        format!(r#""t{number}":{{"dtype":"U8","shape":[{bytes}],"data_offsets":[{start},{end}]}}"#)
+    };
+    let header = format!("{{{}}}", (0..tensors).map(tensor).collect::<Vec<_>>().join(","));
+    fs::write(&source, [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat()).unwrap();
+    let error = convert::from_safetensors(request(&[source], &made), Progress::SILENT).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Format, "{error}");
+    assert!(error.to_string().contains("but 0 follow the header"), "{error}");
+}

@@ -39,7 +39,8 @@ pub fn to_safetensors(path: &Path, destination: &Path, progress: Progress<'_>) -
     let (header, payload_bytes) = header(index, &records).at(path)?;
     // The new file has no digests: damage has to show here or never.
     verify_source(&model.files, index, progress)?;
-    let mut file = AtomicFile::create(destination, header.len() as u64 + payload_bytes)?;
+    let total_bytes = (header.len() as u64).checked_add(payload_bytes).ok_or_else(too_large).at(path)?;
+    let mut file = AtomicFile::create(destination, total_bytes)?;
     progress.start(payload_bytes);
     file.write(&header)?;
     for record in &records {

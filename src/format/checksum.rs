@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 pub const CHUNK_BYTES: u64 = 1 << 20;
 /// Smallest chunk a reader accepts: below a page the digests would outweigh what they protect.
 pub const MIN_CHUNK_BYTES: u64 = 4096;
+/// Largest chunk a reader accepts: on its way to a device a chunk passes whole through one staging buffer.
+pub const MAX_CHUNK_BYTES: u64 = 64 << 20;
 
 /// A digest function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt, marker::PhantomData};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{FORMAT_V3, FORMAT_V4, Index, MAGIC, MAX_FOOTER_BYTES, TRAILER_BYTES, validate};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure_memory};
 
 /// Finds the footer: given the file's length and its last [`TRAILER_BYTES`] bytes, the offset and length of the JSON.
 ///
@@ -34,18 +34,23 @@ pub fn locate(file_bytes: u64, trailer: &[u8]) -> Result<(u64, usize)> {
         ))
     })?;
     match usize::try_from(length) {
-        Ok(length) if offset + MAX_FOOTER_BYTES >= before_trailer => Ok((offset, length)),
+        Ok(bytes) if length <= MAX_FOOTER_BYTES => Ok((offset, bytes)),
         _ => Err(Error::format(format!(
             "Corrupt footer length: {length} bytes, more than the {MAX_FOOTER_BYTES} a footer may have"
         ))),
     }
 }
 
+/// Bytes of memory that a byte of JSON may turn into, at the most, on its way to an [`Index`]; the worst footers known
+/// are those of tests/footer_memory.rs.
+const MEMORY_PER_BYTE: u64 = 16;
+
 /// Parses and validates the footer's JSON of a file whose footer starts at `footer_offset`.
 ///
 /// # Errors
 /// [`ErrorKind::Format`](crate::ErrorKind::Format) for everything FORMAT's rules refuse,
-/// [`ErrorKind::Checksum`](crate::ErrorKind::Checksum) if the index does not match its own digest.
+/// [`ErrorKind::Checksum`](crate::ErrorKind::Checksum) if the index does not match its own digest,
+/// [`ErrorKind::Memory`](crate::ErrorKind::Memory) if the memory that parsing may take cannot be had.
 pub fn parse(json: &[u8], footer_offset: u64) -> Result<Index> {
     let text = std::str::from_utf8(json).map_err(|error| {
         Error::format(format!(
@@ -54,6 +59,7 @@ pub fn parse(json: &[u8], footer_offset: u64) -> Result<Index> {
             json.len()
         ))
     })?;
+    ensure_memory(text.len() as u64 * MEMORY_PER_BYTE)?;
     match serde_json::from_str::<Object<RawFooter<'_>>>(text).map(|Object(raw)| raw) {
         Ok(raw) if raw.format == FORMAT_V3 || raw.format == FORMAT_V4 => {
             validate::validate(raw, footer_offset)

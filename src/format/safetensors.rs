@@ -9,12 +9,14 @@ use super::{
     index::NameOrder,
     validate::{duplicate, product},
 };
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, ensure_memory};
 
 /// Bytes before the header's JSON: its length, little endian.
 pub const PREFIX_BYTES: usize = 8;
 /// Largest header, by that format's own reader.
 pub const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Bytes of memory that a byte of header may turn into, at the most; see tests/footer_memory.rs.
+const MEMORY_PER_HEADER_BYTE: u64 = 16;
 
 /// What the header of a sound file says.
 pub struct Header {
@@ -74,6 +76,7 @@ impl Header {
     /// # Errors
     /// [`ErrorKind::Format`] unless the tensors' sizes are those of their shapes and they fill the file to its end.
     pub fn parse(json: &[u8], file_bytes: u64) -> Result<Self> {
+        ensure_memory((json.len() as u64).saturating_mul(MEMORY_PER_HEADER_BYTE))?;
         let header: Metadata = serde_json::from_slice(json).map_err(|error| damaged(&error.to_string()))?;
         let payload = (PREFIX_BYTES + json.len()) as u64;
         let end = payload.checked_add(header.data_len() as u64);

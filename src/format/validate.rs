@@ -234,10 +234,12 @@ fn check_checksums(raw: &RawChecksums<'_>, index: &Index) -> Result<Option<Check
         return Ok(None);
     };
     let chunk_bytes = raw.chunk_bytes.0;
-    if chunk_bytes < checksum::MIN_CHUNK_BYTES || !chunk_bytes.is_power_of_two() {
+    let sizes = checksum::MIN_CHUNK_BYTES..=checksum::MAX_CHUNK_BYTES;
+    if !sizes.contains(&chunk_bytes) || !chunk_bytes.is_power_of_two() {
         return Err(Error::format(format!(
-            "checksums.chunk_bytes is {chunk_bytes}, not a power of two from {} up",
-            checksum::MIN_CHUNK_BYTES
+            "checksums.chunk_bytes is {chunk_bytes}, not a power of two from {} to {}",
+            sizes.start(),
+            sizes.end()
         )));
     }
     let digests = parse_digests(algorithm, "digests", &raw.digests)?;
