@@ -26,6 +26,7 @@ pub mod plan;
 mod progress;
 mod reader;
 pub mod stats;
+mod sync;
 pub mod verify;
 
 #[cfg(feature = "torch")]

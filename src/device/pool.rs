@@ -1,9 +1,12 @@
 //! Staging buffers, kept from load to load: pinning memory costs more than reading into it.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use super::{Device, Staging};
-use crate::error::Result;
+use crate::{
+    error::Result,
+    sync::{Condvar, Mutex, MutexGuard},
+};
 
 /// Most staging memory of a process: enough to keep sixteen readers and the link busy, little beside any model.
 pub const LIMIT_BYTES: usize = 256 << 20;
@@ -23,6 +26,13 @@ struct State<B> {
     /// Bytes of all buffers, held and free.
     total: usize,
     peak: usize,
+}
+
+/// What came of asking for a buffer.
+enum Attempt<'p, B> {
+    Got(B),
+    /// The state that had none, still locked: whoever goes on to wait must not miss what changes after the look.
+    Nothing(MutexGuard<'p, State<B>>),
 }
 
 /// What a pool holds.
@@ -50,17 +60,10 @@ impl<B: Staging> Pool<B> {
     /// # Errors
     /// Those of [`Device::stage`] and [`Staging::is_idle`].
     pub fn try_acquire<D: Device<Staging = B>>(&self, device: &D, bytes: usize) -> Result<Option<B>> {
-        let mut state = self.lock();
-        if let Some(position) = state.first_idle(bytes)? {
-            return Ok(Some(state.free.remove(position)));
+        match self.attempt(device, bytes)? {
+            Attempt::Got(buffer) => Ok(Some(buffer)),
+            Attempt::Nothing(_) => Ok(None),
         }
-        if state.total > 0 && state.total + bytes > self.limit {
-            return Ok(None);
-        }
-        state.total += bytes;
-        state.peak = state.peak.max(state.total);
-        drop(state);
-        device.stage(bytes).map(Some).inspect_err(|_| self.forget(bytes))
     }
 
     /// An idle buffer of at least `bytes`, waiting for one if it must. Whoever waits holds none: two that each wait for
@@ -70,10 +73,10 @@ impl<B: Staging> Pool<B> {
     /// Those of [`Pool::try_acquire`] and [`Staging::wait_idle`].
     pub fn acquire<D: Device<Staging = B>>(&self, device: &D, bytes: usize) -> Result<B> {
         loop {
-            if let Some(buffer) = self.try_acquire(device, bytes)? {
-                return Ok(buffer);
-            }
-            let mut state = self.lock();
+            let mut state = match self.attempt(device, bytes)? {
+                Attempt::Got(buffer) => return Ok(buffer),
+                Attempt::Nothing(state) => state,
+            };
             if state.free.is_empty() {
                 drop(self.released.wait(state).unwrap_or_else(PoisonError::into_inner));
                 continue;
@@ -88,6 +91,20 @@ impl<B: Staging> Pool<B> {
             self.discard(oldest);
             waited?;
         }
+    }
+
+    fn attempt<D: Device<Staging = B>>(&self, device: &D, bytes: usize) -> Result<Attempt<'_, B>> {
+        let mut state = self.lock();
+        if let Some(position) = state.first_idle(bytes)? {
+            return Ok(Attempt::Got(state.free.remove(position)));
+        }
+        if state.total > 0 && state.total + bytes > self.limit {
+            return Ok(Attempt::Nothing(state));
+        }
+        state.total += bytes;
+        state.peak = state.peak.max(state.total);
+        drop(state);
+        device.stage(bytes).map(Attempt::Got).inspect_err(|_| self.forget(bytes))
     }
 
     /// Gives a buffer back; copies from it may still run.

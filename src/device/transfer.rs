@@ -26,7 +26,8 @@ pub const STAGING_STEP_BYTES: u64 = 1 << 20;
 
 /// Reads `tasks` and copies them to `device`'s memory, whose numbers are those of the plan.
 ///
-/// When it returns, the caller's stream waits for the last copy. After an error no copy runs any more.
+/// When it returns, the caller's stream waits for the last copy. After an error the copies of the thread that failed are
+/// over, and the caller's stream waits for those of the others.
 ///
 /// # Errors
 /// The first failure of source, digest, staging memory or driver.

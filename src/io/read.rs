@@ -1,11 +1,6 @@
 //! The read engine: carries out the chunks of a plan.
 
-use std::{
-    iter, mem,
-    ops::Range,
-    sync::{Mutex, PoisonError},
-    thread,
-};
+use std::{iter, mem, ops::Range, sync::PoisonError};
 
 use super::{Source, direct::DIRECT_ALIGN_BYTES};
 use crate::{
@@ -17,6 +12,7 @@ use crate::{
     plan::Chunk,
     progress::Progress,
     stats::{Clock, Lap, Stage},
+    sync::{self, Mutex},
 };
 
 /// Bytes read at a time when a digest wants them: they are still in the core's second-level cache when it looks.
@@ -78,12 +74,9 @@ impl<I: Iterator> Work<I> {
 /// That of a worker; [`ErrorKind::Internal`] if one panicked.
 pub fn run_threads(threads: usize, worker: impl Fn() -> Result<()> + Sync) -> Result<()> {
     let panicked = |_| Err(Error::new(ErrorKind::Internal, "a reader thread panicked"));
-    thread::scope(|scope| {
+    sync::scope(|scope| {
         // A thread that cannot be started only makes the load slower: this one works, too.
-        let start = |number| {
-            let name = format!("flashpack-read-{number}");
-            thread::Builder::new().name(name).spawn_scoped(scope, &worker).ok()
-        };
+        let start = |number| sync::spawn(scope, format!("flashpack-read-{number}"), &worker);
         let others: Vec<_> = (1..threads).map_while(start).collect();
         let mine = worker();
         others.into_iter().map(|other| other.join().unwrap_or_else(panicked)).fold(mine, earlier)
