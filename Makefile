@@ -8,8 +8,20 @@ NATIVE := Cargo.toml Cargo.lock build.rs setup.py $(shell find src cpp -type f)
 # The same headers and folders as the build uses, so that linting compiles no C++ of its own.
 TORCH_DIR = $$($(BIN)/python -c 'import setup; print(setup.torch_dir())')
 CLIPPY = cargo clippy --quiet --all-targets
+# cargo's tools, of these versions; the compiler's unstable sanitizers need no other compiler than the stable one.
+TOOLS := target/tools/bin
+CARGO_FUZZ := $(TOOLS)/cargo-fuzz-0.13.2
+CARGO_DENY := $(TOOLS)/cargo-deny-0.20.2
+FUZZ_TARGETS := footer file plan read import
+FUZZ_SECONDS ?= 60
+FUZZ := RUSTC_BOOTSTRAP=1 PATH="$(CURDIR)/$(TOOLS):$$PATH" cargo fuzz
+FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -dict=fuzz/footer.dict -max_len=65536 -timeout=25 -print_final_stats=1
+# Rust tests that valgrind gets through in minutes, and how many cases of each property.
+VALGRIND_TESTS := conversion faults fixtures properties transfer writing
+MIRI := nightly-2026-05-20
+MODELS := RUSTFLAGS='--cfg shuttle' cargo test --quiet --target-dir target/shuttle --test interleavings
 
-.PHONY: help build test lint fmt demo mutations bench reliability wheel sdist clean
+.PHONY: help build test lint fmt demo fuzz fuzzbuild models valgrind miri audit mutations bench reliability wheel sdist clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -18,10 +30,13 @@ build: $(VENV)/.built ## make $(VENV) with pinned tools and install the package 
 
 test: build ## run the Rust tests, then the Python tests on the installed package
 	cargo test --quiet --features cuda
+	$(MODELS)
+	$(MAKE) --jobs=2 fuzz FUZZ_SECONDS=30
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.tools ## check format, lints and types of Rust, C++ and Python
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	$(CLIPPY) -- -D warnings
 	$(CLIPPY) --release --features capi --target-dir target/capi -- -D warnings
 	FLASHPACK_TORCH_DIR=$(TORCH_DIR) $(CLIPPY) --release --features torch --target-dir target/torch -- -D warnings
@@ -32,12 +47,38 @@ lint: $(VENV)/.tools ## check format, lints and types of Rust, C++ and Python
 
 fmt: $(VENV)/.tools ## format all sources in place
 	cargo fmt
+	cargo fmt --manifest-path fuzz/Cargo.toml
 	$(BIN)/clang-format -i $(CPP)
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
 
 demo: build ## pack and load a real model
 	$(BIN)/python examples/demo.py
+
+fuzz: $(FUZZ_TARGETS:%=fuzz-%) ## fuzz each target for FUZZ_SECONDS (60); needs a C++ compiler
+
+fuzzbuild: $(CARGO_FUZZ)
+	$(PYTHON) fuzz/seed.py
+	$(FUZZ) build --target-dir target/fuzz
+
+fuzz-%: fuzzbuild
+	$(FUZZ) run --target-dir target/fuzz $* -- $(FUZZ_OPTIONS) >target/fuzz/$*.log 2>&1 || (cat target/fuzz/$*.log; false)
+	@grep -h -E 'stat::(number|average)' target/fuzz/$*.log | sed 's/^/$* /'
+
+models: ## try interleavings of the staging ring and the pool (MODEL_SCHEDULES of each)
+	$(MODELS) -- --nocapture
+
+valgrind: ## run Rust tests under memcheck and helgrind; needs valgrind, takes some minutes
+	FLASHPACK_TESTS='$(VALGRIND_TESTS)' tests/valgrind/run.sh
+
+miri: ## run the tests that need no system calls under Miri; needs rustup, fetches a nightly compiler
+	rustup toolchain install --profile minimal --component miri,rust-src $(MIRI)
+	MIRIFLAGS=-Zmiri-disable-isolation cargo +$(MIRI) miri test --lib --test hardening --target-dir target/miri
+
+audit: $(CARGO_DENY) ## check dependencies for advisories, licences, sources and duplicates
+	$(CARGO_DENY) --locked check bans licenses sources
+	cd fuzz && ../$(CARGO_DENY) --locked check --config ../deny.toml bans licenses sources
+	$(CARGO_DENY) --locked check advisories || (echo 'AUDIT INCOMPLETE: see above; without https://github.com/rustsec/advisory-db no advisory was checked' >&2; false)
 
 mutations: build ## break the CUDA engine on purpose; fails unless the tests notice each time
 	$(BIN)/python tests/mutations.py
@@ -63,6 +104,10 @@ sdist: $(VENV)/.tools ## build a source distribution into dist/
 
 clean: ## remove what was built (and keep the tools in $(VENV))
 	rm -rf target dist python/*.egg-info python/flashpack/_lib/*.so $(VENV)/.built
+
+$(TOOLS)/cargo-%:
+	cargo install --quiet --locked --root target/tools --version $(lastword $(subst -, ,$*)) cargo-$(firstword $(subst -, ,$*))
+	mv $(TOOLS)/cargo-$(firstword $(subst -, ,$*)) $@ && ln -sf $(@F) $(TOOLS)/cargo-$(firstword $(subst -, ,$*))
 
 $(VENV)/.tools: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
