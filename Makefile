@@ -16,8 +16,7 @@ FUZZ_TARGETS := footer file plan read import
 FUZZ_SECONDS ?= 60
 FUZZ := RUSTC_BOOTSTRAP=1 PATH="$(CURDIR)/$(TOOLS):$$PATH" cargo fuzz
 FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -dict=fuzz/footer.dict -max_len=65536 -timeout=25 -print_final_stats=1
-# Rust tests that valgrind gets through in minutes, and how many cases of each property.
-VALGRIND_TESTS := conversion faults fixtures properties transfer writing
+VALGRIND_TESTS := conversion faults fixtures hardening properties transfer writing
 MIRI := nightly-2026-05-20
 MODELS := RUSTFLAGS='--cfg shuttle' cargo test --quiet --target-dir target/shuttle --test interleavings
 
@@ -68,8 +67,8 @@ fuzz-%: fuzzbuild
 models: ## try interleavings of the staging ring and the pool (MODEL_SCHEDULES of each)
 	$(MODELS) -- --nocapture
 
-valgrind: ## run Rust tests under memcheck and helgrind; needs valgrind, takes some minutes
-	FLASHPACK_TESTS='$(VALGRIND_TESTS)' tests/valgrind/run.sh
+valgrind: ## run Rust tests under valgrind's memcheck; needs valgrind
+	tests/valgrind.sh $(VALGRIND_TESTS)
 
 miri: ## run the tests that need no system calls under Miri; needs rustup, fetches a nightly compiler
 	rustup toolchain install --profile minimal --component miri,rust-src $(MIRI)

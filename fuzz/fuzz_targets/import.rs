@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fs, path::Path, path::PathBuf, sync::OnceLock};
 use flashpack::{
     ErrorKind, Progress, Result,
     convert::{self, Request},
-    format::DType,
+    format::{DType, checksum::Algorithm},
     plan::Ignore,
 };
 use flashpack_fuzz::Wish;
@@ -59,6 +59,7 @@ fn import(source: PathBuf, made: &Path, dtype: Option<DType>) -> Result<()> {
         destination: made,
         dtype,
         align_bytes: 128,
+        algorithm: Algorithm::Xxh3,
         ignore: Ignore::default(),
         metadata: BTreeMap::new(),
     };

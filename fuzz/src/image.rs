@@ -1,7 +1,11 @@
 //! Sound files drawn from bytes: any layout that the format allows, not only those that this library writes.
 
 use arbitrary::{Arbitrary, Unstructured};
-use flashpack::format::{DType, FORMAT_V4, checksum, footer};
+use flashpack::format::{
+    DType, FORMAT_V4,
+    checksum::{self, Algorithm},
+    footer,
+};
 use serde_json::{Value, json};
 
 use crate::to_usize;
@@ -42,7 +46,7 @@ pub fn draw(u: &mut Unstructured<'_>) -> arbitrary::Result<Vec<u8>> {
     let payload: Vec<u8> = (0..end).map(|at| u8::try_from(at % 251).expect("below 251")).collect();
     let mut footer = footer_of(&blocks, records, align, end);
     if bool::arbitrary(u)? {
-        add_digests(&mut footer, &payload, *u.choose(&DIGEST_CHUNKS)?);
+        add_digests(&mut footer, &payload, *u.choose(&Algorithm::ALL)?, *u.choose(&DIGEST_CHUNKS)?);
     }
     let json = footer.to_string();
     Ok([&payload, json.as_bytes(), &footer::trailer(json.as_bytes())].concat())
@@ -92,14 +96,14 @@ fn footer_of(blocks: &[Block], records: Vec<Value>, align: u64, payload: u64) ->
     })
 }
 
-fn add_digests(footer: &mut Value, payload: &[u8], chunk_bytes: u64) {
+fn add_digests(footer: &mut Value, payload: &[u8], algorithm: Algorithm, chunk_bytes: u64) {
     let index = footer::parse(footer.to_string().as_bytes(), payload.len() as u64).expect("a sound footer");
     let chunk = to_usize(chunk_bytes);
-    let digests: Vec<u64> = payload.chunks(chunk).map(checksum::digest).collect();
-    let hex: String = digests.iter().map(|digest| format!("{digest:016x}")).collect();
-    let own = checksum::index_digest(&index, chunk_bytes, &digests);
+    let digests: Vec<_> = payload.chunks(chunk).map(|chunk| algorithm.digest(chunk)).collect();
+    let hex: String = digests.iter().map(ToString::to_string).collect();
+    let own = checksum::index_digest(&index, algorithm, chunk_bytes, &digests);
     footer["checksums"] = json!({
-        "algorithm": checksum::ALGORITHM, "chunk_bytes": chunk_bytes, "digests": hex,
-        "footer": format!("{own:016x}"),
+        "algorithm": algorithm.name(), "chunk_bytes": chunk_bytes, "digests": hex,
+        "footer": own.to_string(),
     });
 }
