@@ -28,6 +28,7 @@ use crate::{
 /// What a caller may ask for.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "op", rename_all = "lowercase", deny_unknown_fields)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each call")]
 enum Request {
     /// The validated footer's JSON, as it stands in the file.
     Footer { path: PathBuf },

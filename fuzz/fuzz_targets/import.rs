@@ -59,6 +59,7 @@ fn import(source: PathBuf, made: &Path, dtype: Option<DType>) -> Result<()> {
         destination: made,
         dtype,
         align_bytes: 128,
+        names: None,
         algorithm: Algorithm::Xxh3,
         ignore: Ignore::default(),
         metadata: BTreeMap::new(),
