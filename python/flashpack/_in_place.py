@@ -31,6 +31,7 @@ def fill_all(
         or not _is_on(first, device)
         or options.keep_flash_ref_on_model
         or any(options.ignore.values())
+        or len({id(tensor) for tensor in targets.values()}) < len(targets)  # tied, perhaps only here
         or not all(type(tensor) in PLAIN_TYPES for tensor in targets.values())
     ):
         return None

@@ -140,6 +140,21 @@ def test_into_a_model(source: Path, options: dict[str, bool], device: str) -> No
     assert_same(model.state_dict(), original.state_dict())
 
 
+def test_a_tied_model_filled_from_a_file_without_ties(source: Path) -> None:
+    def tied() -> nn.Sequential:
+        model = nn.Sequential(nn.Embedding(9, 5), nn.Linear(5, 9, bias=False))
+        model[1].weight = model[0].weight
+        return model
+
+    original, model = tied(), tied()
+    save_file({name: tensor.clone() for name, tensor in original.state_dict().items()}, source)
+    place = model[0].weight.data_ptr()
+    flashpack.assign_from_file(model, source, in_place=True)
+    assert model[1].weight is model[0].weight
+    assert model[0].weight.data_ptr() == place
+    assert_same(model.state_dict(), original.state_dict())
+
+
 def test_what_a_selection_reads(source: Path) -> None:
     save_file({name: noise(torch.uint8, (MIB,), seed) for seed, name in enumerate("abcd")}, source)
     loaded = flashpack.load_file(source, names=["c"], eager=True)
