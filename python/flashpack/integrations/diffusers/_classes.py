@@ -16,6 +16,8 @@ import diffusers
 from diffusers.configuration_utils import ConfigMixin
 from torch import nn
 
+# What a file may have imported: a module of any other name would run whatever goes by that name here.
+_IMPORTED = ("diffusers", "transformers")
 PREFIX = "FlashPack"  # of the classes that 0.4.5 derived from others as it loaded them
 
 
@@ -44,7 +46,7 @@ def is_diffusers_module(cls: type) -> bool:
 
 
 def exact_class(library: str, name: str) -> type | None:
-    """The class `name` of an importable module, or of the diffusers pipeline of that name."""
+    """The class `name` of a module, theirs or imported already, or of the diffusers pipeline of that name."""
     found = getattr(_module(library), name, None)
     return found if isinstance(found, type) else None
 
@@ -69,8 +71,8 @@ def component_class(place: Path, component: str, entry: Entry, hints: Mapping[st
             return hint
     if saved is None:
         raise ValueError(
-            f"{place}: the class {name!r} of the component {component!r} is not in {library!r}; "
-            f"pass the component as {component}=..."
+            f"{place}: the class {name!r} of the component {component!r} is not in {library!r}, or that "
+            f"is not imported yet: import it, or pass the component as {component}=..."
         )
     return saved
 
@@ -108,8 +110,8 @@ def _module(library: str) -> ModuleType | None:
     own = getattr(diffusers.pipelines, library, None)
     if isinstance(own, ModuleType):
         return own
-    if not all(part.isidentifier() for part in library.split(".")):
-        return None
+    if library.partition(".")[0] not in _IMPORTED:
+        return sys.modules.get(library)
     try:
         return importlib.import_module(library)
     except ModuleNotFoundError as error:
