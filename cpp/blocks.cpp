@@ -4,9 +4,12 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <span>
+#include <tuple>
 #include <utility>
 
 #include "errors.h"
@@ -95,13 +98,15 @@ Tensor same_storage(const Tensor& base, int64_t offset, int32_t dtype, std::span
 
 Tensors read_to_host(Load& load, ProgressWords progress) {
   const auto blocks = blocks_on_host(load, progress);
-  std::map<std::pair<size_t, int64_t>, size_t> first_at;
+  std::map<std::tuple<size_t, int64_t, int64_t>, size_t> first_at;
   Tensors tensors;
   tensors.reserve(load.views().size());
   for (const View& view : load.views()) {
     const auto sizes = sizes_of(load, view);
     const bool has_elements = std::ranges::find(sizes, 0) == sizes.end();
-    const auto place = std::pair(view.block, view.offset);
+    const int64_t elements =
+        has_elements ? std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<>()) : 0;
+    const auto place = std::tuple(view.block, view.offset, elements);
     if (const auto first = first_at.find(place); has_elements && first != first_at.end()) {
       tensors.push_back(same_storage(tensors[first->second], 0, view.dtype, sizes));  // tied weights
       continue;

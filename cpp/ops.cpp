@@ -26,6 +26,7 @@ namespace flashpack {
 namespace {
 
 using Names = std::vector<std::string>;
+using Numbers = std::vector<int64_t>;
 using torch::stable::Device;
 
 ProgressWords words(const std::optional<Tensor>& progress) {
@@ -47,6 +48,8 @@ LoadOptions options(std::optional<bool> eager, std::optional<bool> verify, Place
   const auto choice = [](std::optional<bool> value) { return static_cast<int8_t>(value ? *value : -1); };
   return {choice(eager), choice(verify), place};
 }
+
+rust::Slice<const int64_t> view_of(const Numbers& numbers) { return {numbers.data(), numbers.size()}; }
 
 Device or_cpu(const std::optional<Device>& device) {
   return device.value_or(Device(torch::headeronly::DeviceType::CPU));
@@ -165,10 +168,12 @@ int64_t op_verify(const std::string& path, const std::optional<Tensor>& progress
 }
 
 Tensors op_load(const std::string& path, const Names& names, const std::optional<Device>& device,
-                std::optional<bool> eager, std::optional<bool> verify,
+                std::optional<bool> eager, std::optional<bool> verify, const std::optional<Numbers>& slices,
                 const std::optional<Tensor>& progress) {
   const Device target = or_cpu(device);
-  auto load = load_names(path, names, options(eager, verify, place_on(target)));
+  const Numbers none;
+  auto load =
+      load_names(path, names, view_of(slices ? *slices : none), options(eager, verify, place_on(target)));
   return read(*load, target, words(progress));
 }
 
@@ -206,7 +211,8 @@ void op_set_data(const Tensors& tensors, const Tensors& values) {
 void op_assign(const std::string& path, const Names& names, const Tensors& tensors, std::optional<bool> eager,
                std::optional<bool> verify) {
   check_counts(names, tensors);
-  auto values = op_load(path, names, device_of(path, names, tensors), eager, verify, std::nullopt);
+  auto values =
+      op_load(path, names, device_of(path, names, tensors), eager, verify, std::nullopt, std::nullopt);
   check_values(path, names, tensors, values);
   std::set<const void*> taken;
   for (Tensor& value : values) {
@@ -218,16 +224,13 @@ void op_assign(const std::string& path, const Names& names, const Tensors& tenso
   op_set_data(tensors, values);
 }
 
-void op_load_into(const std::string& path, const Names& names, const Tensors& tensors,
-                  std::optional<bool> verify, const std::optional<Tensor>& progress) {
-  check_counts(names, tensors);
-  const bool on_cuda = place_on(device_of(path, names, tensors)) == Place::Cuda;
-  const auto load =
-      load_names(path, names, options(std::nullopt, verify, on_cuda ? Place::GivenCuda : Place::GivenHost));
-  check_memory(path, names, tensors, *load);
-  read_into(*load, tensors, words(progress));
+// Fills `tensors` with what `load` has been told to read for them.
+void fill_tensors(const std::string& path, const Names& names, const Tensors& tensors, const Load& load,
+                  const std::optional<Tensor>& progress) {
+  check_memory(path, names, tensors, load);
+  read_into(load, tensors, words(progress));
   for (size_t i = 0; i < tensors.size(); ++i) {
-    const size_t first = load->views()[i].block;
+    const size_t first = load.views()[i].block;
     if (first != i) {  // the same bytes of the file, which are read once
       Tensor copy = tensors[i];
       torch::stable::copy_(copy, tensors[first]);
@@ -275,6 +278,42 @@ bool op_refill(const std::string& path, const Names& names, const Tensors& tenso
   return true;
 }
 
+LoadOptions into(const std::string& path, const Names& names, const Tensors& tensors,
+                 std::optional<bool> verify) {
+  const bool on_cuda = place_on(device_of(path, names, tensors)) == Place::Cuda;
+  return options(std::nullopt, verify, on_cuda ? Place::GivenCuda : Place::GivenHost);
+}
+
+void op_load_into(const std::string& path, const Names& names, const Tensors& tensors,
+                  std::optional<bool> verify, const std::optional<Numbers>& slices,
+                  const std::optional<Tensor>& progress) {
+  check_counts(names, tensors);
+  const Numbers none;
+  const auto load =
+      load_names(path, names, view_of(slices ? *slices : none), into(path, names, tensors, verify));
+  fill_tensors(path, names, tensors, *load, progress);
+}
+
+void op_read_payload(const std::string& path, const Numbers& offsets, const Tensors& tensors,
+                     std::optional<bool> verify, const std::optional<Tensor>& progress) {
+  if (offsets.size() != tensors.size()) {
+    fail_argument(std::to_string(offsets.size()) + " offsets were given for " +
+                  std::to_string(tensors.size()) + " tensors");
+  }
+  Names names;
+  Numbers ranges;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    int64_t end = 0;
+    if (__builtin_add_overflow(offsets[i], tensors[i].numel(), &end)) {
+      fail_argument("an offset is larger than any file");
+    }
+    ranges.insert(ranges.end(), {offsets[i], end});
+    names.push_back("payload from " + std::to_string(offsets[i]));
+  }
+  const auto load = load_payload(path, view_of(ranges), into(path, names, tensors, verify));
+  fill_tensors(path, names, tensors, *load, progress);
+}
+
 std::vector<int64_t> op_pinned_usage() {
   const PinnedUsage usage = pinned_usage();
   return {usage.bytes, usage.peak_bytes, static_cast<int64_t>(usage.pageable)};
@@ -311,7 +350,7 @@ STABLE_TORCH_LIBRARY(flashpack, m) {
   m.def("verify(str path, *, Tensor? progress=None) -> int");
   m.def(
       "load(str path, str[] names, *, Device? device=None, bool? eager=None, bool? verify=None, "
-      "Tensor? progress=None) -> Tensor[]");
+      "int[]? slices=None, Tensor? progress=None) -> Tensor[]");
   m.def(
       "state_dict(str path, *, str[]? ignore_names=None, str[]? ignore_prefixes=None, "
       "str[]? ignore_suffixes=None, Device? device=None, bool? eager=None, bool? verify=None, "
@@ -322,6 +361,9 @@ STABLE_TORCH_LIBRARY(flashpack, m) {
   m.def("assign(str path, str[] names, Tensor(*!)[] tensors, *, bool? eager=None, bool? verify=None) -> ()");
   m.def(
       "load_into(str path, str[] names, Tensor(*!)[] tensors, *, bool? verify=None, "
+      "int[]? slices=None, Tensor? progress=None) -> ()");
+  m.def(
+      "read_payload(str path, int[] offsets, Tensor(*!)[] tensors, *, bool? verify=None, "
       "Tensor? progress=None) -> ()");
   m.def(
       "refill(str path, str[] names, Tensor(*!)[] tensors, *, bool? verify=None, "
@@ -343,6 +385,7 @@ STABLE_TORCH_LIBRARY_IMPL(flashpack, CompositeExplicitAutograd, m) {
   m.impl("assign", TORCH_BOX(&op_assign));
   m.impl("load_into", TORCH_BOX(&op_load_into));
   m.impl("refill", TORCH_BOX(&op_refill));
+  m.impl("read_payload", TORCH_BOX(&op_read_payload));
   m.impl("set_data", TORCH_BOX(&op_set_data));
   m.impl("pack", TORCH_BOX(&op_pack));
   m.impl("pinned_usage", TORCH_BOX(&op_pinned_usage));

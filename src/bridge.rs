@@ -26,7 +26,7 @@ use crate::{
     },
     load::{self, Block},
     pack::Packer,
-    plan::{Ignore, Selection},
+    plan::{Cut, Ignore, Selection},
     progress::Progress,
     reader::Reader,
     stats::Report,
@@ -109,7 +109,12 @@ mod ffi {
         fn verify(path: &str, progress: ProgressWords) -> Result<i64>;
 
         type Load;
-        fn load_names(path: &str, names: &CxxVector<CxxString>, options: &LoadOptions) -> Result<Box<Load>>;
+        fn load_names(
+            path: &str,
+            names: &CxxVector<CxxString>,
+            cuts: &[i64],
+            options: &LoadOptions,
+        ) -> Result<Box<Load>>;
         fn load_except(
             path: &str,
             names: &CxxVector<CxxString>,
@@ -118,6 +123,7 @@ mod ffi {
             options: &LoadOptions,
         ) -> Result<Box<Load>>;
         fn load_blocks(path: &str, options: &LoadOptions) -> Result<Box<Load>>;
+        fn load_payload(path: &str, ranges: &[i64], options: &LoadOptions) -> Result<Box<Load>>;
         fn names(self: &Load) -> &Vec<String>;
         fn views(self: &Load) -> &Vec<View>;
         fn sizes(self: &Load) -> &Vec<i64>;
@@ -240,12 +246,45 @@ fn load(path: &str, selection: Selection<'_>, options: &LoadOptions) -> Result<B
     load::prepare(Path::new(path), selection, wanted).map(|prepared| Box::new(Load::new(prepared)))
 }
 
+/// `cuts` are four numbers each: of a name, of a dimension, the first index and the one after the last.
 fn load_names(
     path: &str,
     names: &CxxVector<CxxString>,
+    cuts: &[i64],
     options: &LoadOptions,
 ) -> std::result::Result<Box<Load>, Tagged> {
-    guarded(|| load(path, Selection::Names(&strings(names)), options))
+    guarded(|| {
+        let (quadruples, []) = cuts.as_chunks::<4>() else {
+            return Err(Error::argument(
+                "slices are not a list of tensor, dimension, start and stop in turn",
+            ));
+        };
+        let cut = |&[tensor, dim, start, stop]: &[i64; 4]| {
+            let place = usize::try_from(tensor).ok().zip(usize::try_from(dim).ok());
+            let range = u64::try_from(start).ok().zip(u64::try_from(stop).ok());
+            match (place, range) {
+                (Some((tensor, dim)), Some((start, stop))) => Ok(Cut { tensor, dim, range: start..stop }),
+                _ => Err(Error::argument(format!(
+                    "a slice has a negative number: tensor {tensor}, dimension {dim}, {start}..{stop}"
+                ))),
+            }
+        };
+        let cuts = quadruples.iter().map(cut).collect::<Result<Vec<_>>>()?;
+        load(path, Selection::Slices { names: &strings(names), cuts: &cuts }, options)
+    })
+}
+
+/// `ranges` are two numbers each: the first byte and the one after the last.
+fn load_payload(path: &str, ranges: &[i64], options: &LoadOptions) -> std::result::Result<Box<Load>, Tagged> {
+    guarded(|| {
+        let (pairs, []) = ranges.as_chunks::<2>() else {
+            return Err(Error::argument("ranges are not a list of starts and ends in turn"));
+        };
+        let range = |&[start, end]: &[i64; 2]| Some(u64::try_from(start).ok()?..u64::try_from(end).ok()?);
+        let ranges = pairs.iter().map(range).collect::<Option<Vec<_>>>();
+        let ranges = ranges.ok_or_else(|| Error::argument("a range begins or ends before the file"))?;
+        load(path, Selection::Payload(&ranges), options)
+    })
 }
 
 fn load_except(

@@ -145,7 +145,18 @@ pub fn prepare(path: &Path, selection: Selection<'_>, options: Options) -> Resul
         Place::GivenHost => Mode::InPlace,
         Place::GivenDevice => Mode::StagedInPlace,
     };
+    let plan = |direct: bool| {
+        let mut settings = settings(mode, options.verify, direct, environment);
+        if selection.is_sliced() && options.verify.is_none() {
+            settings.verify = Verify::Whole; // what cannot be mapped is read, also by a load that maps the rest
+        }
+        ReadPlan::new(&index, selection, settings)
+    };
     let (files, route) = match mode {
+        _ if selection.is_partial() => {
+            let parts = plan(false).at(files.path())?.read_ranges();
+            files.choose_for_parts(environment.direct_io, &parts)
+        }
         Mode::Lazy if options.verify == Some(true) => {
             let route = Route { residency: files.residency(), ..Route::MAPPED };
             (files, route)
@@ -153,11 +164,12 @@ pub fn prepare(path: &Path, selection: Selection<'_>, options: Options) -> Resul
         Mode::Lazy => (files, Route::MAPPED),
         _ => files.choose(environment.direct_io),
     };
-    let settings = settings(mode, options.verify, files.is_direct(), environment);
-    let plan = ReadPlan::new(&index, selection, settings).at(files.path())?;
+    let plan = plan(files.is_direct()).at(files.path())?;
     let name = |view: &View| match selection {
-        Selection::Blocks => view.source.to_string(),
-        Selection::Names(_) | Selection::Except(_) => index.records()[view.source].name().to_owned(),
+        Selection::Blocks | Selection::Payload(_) => view.source.to_string(),
+        Selection::Names(_) | Selection::Slices { .. } | Selection::Except(_) => {
+            index.records()[view.source].name().to_owned()
+        }
     };
     let names = plan.views.iter().map(name).collect();
     let (reads_ahead, open) = (options.eager.is_none(), began.elapsed());

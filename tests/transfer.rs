@@ -24,7 +24,7 @@ use flashpack::{
         memory::{Faults, MemorySource},
         read::ChunkReader,
     },
-    plan::{Ignore, Memory, Mode, ReadPlan, Selection, Verify},
+    plan::{Cut, Ignore, Memory, Mode, ReadPlan, Selection, Verify},
     stats::{Clock, Limit, Report, Stage},
 };
 use proptest::prelude::*;
@@ -194,6 +194,27 @@ fn model() -> Vec<u8> {
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_device_gets_the_same_slices_as_the_host(
+        from in 0_u64..300,
+        columns in 1_u64..100,
+        rows in 1_u64..400,
+        verify in prop::sample::select(vec![Verify::Never, Verify::Whole]),
+        chunk in prop::sample::select(vec![5000_u64, 64 << 10, 1 << 20]),
+    ) {
+        let reader = Reader::new(MemorySource::new(model())).unwrap();
+        let names = ["large", "medium"].map(str::to_owned);
+        let cut = |tensor, dim, range| Cut { tensor, dim, range };
+        let cuts = [cut(0, 1, from..from + columns), cut(0, 0, 0..rows), cut(1, 1, 1..columns)];
+        let selection = Selection::Slices { names: &names, cuts: &cuts };
+        let staged = settings(Mode::Staged, verify, 2, chunk);
+        let plan = ReadPlan::new(reader.index(), selection, staged).unwrap();
+        let expected = common::execute(&reader, &plan).unwrap();
+        let device = LateDevice::new(&plan);
+        run(&reader, &plan, &device, &Pool::new(1 << 30), plan.threads).unwrap();
+        prop_assert_eq!(device.seen_by_caller(), expected);
+    }
 
     #[test]
     fn the_device_gets_what_the_host_would(

@@ -44,8 +44,19 @@ def _records(path: str, names: Sequence[str]) -> list[tuple[tuple[int, ...], str
     return [records[name] for name in names]
 
 
-def _load(path: str, names: Sequence[str], *, device: torch.device | None = None, **_: Any) -> list[Tensor]:
-    return [_empty(shape, dtype, device) for shape, dtype in _records(path, names)]
+def _load(
+    path: str,
+    names: Sequence[str],
+    *,
+    device: torch.device | None = None,
+    slices: Sequence[int] | None = None,
+    **_: Any,
+) -> list[Tensor]:
+    records = [(list(shape), dtype) for shape, dtype in _records(path, names)]
+    flat = iter(slices or ())
+    for tensor, dim, start, stop in zip(flat, flat, flat, flat, strict=True):
+        records[tensor][0][dim] = stop - start
+    return [_empty(tuple(shape), dtype, device) for shape, dtype in records]
 
 
 def _state_dict(
@@ -87,6 +98,10 @@ def _refill(path: str, names: Sequence[str], tensors: Sequence[Tensor], **_: Any
     return held == {
         name: (tuple(tensor.shape), tensor.dtype) for name, tensor in zip(names, tensors, strict=True)
     }
+
+
+def _read_payload(path: str, offsets: Sequence[int], tensors: Sequence[Tensor], **_: Any) -> None:  # noqa: ARG001
+    _refuse_meta("read_payload", tensors)
 
 
 def _set_data(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
@@ -143,7 +158,16 @@ def _release_pinned_pool() -> None:
 
 
 _ALGORITHM = "xxh3_64"  # the only digest that files are checked by
-_EFFECTFUL = ("assign", "load_into", "refill", "set_data", "pack", "verify", "release_pinned_pool")
+_EFFECTFUL = (
+    "assign",
+    "load_into",
+    "refill",
+    "read_payload",
+    "set_data",
+    "pack",
+    "verify",
+    "release_pinned_pool",
+)
 
 
 _FAKES: dict[str, Callable[..., object]] = {
@@ -154,6 +178,7 @@ _FAKES: dict[str, Callable[..., object]] = {
     "assign": _assign,
     "load_into": _load_into,
     "refill": _refill,
+    "read_payload": _read_payload,
     "set_data": _set_data,
     "pack": _pack,
     "verify": _verify,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -10,27 +12,65 @@ from torch import Tensor
 
 from ._footer import read_index
 from ._load import Device, load_tensors
-from ._paths import read_one_version
+from ._paths import SEPARATOR, read_one_version
+from ._slices import Cuts, part_of
 from ._sources import ModelPath, model_path, shown_path
 
 
+@dataclass(frozen=True)
 class TensorSlice:
-    """One tensor of an open file: index it to get the part that is needed."""
+    """One tensor of an open file: index it to read the part that is needed, into memory of its own.
 
-    def __init__(self, tensor: Tensor, device: torch.device) -> None:
-        self._tensor = tensor
-        self._device = device
+    Indices are those of numpy's basic indexing: integers, slices with steps of 1, and `...`.
+    """
+
+    _source: _Source
+    _name: str
+    _mapped: Tensor
 
     def get_shape(self) -> list[int]:
         """The tensor's shape."""
-        return list(self._tensor.shape)
+        return list(self._mapped.shape)
 
     def get_dtype(self) -> torch.dtype:
         """The tensor's dtype."""
-        return self._tensor.dtype
+        return self._mapped.dtype
 
     def __getitem__(self, index: Any) -> Tensor:
-        return self._tensor[index].to(self._device)
+        """Raises IndexError for what lies outside of the tensor, ValueError for steps, as loads otherwise."""
+        part = part_of(self._mapped.shape, index)
+        loaded = self._source.read(self._name, part.cuts)
+        if loaded is None:
+            return self._mapped[index].clone().to(self._source.device)
+        return loaded.reshape([size for dim, size in enumerate(loaded.shape) if dim not in part.dropped])
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The file behind a mapping, as long as it is still the same one."""
+
+    path: str
+    device: torch.device
+    verify: bool | None
+    identity: tuple[int, ...]
+
+    def read(self, name: str, cuts: Cuts) -> Tensor | None:
+        """That part of a tensor; None if another file has taken the path meanwhile."""
+        if _identity(self.path) != self.identity:
+            return None
+        loaded = load_tensors(
+            self.path, self.device, names=[name], slices={name: cuts}, eager=True, verify=self.verify
+        )
+        return loaded[name] if _identity(self.path) == self.identity else None
+
+
+def _identity(path: str) -> tuple[int, ...]:
+    """What changes when a file of the model is replaced or written to; nothing if one is gone."""
+    try:
+        states = [Path(file).stat() for file in path.split(SEPARATOR)]
+    except OSError:
+        return ()
+    return tuple(number for it in states for number in (it.st_dev, it.st_ino, it.st_size, it.st_mtime_ns))
 
 
 class FlashPackFile:
@@ -39,23 +79,25 @@ class FlashPackFile:
     Tensors are mapped: what is never touched is never read.
 
     On the CPU tensors are views of one private mapping: writable, and valid after the file is closed. What
-    is written to one is seen in every later `get_tensor` and `get_slice` of the same name from this handle
-    (and of names tied to it), never in the file or through other handles: clone what is to be changed.
+    is written to one is seen in every later `get_tensor` of the same name from this handle (and of names
+    tied to it), never in the file, in slices or through other handles: clone what is to be changed.
     """
 
     def __init__(self, path: ModelPath, *, device: Device = "cpu", verify: bool | None = None) -> None:
         self._path = model_path(path)
         self._device = torch.device(device)
         self._tensors: dict[str, Tensor] | None
-        # Both now: the file may be replaced while it is open, the mapping stays.
-        self._tensors, footer = read_one_version(
+        # All now: the file may be replaced while it is open, the mapping stays.
+        self._tensors, footer, identity = read_one_version(
             self._path,
             lambda: (
                 load_tensors(self._path, torch.device("cpu"), eager=False, verify=verify),
                 read_index(self._path),
+                _identity(self._path),
             ),
         )
         self._metadata: dict[str, str] = footer.get("metadata", {})
+        self._source = _Source(self._path, self._device, False if verify is False else None, identity)
 
     def keys(self) -> list[str]:
         """The names of the tensors, in file order."""
@@ -70,7 +112,7 @@ class FlashPackFile:
 
     def get_slice(self, name: str) -> TensorSlice:
         """A handle on part of the tensor. Raises KeyError for an unknown name."""
-        return TensorSlice(self._find(name), self._device)
+        return TensorSlice(self._source, name, self._find(name))
 
     def metadata(self) -> dict[str, str]:
         """The user's own metadata; empty when the file has none."""

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from . import _ops
+from ._footer import read_index, records_of
 from ._names import name_tuple
 from ._native import Counter
 from ._progress import Silent, run
 from ._report import remember
+from ._slices import Cuts, SliceLike, parse_slices
 from ._sources import ModelPath, model_path, size_of
 
 T = TypeVar("T")
@@ -27,6 +29,7 @@ def load_file(
     device: Device = "cpu",
     *,
     names: Iterable[str] | None = None,
+    slices: Mapping[str, SliceLike] | None = None,
     eager: bool | None = None,
     verify: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -35,6 +38,10 @@ def load_file(
 
     `path` may also be a folder, the index of shards, the name that they were saved under, or a list of files:
     these load as one, and no name may be in two. safetensors have no checksums.
+
+    `slices` maps names to `(dim, start, stop)`, or to several of these for different dimensions: of those
+    tensors only that part is loaded. No more than 8 KiB beyond the part are read for each of its runs of
+    bytes in the file; checksums are verified where whole chunks (1 MiB) are read.
 
     On the CPU the default maps the file: tensors are there at once, pages are private to the process and
     writable, the file is never changed. What the page cache lacks is read ahead in the background if there
@@ -46,12 +53,21 @@ def load_file(
     Tensors that are stored once (tied weights) share memory.
 
     Raises FlashPackError or ChecksumError for a file that is not sound, OSError for one that cannot be
-    read, ValueError for a name that it does not hold.
+    read, ValueError for a name or a part that it does not hold.
     """
     text = model_path(path)
     wanted = None if names is None else list(dict.fromkeys(name_tuple("names", names)))
+    cuts = parse_slices(slices)
+    if cuts and wanted is None:
+        wanted = [name for name, _, _ in records_of(read_index(text))]
     return load_tensors(
-        text, torch.device(device), names=wanted, eager=eager, verify=verify, silent=progress or True
+        text,
+        torch.device(device),
+        names=wanted,
+        slices=cuts,
+        eager=eager,
+        verify=verify,
+        silent=progress or True,
     )
 
 
@@ -60,20 +76,24 @@ def load_tensors(
     device: torch.device,
     *,
     names: Sequence[str] | None = None,
+    slices: Mapping[str, Cuts] | None = None,
     ignore: Mapping[str, Sequence[str]] | None = None,
     eager: bool | None = None,
     verify: bool | None = None,
     silent: Silent = True,
 ) -> dict[str, Tensor]:
-    """Load by name, or everything that is not ignored."""
+    """Load by name, `slices` of some of these, or everything that is not ignored."""
     native = _native_device(device)
+    parts = _ops_slices(names or (), slices or {})
 
     def work(counter: Counter | None) -> dict[str, Tensor]:
         if names is None:
             return _ops.state_dict(
                 path, ignore or {}, device=native, eager=eager, verify=verify, counter=counter
             )
-        tensors = _ops.load(path, names, device=native, eager=eager, verify=verify, counter=counter)
+        tensors = _ops.load(
+            path, names, device=native, eager=eager, verify=verify, counter=counter, slices=parts
+        )
         return dict(zip(names, tensors, strict=True))
 
     loaded = run_load(work, path, native, eager=eager, verify=verify, silent=silent)
@@ -96,7 +116,13 @@ def load_blocks(
     return _to_device(blocks, device)
 
 
-def load_into(path: str, tensors: Mapping[str, Tensor], *, verify: bool | None, silent: Silent) -> None:
+def load_into(
+    path: str,
+    tensors: Mapping[str, Tensor],
+    *,
+    verify: bool | None,
+    silent: Silent,
+) -> None:
     """Fill the memory of `tensors`, all on one device, with the records of their names, shapes and dtypes."""
     _into(_ops.load_into, path, tensors, verify=verify, silent=silent)
 
@@ -151,6 +177,14 @@ def run_load(
     if on_cuda:
         _warn_of_pageable_memory()
     return result
+
+
+def _ops_slices(names: Sequence[str], slices: Mapping[str, Cuts]) -> list[_ops.Slice]:
+    places = {name: place for place, name in enumerate(names)}
+    unknown = [name for name in slices if name not in places]
+    if unknown:
+        raise ValueError(f"slices of tensors that are not loaded: {unknown}")
+    return [_ops.Slice(places[name], *cut) for name, cuts in slices.items() for cut in cuts]
 
 
 def _native_device(device: torch.device) -> torch.device:

@@ -39,6 +39,15 @@ def _load_library() -> None:
 _load_library()
 
 
+class Slice(NamedTuple):
+    """Indices `start` to `stop` of dimension `dim` of the tensor at this place among the names."""
+
+    tensor: int
+    dim: int
+    start: int
+    stop: int
+
+
 def load(
     path: str,
     names: Sequence[str],
@@ -47,10 +56,18 @@ def load(
     eager: bool | None,
     verify: bool | None,
     counter: Counter | None,
+    slices: Sequence[Slice] = (),
 ) -> list[Tensor]:
     """The named tensors on `device`, in the order of `names`. Identical ranges of the file share memory."""
     tensors: list[Tensor] = _run(
-        "load", path, list(names), device=device, eager=eager, verify=verify, progress=_progress(counter)
+        "load",
+        path,
+        list(names),
+        device=device,
+        eager=eager,
+        verify=verify,
+        slices=_flat(slices),
+        progress=_progress(counter),
     )
     return tensors
 
@@ -65,6 +82,29 @@ def load_into(
 ) -> None:
     """Fill the memory of `tensors`, all on one device, with the named records of equal shape and dtype."""
     _run("load_into", path, list(names), list(tensors), verify=verify, progress=_progress(counter))
+
+
+def read_payload(
+    path: str,
+    offsets: Sequence[int],
+    tensors: Sequence[Tensor],
+    *,
+    verify: bool | None,
+    counter: Counter | None = None,
+) -> None:
+    """Fill each of `tensors`, flat uint8 on one device, with the file's bytes from its offset on."""
+    _run(
+        "read_payload",
+        path,
+        list(offsets),
+        list(tensors),
+        verify=verify,
+        progress=_progress(counter),
+    )
+
+
+def _flat(slices: Sequence[Slice]) -> list[int] | None:
+    return [number for part in slices for number in part] if slices else None
 
 
 def refill(

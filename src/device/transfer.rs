@@ -9,7 +9,7 @@ use crate::{
         Source,
         read::{ChunkReader, Work, run_threads},
     },
-    plan::{Chunk, Part},
+    plan::{Chunk, Target},
     stats::{Lap, Stage},
 };
 
@@ -83,6 +83,7 @@ impl<D: Device> Lane<'_, D> {
                 let bytes = &mut buffer.bytes()[place(chunk.offset)..place(chunk.end())];
                 reader.read_whole(chunk, bytes, &mut self.lap)?;
             }
+            gather(task, origin, buffer.bytes());
             for (range, memory, offset) in copies(task) {
                 let range = place(range.start)..place(range.end);
                 self.device.copy(&self.stream, &buffer, range, memory, offset)?;
@@ -145,26 +146,59 @@ pub fn staging_bytes(tasks: &[Vec<Chunk>]) -> usize {
     usize::try_from(largest.next_multiple_of(STAGING_STEP_BYTES)).expect("a task fits in memory")
 }
 
-/// The copies that a task takes: bytes of the file, memory and offset there, neighbours joined.
+/// Moves the runs of each slice's part of a task together, to where its first one lies: `staged` begins with the byte
+/// `origin` of the file.
+fn gather(task: &[Chunk], origin: u64, staged: &mut [u8]) {
+    let place = |offset: u64| usize::try_from(offset - origin).expect("a task fits in memory");
+    for (file, target) in targets(task) {
+        let Target::Rows(_, rows) = target else {
+            continue;
+        };
+        let mut end = None;
+        for (run, _) in rows.within(file) {
+            let to = end.unwrap_or(place(run.start));
+            staged.copy_within(place(run.start)..place(run.end), to);
+            end = Some(to + place(run.end) - place(run.start));
+        }
+    }
+}
+
+/// The copies that a task takes: bytes of the file (of a slice: where [`gather`] has put its runs), memory and offset
+/// there, neighbours joined.
 fn copies(task: &[Chunk]) -> Vec<(Range<u64>, usize, u64)> {
     let mut copies: Vec<(Range<u64>, usize, u64)> = Vec::new();
-    for chunk in task {
-        let mut position = chunk.offset;
-        for &Part { bytes, target } in &chunk.parts {
-            let file = position..position + bytes;
-            position = file.end;
-            let Some((memory, offset)) = target else {
-                continue;
-            };
-            match copies.last_mut() {
-                Some((last, to, at))
-                    if *to == memory && last.end == file.start && *at + (last.end - last.start) == offset =>
-                {
-                    last.end = file.end;
-                }
-                _ => copies.push((file, memory, offset)),
+    for (file, target) in targets(task) {
+        let (memory, place) = target.place(&file);
+        let start = match target {
+            Target::Bytes(..) => Some(file.start),
+            Target::Rows(_, rows) => rows.within(file).next().map(|(run, _)| run.start),
+        };
+        let Some(start) = start else {
+            continue;
+        };
+        let bytes = start..start + (place.end - place.start);
+        match copies.last_mut() {
+            Some((last, to, at))
+                if *to == memory
+                    && last.end == bytes.start
+                    && *at + (last.end - last.start) == place.start =>
+            {
+                last.end = bytes.end;
             }
+            _ => copies.push((bytes, memory, place.start)),
         }
     }
     copies
+}
+
+/// The parts of a task that a memory wants, and where they lie in the file.
+fn targets(task: &[Chunk]) -> impl Iterator<Item = (Range<u64>, &Target)> {
+    task.iter().flat_map(|chunk| {
+        let mut end = chunk.offset;
+        chunk.parts.iter().filter_map(move |part| {
+            let file = end..end + part.bytes;
+            end = file.end;
+            part.target.as_ref().map(|target| (file, target))
+        })
+    })
 }

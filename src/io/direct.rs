@@ -94,6 +94,12 @@ impl Input {
     #[must_use]
     pub fn choose(file: FileSource, wanted: Option<bool>) -> (Self, Route) {
         let route = Route::choose(&file, wanted);
+        Self::by(route, file)
+    }
+
+    /// The way of `route`, or through the page cache where the file system refuses direct reads.
+    #[must_use]
+    pub fn by(route: Route, file: FileSource) -> (Self, Route) {
         if !route.direct {
             return (Self::Buffered(file), route);
         }

@@ -43,6 +43,11 @@ impl FileSource {
     pub const fn file(&self) -> &File {
         &self.file
     }
+
+    /// Keeps the kernel from reading more than it is asked for. Only advice: that it may be refused does not matter.
+    pub fn expect_scattered_reads(&self) {
+        let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::Random);
+    }
 }
 
 impl Source for FileSource {

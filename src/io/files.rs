@@ -42,6 +42,19 @@ impl Files {
         (Self { path: self.path, parts }, Route::of_all(&routes))
     }
 
+    /// The same for a load of the sorted `ranges` alone: see [`Route::choose_for_parts`].
+    #[must_use]
+    pub fn choose_for_parts(self, wanted: Option<bool>, ranges: &[Range<u64>]) -> (Self, Route) {
+        let choose = |Part { input, place }: Part| {
+            let own: Vec<_> = ranges.iter().filter_map(|range| within(range, &place)).collect();
+            let file = input.into_file();
+            let (input, route) = Input::by(Route::choose_for_parts(&file, wanted, &own), file);
+            (Part { input, place }, route)
+        };
+        let (parts, routes): (Vec<_>, Vec<_>) = self.parts.into_iter().map(choose).unzip();
+        (Self { path: self.path, parts }, Route::of_all(&routes))
+    }
+
     /// Whether reads of any file go past the page cache.
     #[must_use]
     pub fn is_direct(&self) -> bool {

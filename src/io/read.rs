@@ -1,6 +1,10 @@
 //! The read engine: carries out the chunks of a plan.
 
-use std::{iter, mem, ops::Range, sync::PoisonError};
+use std::{
+    iter, mem,
+    ops::Range,
+    sync::{Arc, PoisonError},
+};
 
 use super::{Source, direct::DIRECT_ALIGN_BYTES};
 use crate::{
@@ -9,7 +13,7 @@ use crate::{
         Checksums, Index, Record,
         checksum::{Digest, Hasher},
     },
-    plan::Chunk,
+    plan::{Chunk, Part, Rows, Target},
     progress::Progress,
     stats::{Clock, Lap, Stage},
     sync::{self, Mutex},
@@ -17,6 +21,7 @@ use crate::{
 
 /// Bytes read at a time when a digest wants them: they are still in the core's second-level cache when it looks.
 const PIECE_BYTES: usize = 256 << 10;
+
 /// Reads `tasks` into `memory` with `threads` threads, verifying the chunks that name a digest.
 /// `memory` has a slice for each memory of the plan; those that no chunk names (mappings) may be empty.
 ///
@@ -93,28 +98,31 @@ fn earlier(one: Result<()>, other: Result<()>) -> Result<()> {
 /// A chunk with the memory it fills.
 struct BoundChunk<'m> {
     offset: u64,
-    parts: Vec<Target<'m>>,
+    parts: Vec<Bound<'m>>,
     digest: Option<usize>,
 }
 
-enum Target<'m> {
+enum Bound<'m> {
     Fill(&'m mut [u8]),
+    /// Bytes of the file, of which those of the runs go to the memory.
+    Gather(Range<u64>, &'m mut [u8], Arc<Rows>),
     Skip(u64),
 }
 
-impl Target<'_> {
+impl Bound<'_> {
     const fn bytes(&self) -> u64 {
         match self {
             Self::Fill(memory) => memory.len() as u64,
+            Self::Gather(file, ..) => file.end - file.start,
             Self::Skip(bytes) => *bytes,
         }
     }
 }
 
 /// How many of the first `parts` are no more than a piece together; at least one.
-fn read_together(parts: &[Target<'_>]) -> usize {
+fn read_together(parts: &[Bound<'_>]) -> usize {
     let mut bytes = 0_u64;
-    let fits = |part: &&Target<'_>| {
+    let fits = |part: &&Bound<'_>| {
         bytes = bytes.saturating_add(part.bytes());
         bytes <= PIECE_BYTES as u64
     };
@@ -145,25 +153,40 @@ fn bind<'p, 'm: 'p>(
     };
     let mut tasks = tasks.iter();
     iter::from_fn(move || {
-        let bind_chunk = |chunk: &Chunk| BoundChunk {
-            offset: chunk.offset,
-            parts: chunk
-                .parts
-                .iter()
-                .map(|part| match part.target {
-                    Some((memory, offset)) => Target::Fill(take(memory, offset, part.bytes)),
-                    None => Target::Skip(part.bytes),
-                })
-                .collect(),
-            digest: chunk.digest,
+        let mut bind_chunk = |chunk: &Chunk| {
+            let mut end = chunk.offset;
+            let mut bind_part = |part: &Part| {
+                let file = end..end + part.bytes;
+                end = file.end;
+                let Some(target) = &part.target else {
+                    return Bound::Skip(part.bytes);
+                };
+                let (memory, place) = target.place(&file);
+                let slice = take(memory, place.start, place.end - place.start);
+                match target {
+                    Target::Bytes(..) => Bound::Fill(slice),
+                    Target::Rows(_, rows) => Bound::Gather(file, slice, Arc::clone(rows)),
+                }
+            };
+            let parts = chunk.parts.iter().map(&mut bind_part).collect();
+            BoundChunk { offset: chunk.offset, parts, digest: chunk.digest }
         };
-        tasks.next().map(|chunks| chunks.iter().map(bind_chunk).collect())
+        tasks.next().map(|chunks| chunks.iter().map(&mut bind_chunk).collect())
     })
 }
 
 /// Offsets within memory that exists fit `usize`.
 fn to_usize(value: u64) -> usize {
     usize::try_from(value).expect("offsets into memory fit usize")
+}
+
+/// Copies those of the bytes `file` of the file, which `piece` holds, that are in `rows`, one run after another.
+fn copy_runs(rows: &Rows, file: &Range<u64>, piece: &[u8], memory: &mut [u8]) {
+    let first = rows.gathered(file).start;
+    for (run, place) in rows.within(file.clone()) {
+        let bytes = &piece[to_usize(run.start - file.start)..to_usize(run.end - file.start)];
+        memory[to_usize(place - first)..][..bytes.len()].copy_from_slice(bytes);
+    }
 }
 
 /// The number of the digest of the chunk that begins at `offset`.
@@ -206,8 +229,11 @@ impl<S: Source> ChunkReader<'_, S> {
             while !rest.is_empty() {
                 let (now, later) = rest.split_at_mut(read_together(rest));
                 cursor += match now {
-                    [Target::Fill(memory)] => self.fill(memory, cursor, hasher.as_mut(), lap)?,
-                    [Target::Skip(bytes)] => self.skip(*bytes, cursor, hasher.as_mut(), scratch, lap)?,
+                    [Bound::Fill(memory)] => self.fill(memory, cursor, hasher.as_mut(), lap)?,
+                    [Bound::Skip(bytes)] => self.skip(*bytes, cursor, hasher.as_mut(), scratch, lap)?,
+                    [Bound::Gather(file, memory, rows)] => {
+                        self.gather(file, memory, rows, hasher.as_mut(), scratch, lap)?
+                    }
                     several => self.scatter(several, cursor, hasher.as_mut(), scratch, lap)?,
                 };
                 rest = later;
@@ -261,22 +287,51 @@ impl<S: Source> ChunkReader<'_, S> {
         Ok(bytes)
     }
 
+    /// Reads the bytes `file` of the file piece by piece, and gathers those of `rows` in `memory`.
+    fn gather(
+        &self,
+        file: &Range<u64>,
+        memory: &mut [u8],
+        rows: &Rows,
+        mut hasher: Option<&mut Hasher>,
+        scratch: &mut Vec<u8>,
+        lap: &mut Lap<'_>,
+    ) -> Result<u64> {
+        let mut position = file.start;
+        let mut gathered = 0;
+        while position < file.end {
+            // Up to a unit of direct reads, so that the next piece begins with one.
+            let step = PIECE_BYTES as u64 - position % DIRECT_ALIGN_BYTES as u64;
+            let now = position..file.end.min(position + step);
+            let piece = &mut in_step(scratch, position)[..to_usize(now.end - now.start)];
+            self.fill(piece, position, hasher.as_deref_mut(), lap)?;
+            let wanted = rows.gathered(&now);
+            let end = gathered + to_usize(wanted.end - wanted.start);
+            copy_runs(rows, &now, piece, &mut memory[gathered..end]);
+            lap.end(Stage::Read);
+            (gathered, position) = (end, now.end);
+        }
+        Ok(file.end - file.start)
+    }
+
     /// Reads `parts` at once and copies each to its place: a request costs more than copying some hundred bytes.
     fn scatter(
         &self,
-        parts: &mut [Target<'_>],
+        parts: &mut [Bound<'_>],
         offset: u64,
         hasher: Option<&mut Hasher>,
         scratch: &mut Vec<u8>,
         lap: &mut Lap<'_>,
     ) -> Result<u64> {
-        let bytes = parts.iter().map(Target::bytes).sum();
+        let bytes = parts.iter().map(Bound::bytes).sum();
         let mut filled = &mut in_step(scratch, offset)[..to_usize(bytes)];
         self.fill(filled, offset, hasher, lap)?;
         for part in parts {
             let (now, later) = mem::take(&mut filled).split_at_mut(to_usize(part.bytes()));
-            if let Target::Fill(memory) = part {
-                memory.copy_from_slice(now);
+            match part {
+                Bound::Fill(memory) => memory.copy_from_slice(now),
+                Bound::Gather(file, memory, rows) => copy_runs(rows, file, now, memory),
+                Bound::Skip(_) => {}
             }
             filled = later;
         }

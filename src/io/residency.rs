@@ -3,6 +3,7 @@
 use std::{
     hash::{BuildHasher, RandomState},
     io,
+    ops::Range,
     time::Instant,
 };
 
@@ -12,6 +13,8 @@ use super::{FileSource, Source};
 
 /// Places of a file looked at to tell whether the page cache holds it.
 const PROBES: u64 = 64;
+/// So many bytes of a file's parts at least for each place that is looked at: a look leaves its page behind.
+const PART_PROBE_BYTES: u64 = 64 << 10;
 /// Bytes read, timed, when the page cache seems not to hold a file.
 const SAMPLE_BYTES: usize = 4 << 20;
 /// A sample this fast came from memory whatever the kernel says (a network file system's own cache): 4 GB/s is more
@@ -33,11 +36,33 @@ impl Residency {
     #[must_use]
     pub fn probe(file: &FileSource) -> Option<Self> {
         let probes = PROBES.min(file.len());
+        Self::probe_at(file, probes, file.len(), |offset| offset)
+    }
+
+    /// The same for the bytes `parts` of `file`, in order: no page that is not among them is looked at.
+    #[must_use]
+    pub fn probe_parts(file: &FileSource, parts: &[Range<u64>]) -> Option<Self> {
+        let bytes: u64 = parts.iter().map(|part| part.end - part.start).sum();
+        let probes = bytes.div_ceil(PART_PROBE_BYTES).min(PROBES);
+        Self::probe_at(file, probes, bytes, |mut offset| {
+            for part in parts {
+                let length = part.end - part.start;
+                if offset < length {
+                    return part.start + offset;
+                }
+                offset -= length;
+            }
+            0
+        })
+    }
+
+    /// Looks at `probes` of `bytes` places, spread by chance; `place` tells where in the file each is.
+    fn probe_at(file: &FileSource, probes: u64, bytes: u64, place: impl Fn(u64) -> u64) -> Option<Self> {
         let chance = RandomState::new();
         let mut found = Self { resident: 0, probes: 0 };
         for probe in 0..probes {
-            let stride = file.len() / probes;
-            let offset = stride * probe + chance.hash_one(probe) % stride;
+            let stride = bytes / probes;
+            let offset = place(stride * probe + chance.hash_one(probe) % stride);
             let mut byte = [0];
             let mut slices = [io::IoSliceMut::new(&mut byte)];
             match rustix::io::preadv2(file.file(), &mut slices, offset, ReadWriteFlags::NOWAIT) {
@@ -151,6 +176,23 @@ impl Route {
             (None, None) => Why::Unknown,
             (None, Some(found)) if found.is_most() => Why::Resident,
             (None, Some(_)) if sample_is_fast(file) => Why::Fast,
+            (None, Some(_)) => Why::Absent,
+        };
+        Self { direct: why == Why::Absent, why, residency }
+    }
+
+    /// Decides for a load of `parts` of the file, without reading anything else of it for a sample.
+    #[must_use]
+    pub fn choose_for_parts(file: &FileSource, told: Option<bool>, parts: &[Range<u64>]) -> Self {
+        if told == Some(true) {
+            return Self { direct: true, why: Why::Told, residency: None };
+        }
+        file.expect_scattered_reads();
+        let residency = Residency::probe_parts(file, parts);
+        let why = match (told, residency) {
+            (Some(_), _) => Why::Told,
+            (None, None) => Why::Unknown,
+            (None, Some(found)) if found.is_most() => Why::Resident,
             (None, Some(_)) => Why::Absent,
         };
         Self { direct: why == Why::Absent, why, residency }

@@ -1,0 +1,122 @@
+//! Cutting what is to be read into chunks, and those into tasks.
+
+use std::ops::Range;
+
+use super::{Chunk, DIRECT_BYTES, Part, Settings, Target, Verify, place::Segment};
+use crate::{
+    error::{Result, ensure_memory},
+    format::Index,
+};
+
+/// A chunk with at most this many unwanted bytes is read whole, so that its digest can be verified.
+const WHOLE_CHUNK_SURPLUS_BYTES: u64 = 64 << 10;
+/// The same for slices: at both ends of a run no more than two direct-I/O units.
+const SLICED_SURPLUS_BYTES: u64 = 4096;
+
+/// Least memory of a chunk in a plan: its own, one part's, and a task's.
+const CHUNK_PLAN_BYTES: u64 = (size_of::<Chunk>() + size_of::<Part>() + size_of::<Vec<Chunk>>()) as u64;
+
+/// Cuts the sorted `segments`, which do not overlap, into chunks, and groups those into tasks.
+pub(super) fn cut(
+    segments: &[Segment],
+    index: &Index,
+    settings: Settings,
+    sliced: bool,
+) -> Result<Vec<Vec<Chunk>>> {
+    let surplus = match settings.verify {
+        Verify::Never => None,
+        Verify::Whole if sliced => Some(SLICED_SURPLUS_BYTES),
+        Verify::Whole => Some(WHOLE_CHUNK_SURPLUS_BYTES),
+        Verify::Everything => Some(u64::MAX),
+    };
+    let verify = surplus.zip(index.checksums());
+    let step = verify.map_or(settings.read_chunk_bytes, |(_, checksums)| checksums.chunk_bytes()).max(1);
+    ensure_room(segments, step)?;
+    let task_bytes = settings.read_chunk_bytes.max(step);
+    let mut tasks: Vec<Vec<Chunk>> = Vec::new();
+    let mut task = u64::MAX;
+    let mut rest = segments;
+    let mut from = 0;
+    while let Some(first) = rest.first() {
+        let start = first.file.start.max(from);
+        let window =
+            start - start % step..(start - start % step).saturating_add(step).min(index.payload_end(start));
+        let (pieces, used) = pieces_within(rest, from, window.end);
+        rest = &rest[used..];
+        from = window.end;
+        let whole = verify.is_some_and(|(surplus, _)| {
+            let covered: u64 = pieces.iter().map(|piece| piece.file.end - piece.file.start).sum();
+            window.end - window.start - covered <= surplus
+        });
+        if task != window.start / task_bytes {
+            task = window.start / task_bytes;
+            tasks.push(Vec::new());
+        }
+        let chunks = tasks.last_mut().expect("a task was just begun");
+        if whole {
+            let digest = usize::try_from(window.start / step).ok();
+            chunks.push(Chunk { offset: window.start, parts: parts_of(&window, &pieces), digest });
+        } else {
+            chunks.extend(unverified(&window, &pieces, settings.direct));
+        }
+    }
+    tasks.retain(|chunks| !chunks.is_empty());
+    Ok(tasks)
+}
+
+/// An error instead of an abort for a file of holes, whose petabytes would make a plan too large for memory.
+fn ensure_room(segments: &[Segment], step: u64) -> Result<()> {
+    let chunks = |segment: &Segment| (segment.file.end - segment.file.start) / step + 1;
+    let least = segments.iter().map(chunks).fold(0, u64::saturating_add);
+    ensure_memory(least.saturating_mul(CHUNK_PLAN_BYTES))
+}
+
+/// A chunk for each of the `pieces` of `window` that memory wants.
+fn unverified<'a>(
+    window: &Range<u64>,
+    pieces: &'a [Segment],
+    direct: bool,
+) -> impl Iterator<Item = Chunk> + use<'a> {
+    let window = window.clone();
+    pieces.iter().enumerate().filter(|(_, piece)| piece.target.is_some()).map(move |(number, piece)| {
+        let low = number.checked_sub(1).map_or(window.start, |before| pieces[before].file.end);
+        let high = pieces.get(number + 1).map_or(window.end, |after| after.file.start);
+        let mut file = piece.file.clone();
+        // Runs are gathered from a buffer, which may as well hold whole units of direct I/O. The end of one piece and
+        // the beginning of the next may share a unit: the first takes it up to where it ends itself.
+        if direct && matches!(piece.target, Some(Target::Rows(..))) {
+            file.start = (file.start - file.start % DIRECT_BYTES).max(low);
+            let end = file.end.next_multiple_of(DIRECT_BYTES);
+            file.end = if end <= high { end } else { file.end };
+        }
+        let part = Part { bytes: file.end - file.start, target: piece.target.clone() };
+        Chunk { offset: file.start, parts: vec![part], digest: None }
+    })
+}
+
+/// The pieces of `segments` from `from` up to `end`, and how many segments end there or before.
+fn pieces_within(segments: &[Segment], from: u64, end: u64) -> (Vec<Segment>, usize) {
+    let mut pieces = Vec::new();
+    let mut used = 0;
+    for segment in segments.iter().take_while(|segment| segment.file.start < end) {
+        let start = segment.file.start.max(from);
+        let target = segment.target.clone().map(|target| target.advanced(start - segment.file.start));
+        pieces.push(Segment { file: start..segment.file.end.min(end), target, layer: segment.layer });
+        used += usize::from(segment.file.end <= end);
+    }
+    (pieces, used)
+}
+
+/// Covers `range` with `pieces` and what lies between them.
+fn parts_of(range: &Range<u64>, pieces: &[Segment]) -> Vec<Part> {
+    let mut parts = Vec::with_capacity(pieces.len());
+    let mut cursor = range.start;
+    let gap = |from: u64, to: u64| (to > from).then_some(Part { bytes: to - from, target: None });
+    for piece in pieces {
+        parts.extend(gap(cursor, piece.file.start));
+        parts.push(Part { bytes: piece.file.end - piece.file.start, target: piece.target.clone() });
+        cursor = piece.file.end;
+    }
+    parts.extend(gap(cursor, range.end));
+    parts
+}

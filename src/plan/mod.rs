@@ -1,0 +1,332 @@
+//! What a load will do, decided before it does anything: a pure function of index, selection and settings.
+//!
+//! The plan says which memory is needed, where each tensor lies in it, and which chunks of the file are read into
+//! it by how many threads. It prints itself.
+
+mod cut;
+mod place;
+mod select;
+mod slices;
+
+use std::{fmt, num::NonZeroUsize, ops::Range, sync::Arc};
+
+pub use slices::{Cut, Rows};
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    format::{DType, Index},
+};
+
+/// Ranges this close are read as one: two direct-I/O units cost less than another request.
+const MERGE_GAP_BYTES: u64 = 8192;
+/// Tensors on a device start at multiples of this, whatever their place in the file: kernels load so much at once.
+const DEVICE_ALIGN_BYTES: u64 = 16;
+/// Direct reads begin and end at multiples of this.
+const DIRECT_BYTES: u64 = 4096;
+
+/// Which tensors a load returns.
+#[derive(Clone, Copy, Debug)]
+pub enum Selection<'a> {
+    /// The records of these names, in this order.
+    Names(&'a [String]),
+    /// Every record that the filter lets pass, in the index's order.
+    Except(&'a Ignore<'a>),
+    /// The records of these names, of some only parts.
+    Slices {
+        /// The names, in this order.
+        names: &'a [String],
+        /// What is wanted of them; without a cut, the whole tensor.
+        cuts: &'a [Cut],
+    },
+    /// Each macroblock as one flat tensor.
+    Blocks,
+    /// Bytes of the payload, in file order, each range as one flat tensor of bytes.
+    Payload(&'a [Range<u64>]),
+}
+
+impl Selection<'_> {
+    /// Whether any tensor is selected in part.
+    #[must_use]
+    pub const fn is_sliced(&self) -> bool {
+        matches!(self, Self::Slices { cuts, .. } if !cuts.is_empty())
+    }
+
+    /// Whether it was made to read parts of the file: nothing else is to be read then, not even for a sample.
+    #[must_use]
+    pub const fn is_partial(&self) -> bool {
+        self.is_sliced() || matches!(self, Self::Payload(_))
+    }
+}
+
+/// Names that a load leaves out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ignore<'a> {
+    /// Whole names.
+    pub names: &'a [String],
+    /// Beginnings of names.
+    pub prefixes: &'a [String],
+    /// Ends of names.
+    pub suffixes: &'a [String],
+}
+
+impl Ignore<'_> {
+    /// Whether `name` is left out.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        self.names.iter().any(|other| other == name)
+            || self.prefixes.iter().any(|prefix| name.starts_with(prefix.as_str()))
+            || self.suffixes.iter().any(|suffix| name.ends_with(suffix.as_str()))
+    }
+}
+
+/// Where the bytes come to lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A private mapping of the file, paged in on first touch.
+    Lazy,
+    /// Memory of the process, filled before the load returns.
+    Eager,
+    /// A device's memory, filled through staging buffers.
+    Staged,
+    /// Memory that the caller's tensors have already, one for each.
+    InPlace,
+    /// The same on a device, filled through staging buffers.
+    StagedInPlace,
+}
+
+impl Mode {
+    /// Whether bytes pass through staging buffers.
+    #[must_use]
+    pub const fn is_staged(self) -> bool {
+        matches!(self, Self::Staged | Self::StagedInPlace)
+    }
+}
+
+/// How far a load checks digests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verify {
+    /// Not at all.
+    Never,
+    /// Every chunk that is read (almost) whole anyway; nothing, if the file has no digests.
+    Whole,
+    /// Every byte that is loaded, reading more where chunks are not whole; the file must have digests.
+    Everything,
+}
+
+/// The knobs of a plan.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Mapping or memory.
+    pub mode: Mode,
+    /// Digests.
+    pub verify: Verify,
+    /// Most reader threads.
+    pub threads: NonZeroUsize,
+    /// Bytes of file a thread takes at a time.
+    pub read_chunk_bytes: u64,
+    /// Whether reads go past the page cache.
+    pub direct: bool,
+}
+
+/// A piece of memory the plan asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// The whole file, mapped.
+    Mapping,
+    /// This many bytes.
+    Buffer(u64),
+}
+
+/// A tensor the load returns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Number of the record (for [`Selection::Blocks`]: of the macroblock, for [`Selection::Payload`]: of the range)
+    /// it shows.
+    pub source: usize,
+    /// Type of its elements.
+    pub dtype: DType,
+    /// Which [`Memory`] it lies in.
+    pub memory: usize,
+    /// Its first byte there; a multiple of the element size.
+    pub offset: u64,
+    /// Sizes of its dimensions.
+    pub shape: Box<[u64]>,
+}
+
+impl View {
+    /// Bytes of its elements.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.shape.iter().product::<u64>() * self.dtype.size()
+    }
+}
+
+/// Consecutive bytes of the file, read in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// First byte in the file.
+    pub offset: u64,
+    /// Where they go.
+    pub parts: Vec<Part>,
+    /// The number of the digest over exactly these bytes, if they are to be verified.
+    pub digest: Option<usize>,
+}
+
+impl Chunk {
+    /// The byte after the last.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.offset + self.parts.iter().map(|part| part.bytes).sum::<u64>()
+    }
+}
+
+/// Part of a chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Length.
+    pub bytes: u64,
+    /// Where they go; `None`: only the digest wants them, or they lie between others that are wanted.
+    pub target: Option<Target>,
+}
+
+/// Where bytes of the file go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// All of them to this memory, from this offset on.
+    Bytes(usize, u64),
+    /// Those that are in the runs to this memory, one run after another from its first byte on.
+    Rows(usize, Arc<Rows>),
+}
+
+impl Target {
+    /// The same for bytes that lie `bytes` further on in the file.
+    fn advanced(self, bytes: u64) -> Self {
+        match self {
+            Self::Bytes(memory, offset) => Self::Bytes(memory, offset + bytes),
+            rows @ Self::Rows(..) => rows,
+        }
+    }
+
+    /// Number of the memory, and where in it goes what is wanted of the bytes `file` of the file.
+    #[must_use]
+    pub fn place(&self, file: &Range<u64>) -> (usize, Range<u64>) {
+        match self {
+            &Self::Bytes(memory, offset) => (memory, offset..offset + (file.end - file.start)),
+            Self::Rows(memory, rows) => (*memory, rows.gathered(file)),
+        }
+    }
+}
+
+/// The work of one load.
+#[derive(Clone, Debug)]
+pub struct ReadPlan {
+    /// Mapping or memory.
+    pub mode: Mode,
+    /// The memory to provide, in order.
+    pub memory: Vec<Memory>,
+    /// The tensors to return, in order.
+    pub views: Vec<View>,
+    /// Groups of chunks in file order (of tied tensors that are sliced differently, one slice after the other); each
+    /// group is one thread's unit of work.
+    pub tasks: Vec<Vec<Chunk>>,
+    /// Reader threads.
+    pub threads: usize,
+    /// Whether they read past the page cache.
+    pub direct: bool,
+}
+
+impl ReadPlan {
+    /// Plans the load of `selection`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Argument`] for a name, a part of a tensor or bytes that the file does not have;
+    /// [`ErrorKind::Unsupported`] if [`Verify::Everything`] meets a file without digests; [`ErrorKind::Memory`] if the
+    /// plan itself is too large.
+    pub fn new(index: &Index, selection: Selection<'_>, settings: Settings) -> Result<Self> {
+        if settings.verify == Verify::Everything && index.checksums().is_none() {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "cannot be verified: the file holds no checksums",
+            ));
+        }
+        let mut views = select::select(index, selection)?;
+        let mut memory = Vec::new();
+        let mut segments = match settings.mode {
+            Mode::Lazy => place::lazily(&mut views, &mut memory),
+            Mode::Eager => place::in_buffers(&mut views, &mut memory, 1, |_| true),
+            Mode::Staged => place::in_buffers(&mut views, &mut memory, DEVICE_ALIGN_BYTES, |_| true),
+            Mode::InPlace | Mode::StagedInPlace => place::in_tensors(&mut views, &mut memory),
+        };
+        if memory.is_empty() && !views.is_empty() {
+            memory.push(Memory::Buffer(0));
+        }
+        if settings.mode == Mode::Lazy && settings.verify == Verify::Everything {
+            segments.extend(place::for_digests(&views, &memory));
+        }
+        segments.sort_unstable_by_key(|segment| (segment.layer, segment.file.start));
+        let layers = segments.chunk_by(|one, other| one.layer == other.layer);
+        let cut = |layer| cut::cut(layer, index, settings, selection.is_sliced());
+        let tasks = layers.map(cut).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect::<Vec<_>>();
+        let threads = settings.threads.get().min(tasks.len());
+        let views = views.into_iter().map(|wanted| wanted.view).collect();
+        Ok(Self { mode: settings.mode, memory, views, tasks, threads, direct: settings.direct })
+    }
+
+    /// The parts of the file that mapped tensors show, sorted and disjoint.
+    #[must_use]
+    pub fn mapped_ranges(&self) -> Vec<Range<u64>> {
+        let mapped = self.views.iter().filter(|view| self.memory[view.memory] == Memory::Mapping);
+        let mut ranges: Vec<_> = mapped.map(|view| view.offset..view.offset + view.bytes()).collect();
+        ranges.sort_unstable_by_key(|range| range.start);
+        ranges.dedup_by(|next, last| {
+            let joined = next.start <= last.end.saturating_add(MERGE_GAP_BYTES);
+            if joined {
+                last.end = last.end.max(next.end);
+            }
+            joined
+        });
+        ranges
+    }
+
+    /// The parts of the file that are read, in the order of the chunks.
+    #[must_use]
+    pub fn read_ranges(&self) -> Vec<Range<u64>> {
+        self.tasks.iter().flatten().map(|chunk| chunk.offset..chunk.end()).collect()
+    }
+
+    /// Bytes that are compared with digests.
+    #[must_use]
+    pub fn verified_bytes(&self) -> u64 {
+        let chunks = self.tasks.iter().flatten().filter(|chunk| chunk.digest.is_some());
+        chunks.map(|chunk| chunk.end() - chunk.offset).sum()
+    }
+
+    /// Bytes the load reads, padding and bytes for digests included.
+    #[must_use]
+    pub fn read_bytes(&self) -> u64 {
+        self.tasks.iter().flatten().flat_map(|chunk| &chunk.parts).map(|part| part.bytes).sum()
+    }
+}
+
+impl fmt::Display for ReadPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let chunks = || self.tasks.iter().flatten();
+        let mode = match self.mode {
+            Mode::Lazy => "map the file privately",
+            Mode::Eager => "read into memory",
+            Mode::Staged => "read into staging buffers and copy to the device",
+            Mode::InPlace => "read into the tensors given",
+            Mode::StagedInPlace => "read into staging buffers and copy to the tensors given",
+        };
+        let cache = if self.direct { "past" } else { "through" };
+        write!(
+            f,
+            "{mode}; {} tensors; {} bytes in {} chunks by {} threads {cache} the page cache; {} chunks verified",
+            self.views.len(),
+            self.read_bytes(),
+            chunks().count(),
+            self.threads,
+            chunks().filter(|chunk| chunk.digest.is_some()).count()
+        )
+    }
+}

@@ -1,0 +1,142 @@
+//! The tensors that a selection names, each with the bytes of the file it shows.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+};
+
+use super::{
+    Selection, View,
+    slices::{self, Cut, Rows},
+};
+use crate::{
+    error::{Error, Result},
+    format::{DType, Index},
+};
+
+/// A view that is not placed yet.
+pub(super) struct Wanted {
+    pub(super) view: View,
+    /// From the first byte it shows to the last.
+    pub(super) file: Range<u64>,
+    /// The bytes among these, if there are others between them.
+    pub(super) rows: Option<Rows>,
+    pub(super) block: usize,
+    /// Views of one layer show either the same bytes or none in common.
+    pub(super) layer: usize,
+}
+
+impl Wanted {
+    pub(super) fn shown(&self) -> Shown {
+        (self.file.clone(), self.rows.clone())
+    }
+}
+
+pub(super) fn select(index: &Index, selection: Selection<'_>) -> Result<Vec<Wanted>> {
+    match selection {
+        Selection::Names(names) => select_names(index, names, &[]),
+        Selection::Slices { names, cuts } => select_names(index, names, cuts),
+        Selection::Except(ignore) => {
+            let records = index.records().iter().enumerate();
+            let kept = records.filter(|(_, record)| !ignore.matches(record.name()));
+            Ok(kept.map(|(source, _)| whole_record(index, source)).collect())
+        }
+        Selection::Blocks => {
+            let blocks = index.blocks().iter().enumerate();
+            Ok(blocks
+                .map(|(number, it)| whole(number, number, it.dtype(), &[it.elems()], it.file_range()))
+                .collect())
+        }
+        Selection::Payload(ranges) => select_payload(index, ranges),
+    }
+}
+
+fn select_names(index: &Index, names: &[String], cuts: &[Cut]) -> Result<Vec<Wanted>> {
+    let mut cuts_of: BTreeMap<usize, Vec<&Cut>> = BTreeMap::new();
+    for cut in cuts {
+        if cut.tensor >= names.len() {
+            return Err(Error::argument(format!(
+                "a slice of tensor {} of the {} names given",
+                cut.tensor,
+                names.len()
+            )));
+        }
+        cuts_of.entry(cut.tensor).or_default().push(cut);
+    }
+    let mut layers = Layers::default();
+    let mut select = |(number, name): (usize, &String)| {
+        let unknown = || Error::argument(format!("holds no tensor named {name:?}"));
+        let source = index.find(name).ok_or_else(unknown)?;
+        let mut wanted = match cuts_of.get(&number) {
+            None => whole_record(index, source),
+            Some(cuts) => sliced(index, source, cuts)?,
+        };
+        if !cuts.is_empty() {
+            wanted.layer = layers.of(index.file_range(&index.records()[source]).start, &wanted);
+        }
+        Ok(wanted)
+    };
+    names.iter().enumerate().map(&mut select).collect()
+}
+
+/// The bytes that a view shows: from the first to the last, and which of these.
+pub(super) type Shown = (Range<u64>, Option<Rows>);
+
+/// Different slices of tied tensors are read one after the other: what is shown of each record so far.
+#[derive(Default)]
+struct Layers(HashMap<u64, Vec<Shown>>);
+
+impl Layers {
+    /// The layer of a view of the record at `record` in the file.
+    fn of(&mut self, record: u64, wanted: &Wanted) -> usize {
+        if wanted.file.is_empty() {
+            return 0;
+        }
+        let shown = self.0.entry(record).or_default();
+        let own = wanted.shown();
+        shown.iter().position(|known| *known == own).unwrap_or_else(|| {
+            shown.push(own);
+            shown.len() - 1
+        })
+    }
+}
+
+fn whole_record(index: &Index, source: usize) -> Wanted {
+    let record = &index.records()[source];
+    let dtype = index.blocks()[record.block()].dtype();
+    whole(source, record.block(), dtype, record.shape(), index.file_range(record))
+}
+
+fn sliced(index: &Index, source: usize, cuts: &[&Cut]) -> Result<Wanted> {
+    let record = &index.records()[source];
+    let ranges = slices::apply(record.name(), record.shape(), cuts.iter().copied())?;
+    let shape: Vec<u64> = ranges.iter().map(|range| range.end - range.start).collect();
+    let dtype = index.blocks()[record.block()].dtype();
+    let start = index.file_range(record).start;
+    let rows = Rows::new(start, dtype.size(), record.shape(), &ranges);
+    let file = rows.as_ref().map_or(0..0, Rows::span);
+    let rows = rows.filter(|rows| !rows.is_contiguous());
+    Ok(Wanted { rows, ..whole(source, record.block(), dtype, &shape, file) })
+}
+
+fn select_payload(index: &Index, ranges: &[Range<u64>]) -> Result<Vec<Wanted>> {
+    let mut end = 0;
+    let mut select = |(source, range): (usize, &Range<u64>)| {
+        if range.start < end || range.end < range.start || range.end > index.payload_bytes() {
+            return Err(Error::argument(format!(
+                "bytes {}..{} are out of order, or not within the payload of {} bytes",
+                range.start,
+                range.end,
+                index.payload_bytes()
+            )));
+        }
+        end = range.end;
+        Ok(whole(source, 0, DType::Uint8, &[range.end - range.start], range.clone()))
+    };
+    ranges.iter().enumerate().map(&mut select).collect()
+}
+
+fn whole(source: usize, block: usize, dtype: DType, shape: &[u64], file: Range<u64>) -> Wanted {
+    let view = View { source, dtype, memory: 0, offset: 0, shape: shape.into() };
+    Wanted { view, file, rows: None, block, layer: 0 }
+}
