@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ._ops import release_pinned_pool
     from ._report import LoadReport, last_load
     from ._save import pack_to_file, save_file
+    from ._sharded import load_sharded
     from .integrations import patch_integrations
     from .mixin import FlashPackMixin
 
@@ -57,6 +58,7 @@ _HOMES = {
     "pack_to_file": "_save",
     "release_pinned_pool": "_ops",
     "save_file": "_save",
+    "load_sharded": "_sharded",
     "patch_integrations": "integrations",
     "FlashPackMixin": "mixin",
 }
@@ -85,6 +87,7 @@ __all__ = [
     "is_flashpack_file",
     "last_load",
     "load_file",
+    "load_sharded",
     "mixin",
     "ops",
     "pack_to_file",

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from ._commit import commit
-from ._distributed import require_single_process
+from ._distributed import load_together
+from ._dtensors import is_dtensor, load_local
 from ._footer import read_index, unverified_note
 from ._in_place import fill, fill_all
 from ._load import load_tensors
-from ._match import Match, check_fit, match_tensors
+from ._match import Match, check_dtypes, check_fit, match_tensors
 from ._options import LoadOptions
 from ._paths import read_one_version
+from ._ranks import Ranks, join, world_size_of
 from ._slots import find_slots
 from ._sources import ModelPath, model_path, shown_path
-from ._storage import iterate_from_flash_tensor, read_blocks
+from ._storage import FlashTensorStorage, iterate_from_flash_tensor, read_blocks
 from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 from .utils import human_num_elements
 
@@ -68,8 +70,16 @@ def assign_from_file(
     the file's. Bytes go straight to the model, so a read that fails halfway leaves it with some of them;
     whatever can be checked is checked before the first byte.
 
+    DTensors (of `fully_shard`, `parallelize_module` and the like) get this rank's part, and only that is
+    read; those in memory are filled in place and must have the file's dtype.
+
+    `use_distributed_loading=True`, called by every rank of torch.distributed (which is initialized as
+    torchrun's variables say if need be): the file is read once in all, by rank 0, or with
+    `distributed_sharded=True` by each rank a share, as in `read_flashpack_file_distributed`.
+
     Raises ValueError for names, shapes or dtypes that do not fit, FlashPackError or ChecksumError for an
-    unsound file, OSError for one that cannot be read, NotImplementedError for more than one rank.
+    unsound file, OSError for one that cannot be read; with several ranks on all of them, and RuntimeError
+    when one is lost.
     """
     assign(model, path, LoadOptions.pick(locals()))
 
@@ -78,10 +88,10 @@ def assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match:
     """`assign_from_file` with the options as one value; returns what went where and what did not."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, not {type(model).__name__}")
-    if options.use_distributed_loading:
-        require_single_process(options.world_size)
     text = model_path(path)
     device = _device_of(model, options)
+    if options.use_distributed_loading and world_size_of(options.world_size) > 1:
+        return _assign_together(model, text, device, options)
     slots = find_slots(model)
     if options.in_place and (filled := fill_all(text, slots, device, options)):
         return filled
@@ -100,19 +110,50 @@ def assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match:
         read_one_version(text, lambda: fill(text, match, mapped, device, options))
         return match
     keepsakes: dict[str, Any] = {}
-    if options.keep_flash_ref_on_model:
-        tensors = _load_whole_blocks(text, device, options, keepsakes)
-    elif maps:
-        tensors = mapped
-    else:
-        tensors = _load_matched(text, device, options, match)
+    tensors = _load(text, device, options, match, mapped if maps else None, keepsakes)
     if tensors is not mapped:  # the file may have been replaced since it was checked
-        check_fit(match.slots, tensors, options, shown_path(text))
+        _check_again(shown_path(text), match, mapped, tensors, options)
     commit(match.slots, tensors, slots.values())
     for name, value in keepsakes.items():
         setattr(model, name, value)
     if not options.silent:
         _report(match, tensors, text)
+    return match
+
+
+def _assign_together(model: nn.Module, path: str, device: torch.device, options: LoadOptions) -> Match:
+    """`assign` by all ranks: the model of each gets all weights, and only if those of all others do."""
+    device = join(device, options.rank, options.local_rank, options.world_size)
+    shown = shown_path(path)
+    with Ranks(shown) as ranks:
+        file = load_together(path, device, options, ranks)
+        slots = find_slots(model)
+
+        def check() -> Match:
+            if options.in_place:
+                raise ValueError("in_place=True cannot be combined with use_distributed_loading=True")
+            if any(is_dtensor(slot.tensor) for slot in slots.values()):
+                raise ValueError(
+                    "use_distributed_loading=True loads whole tensors: leave it out for DTensors, of which "
+                    "each rank reads its own part"
+                )
+            return match_tensors(file.described(options.ignore), slots, options, shown)
+
+        match = ranks.agree(check)
+        if len(set(ranks.gather(lambda: tuple(match.slots)))) > 1:
+            raise ValueError(f"{shown}: the models of the ranks do not take the same tensors from it")
+        keepsakes: dict[str, Any] = {}
+        if options.keep_flash_ref_on_model:
+            storage = FlashTensorStorage(file.blocks())
+            keepsakes = {"_flash_shared_storage": storage, "_flash_shared_storage_meta": file.footer}
+            tensors = dict(iterate_from_flash_tensor(storage, file.footer, **options.ignore))
+        else:
+            tensors = file.tensors(match.slots)
+        ranks.agree(lambda: commit(match.slots, tensors, slots.values()))
+    for name, value in keepsakes.items():
+        setattr(model, name, value)
+    if not options.silent and ranks.rank == 0:
+        _report(match, tensors, path)
     return match
 
 
@@ -124,7 +165,10 @@ def _device_of(model: nn.Module, options: LoadOptions) -> torch.device:
     if device is None:
         device = next((parameter.device for parameter in model.parameters()), "cpu")
     resolved = torch.device(device)
-    return torch.device("cpu") if resolved.type == "meta" else resolved
+    if resolved.type != "meta":
+        return resolved
+    shard = next((parameter for parameter in model.parameters() if is_dtensor(parameter)), None)
+    return torch.device("cpu" if shard is None else shard.device_mesh.device_type)
 
 
 def _load_matched(path: str, device: torch.device, options: LoadOptions, match: Match) -> dict[str, Tensor]:
@@ -136,6 +180,38 @@ def _load_matched(path: str, device: torch.device, options: LoadOptions, match: 
         verify=options.verify,
         silent=options.shown,
     )
+
+
+def _load(
+    path: str,
+    device: torch.device,
+    options: LoadOptions,
+    match: Match,
+    mapped: dict[str, Tensor] | None,
+    keepsakes: dict[str, Any],
+) -> dict[str, Tensor]:
+    """The matched tensors, of DTensors this rank's part; `mapped` if that will do."""
+    if any(is_dtensor(slot.tensor) for slot in match.slots.values()):
+        if options.keep_flash_ref_on_model:
+            raise ValueError(
+                f"{shown_path(path)}: keep_flash_ref_on_model=True: DTensors do not lie in whole blocks"
+            )
+        wanted = {name: slot.tensor for name, slot in match.slots.items()}
+        return load_local(
+            path, wanted, device, eager=options.eager, verify=options.verify, silent=options.shown
+        )
+    if options.keep_flash_ref_on_model:
+        return _load_whole_blocks(path, device, options, keepsakes)
+    return _load_matched(path, device, options, match) if mapped is None else mapped
+
+
+def _check_again(
+    path: str, match: Match, mapped: dict[str, Tensor], tensors: dict[str, Tensor], options: LoadOptions
+) -> None:
+    parts = {name for name, slot in match.slots.items() if is_dtensor(slot.tensor)}
+    whole = {name: mapped[name] if name in parts else tensor for name, tensor in tensors.items()}
+    check_fit(match.slots, whole, options, path)
+    check_dtypes(path, parts, mapped, tensors)
 
 
 def _load_whole_blocks(

@@ -10,16 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from . import _ops
+from ._dtensors import is_dtensor, local_of
+from ._dtensors import rebuild as rebuild_dtensor
 from ._slots import Slot
 from ._tensors import is_uninitialized, rebuild
 
 
 @dataclass
 class _Changes:
-    """`live[i]` is to take over `values[i]`'s storage; `replaced` maps an old tensor's id to its heir."""
+    """`live[i]` is to take over `values[i]`'s storage; `replaced` maps an old tensor's id to its heir;
+    `filled` pairs memory that stays (of DTensors) with what goes into it."""
 
     live: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
+    filled: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     replaced: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -28,6 +32,8 @@ def commit(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor], slots: Ite
     # Clones and parameters made in inference mode could never be trained.
     with torch.inference_mode(False), torch.no_grad():
         changes = _prepare(paired, tensors)
+        for memory, value in changes.filled:
+            memory.copy_(value)
     if changes.live:
         _ops.set_data(changes.live, changes.values)
         # As load_state_dict: a backward pass that saved the old values must notice.
@@ -50,7 +56,7 @@ def _replace(slots: Iterable[Slot], replaced: Mapping[int, Tensor]) -> None:
 
 def _turned_into(old: Tensor, heir: Tensor) -> bool:
     """Swap a meta parameter with its heir, unless weak references or a graph hold on to it."""
-    if not (isinstance(old, nn.Parameter) and old.is_meta) or type(old) is not type(heir):
+    if not (isinstance(old, nn.Parameter) and old.is_meta) or type(old) is not type(heir) or is_dtensor(old):
         return False
     swap: Callable[[Tensor, Tensor], None] = torch.utils.swap_tensors
     try:
@@ -69,7 +75,12 @@ def _prepare(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor]) -> _Chan
         old = slot.tensor
         if not slot.is_parameter and value.dtype != old.dtype:
             value = value.to(old.dtype)
-        if _can_set_data(old, value):
+        if is_dtensor(old):  # of which `value` is this rank's part
+            if old.is_meta:
+                changes.replaced[key] = rebuild_dtensor(old, value)
+            else:  # FSDP keeps views of the memory
+                changes.filled.append((local_of(old), value))
+        elif _can_set_data(old, value):
             changes.live.append(old)
             changes.values.append(shared.own(value))
         elif slot.is_parameter:

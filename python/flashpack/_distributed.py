@@ -1,52 +1,276 @@
-"""Loads by several processes: single-process for now, refused with a clear error otherwise."""
+"""Loads by all ranks of torch.distributed together: the file is read once, whatever their number."""
 
 from __future__ import annotations
 
+import mmap
 import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch.distributed as dist
+import torch
+from torch import Tensor
 
+from . import _ops
+from ._errors import FlashPackError
+from ._footer import Block, blocks_of, read_index, records_of
 from ._load import Device
-from ._paths import StrPath
+from ._names import is_ignored_tensor_name
+from ._options import SHARD_STRATEGIES, LoadOptions
+from ._paths import StrPath, text_path
+from ._ranks import Ranks, join, world_size_of
 from ._storage import FlashTensorStorage, read_flashpack_file
+from ._windows import BROADCAST, CONTIGUOUS, Image, Window, plan_steps
 from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 
+_DEFAULT_UNIT_BYTES = 1 << 20
+_DIRECT_BYTES = 4096
 
-def require_single_process(world_size: int | None = None) -> None:
-    """Raise NotImplementedError when more than one rank would take part in a distributed load."""
-    ranks = _world_size() if world_size is None else world_size
-    if ranks > 1:
-        raise NotImplementedError(
-            f"distributed loading over {ranks} ranks is not implemented yet; "
-            "load without use_distributed_loading, each rank reads the file itself"
-        )
-
-
-def _world_size() -> int:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_world_size()
-    text = os.environ.get("WORLD_SIZE", "1")
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"WORLD_SIZE must be a whole number, not {text!r}") from None
+Progress = Callable[[int, int], None]
 
 
 def read_flashpack_file_distributed(
     path: StrPath,
     device: Device = "cuda",
-    src: int = 0,  # noqa: ARG001 (0.4.5's signature)
+    src: int = 0,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     num_streams: int = DEFAULT_NUM_STREAMS,
     silent: bool | None = True,
     metadata: dict[str, Any] | None = None,
-    sharded: bool = False,  # noqa: ARG001 (0.4.5's signature)
-    shard_strategy: str | None = None,  # noqa: ARG001 (0.4.5's signature)
+    sharded: bool = False,
+    shard_strategy: str | None = None,
 ) -> tuple[FlashTensorStorage, dict[str, Any]]:
-    """`read_flashpack_file` on every rank; with one rank there is nothing to share out.
+    """`read_flashpack_file` on every rank of the process group, reading the file once in all.
 
-    Raises NotImplementedError with more than one rank.
+    Rank `src` reads and broadcasts; `sharded=True`: each rank reads its share and broadcasts that.
+    `shard_strategy`: "contiguous" shares or "windows" in turn (default: FLASHPACK_SHARD_STRATEGY, else
+    contiguous); FLASHPACK_SHARD_BYTES are sent at a time at most. Rank `src`'s settings and footer count.
+    The blocks of one rank share a storage.
+
+    Raises what reading raises, on every rank whichever it happened on; RuntimeError when a rank is lost.
     """
-    require_single_process()
-    return read_flashpack_file(path, device, chunk_bytes, num_streams, silent, metadata)
+    text, target = text_path(path), torch.device(device)
+    if world_size_of() == 1:
+        return read_flashpack_file(text, target, chunk_bytes, num_streams, silent, metadata)
+    target = join(target)
+    with Ranks(text) as ranks:
+        shared = SharedFile.open(
+            ranks, text, target, src=src, sharded=sharded, strategy=shard_strategy, footer=metadata
+        )
+        return FlashTensorStorage(shared.blocks()), shared.footer
+
+
+@dataclass(frozen=True)
+class _Manner:
+    """How the ranks load, as rank `src` says."""
+
+    footer: dict[str, Any]
+    mode: str
+    src: int
+    window_bytes: int | None
+
+    @classmethod
+    def of(
+        cls, path: str, src: int, sharded: bool, strategy: str | None, footer: dict[str, Any] | None
+    ) -> _Manner:
+        mode = _strategy(strategy) if sharded else BROADCAST
+        return cls(footer or read_index(path), mode, src, _shard_bytes())
+
+
+@dataclass(frozen=True)
+class SharedFile:
+    """A file that all ranks load. Every method is called by all of them, in the same order."""
+
+    ranks: Ranks
+    path: str
+    device: torch.device
+    manner: _Manner
+    verify: bool | None = None
+    progress: Progress | None = None
+
+    @classmethod
+    def open(
+        cls,
+        ranks: Ranks,
+        path: str,
+        device: torch.device,
+        *,
+        src: int = 0,
+        sharded: bool = False,
+        strategy: str | None = None,
+        footer: dict[str, Any] | None = None,
+        verify: bool | None = None,
+        progress: Progress | None = None,
+    ) -> SharedFile:
+        """Agree on the footer and the manner of rank `src`."""
+
+        def mine() -> _Manner | None:
+            if not 0 <= src < ranks.size:
+                raise ValueError(f"src must be a rank from 0 to {ranks.size - 1}, not {src}")
+            if strategy is not None:
+                _strategy(strategy)
+            return _Manner.of(path, src, sharded, strategy, footer) if ranks.rank == src else None
+
+        manner = ranks.gather(mine)[src]
+        assert manner is not None
+        shared = cls(ranks, path, device, manner, verify, progress)
+        if manner.mode != BROADCAST:
+            ranks.agree(shared._check_own_file)
+        return shared
+
+    @property
+    def footer(self) -> dict[str, Any]:
+        """The file's footer."""
+        return self.manner.footer
+
+    def described(self, ignore: Mapping[str, Iterable[str]]) -> dict[str, Tensor]:
+        """The tensors that are not ignored, without data."""
+        return {
+            name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+            for name, shape, dtype in records_of(self.footer)
+            if not is_ignored_tensor_name(name, **ignore)
+        }
+
+    def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The named tensors; ties share memory. Only what they need is read."""
+        blocks = blocks_of(self.footer)
+        records = {record["name"]: record for record in self.footer["index"]}
+        places = {}
+        for name in names:
+            record = records[name]
+            block = blocks[record.get("macroblock", 0)]
+            places[name] = (_part(block, record["offset"], record["length"]), record["shape"])
+        flat = self._read({part for part, _ in places.values()})
+        return {name: flat[part].view(shape) for name, (part, shape) in places.items()}
+
+    def blocks(self) -> list[Tensor]:
+        """The macroblocks, each 1-D."""
+        parts = [_part(block, 0, block.length) for block in blocks_of(self.footer)]
+        flat = self._read(set(parts))
+        return [flat[part] for part in parts]
+
+    def _read(self, parts: set[_Part]) -> dict[_Part, Tensor]:
+        end = max((part.start + part.bytes for part in map(_whole, blocks_of(self.footer))), default=0)
+        unit = _unit(self.footer)
+        image = Image.of(((part.start, part.start + part.bytes) for part in parts), unit, end)
+        memory = self.ranks.agree(lambda: _allocate(image.bytes, self.device))
+        steps = plan_steps(
+            image.bytes,
+            self.ranks.size,
+            self.manner.mode,
+            src=self.manner.src,
+            unit=unit,
+            window_bytes=self.manner.window_bytes,
+        )
+        self._carry_out(steps, image, memory)
+        return self.ranks.agree(lambda: {part: part.of(image, memory) for part in parts})
+
+    def _carry_out(self, steps: list[list[Window]], image: Image, memory: Tensor) -> None:
+        """Read this rank's windows, and exchange all: those of a step travel while the next are read."""
+        travelling: list[Any] = []
+        for step in steps:
+            self.ranks.agree(lambda step=step: self._read_own(step, image, memory))  # type: ignore[misc]
+            for work in travelling:
+                self.ranks.wait(work)
+            travelling = [
+                self.ranks.broadcast(memory[window.start : window.stop], window.owner) for window in step
+            ]
+        for work in travelling:
+            self.ranks.wait(work)
+
+    def _read_own(self, step: list[Window], image: Image, memory: Tensor) -> None:
+        for window in step:
+            if window.owner == self.ranks.rank:
+                pieces = list(image.pieces(window.start, window.stop))
+                into = [memory[start:stop] for _, start, stop in pieces]
+                _ops.read_payload(self.path, [place for place, *_ in pieces], into, verify=self.verify)
+        if self.progress is not None:
+            self.progress(max(window.stop for window in step), image.bytes)
+
+    def _check_own_file(self) -> None:
+        if read_index(self.path) != self.footer:
+            raise FlashPackError(
+                f"{self.path}: rank {self.ranks.rank} has another file there than rank {self.manner.src}"
+            )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Elements of the file: `bytes` from `start` on."""
+
+    start: int
+    bytes: int
+    dtype: str
+
+    def of(self, image: Image, memory: Tensor) -> Tensor:
+        """These elements of an image that was read into `memory`, 1-D."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        if self.bytes == 0:
+            return torch.empty(0, dtype=dtype, device=memory.device)
+        offset = image.offset_of(self.start)
+        raw = memory[offset : offset + self.bytes]
+        return (raw if offset % dtype.itemsize == 0 else raw.clone()).view(dtype)
+
+
+def _part(block: Block, offset: int, length: int) -> _Part:
+    size: int = getattr(torch, block.dtype).itemsize
+    start = block.offset_bytes + offset * size if length else 0  # what is empty may claim any place
+    return _Part(start, length * size, block.dtype)
+
+
+def _whole(block: Block) -> _Part:
+    return _part(block, 0, block.length)
+
+
+def load_together(path: str, device: torch.device, options: LoadOptions, ranks: Ranks) -> SharedFile:
+    """The file at `path`, as `options` say."""
+    return SharedFile.open(
+        ranks,
+        path,
+        device,
+        sharded=options.distributed_sharded,
+        strategy=options.distributed_shard_strategy,
+        verify=options.verify,
+        progress=options.progress,
+    )
+
+
+def _strategy(asked: str | None) -> str:
+    strategy = asked or os.environ.get("FLASHPACK_SHARD_STRATEGY", "").strip() or CONTIGUOUS
+    if strategy not in SHARD_STRATEGIES:
+        expected = ", ".join(SHARD_STRATEGIES)
+        raise ValueError(
+            f"unknown shard strategy {strategy!r} (FLASHPACK_SHARD_STRATEGY); expected {expected}"
+        )
+    return strategy
+
+
+def _shard_bytes() -> int | None:
+    text = os.environ.get("FLASHPACK_SHARD_BYTES", "").strip()
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"FLASHPACK_SHARD_BYTES is {text!r}, expected a positive integer")
+    return int(text)
+
+
+def _unit(footer: dict[str, Any]) -> int:
+    """Bytes that are read whole: those of a checksum, as far as direct reads can begin at any multiple."""
+    chunk: int = footer.get("checksums", {}).get("chunk_bytes", _DEFAULT_UNIT_BYTES)
+    return chunk if chunk % _DIRECT_BYTES == 0 else chunk * _DIRECT_BYTES
+
+
+def _allocate(size: int, device: torch.device) -> Tensor:
+    """Flat uint8; on the CPU from a page's beginning, so that direct reads land in it, and on huge pages."""
+    if device.type == "cuda" or size == 0:
+        return torch.empty(size, dtype=torch.uint8, device=device)
+    if device.type != "cpu":
+        raise ValueError(
+            f"Unsupported device: FlashPack loads to the CPU and to CUDA devices, not to {device}"
+        )
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{size} bytes of memory cannot be had: {error}") from error
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from ._dtensors import is_dtensor
 from ._load import load_all_into, load_into, load_tensors
 from ._match import Match
 from ._options import LoadOptions
@@ -70,6 +71,10 @@ def fill(
     seen: set[int] = set()
     for name, slot in match.slots.items():
         tensor = slot.tensor
+        if is_dtensor(tensor):
+            raise ValueError(
+                f"{shown}: the model's {name!r} is a DTensor, which is filled in place without in_place"
+            )
         if not _is_on(tensor, device):
             raise ValueError(
                 f"{shown}: record {name!r} is for {device}, but the model's tensor is on {tensor.device}: "

@@ -83,21 +83,47 @@ def load_tensors(
     silent: Silent = True,
 ) -> dict[str, Tensor]:
     """Load by name, `slices` of some of these, or everything that is not ignored."""
+    if names is not None:
+        parts = _ops_slices(names, slices or {})
+        listed = load_list(path, names, device, slices=parts, eager=eager, verify=verify, silent=silent)
+        return dict(zip(names, listed, strict=True))
     native = _native_device(device)
-    parts = _ops_slices(names or (), slices or {})
-
-    def work(counter: Counter | None) -> dict[str, Tensor]:
-        if names is None:
-            return _ops.state_dict(
-                path, ignore or {}, device=native, eager=eager, verify=verify, counter=counter
-            )
-        tensors = _ops.load(
-            path, names, device=native, eager=eager, verify=verify, counter=counter, slices=parts
-        )
-        return dict(zip(names, tensors, strict=True))
-
-    loaded = run_load(work, path, native, eager=eager, verify=verify, silent=silent)
+    loaded = run_load(
+        lambda counter: _ops.state_dict(
+            path, ignore or {}, device=native, eager=eager, verify=verify, counter=counter
+        ),
+        path,
+        native,
+        eager=eager,
+        verify=verify,
+        silent=silent,
+    )
     return dict(zip(loaded, _to_device(list(loaded.values()), device), strict=True))
+
+
+def load_list(
+    path: str,
+    names: Sequence[str],
+    device: torch.device,
+    *,
+    slices: Sequence[_ops.Slice] = (),
+    eager: bool | None,
+    verify: bool | None,
+    silent: Silent,
+) -> list[Tensor]:
+    """Load each of `names`, of which some may occur more than once, or `slices` of them."""
+    native = _native_device(device)
+    loaded = run_load(
+        lambda counter: _ops.load(
+            path, names, device=native, eager=eager, verify=verify, counter=counter, slices=slices
+        ),
+        path,
+        native,
+        eager=eager,
+        verify=verify,
+        silent=silent,
+    )
+    return _to_device(loaded, device)
 
 
 def load_blocks(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ._dtensors import is_dtensor
 from ._errors import FlashPackError
 from ._options import LoadOptions
 from ._slots import Slot
@@ -52,11 +53,22 @@ def check_fit(
             raise ValueError(f"{path}: record {name!r} {reason}")
 
 
+def check_dtypes(
+    path: str, names: Iterable[str], expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> None:
+    """Raise FlashPackError where a part that was loaded is of another dtype than its whole was."""
+    for name in names:
+        if tensors[name].dtype != expected[name].dtype:
+            raise FlashPackError(f"{path}: the file was replaced while it was loaded: {name!r} is another")
+
+
 def _misfit(slot: Slot, tensor: Tensor, options: LoadOptions) -> str | None:
     if not slot.takes_shape(tensor.shape):
         return f"has shape {list(tensor.shape)}, but the model's tensor has shape {list(slot.tensor.shape)}"
     if slot.is_opaque:
         return f"cannot be assigned: the model's tensor is a {type(slot.tensor).__name__} without plain data"
+    if is_dtensor(slot.tensor) and not slot.tensor.is_meta and slot.tensor.dtype != tensor.dtype:
+        return f"is {tensor.dtype}, but the model's DTensor, which is filled in place, is {slot.tensor.dtype}"
     if slot.is_parameter:
         if slot.tensor.requires_grad and not (tensor.is_floating_point() or tensor.is_complex()):
             return f"is {tensor.dtype}, but the model's parameter requires a gradient"

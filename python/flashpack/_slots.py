@@ -7,6 +7,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from ._dtensors import holds_elements, is_dtensor
 from ._tensors import has_own_dispatch, is_uninitialized
 
 
@@ -30,7 +31,9 @@ class Slot(NamedTuple):
 
     @property
     def is_opaque(self) -> bool:
-        """Whether it is a subclass whose storage cannot be replaced."""
+        """Whether it is a subclass whose storage cannot be replaced; that of a DTensor can be filled."""
+        if is_dtensor(self.tensor):
+            return not holds_elements(self.tensor)
         return has_own_dispatch(self.tensor)
 
     def put(self, tensor: Tensor) -> None:

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..._distributed import require_single_process
+from ..._distributed import load_together
 from ..._file import FlashPackFile
 from ..._load import load_tensors
 from ..._match import check_names
+from ..._ranks import Ranks, join, world_size_of
 from ..._revert import revert_from_flashpack
 from ..._slots import find_slots
-from ..._storage import iterate_from_flash_tensor, read_flashpack_file
+from ..._storage import FlashTensorStorage, iterate_from_flash_tensor, read_flashpack_file
 from .._weights import BUILDING, LoadingInfo
 from ._place import Place
 from ._wishes import Wishes
@@ -87,14 +88,26 @@ def _as_safetensors(place: Place, wanted: bool) -> Iterator[str | None]:
 
 def _load(place: Place, wishes: Wishes, keepsakes: dict[str, Any]) -> dict[str, Tensor]:
     options = wishes.options
-    if options.use_distributed_loading:
-        require_single_process(options.world_size)
+    if options.use_distributed_loading and world_size_of(options.world_size) > 1:
+        return _load_together(place, wishes, keepsakes)
     how: dict[str, Any] = {"eager": options.eager, "verify": options.verify, "silent": options.shown}
     if not options.keep_flash_ref_on_model:
         return load_tensors(str(place.weights), wishes.device, ignore=options.ignore, **how)
     storage, footer = read_flashpack_file(place.weights, wishes.device, **how)
     keepsakes.update(_flash_shared_storage=storage, _flash_shared_storage_meta=footer)
     return dict(iterate_from_flash_tensor(storage, footer, **options.ignore))
+
+
+def _load_together(place: Place, wishes: Wishes, keepsakes: dict[str, Any]) -> dict[str, Tensor]:
+    options, path = wishes.options, str(place.weights)
+    device = join(wishes.device, options.rank, options.local_rank, options.world_size)
+    with Ranks(path) as ranks:
+        file = load_together(path, device, options, ranks)
+        if not options.keep_flash_ref_on_model:
+            return file.tensors(file.described(options.ignore))
+        storage = FlashTensorStorage(file.blocks())
+    keepsakes.update(_flash_shared_storage=storage, _flash_shared_storage_meta=file.footer)
+    return dict(iterate_from_flash_tensor(storage, file.footer, **options.ignore))
 
 
 def _dtype_of(config: Any, tensors: Iterable[Tensor]) -> torch.dtype | str:

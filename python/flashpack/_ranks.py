@@ -1,0 +1,136 @@
+"""The ranks of a load: they agree on every step, and what goes wrong on one is raised on all of them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def world_size_of(world_size: int | None = None) -> int:
+    """How many ranks there are: of the process group, else as asked for, else as torchrun set WORLD_SIZE."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return _environment("WORLD_SIZE", 1) if world_size is None else world_size
+
+
+def join(
+    device: torch.device,
+    rank: int | None = None,
+    local_rank: int | None = None,
+    world_size: int | None = None,
+) -> torch.device:
+    """Make a process group as torchrun's variables say if there is none; returns this rank's device.
+
+    Raises ValueError where `rank` or `world_size` are not those of the group that exists.
+    """
+    if not dist.is_initialized():
+        rank = _environment("RANK", 0) if rank is None else rank
+        world_size = world_size_of(world_size)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method="env://", rank=rank, world_size=world_size)
+    own = {"rank": (rank, dist.get_rank()), "world_size": (world_size, dist.get_world_size())}
+    for name, (asked, actual) in own.items():
+        if asked not in (None, actual):
+            raise ValueError(f"{name}={asked}, but torch.distributed was initialized with {name}={actual}")
+    if device != torch.device("cuda"):
+        return device
+    if local_rank is None:
+        local_rank = _environment("LOCAL_RANK", torch.cuda.current_device())
+    return torch.device("cuda", local_rank)
+
+
+def _environment(name: str, default: int) -> int:
+    text = os.environ.get(name, "").strip() or str(default)
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a whole number, not {text!r}") from None
+
+
+class Ranks:
+    """All ranks, for one load. Every method is called by all of them, in the same order.
+
+    Messages go over a gloo group of their own, which ends with the load: when a rank is lost or gives up, its
+    connections close, and whoever waits for it gets an error at once.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+        self._path = path
+        self._group: Any = dist.new_group(backend="gloo")
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        group, self._group = self._group, None
+        with suppress(RuntimeError, ValueError):
+            dist.destroy_process_group(group)
+
+    def gather(self, work: Callable[[], T]) -> list[T]:
+        """What `work` returns on each rank. Raises on all of them what it raises on one."""
+        try:
+            result = work()
+        except BaseException as error:
+            with suppress(RuntimeError):  # another rank is gone: this error is the one to tell
+                self._exchange((_portable(error), None))
+            raise
+        outcomes = self._exchange((None, result))
+        for rank, (failure, _) in enumerate(outcomes):
+            if failure is not None:
+                raise failure from RuntimeError(f"rank {rank} of {self.size} failed to load {self._path}")
+        return [value for _, value in outcomes]
+
+    def agree(self, work: Callable[[], T]) -> T:
+        """What `work` returns on this rank, once it has succeeded on all of them."""
+        result: list[T] = []
+        self.gather(lambda: result.append(work()))
+        return result[0]
+
+    def broadcast(self, data: Tensor, src: int) -> dist.Work:
+        """Begin to send `data` of rank `src` to all others."""
+        # For CUDA tensors the user's own group, if that is of a better kind: gloo copies through the host.
+        own = data.is_cpu or dist.get_backend() == "gloo"
+        work = dist.broadcast(data, src, group=self._group if own else None, async_op=True)
+        assert work is not None  # every rank is in the group
+        return work
+
+    def wait(self, work: dist.Work) -> None:
+        """Wait for a broadcast. Raises RuntimeError if a rank is lost."""
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def _exchange(self, mine: Any) -> list[Any]:
+        outcomes: list[Any] = [None] * self.size
+        try:
+            dist.all_gather_object(outcomes, mine, group=self._group)
+        except RuntimeError as error:
+            raise self._lost(error) from error
+        return outcomes
+
+    def _lost(self, error: RuntimeError) -> RuntimeError:
+        return RuntimeError(f"{self._path}: another rank was lost while the file was loaded: {error}")
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The same error, or one that tells of it if it cannot be sent."""
+    try:
+        copy: BaseException = pickle.loads(pickle.dumps(error))
+    except Exception as reason:  # noqa: BLE001 (whatever its class does when it is pickled)
+        return RuntimeError(f"{type(error).__name__}: {error} ({reason})")
+    return copy
