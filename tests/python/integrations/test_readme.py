@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -78,12 +79,19 @@ def folder_in(tmp_path: Path) -> Path:
 def run_python() -> None:
     model = nn.Linear(5, 4)
     namespace: dict[str, Any] = {**vars(readme_classes), "model": model}
+    with socket.socket() as free:  # as torchrun would for one rank
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     for code in PYTHON:
         exec(compile(code, "README.md", "exec"), namespace)
     assert torch.equal(flashpack.load_file("model.flashpack")["weight"], model.weight)
     assert type(namespace["pipeline"]).__name__ == "FlashPackMyPipeline"
     assert Path("some_directory", "my_model", "model.flashpack").is_file()
     assert namespace["bert"].dtype == torch.bfloat16
+    assert torch.equal(namespace["parts"]["linear.weight"], namespace["loaded"].linear.weight)
+    assert torch.equal(namespace["module"].linear.weight.full_tensor(), namespace["loaded"].linear.weight)
+    torch.distributed.destroy_process_group()
 
 
 def test_python(hub: Hub, tmp_path: Path) -> None:
