@@ -7,6 +7,12 @@ CPP := $(shell find cpp tests benches examples -name '*.c' -o -name '*.cpp' -o -
 NATIVE := Cargo.toml Cargo.lock build.rs setup.py $(shell find src cpp -type f)
 # The same headers and folders as the build uses, so that linting compiles no C++ of its own.
 TORCH_DIR = $$($(BIN)/python -c 'import setup; print(setup.torch_dir())')
+# Wheels are for glibc 2.28 and this processor, or another that gcc and rustup have been given a target for.
+MACHINE ?= $(shell uname -m)
+PORTABLE = PATH="$(abspath $(BIN)):$$PATH" FLASHPACK_PORTABLE=$(MACHINE)
+WHEEL = dist/flashpack-*-py3-none-manylinux_2_28_$(MACHINE).whl
+MATRIX = $(BIN)/python tests/matrix.py $(WHEEL)
+TCH ?= .venv-tch
 CLIPPY = cargo clippy --quiet --all-targets
 # cargo's tools, of these versions; the compiler's unstable sanitizers need no other compiler than the stable one.
 TOOLS := target/tools/bin
@@ -20,10 +26,11 @@ VALGRIND_TESTS := conversion faults fixtures hardening properties transfer writi
 MIRI := nightly-2026-05-20
 MODELS := RUSTFLAGS='--cfg shuttle' cargo test --quiet --target-dir target/shuttle --test interleavings
 
-.PHONY: help build test lint fmt demo fuzz fuzzbuild models valgrind miri audit mutations bench reliability wheel sdist clean
+.PHONY: help build test lint fmt demo fuzz fuzzbuild models valgrind miri audit mutations bench reliability
+.PHONY: wheel wheel-test oldest matrix sdist tch docs clean
 
 help: ## list the tasks
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 build: $(VENV)/.built ## make $(VENV) with pinned tools and install the package into it, editable
 
@@ -43,6 +50,7 @@ lint: $(VENV)/.tools ## check format, lints and types of Rust, C++ and Python
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 fmt: $(VENV)/.tools ## format all sources in place
 	cargo fmt
@@ -95,11 +103,37 @@ reliability: build ## attack loads and saves, those of 0.4.5 and safetensors too
 	$(BIN)/python tests/python/crash_points.py
 	$(BIN)/python tests/python/torn_reads.py
 
-wheel: $(VENV)/.tools ## build a wheel into dist/
-	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+wheel: $(VENV)/.wheel ## build a manylinux wheel into dist/ (MACHINE=aarch64: with aarch64-linux-gnu-g++)
+	rm -rf target/wheel
+	$(PORTABLE) $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir target/wheel .
+	rm -f $(WHEEL)
+	$(PORTABLE) auditwheel repair --plat auto --only-plat --exclude 'libtorch*.so' --wheel-dir dist target/wheel/*.whl
+	ls $(WHEEL)
 
-sdist: $(VENV)/.tools ## build a source distribution into dist/
+wheel-test: wheel ## run the tests on that wheel, installed where there is no compiler
+	$(MATRIX) installed
+
+oldest: wheel ## run the tests that torch can break on that wheel and the oldest torch
+	$(MATRIX) oldest
+
+matrix: wheel ## run the tests on that wheel and each supported Python and torch there is
+	$(MATRIX) all
+
+sdist: $(VENV)/.tools ## build a source distribution into dist/, and from it a wheel
 	$(BIN)/python -c 'import setup; setup.build_sdist("dist")'
+	rm -rf target/sdist
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir target/sdist dist/*.tar.gz
+
+tch: ## test the crate's feature tch, in an environment of its own with the torch that tch is for
+	test -x $(TCH)/bin/python || $(PYTHON) -m venv $(TCH)
+	$(TCH)/bin/python -m pip install --quiet pip==26.3
+	$(TCH)/bin/python -m pip install --quiet --group tch
+	PATH="$(abspath $(TCH))/bin:$$PATH" LIBTORCH_USE_PYTORCH=1 LD_LIBRARY_PATH="$$($(TCH)/bin/python -c \
+		'import torch; print(torch.__path__[0])')/lib" cargo test --features tch --test tch
+
+docs: build $(VENV)/.docs ## build the references of both interfaces into target/doc; a warning is an error
+	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --features cuda,capi
+	$(BIN)/python -W error::UserWarning -m pdoc --output-directory target/doc/python flashpack
 
 clean: ## remove what was built (and keep the tools in $(VENV))
 	rm -rf target dist python/*.egg-info python/flashpack/_lib/*.so $(VENV)/.built
@@ -112,6 +146,14 @@ $(VENV)/.tools: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet pip==26.3
 	$(BIN)/python -m pip install --quiet --group dev
+	touch $@
+
+$(VENV)/.wheel: $(VENV)/.tools
+	$(BIN)/python -m pip install --quiet --group wheel
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.tools
+	$(BIN)/python -m pip install --quiet --group docs
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.tools

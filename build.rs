@@ -15,11 +15,14 @@ mod torch {
     /// The oldest torch the library runs on (2.11), as torch's headers want it.
     const TARGET_VERSION: &str = "0x020B000000000000";
     const HEADER: &str = "include/torch/headeronly/version.h";
+    /// Set by setup.py when it links for an older glibc than this machine's.
+    const PORTABLE: &str = "FLASHPACK_PORTABLE";
     const FIND_TORCH: &str = "import importlib.util as u; s = u.find_spec('torch'); \
                               print(s.submodule_search_locations[0] if s else '')";
 
     pub fn build() {
         println!("cargo::rerun-if-env-changed=FLASHPACK_TORCH_DIR");
+        println!("cargo::rerun-if-env-changed={PORTABLE}");
         println!("cargo::rerun-if-changed=src/bridge.rs");
         println!("cargo::rerun-if-changed=cpp");
         let torch = torch_dir();
@@ -50,7 +53,8 @@ mod torch {
     fn compile(torch: &Path) {
         let include = torch.join("include");
         cxx_build::bridge("src/bridge.rs")
-            .files(sources())
+            .files(sources("cpp"))
+            .files(env::var_os(PORTABLE).map_or_else(Vec::new, |_| sources("cpp/portable")))
             .std("c++20")
             .opt_level(2)
             .define("TORCH_TARGET_VERSION", TARGET_VERSION)
@@ -64,9 +68,9 @@ mod torch {
             .compile("flashpack_cpp");
     }
 
-    fn sources() -> Vec<PathBuf> {
-        let folder = fs::read_dir("cpp").expect("cpp/ is part of the source tree");
-        let paths = folder.map(|entry| entry.expect("cpp/ is readable").path());
+    fn sources(folder: &str) -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).expect("cpp/ is part of the source tree");
+        let paths = entries.map(|entry| entry.expect("cpp/ is readable").path());
         let mut sources: Vec<_> = paths.filter(|path| path.extension().is_some_and(|e| e == "cpp")).collect();
         sources.sort();
         sources
@@ -81,7 +85,9 @@ mod torch {
         println!("cargo::rustc-link-arg=-Wl,-Bsymbolic,--no-as-needed");
         for name in names {
             let stub = out.join(format!("lib{name}.so"));
-            let compiled = cc_compiler()
+            let compiled = cc::Build::new()
+                .get_compiler()
+                .to_command()
                 .args(["-shared", "-fPIC", "-nostdlib"])
                 .arg(format!("-Wl,-soname,lib{name}.so"))
                 .arg("-o")
@@ -95,9 +101,5 @@ mod torch {
             println!("cargo::rustc-link-arg={}", stub.display());
         }
         println!("cargo::rustc-link-arg=-Wl,--as-needed");
-    }
-
-    fn cc_compiler() -> Command {
-        Command::new(env::var_os("CC").unwrap_or_else(|| "cc".into()))
     }
 }

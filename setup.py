@@ -7,6 +7,7 @@ needed, only when the environment that is installed into has none, so pip does n
 
 import json
 import os
+import platform
 import re
 import shutil
 import site
@@ -24,7 +25,9 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 11)
 LIBRARIES = {"capi": "libflashpack.so", "torch": "libflashpack_torch.so"}  # cargo feature -> file
-SOURCES = ["Cargo.toml", "Cargo.lock", "build.rs", "src/**/*.rs", "cpp/*", "benches/*.rs"]
+SOURCES = ["Cargo.toml", "Cargo.lock", "build.rs", "src/**/*.rs", "cpp/**/*.*", "benches/*.rs"]
+PORTABLE = os.environ.get("FLASHPACK_PORTABLE")  # x86_64 or aarch64: for every such machine with GLIBC
+GLIBC = "2.28"  # as old as torch's own wheels allow
 
 
 def get_requires_for_build_wheel(config_settings=None):  # noqa: ARG001
@@ -68,12 +71,34 @@ def cargo_build(feature):
     environment = dict(os.environ)
     if feature == "torch" and torch_dir():
         environment["FLASHPACK_TORCH_DIR"] = torch_dir()
+    if PORTABLE:
+        make_portable(command, environment)
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE)
     if done.returncode:
         sys.exit(f"flashpack: cargo could not build {LIBRARIES[feature]}; its messages are above.")
     messages = [json.loads(line) for line in done.stdout.splitlines()]
     built = [m["filenames"] for m in messages if m.get("target", {}).get("crate_types") == ["cdylib"]]
     return built[-1][0]
+
+
+def make_portable(command, environment):
+    """Makes a cargo command build for PORTABLE and link to GLIBC, whatever this machine is and has.
+
+    zig brings the old glibc to link to. The C++ compiler and runtime stay gcc's: exceptions pass from
+    this library to torch, so both must have the same ones.
+    """
+    triple = f"{PORTABLE}-unknown-linux-gnu"
+    gcc = "g{}" if platform.machine() == PORTABLE else f"{PORTABLE}-linux-gnu-g{{}}"
+    for tool in (gcc.format("++"), "cargo-zigbuild"):
+        if not shutil.which(tool):
+            sys.exit(f"flashpack: a portable build needs `{tool}` on PATH.")
+    command[0] = "cargo-zigbuild"
+    command += ["--target", f"{triple}.{GLIBC}", "--"]
+    for library in ("libgcc_s.so.1", "libstdc++.so"):
+        path = subprocess.check_output([gcc.format("++"), f"-print-file-name={library}"], text=True)
+        command += ["-C", f"link-arg={path.strip()}"]
+    compilers = {"CC": gcc.format("cc"), "CXX": gcc.format("++"), "CXXSTDLIB": ""}
+    environment.update({f"{key}_{triple.replace('-', '_')}": value for key, value in compilers.items()})
 
 
 class BuildLibraries(build_ext):
@@ -94,7 +119,8 @@ class BuildLibraries(build_ext):
 
 class Wheel(bdist_wheel):
     def get_tag(self):
-        return "py3", "none", super().get_tag()[2]  # torch's stable ABI: no Python inside
+        # torch's stable ABI: no Python inside.
+        return "py3", "none", f"linux_{PORTABLE}" if PORTABLE else super().get_tag()[2]
 
 
 class NativeDistribution(Distribution):

@@ -11,6 +11,7 @@
 //! | [`model`] | what a path stands for: one file or several |
 //! | [`load`], [`pack`], [`verify`](mod@verify), [`convert`], [`explain`](mod@explain) | the jobs, each a short composition of the above |
 //! | `capi`, `bridge` | the C interface (feature `capi`) and the cxx bridge to torch (feature `torch`) |
+//! | `var_store` | loads into tch's variable stores (feature `tch`) |
 
 pub mod convert;
 pub mod device;
@@ -33,6 +34,8 @@ pub mod verify;
 mod bridge;
 #[cfg(feature = "capi")]
 pub mod capi;
+#[cfg(feature = "tch")]
+pub mod var_store;
 
 pub use error::{Error, ErrorKind, Result};
 pub use options::Environment;
