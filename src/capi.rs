@@ -150,9 +150,9 @@ fn answer(request: &[u8], progress: Progress<'_>) -> Result<String> {
         .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "internal error: a panic was caught")))
 }
 
-/// Carries out the JSON `request`; see [`Request`] for its forms.
+/// Carries out the JSON `request`, whose field `op` names the operation.
 ///
-/// Returns 0 and the result, or 1 and the text of an [`Error`](crate::Error) with its tag, as UTF-8 in `*reply` and
+/// Returns 0 and the result, or 1 and the text of an [`Error`] with its tag, as UTF-8 in `*reply` and
 /// `*reply_len`, to be freed by [`flashpack_free`]. `progress` is null or three words as [`Progress`] describes.
 ///
 /// # Safety

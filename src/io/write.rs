@@ -43,7 +43,7 @@ impl AtomicFile {
     /// Begins a file of about `expected_bytes` (reserved at once, so that a full disk shows before the work is done).
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the folder cannot be written to or the disk is full.
+    /// [`ErrorKind::Io`] if the folder cannot be written to or the disk is full.
     pub fn create(destination: &Path, expected_bytes: u64) -> Result<Self> {
         let destination = follow_link(destination)?;
         refuse_irregular(&destination)?;
@@ -79,7 +79,7 @@ impl AtomicFile {
     /// Appends `bytes`.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io), naming the destination.
+    /// [`ErrorKind::Io`], naming the destination.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).during("cannot write", &self.destination)?;
         self.written += bytes.len() as u64;
@@ -97,7 +97,7 @@ impl AtomicFile {
     /// after a crash, finds a file without a trailer, and mappings of the old file change.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io); the destination is then what it was, unless only flushing its folder
+    /// [`ErrorKind::Io`]; the destination is then what it was, unless only flushing its folder
     /// or such a copy failed.
     pub fn commit(mut self) -> Result<u64> {
         let path = self.destination.clone();
