@@ -107,7 +107,7 @@ wheel: $(VENV)/.wheel ## build a manylinux wheel into dist/ (MACHINE=aarch64: wi
 	rm -rf target/wheel
 	$(PORTABLE) $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir target/wheel .
 	rm -f $(WHEEL)
-	$(PORTABLE) auditwheel repair --plat auto --only-plat --exclude 'libtorch*.so' --wheel-dir dist target/wheel/*.whl
+	$(PORTABLE) $(BIN)/auditwheel repair --plat auto --only-plat --exclude 'libtorch*.so' --wheel-dir dist target/wheel/*.whl
 	ls $(WHEEL)
 
 wheel-test: wheel ## run the tests on that wheel, installed where there is no compiler
