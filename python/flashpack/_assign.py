@@ -88,10 +88,10 @@ def assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match:
     """`assign_from_file` with the options as one value; returns what went where and what did not."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, not {type(model).__name__}")
-    text = model_path(path)
     device = _device_of(model, options)
     if options.use_distributed_loading and world_size_of(options.world_size) > 1:
-        return _assign_together(model, text, device, options)
+        return _assign_together(model, path, device, options)
+    text = model_path(path)
     slots = find_slots(model)
     if options.in_place and (filled := fill_all(text, slots, device, options)):
         return filled
@@ -121,10 +121,10 @@ def assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match:
     return match
 
 
-def _assign_together(model: nn.Module, path: str, device: torch.device, options: LoadOptions) -> Match:
+def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, options: LoadOptions) -> Match:
     """`assign` by all ranks: the model of each gets all weights, and only if those of all others do."""
     device = join(device, options.rank, options.local_rank, options.world_size)
-    shown = shown_path(path)
+    shown = str(path)
     with Ranks(shown) as ranks:
         file = load_together(path, device, options, ranks)
         slots = find_slots(model)
@@ -153,7 +153,7 @@ def _assign_together(model: nn.Module, path: str, device: torch.device, options:
     for name, value in keepsakes.items():
         setattr(model, name, value)
     if not options.silent and ranks.rank == 0:
-        _report(match, tensors, path)
+        _report(match, tensors, file.path)
     return match
 
 

@@ -17,20 +17,20 @@ from ._footer import Block, blocks_of, read_index, records_of
 from ._load import Device
 from ._names import is_ignored_tensor_name
 from ._options import SHARD_STRATEGIES, LoadOptions
-from ._paths import StrPath, text_path
+from ._paths import SEPARATOR
 from ._ranks import Ranks, join, world_size_of
+from ._sources import ModelPath, model_path
 from ._storage import FlashTensorStorage, read_flashpack_file
-from ._windows import BROADCAST, CONTIGUOUS, Image, Window, plan_steps
+from ._windows import BROADCAST, CONTIGUOUS, PAGE_BYTES, Image, Window, plan_steps
 from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 
 _DEFAULT_UNIT_BYTES = 1 << 20
-_DIRECT_BYTES = 4096
 
 Progress = Callable[[int, int], None]
 
 
 def read_flashpack_file_distributed(
-    path: StrPath,
+    path: ModelPath,
     device: Device = "cuda",
     src: int = 0,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
@@ -49,13 +49,12 @@ def read_flashpack_file_distributed(
 
     Raises what reading raises, on every rank whichever it happened on; RuntimeError when a rank is lost.
     """
-    text, target = text_path(path), torch.device(device)
     if world_size_of() == 1:
-        return read_flashpack_file(text, target, chunk_bytes, num_streams, silent, metadata)
-    target = join(target)
-    with Ranks(text) as ranks:
+        return read_flashpack_file(path, device, chunk_bytes, num_streams, silent, metadata)
+    target = join(torch.device(device))
+    with Ranks(str(path)) as ranks:
         shared = SharedFile.open(
-            ranks, text, target, src=src, sharded=sharded, strategy=shard_strategy, footer=metadata
+            ranks, path, target, src=src, sharded=sharded, strategy=shard_strategy, footer=metadata
         )
         return FlashTensorStorage(shared.blocks()), shared.footer
 
@@ -92,7 +91,7 @@ class SharedFile:
     def open(
         cls,
         ranks: Ranks,
-        path: str,
+        path: ModelPath,
         device: torch.device,
         *,
         src: int = 0,
@@ -109,11 +108,12 @@ class SharedFile:
                 raise ValueError(f"src must be a rank from 0 to {ranks.size - 1}, not {src}")
             if strategy is not None:
                 _strategy(strategy)
-            return _Manner.of(path, src, sharded, strategy, footer) if ranks.rank == src else None
+            return _Manner.of(text, src, sharded, strategy, footer) if ranks.rank == src else None
 
+        text = ranks.agree(lambda: model_path(path))
         manner = ranks.gather(mine)[src]
         assert manner is not None
-        shared = cls(ranks, path, device, manner, verify, progress)
+        shared = cls(ranks, text, device, manner, verify, progress)
         if manner.mode != BROADCAST:
             ranks.agree(shared._check_own_file)
         return shared
@@ -152,7 +152,10 @@ class SharedFile:
     def _read(self, parts: set[_Part]) -> dict[_Part, Tensor]:
         end = max((part.start + part.bytes for part in map(_whole, blocks_of(self.footer))), default=0)
         unit = _unit(self.footer)
-        image = Image.of(((part.start, part.start + part.bytes) for part in parts), unit, end)
+        # Between the payloads of several files there is nothing to read, so nothing is rounded there.
+        exact = SEPARATOR in self.path or self.path.endswith(".json")
+        ranges = ((part.start, part.start + part.bytes) for part in parts)
+        image = Image.of(ranges, 1 if exact else unit, end)
         memory = self.ranks.agree(lambda: _allocate(image.bytes, self.device))
         steps = plan_steps(
             image.bytes,
@@ -222,7 +225,7 @@ def _whole(block: Block) -> _Part:
     return _part(block, 0, block.length)
 
 
-def load_together(path: str, device: torch.device, options: LoadOptions, ranks: Ranks) -> SharedFile:
+def load_together(path: ModelPath, device: torch.device, options: LoadOptions, ranks: Ranks) -> SharedFile:
     """The file at `path`, as `options` say."""
     return SharedFile.open(
         ranks,
@@ -257,7 +260,7 @@ def _shard_bytes() -> int | None:
 def _unit(footer: dict[str, Any]) -> int:
     """Bytes that are read whole: those of a checksum, as far as direct reads can begin at any multiple."""
     chunk: int = footer.get("checksums", {}).get("chunk_bytes", _DEFAULT_UNIT_BYTES)
-    return chunk if chunk % _DIRECT_BYTES == 0 else chunk * _DIRECT_BYTES
+    return chunk if chunk % PAGE_BYTES == 0 else chunk * PAGE_BYTES
 
 
 def _allocate(size: int, device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+PAGE_BYTES = 4096
 BROADCAST, CONTIGUOUS, WINDOWS = "broadcast", "contiguous", "windows"
 # Several windows in each rank's part, so that reading one overlaps sending another; no smaller ones than
 # these, as each takes a round of messages.
@@ -32,7 +33,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Image:
-    """The wanted parts of a file, one after another; each begins at a multiple of the unit in both."""
+    """The wanted parts of a file, one after another, each as far from a page's beginning as in the file."""
 
     spans: list[Span]
     bytes: int
@@ -47,7 +48,8 @@ class Image:
             if spans and start <= last.stop:
                 spans[-1] = last._replace(stop=max(last.stop, stop))
             else:
-                spans.append(Span(start, stop, last.offset + last.stop - last.start))
+                end = last.offset + last.stop - last.start
+                spans.append(Span(start, stop, _round_up(end, PAGE_BYTES) + start % PAGE_BYTES))
         total = spans[-1].offset + spans[-1].stop - spans[-1].start if spans else 0
         return cls(spans, total)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flashpack._windows import BROADCAST, CONTIGUOUS, WINDOWS, Image, plan_steps
+from flashpack._windows import BROADCAST, CONTIGUOUS, PAGE_BYTES, WINDOWS, Image, plan_steps
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,11 +51,13 @@ def test_an_image_holds_the_units_that_ranges_touch(
     image = Image.of(parts, UNIT, payload)
     touched = {position // UNIT for start, stop in parts for position in range(start, stop)}
     expected = [at for unit in sorted(touched) for at in range(unit * UNIT, min((unit + 1) * UNIT, payload))]
-    held = [place + at for place, start, stop in image.pieces(0, image.bytes) for at in range(stop - start)]
-    assert held == expected
-    assert image.bytes == len(expected)
+    places = {}
+    for place, start, stop in image.pieces(0, image.bytes):
+        places.update({start + at: place + at for at in range(stop - start)})
+        assert place % PAGE_BYTES == start % PAGE_BYTES
+    assert list(places.values()) == expected
+    assert image.bytes == max(places, default=-1) + 1
     for start, stop in parts:
-        for position in range(start, stop):
-            assert expected[image.offset_of(position)] == position
+        assert all(places[image.offset_of(position)] == position for position in range(start, stop))
     both = [*image.pieces(0, cut), *image.pieces(cut, image.bytes)]
     assert [at for place, start, stop in both for at in range(place, place + stop - start)] == expected

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import flashpack
+import pytest
 import torch
 import torch.distributed as dist
 from flashpack import _ops
@@ -118,6 +119,31 @@ def fails_by_model(path: str) -> list[str]:
         assert_same(model.state_dict(), before)
         return [type(error).__name__, str(error)]
     return []
+
+
+def assign_shards(folder: str) -> None:
+    """A folder of shards, by all ranks in every mode."""
+    for sharded, strategy in MODES:
+        model = Model(seed=dist.get_rank() + 1)
+        flashpack.assign_from_file(
+            model,
+            folder,
+            device="cpu",
+            use_distributed_loading=True,
+            distributed_sharded=sharded,
+            distributed_shard_strategy=strategy,
+        )
+        assert_same(model.state_dict(), Model().state_dict())
+
+
+def misses_the_folder(folder: str) -> list[str]:
+    """The error of a load whose folder is missing on the last rank."""
+    last = dist.get_rank() == dist.get_world_size() - 1
+    with pytest.raises(FileNotFoundError) as caught:
+        flashpack.assign_from_file(
+            Model(), f"{folder}/empty" if last else folder, device="cpu", use_distributed_loading=True
+        )
+    return [str(caught.value)]
 
 
 def starts_by_itself(path: str) -> int:

@@ -100,6 +100,19 @@ def test_no_model_changes_unless_all_fit(model_file: Path) -> None:
     assert all("second.weight" in text for _, text in results)
 
 
+def test_shards_are_loaded_as_one_file(tmp_path: Path) -> None:
+    flashpack.pack_to_file(loads.Model(), tmp_path / "model.flashpack", max_shard_size="1MB")
+    assert len(list(tmp_path.glob("*.flashpack"))) > 1
+    assert ranks.run(loads.assign_shards, 3, str(tmp_path), **SHARD_BYTES) == [None] * 3
+
+
+def test_a_folder_that_one_rank_lacks_is_raised_on_all(tmp_path: Path) -> None:
+    flashpack.pack_to_file(loads.Model(), tmp_path / "model.flashpack")
+    (tmp_path / "empty").mkdir()
+    results = ranks.run(loads.misses_the_folder, 3, str(tmp_path))
+    assert [isinstance(result, list) and "empty" in result[0] for result in results] == [True] * 3, results
+
+
 def test_a_load_makes_the_process_group_that_is_missing(model_file: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
