@@ -79,10 +79,9 @@ impl Header {
         ensure_memory((json.len() as u64).saturating_mul(MEMORY_PER_HEADER_BYTE))?;
         let header: Metadata = serde_json::from_slice(json).map_err(|error| damaged(&error.to_string()))?;
         let payload = (PREFIX_BYTES + json.len()) as u64;
-        let end = payload.checked_add(header.data_len() as u64);
-        if end != Some(file_bytes) || i64::try_from(file_bytes).is_err() {
-            let end = end.map_or("past 2^64".to_owned(), |end| end.to_string());
-            return Err(damaged(&format!("its tensors end at byte {end}, the file at {file_bytes}")));
+        let (tensors, room) = (header.data_len() as u64, file_bytes.saturating_sub(payload));
+        if tensors != room || i64::try_from(file_bytes).is_err() {
+            return Err(damaged(&format!("its tensors take {tensors} bytes, but {room} follow the header")));
         }
         let tensor = |name: String| {
             let info = header.info(&name).expect("the name comes from the header itself");
