@@ -12,7 +12,7 @@ use flashpack::{
     device::{pool::Pool, transfer},
     format::Index,
     io::{self, Source, read::ChunkReader},
-    plan::{Memory, ReadPlan, Selection},
+    plan::{Cut, Memory, ReadPlan, Selection},
     stats::Clock,
 };
 
@@ -22,7 +22,8 @@ use flashpack::{
 /// Those of the plan and of reading.
 pub fn load<S: Source>(reader: &Reader<S>, wish: &Wish) -> Result<Vec<Vec<u8>>> {
     let names = wish.names(reader.index());
-    let plan = ReadPlan::new(reader.index(), wish.selection(&names), wish.settings())?;
+    let cuts = wish.cuts(reader.index(), &names);
+    let plan = ReadPlan::new(reader.index(), wish.selection(&names, &cuts), wish.settings())?;
     let mut memory: Vec<Vec<u8>> = plan.memory.iter().map(room).collect();
     let (progress, clock) = (Progress::SILENT, Clock::default());
     let chunks = ChunkReader { source: reader.source(), index: reader.index(), progress, clock: &clock };
@@ -70,7 +71,8 @@ fn shown(view: &flashpack::plan::View, plan: &ReadPlan, memory: &[Vec<u8>], sour
 pub fn expected(index: &Index, wish: &Wish, image: &[u8]) -> Vec<Vec<u8>> {
     let slice = |range: std::ops::Range<u64>| image[to_usize(range.start)..to_usize(range.end)].to_vec();
     let names = wish.names(index);
-    match wish.selection(&names) {
+    let cuts = wish.cuts(index, &names);
+    match wish.selection(&names, &cuts) {
         Selection::Blocks => index.blocks().iter().map(|block| slice(block.file_range())).collect(),
         Selection::Names(names) => names
             .iter()
@@ -83,7 +85,29 @@ pub fn expected(index: &Index, wish: &Wish, image: &[u8]) -> Vec<Vec<u8>> {
             .filter(|record| !ignore.matches(record.name()))
             .map(|record| slice(index.file_range(record)))
             .collect(),
+        Selection::Slices { names, cuts } => {
+            let cut = |tensor| cuts.iter().find(|cut| cut.tensor == tensor);
+            let part = |(tensor, name): (usize, &String)| {
+                let record = &index.records()[index.find(name).expect("names are drawn from the index")];
+                let whole = slice(index.file_range(record));
+                cut(tensor).map_or(whole.clone(), |cut| part_of(&whole, record.shape(), cut))
+            };
+            names.iter().enumerate().map(part).collect()
+        }
+        Selection::Payload(_) => unreachable!("wishes are for tensors"),
     }
+}
+
+/// The bytes that `cut` leaves of a tensor's.
+fn part_of(whole: &[u8], shape: &[u64], cut: &Cut) -> Vec<u8> {
+    let outer: usize = shape[..cut.dim].iter().map(|&size| to_usize(size)).product();
+    if whole.is_empty() || outer == 0 {
+        return Vec::new();
+    }
+    let row = whole.len() / outer;
+    let step = row / to_usize(shape[cut.dim]);
+    let range = to_usize(cut.range.start) * step..to_usize(cut.range.end) * step;
+    whole.chunks(row).flat_map(|row| &row[range.clone()]).copied().collect()
 }
 
 /// # Panics

@@ -6,7 +6,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use flashpack::{
     format::Index,
     io::memory::Faults,
-    plan::{Ignore, Mode, Selection, Settings, Verify},
+    plan::{Cut, Ignore, Mode, Selection, Settings, Verify},
 };
 
 /// Bytes at the front of an input that a [`Wish`] is drawn from. Zeros wish for an eager load of everything.
@@ -80,13 +80,28 @@ impl Wish {
         self.picks.iter().filter_map(pick).map(|record| record.name().to_owned()).collect()
     }
 
-    /// What to load, given [`Wish::names`].
+    /// What of `names` may be wanted: of every other tensor that has dimensions, a part of one of them.
     #[must_use]
-    pub fn selection<'n>(&self, names: &'n [String]) -> Selection<'n> {
-        match self.selection % 3 {
+    pub fn cuts(&self, index: &Index, names: &[String]) -> Vec<Cut> {
+        let cut = |(tensor, name): (usize, &String)| {
+            let shape = index.records()[index.find(name)?].shape();
+            let dim = usize::from(self.cast) % shape.len().max(1);
+            let size = *shape.get(dim)?;
+            let start = u64::from(self.picks[tensor] / 4) % (size + 1);
+            let range = start..start + u64::from(self.selection / 4) % (size - start + 1);
+            Some(Cut { tensor, dim, range })
+        };
+        names.iter().enumerate().step_by(2).filter_map(cut).collect()
+    }
+
+    /// What to load, given [`Wish::names`] and [`Wish::cuts`].
+    #[must_use]
+    pub fn selection<'n>(&self, names: &'n [String], cuts: &'n [Cut]) -> Selection<'n> {
+        match self.selection % 4 {
             0 => Selection::Except(&EVERYTHING),
             1 => Selection::Names(names),
-            _ => Selection::Blocks,
+            2 => Selection::Blocks,
+            _ => Selection::Slices { names, cuts },
         }
     }
 
