@@ -7,9 +7,9 @@ import socket
 from pathlib import Path
 
 import flashpack
-import loads
 import pytest
-import ranks
+import rank_loads as loads
+import rank_processes as ranks
 import torch
 from helpers import MIB, flip_byte, place_of
 

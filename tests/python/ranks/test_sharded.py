@@ -6,8 +6,8 @@ from pathlib import Path
 
 import flashpack
 import pytest
-import ranks
-import sharded
+import rank_parts as sharded
+import rank_processes as ranks
 import torch
 
 BESIDE = 300 << 10  # footers, and small tensors that every rank has whole

@@ -28,7 +28,9 @@ def run(program: Callable[..., Any], size: int, *args: Any, **env: str) -> list[
     One process imports torch and this package, and forks the ranks: that is much quicker than many imports.
     """
     order = json.dumps([program.__module__, program.__name__, size, args])
-    done = python("-c", "import ranks, sys; ranks.launch(sys.argv[1])", order, env=environment(**env))
+    done = python(
+        "-c", "import rank_processes, sys; rank_processes.launch(sys.argv[1])", order, env=environment(**env)
+    )
     output = succeed(done)
     return json.loads(output.splitlines()[-1])
 
