@@ -7,13 +7,13 @@ use std::{
 
 use crate::{
     device::{
-        Device, HostBuffer,
+        Device,
         pool::{self, Pool},
         transfer,
     },
     error::{At, Error, ErrorKind, Result},
     format::Index,
-    io::{self, Files, Mapping, Route, Source, prefetch::prefetch, read::ChunkReader},
+    io::{self, Files, HostBuffer, Mapping, Route, Source, prefetch::prefetch, read::ChunkReader},
     model::Model,
     options::Environment,
     plan::{Memory, Mode, ReadPlan, Selection, Settings, Verify, View},

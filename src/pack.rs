@@ -13,8 +13,8 @@ use crate::{
     progress::Progress,
 };
 
-/// Small pieces are gathered up to this many bytes, larger ones written as they are.
-const GATHER_BYTES: usize = 1 << 20;
+/// Bytes digested at a time: those of a piece are still in the core's second-level cache when it is written.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// A FlashPack file in the making. Its caller provides the bytes of each of [`Packer::writes`] in that order.
 pub struct Packer<'a> {
@@ -25,7 +25,6 @@ pub struct Packer<'a> {
     missing: u64,
     position: u64,
     chunker: Chunker,
-    gathered: Vec<u8>,
     progress: Progress<'a>,
 }
 
@@ -46,8 +45,7 @@ impl<'a> Packer<'a> {
         let file = AtomicFile::create(destination, layout.payload_bytes())?;
         progress.start(layout.payload_bytes());
         let chunker = Chunker::new(Algorithm::default(), CHUNK_BYTES);
-        let mut this =
-            Self { file, layout, next: 0, missing: 0, position: 0, chunker, gathered: Vec::new(), progress };
+        let mut this = Self { file, layout, next: 0, missing: 0, position: 0, chunker, progress };
         this.begin_piece()?;
         Ok(this)
     }
@@ -75,7 +73,7 @@ impl<'a> Packer<'a> {
             if self.missing == 0 {
                 return Err(Error::new(ErrorKind::Internal, "more bytes than the layout has room for"));
             }
-            let take = bytes.len().min(usize::try_from(self.missing).unwrap_or(usize::MAX)).min(GATHER_BYTES);
+            let take = bytes.len().min(usize::try_from(self.missing).unwrap_or(usize::MAX)).min(PIECE_BYTES);
             let (now, rest) = bytes.split_at(take);
             self.put(now)?;
             self.missing -= take as u64;
@@ -102,9 +100,8 @@ impl<'a> Packer<'a> {
         self.pad_to(self.layout.payload_bytes())?;
         let index = self.layout.into_index(self.chunker.algorithm(), self.chunker.finish());
         let json = footer::render(&index);
-        self.gathered.extend_from_slice(json.as_bytes());
-        self.gathered.extend_from_slice(&footer::trailer(json.as_bytes()));
-        self.file.write(&self.gathered)?;
+        self.file.write(json.as_bytes())?;
+        self.file.write(&footer::trailer(json.as_bytes()))?;
         self.file.commit()
     }
 
@@ -126,18 +123,10 @@ impl<'a> Packer<'a> {
         Ok(())
     }
 
-    /// Digests and writes at most [`GATHER_BYTES`]: little enough for the write to find them in the cache.
+    /// Digests and writes at most [`PIECE_BYTES`].
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.chunker.update(bytes);
-        if self.gathered.len() + bytes.len() > GATHER_BYTES {
-            self.file.write(&self.gathered)?;
-            self.gathered.clear();
-        }
-        if bytes.len() >= GATHER_BYTES {
-            self.file.write(bytes)?;
-        } else {
-            self.gathered.extend_from_slice(bytes);
-        }
+        self.file.write(bytes)?;
         self.position += bytes.len() as u64;
         self.progress.advance(bytes.len() as u64)
     }

@@ -74,6 +74,42 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
     assert_eq!((directory.kind(), directory.errno()), (ErrorKind::Io, Some(21)));
 }
 
+/// Bytes that differ from those of every other place in a file of some MiB.
+fn bytes_from(offset: usize, len: usize) -> Vec<u8> {
+    (offset..offset + len).map(|place| (place * 2_654_435_761 >> 13).to_le_bytes()[0]).collect()
+}
+
+#[test]
+fn files_of_many_buffers_have_their_bytes_in_order() {
+    const STEPS: [usize; 5] = [1, 4096, 300_001, 5 << 20, 0];
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large");
+    let buffer = 4 << 20;
+    for total in [buffer - 1, buffer, buffer + 1, 2 * buffer, 9 * buffer + 4097] {
+        let mut file = AtomicFile::create(&path, total as u64).unwrap();
+        let mut steps = STEPS.iter().cycle();
+        let mut done = 0;
+        while done < total {
+            let step = (*steps.next().unwrap()).min(total - done);
+            file.write(&bytes_from(done, step)).unwrap();
+            done += step;
+        }
+        assert_eq!(file.commit().unwrap(), total as u64);
+        assert!(fs::read(&path).unwrap() == bytes_from(0, total), "{total} bytes");
+    }
+    assert_eq!(files_in(folder.path()), ["large"]);
+}
+
+#[test]
+fn a_large_file_that_is_given_up_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large");
+    let mut file = AtomicFile::create(&path, 0).unwrap();
+    file.write(&bytes_from(0, 30 << 20)).unwrap();
+    drop(file);
+    assert!(files_in(folder.path()).is_empty());
+}
+
 #[test]
 fn a_full_disk_is_an_io_error_before_and_while_writing() {
     let folder = tempfile::tempdir().unwrap();

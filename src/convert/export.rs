@@ -14,8 +14,8 @@ use crate::{
     verify::verify_source,
 };
 
-/// Bytes held in memory at a time.
-const BUFFER_BYTES: u64 = 8 << 20;
+/// Bytes held in memory at a time: still in the cache when they are written.
+const BUFFER_BYTES: u64 = 256 << 10;
 /// safetensors headers are padded with spaces to a multiple of this.
 const HEADER_ALIGN_BYTES: usize = 8;
 

@@ -21,8 +21,8 @@ use crate::{
     progress::Progress,
 };
 
-/// Bytes of a source held in memory at a time.
-const BUFFER_BYTES: u64 = 8 << 20;
+/// Bytes of a source held in memory at a time: they are still in the cache when they are digested and written.
+const BUFFER_BYTES: u64 = 256 << 10;
 
 /// A conversion to make.
 #[derive(Clone, Debug)]

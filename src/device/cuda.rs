@@ -15,8 +15,11 @@ use cudarc::driver::{
     sys::{self, CUevent_flags, CUresult},
 };
 
-use super::{Device, HostBuffer, Staging, fetch::ReadBack, pool::Pool};
-use crate::error::{Error, ErrorKind, Result};
+use super::{Device, Staging, fetch::ReadBack, pool::Pool};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    io::HostBuffer,
+};
 
 /// All staging buffers of this process.
 pub static PINNED: Pool<Pinned> = Pool::new(super::pool::LIMIT_BYTES);

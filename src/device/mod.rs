@@ -1,6 +1,5 @@
 //! Memory that loads fill: the host's, directly; a device's, through staging buffers and copies in the background.
 
-mod buffer;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod fetch;
@@ -10,8 +9,6 @@ pub mod transfer;
 use std::ops::Range;
 
 use crate::error::Result;
-
-pub use buffer::HostBuffer;
 
 /// Memory elsewhere, filled by copies that are queued and run while the host goes on.
 pub trait Device: Sync {

@@ -7,11 +7,10 @@ use std::{
 };
 
 use crate::{
-    device::HostBuffer,
     error::Result,
     format::checksum::{Algorithm, Hasher},
     io::{
-        Source,
+        HostBuffer, Source,
         read::{Work, run_threads},
     },
 };

@@ -1,5 +1,7 @@
 //! Bytes from files and to files: sources, mappings, the read engine, atomic replacement.
 
+mod behind;
+mod buffer;
 pub mod direct;
 pub mod file;
 pub mod files;
@@ -11,6 +13,7 @@ pub mod residency;
 mod source;
 pub mod write;
 
+pub use buffer::HostBuffer;
 pub use direct::Input;
 pub use file::FileSource;
 pub use files::Files;

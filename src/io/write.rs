@@ -3,11 +3,8 @@
 use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions, Permissions},
-    io::{self, Seek as _, Write as _},
-    os::{
-        fd::AsRawFd as _,
-        unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
-    },
+    io::{self, Seek as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU64, Ordering},
@@ -15,10 +12,11 @@ use std::{
 
 use rustix::fs::{FallocateFlags, OFlags};
 
-use crate::error::{Error, ErrorKind, IoContext, Result};
-
-/// Bytes written between two requests to bring them to disk. Without any, the disk idles until the final flush.
-const WRITEBACK_BYTES: u64 = 4 << 20;
+use super::behind::WriteBehind;
+use crate::{
+    error::{At as _, Error, ErrorKind, IoContext, Result},
+    options::Environment,
+};
 
 /// Every temporary file's name contains this, between the destination's name and a number unique to its writer.
 const TEMP_MARK: &str = ".flashpack-tmp-";
@@ -30,21 +28,22 @@ const TEMP_MARK: &str = ".flashpack-tmp-";
 /// exclusive lock, by which later writers tell files in the making from those of dead processes, and remove the latter.
 #[derive(Debug)]
 pub struct AtomicFile {
-    file: File,
+    bytes: WriteBehind,
     temp: PathBuf,
     destination: PathBuf,
-    /// Bytes written so far, and those of them that are on their way to the disk.
-    written: u64,
-    flushing: u64,
     committed: bool,
 }
 
 impl AtomicFile {
     /// Begins a file of about `expected_bytes` (reserved at once, so that a full disk shows before the work is done).
     ///
+    /// From a few MiB on it is written past the page cache, unless `FLASHPACK_DIRECT_IO=0` or the file system refuses.
+    ///
     /// # Errors
-    /// [`ErrorKind::Io`] if the folder cannot be written to or the disk is full.
+    /// [`ErrorKind::Io`] if the folder cannot be written to or the disk is full; [`ErrorKind::Argument`] for a malformed
+    /// environment variable.
     pub fn create(destination: &Path, expected_bytes: u64) -> Result<Self> {
+        let direct = Environment::read()?.direct_io.unwrap_or(true);
         let destination = follow_link(destination)?;
         refuse_irregular(&destination)?;
         let folder = folder_of(&destination);
@@ -59,12 +58,15 @@ impl AtomicFile {
             .custom_flags(OFlags::CLOEXEC.bits().cast_signed())
             .open(&temp)
             .during("cannot create a temporary file in its folder", &destination)?;
-        let this = Self { file, temp, destination, written: 0, flushing: 0, committed: false };
         // Without locks (some network file systems) abandoned files stay; nothing else depends on them.
-        let _ = this.file.try_lock();
+        let _ = file.try_lock();
+        let this = Self { bytes: WriteBehind::new(file, direct)?, temp, destination, committed: false };
         if let Ok(replaced) = fs::metadata(&this.destination) {
             let permissions = Permissions::from_mode(replaced.permissions().mode() & 0o7777);
-            this.file.set_permissions(permissions).during("cannot set the permissions of", &this.temp)?;
+            this.bytes
+                .file()
+                .set_permissions(permissions)
+                .during("cannot set the permissions of", &this.temp)?;
         }
         this.reserve(expected_bytes)?;
         Ok(this)
@@ -79,15 +81,9 @@ impl AtomicFile {
     /// Appends `bytes`.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`], naming the destination.
+    /// [`ErrorKind::Io`], naming the destination, perhaps for bytes that were appended before.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).during("cannot write", &self.destination)?;
-        self.written += bytes.len() as u64;
-        if self.written - self.flushing >= WRITEBACK_BYTES {
-            start_writeback(&self.file, self.flushing, self.written - self.flushing);
-            self.flushing = self.written;
-        }
-        Ok(())
+        self.bytes.write(bytes).at(&self.destination)
     }
 
     /// Makes the file durable and puts it in the destination's place; returns its length in bytes.
@@ -101,8 +97,9 @@ impl AtomicFile {
     /// or such a copy failed.
     pub fn commit(mut self) -> Result<u64> {
         let path = self.destination.clone();
-        let bytes = self.file.metadata().during("cannot stat", &path)?.len();
-        self.file.sync_all().during("cannot flush to disk", &path)?;
+        self.bytes.finish().at(&path)?;
+        let bytes = self.bytes.file().metadata().during("cannot stat", &path)?.len();
+        self.bytes.file().sync_all().during("cannot flush to disk", &path)?;
         match fs::rename(&self.temp, &path) {
             Err(error) if is_renaming_refused(&error) => {
                 self.copy_over().during("cannot copy over", &path)?;
@@ -121,11 +118,12 @@ impl AtomicFile {
         }
     }
 
-    fn copy_over(&mut self) -> io::Result<()> {
-        self.file.rewind()?;
+    fn copy_over(&self) -> io::Result<()> {
+        let mut written = self.bytes.file();
+        written.rewind()?;
         let mut destination =
             OpenOptions::new().write(true).create(true).truncate(true).open(&self.destination)?;
-        io::copy(&mut self.file, &mut destination)?;
+        io::copy(&mut written, &mut destination)?;
         destination.sync_all()
     }
 
@@ -134,7 +132,7 @@ impl AtomicFile {
         if bytes == 0 {
             return Ok(());
         }
-        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, bytes) {
+        match rustix::fs::fallocate(self.bytes.file(), FallocateFlags::KEEP_SIZE, 0, bytes) {
             Err(errno @ (rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT | rustix::io::Errno::FBIG)) => {
                 Err(Error::io(&format!("cannot reserve {bytes} bytes"), &errno.into()).at(&self.destination))
             }
@@ -148,20 +146,6 @@ impl Drop for AtomicFile {
         if !self.committed {
             let _ = fs::remove_file(&self.temp);
         }
-    }
-}
-
-/// Asks for a range to be brought to disk, and does not wait. That is only advice: what goes wrong, the final flush
-/// finds out.
-fn start_writeback(file: &File, offset: u64, bytes: u64) {
-    // SAFETY: takes a file that is open and three numbers, touches no memory of ours.
-    unsafe {
-        libc::sync_file_range(
-            file.as_raw_fd(),
-            offset.cast_signed(),
-            bytes.cast_signed(),
-            libc::SYNC_FILE_RANGE_WRITE,
-        );
     }
 }
 

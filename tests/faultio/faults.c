@@ -146,6 +146,10 @@ ssize_t write(int fd, const void* buffer, size_t bytes) {
   return act_on("write", fd, &bytes) ? -1 : REAL(write)(fd, buffer, bytes);
 }
 
+ssize_t pwrite64(int fd, const void* buffer, size_t bytes, off64_t offset) {
+  return act_on("write", fd, &bytes) ? -1 : REAL(pwrite64)(fd, buffer, bytes, offset);
+}
+
 int fsync(int fd) { return act_on("sync", fd, NULL) ? -1 : REAL(fsync)(fd); }
 
 int rename(const char* from, const char* to) {

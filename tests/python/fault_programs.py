@@ -214,8 +214,11 @@ def replacements(folder: Path) -> int:
     return total
 
 
+# Larger than all buffers that threads write from.
+LARGE = {"a": torch.arange(5 << 20, dtype=torch.float32), "b": torch.ones(3, 1 << 18)}
 SAVES: dict[str, Callable[[Path, Path], object]] = {
     "model.flashpack": lambda source, path: flashpack.pack_to_file(Model(2), path),  # noqa: ARG005
+    "large.flashpack": lambda source, path: flashpack.pack_to_file(LARGE, path),  # noqa: ARG005
     "converted.flashpack": lambda source, path: convert_to_flashpack(
         source.with_suffix(".safetensors"), path
     ),
@@ -269,14 +272,30 @@ def failing_writes(folder: Path) -> int:
 
 
 def short_writes(folder: Path) -> int:
-    """Writes take 5000 bytes at most, and one after the other is interrupted: the file is the same."""
+    """Writes take a part of what they are given, one after the other fails with EINTR: the same file."""
     total = 0
     for path, write, new in saves(folder):
-        for fault in at_every_call(f"write:0:s5000,write:N:e{errno.EINTR}", path.parent):
+        part = max(5000, len(new) // 20)
+        for fault in at_every_call(f"write:0:s{part},write:N:e{errno.EINTR}", path.parent):
             with fault:
                 write()
             assert path.read_bytes() == new
             total += fault.acts
+    return total
+
+
+def refused_direct_writes(folder: Path) -> int:
+    """O_DIRECT refused at any write of a large file: through the page cache then, the same file."""
+    path = folder / "out" / "model.flashpack"
+    flashpack.pack_to_file(LARGE, path)
+    new = path.read_bytes()
+    total = 0
+    for fault in at_every_call(f"write{os.O_DIRECT:x}:N:e{errno.EINVAL}", path.parent):
+        with fault:
+            flashpack.pack_to_file(LARGE, path)
+        assert path.read_bytes() == new
+        total += fault.acts
+    assert total >= len(new) >> 22, total
     return total
 
 
@@ -328,7 +347,7 @@ PROGRAMS = {
     program.__name__: program
     for program in (
         *(failing_reads, failing_maps, interrupted_reads, refused_direct_reads, truncations, replacements),
-        *(failing_writes, short_writes, refused_renames, killed_saves),
+        *(failing_writes, short_writes, refused_direct_writes, refused_renames, killed_saves),
     )
 }
 

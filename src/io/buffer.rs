@@ -62,7 +62,7 @@ impl HostBuffer {
     /// Lets no child process share the pages: a write after `fork` would give this process other pages than the ones
     /// that a device has been told of.
     #[cfg(feature = "cuda")]
-    pub(super) fn keep_from_children(&self) {
+    pub(crate) fn keep_from_children(&self) {
         // Advice, as above: a kernel that refuses it copies pinned pages for the child.
         let _ = self.map.advise(Advice::DontFork);
     }

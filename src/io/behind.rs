@@ -1,0 +1,231 @@
+//! Writing behind: threads bring full buffers to the disk while the next ones are filled.
+
+use std::{
+    fs::File,
+    io, mem,
+    os::{fd::AsRawFd as _, unix::fs::FileExt as _},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver, Sender},
+    },
+    thread::{self, JoinHandle},
+};
+
+use rustix::{fs::OFlags, io::Errno};
+
+use super::buffer::HostBuffer;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes that one request brings to the disk: two huge pages, which a disk takes in a few long pieces.
+const BUFFER_BYTES: usize = 4 << 20;
+/// Threads that write: one request keeps the disk busy while the other ends and the next begins.
+const WRITERS: usize = 2;
+/// Buffers of one file: one for each thread, one that is filled, and one that lies ready.
+const BUFFERS: usize = WRITERS + 2;
+
+/// The growing end of a file. Its errors are for whoever knows the file's name to add it.
+#[derive(Debug)]
+pub(super) struct WriteBehind {
+    target: Arc<Target>,
+    /// What comes next in the file, of which the first `filled` bytes are there.
+    buffer: HostBuffer,
+    filled: usize,
+    /// Where in the file the buffer begins.
+    offset: u64,
+    /// Buffers that were made so far.
+    made: usize,
+    /// From the first full buffer on, unless the system has no threads.
+    ring: Option<Ring>,
+}
+
+impl WriteBehind {
+    /// Writes to `file`, which is empty; past the page cache if `direct`, once there is a full buffer, and unless the
+    /// file system refuses.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Memory`].
+    pub(super) fn new(file: File, direct: bool) -> Result<Self> {
+        let target = Arc::new(Target { file, direct: AtomicBool::new(direct) });
+        Ok(Self { target, buffer: HostBuffer::new(BUFFER_BYTES)?, filled: 0, offset: 0, made: 1, ring: None })
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.target.file
+    }
+
+    /// Appends `bytes`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`], perhaps of bytes that were appended before; [`ErrorKind::Memory`].
+    pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            if self.filled == BUFFER_BYTES {
+                self.pass_on()?;
+            }
+            let (now, rest) = bytes.split_at(bytes.len().min(BUFFER_BYTES - self.filled));
+            self.buffer.as_mut_slice()[self.filled..][..now.len()].copy_from_slice(now);
+            self.filled += now.len();
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// Brings all bytes to the file, which is then like any other open one.
+    ///
+    /// # Errors
+    /// As [`WriteBehind::write`].
+    pub(super) fn finish(&mut self) -> Result<()> {
+        if let Some(ring) = self.ring.take() {
+            ring.finish()?;
+        }
+        self.target.leave_direct();
+        let rest = &self.buffer.as_slice()[..mem::take(&mut self.filled)];
+        self.target.file.write_all_at(rest, self.offset).map_err(cannot_write)
+    }
+
+    /// Hands the full buffer to a thread and takes another.
+    fn pass_on(&mut self) -> Result<()> {
+        if self.offset == 0 {
+            self.target.enter_direct();
+            self.ring = Ring::start(&self.target);
+        }
+        let offset = self.offset;
+        self.filled = 0;
+        self.offset += BUFFER_BYTES as u64;
+        let Some(ring) = &self.ring else {
+            return self.target.write(self.buffer.as_slice(), offset).map_err(cannot_write);
+        };
+        let next = if self.made < BUFFERS { HostBuffer::new(BUFFER_BYTES)? } else { ring.next_idle()? };
+        self.made = BUFFERS.min(self.made + 1);
+        ring.pass(mem::replace(&mut self.buffer, next), offset);
+        Ok(())
+    }
+}
+
+impl Drop for WriteBehind {
+    fn drop(&mut self) {
+        // Of a file that is given up nothing is written any more, and nobody asks what went wrong.
+        if let Some(ring) = self.ring.take() {
+            let _ = ring.finish();
+        }
+    }
+}
+
+/// The file, as all threads write to it.
+#[derive(Debug)]
+struct Target {
+    file: File,
+    /// Past the page cache: bytes that only pass through would push out others, and flushing them takes longer.
+    direct: AtomicBool,
+}
+
+impl Target {
+    fn enter_direct(&self) {
+        if self.direct.load(Ordering::Relaxed) && self.set_direct(true).is_err() {
+            self.direct.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn leave_direct(&self) {
+        if self.direct.swap(false, Ordering::Relaxed) {
+            // What a system call set, the same one clears.
+            let _ = self.set_direct(false);
+        }
+    }
+
+    fn set_direct(&self, direct: bool) -> rustix::io::Result<()> {
+        let mut flags = rustix::fs::fcntl_getfl(&self.file)?;
+        flags.set(OFlags::DIRECT, direct);
+        rustix::fs::fcntl_setfl(&self.file, flags)
+    }
+
+    /// Writes a whole buffer.
+    fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if self.direct.load(Ordering::Relaxed) {
+            match self.file.write_all_at(bytes, offset) {
+                // Refused only now, or after a part that no direct write can go on from.
+                Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+                    self.leave_direct()
+                }
+                written => return written,
+            }
+        }
+        self.file.write_all_at(bytes, offset)?;
+        start_writeback(&self.file, offset, bytes.len() as u64);
+        Ok(())
+    }
+}
+
+/// Threads, and the ways of buffers to them and back.
+#[derive(Debug)]
+struct Ring {
+    full: Sender<(HostBuffer, u64)>,
+    idle: Receiver<io::Result<HostBuffer>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Ring {
+    /// None if the system has no thread left.
+    fn start(target: &Arc<Target>) -> Option<Self> {
+        let (full, to_write) = mpsc::channel::<(HostBuffer, u64)>();
+        let (written, idle) = mpsc::channel();
+        let to_write = Arc::new(Mutex::new(to_write));
+        let start = |number| {
+            let (target, to_write, written) = (Arc::clone(target), Arc::clone(&to_write), written.clone());
+            let work = move || {
+                let next = || to_write.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                while let Ok((buffer, offset)) = next() {
+                    let outcome = target.write(buffer.as_slice(), offset).map(|()| buffer);
+                    let failed = outcome.is_err();
+                    if written.send(outcome).is_err() || failed {
+                        return;
+                    }
+                }
+            };
+            thread::Builder::new().name(format!("flashpack-write-{number}")).spawn(work).ok()
+        };
+        let threads: Vec<_> = (0..WRITERS).map_while(start).collect();
+        (!threads.is_empty()).then_some(Self { full, idle, threads })
+    }
+
+    fn pass(&self, buffer: HostBuffer, offset: u64) {
+        // Where no thread is left to take it, each has left its error among the idle buffers.
+        let _ = self.full.send((buffer, offset));
+    }
+
+    fn next_idle(&self) -> Result<HostBuffer> {
+        self.idle.recv().map_err(|_| panicked())?.map_err(cannot_write)
+    }
+
+    /// Waits for all that was passed.
+    fn finish(self) -> Result<()> {
+        drop(self.full);
+        for thread in self.threads {
+            thread.join().map_err(|_| panicked())?;
+        }
+        self.idle.iter().try_for_each(|outcome| outcome.map(drop).map_err(cannot_write))
+    }
+}
+
+fn cannot_write(error: io::Error) -> Error {
+    Error::io("cannot write", &error)
+}
+
+fn panicked() -> Error {
+    Error::new(ErrorKind::Internal, "a writer thread panicked")
+}
+
+/// Asks for a range to be brought to disk, and does not wait: the disk would idle until the final flush. That is only
+/// advice; what goes wrong, the flush finds out.
+fn start_writeback(file: &File, offset: u64, bytes: u64) {
+    // SAFETY: takes a file that is open and three numbers, touches no memory of ours.
+    unsafe {
+        libc::sync_file_range(
+            file.as_raw_fd(),
+            offset.cast_signed(),
+            bytes.cast_signed(),
+            libc::SYNC_FILE_RANGE_WRITE,
+        );
+    }
+}
