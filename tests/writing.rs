@@ -76,7 +76,7 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
 
 /// Bytes that differ from those of every other place in a file of some MiB.
 fn bytes_from(offset: usize, len: usize) -> Vec<u8> {
-    (offset..offset + len).map(|place| (place * 2_654_435_761 >> 13).to_le_bytes()[0]).collect()
+    (offset..offset + len).map(|place| ((place * 2_654_435_761) >> 13).to_le_bytes()[0]).collect()
 }
 
 #[test]

@@ -35,6 +35,8 @@ pub(super) struct WriteBehind {
     offset: u64,
     /// Buffers that were made so far.
     made: usize,
+    /// A write failed: the file has a gap.
+    broken: bool,
     /// From the first full buffer on, unless the system has no threads.
     ring: Option<Ring>,
 }
@@ -47,7 +49,15 @@ impl WriteBehind {
     /// [`ErrorKind::Memory`].
     pub(super) fn new(file: File, direct: bool) -> Result<Self> {
         let target = Arc::new(Target { file, direct: AtomicBool::new(direct) });
-        Ok(Self { target, buffer: HostBuffer::new(BUFFER_BYTES)?, filled: 0, offset: 0, made: 1, ring: None })
+        Ok(Self {
+            target,
+            buffer: HostBuffer::new(BUFFER_BYTES)?,
+            filled: 0,
+            offset: 0,
+            made: 1,
+            broken: false,
+            ring: None,
+        })
     }
 
     pub(super) fn file(&self) -> &File {
@@ -58,7 +68,11 @@ impl WriteBehind {
     ///
     /// # Errors
     /// [`ErrorKind::Io`], perhaps of bytes that were appended before; [`ErrorKind::Memory`].
-    pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.append(bytes).inspect_err(|_| self.broken = true)
+    }
+
+    fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             if self.filled == BUFFER_BYTES {
                 self.pass_on()?;
@@ -74,14 +88,17 @@ impl WriteBehind {
     /// Brings all bytes to the file, which is then like any other open one.
     ///
     /// # Errors
-    /// As [`WriteBehind::write`].
+    /// As [`WriteBehind::write`]; [`ErrorKind::Internal`] after an error of that.
     pub(super) fn finish(&mut self) -> Result<()> {
+        if self.broken {
+            return Err(Error::new(ErrorKind::Internal, "bytes of a failed write are missing"));
+        }
         if let Some(ring) = self.ring.take() {
             ring.finish()?;
         }
         self.target.leave_direct();
         let rest = &self.buffer.as_slice()[..mem::take(&mut self.filled)];
-        self.target.file.write_all_at(rest, self.offset).map_err(cannot_write)
+        self.target.write(rest, self.offset)
     }
 
     /// Hands the full buffer to a thread and takes another.
@@ -94,7 +111,7 @@ impl WriteBehind {
         self.filled = 0;
         self.offset += BUFFER_BYTES as u64;
         let Some(ring) = &self.ring else {
-            return self.target.write(self.buffer.as_slice(), offset).map_err(cannot_write);
+            return self.target.write(self.buffer.as_slice(), offset);
         };
         let next = if self.made < BUFFERS { HostBuffer::new(BUFFER_BYTES)? } else { ring.next_idle()? };
         self.made = BUFFERS.min(self.made + 1);
@@ -140,13 +157,16 @@ impl Target {
         rustix::fs::fcntl_setfl(&self.file, flags)
     }
 
-    /// Writes a whole buffer.
-    fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.write_either_way(bytes, offset).map_err(|error| Error::io("cannot write", &error))
+    }
+
+    fn write_either_way(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         if self.direct.load(Ordering::Relaxed) {
             match self.file.write_all_at(bytes, offset) {
                 // Refused only now, or after a part that no direct write can go on from.
                 Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
-                    self.leave_direct()
+                    self.leave_direct();
                 }
                 written => return written,
             }
@@ -161,7 +181,7 @@ impl Target {
 #[derive(Debug)]
 struct Ring {
     full: Sender<(HostBuffer, u64)>,
-    idle: Receiver<io::Result<HostBuffer>>,
+    idle: Receiver<Result<HostBuffer>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -195,7 +215,7 @@ impl Ring {
     }
 
     fn next_idle(&self) -> Result<HostBuffer> {
-        self.idle.recv().map_err(|_| panicked())?.map_err(cannot_write)
+        self.idle.recv().map_err(|_| panicked())?
     }
 
     /// Waits for all that was passed.
@@ -204,12 +224,8 @@ impl Ring {
         for thread in self.threads {
             thread.join().map_err(|_| panicked())?;
         }
-        self.idle.iter().try_for_each(|outcome| outcome.map(drop).map_err(cannot_write))
+        self.idle.iter().try_for_each(|outcome| outcome.map(drop))
     }
-}
-
-fn cannot_write(error: io::Error) -> Error {
-    Error::io("cannot write", &error)
 }
 
 fn panicked() -> Error {
