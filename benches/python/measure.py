@@ -99,6 +99,11 @@ def measured(work: Callable[[], T]) -> tuple[T, dict[str, float]]:
     }
 
 
+def same_bytes(one: int, other: int, size: int) -> bool:
+    """Whether `size` bytes at two addresses are the same."""
+    return bool(_libc.memcmp(ctypes.c_void_p(one), ctypes.c_void_p(other), ctypes.c_size_t(size)) == 0)
+
+
 def touch(tensors: Iterable[Tensor]) -> None:
     """Read a byte of every page of the tensors, as their first use would."""
     import torch

@@ -22,28 +22,41 @@ COLUMNS = (
 )
 
 
-def write(folder: Path, rows: list[Row], command: str, files: Path) -> Path:
-    """A row for each run; lines that start with # say where, when and how, with which releases."""
-    import flashpack
-    import torch
+class Results:
+    """Today's CSV: a row for each run; lines that start with # say where, when and how, with which releases.
 
-    now = datetime.datetime.now(datetime.timezone.utc)
-    pinned = [name for name, peer in peers.PEERS.items() if peer.requirements]
-    about = {
-        "date": now.isoformat(timespec="seconds"),
-        "command": command,
-        **machine.describe(files),
-        "versions": "; ".join([f"flashpack {flashpack.__version__}", f"torch {torch.__version__}", *pinned]),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"python-{now.date().isoformat()}.csv"
-    with path.open("w", newline="") as file:
-        file.writelines(f"# {name}: {value}\n" for name, value in about.items())
-        table = csv.DictWriter(file, COLUMNS)
-        table.writeheader()
-        for row in rows:
-            table.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    return path
+    Runs of other models and groups of that day, machine and releases stay in it: all together take hours.
+    """
+
+    def __init__(self, folder: Path, command: str, files: Path) -> None:
+        import flashpack
+        import torch
+
+        pinned = [name for name, peer in peers.PEERS.items() if peer.requirements]
+        releases = [f"flashpack {flashpack.__version__}", f"torch {torch.__version__}", *pinned]
+        now = datetime.datetime.now(datetime.timezone.utc)
+        self._about = {**machine.describe(files), "versions": "; ".join(releases)}
+        self._runs = [("date", now.isoformat(timespec="seconds")), ("command", command)]
+        self._path = folder / f"python-{now.date().isoformat()}.csv"
+        self._earlier: list[Row] = []
+        if self._path.exists():
+            lines = self._path.read_text().splitlines()
+            about = [(name[2:], value) for name, _, value in (line.partition(": ") for line in lines)]
+            if set(self._about.items()) <= set(about):
+                self._earlier = read(self._path)
+                self._runs = [each for each in about if each[0] in ("date", "command")] + self._runs
+
+    def write(self, rows: list[Row]) -> Path:
+        again = {(row["model"], row["group"]) for row in rows}
+        kept = [row for row in self._earlier if (row["model"], row["group"]) not in again]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("w", newline="") as file:
+            file.writelines(f"# {name}: {value}\n" for name, value in [*self._runs, *self._about.items()])
+            table = csv.DictWriter(file, COLUMNS)
+            table.writeheader()
+            for row in [*kept, *rows]:
+                table.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        return self._path
 
 
 def read(path: Path) -> list[Row]:

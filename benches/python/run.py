@@ -45,11 +45,17 @@ def main() -> None:
     cases = list(selected(arguments))
     folders = {name: built(name, arguments.scale) for name in arguments.models}
     bench = Bench(arguments.scale, folders)
-    rows = bench.check(cases)
     command = shlex.join(["python", "benches/python/run.py", *sys.argv[1:]])
-    path = report.write(arguments.out, rows, command, BUILD)
-    for rows in bench.time(cases, arguments.rounds) if arguments.rounds else []:
-        report.write(path.parent, rows, command, BUILD)  # what was measured stays if a later run is stopped
+    results = report.Results(arguments.out, command, BUILD)
+    rows: list[Row] = []
+    for model in arguments.models:
+        of_model = [case for case in cases if case.model == model]
+        costs = bench.check(of_model)
+        rows += [] if arguments.rounds else costs
+        for timed in bench.time(of_model, arguments.rounds):
+            rows += timed
+            results.write(rows)  # stays if the rest is stopped
+    path = results.write(rows)
     report.show(rows)
     print(f"\n{path}")
     draw(path)
@@ -129,11 +135,11 @@ class Bench:
         return rows
 
     def time(self, cases: list[Case], rounds: int) -> Iterator[list[Row]]:
-        """All rows so far, after each group."""
-        rows: list[Row] = []
+        """The rows of each group in a state of the page cache, as they become known."""
         for place in dict.fromkeys((case.model, case.group, case.state) for case in cases):
             say("timing " + ", ".join(place))
             group = [case for case in cases if (case.model, case.group, case.state) == place]
+            rows: list[Row] = []
             for number in range(rounds):
                 first = number * len(group) // rounds  # nobody always runs behind the same neighbour
                 rows += [self.timed(case, number) for case in group[first:] + group[:first]]
