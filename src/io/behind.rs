@@ -19,8 +19,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes that one request brings to the disk: two huge pages, which a disk takes in a few long pieces.
 const BUFFER_BYTES: usize = 4 << 20;
-/// Threads that write: one request keeps the disk busy while the other ends and the next begins.
-const WRITERS: usize = 2;
+/// Threads that write, and so requests that a disk has at a time: two keep it busy, several disks together take more.
+const WRITERS: usize = 4;
 /// Buffers of one file: one for each thread, one that is filled, and one that lies ready.
 const BUFFERS: usize = WRITERS + 2;
 
@@ -42,7 +42,7 @@ pub(super) struct WriteBehind {
 }
 
 impl WriteBehind {
-    /// Writes to `file`, which is empty; past the page cache if `direct`, once there is a full buffer, and unless the
+    /// Writes to `file` from its start; past the page cache if `direct`, once there is a full buffer, and unless the
     /// file system refuses.
     ///
     /// # Errors
@@ -98,7 +98,8 @@ impl WriteBehind {
         }
         self.target.leave_direct();
         let rest = &self.buffer.as_slice()[..mem::take(&mut self.filled)];
-        self.target.write(rest, self.offset)
+        self.target.write(rest, self.offset)?;
+        self.target.set_len(self.offset + rest.len() as u64)
     }
 
     /// Hands the full buffer to a thread and takes another.
@@ -159,6 +160,11 @@ impl Target {
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.write_either_way(bytes, offset).map_err(|error| Error::io("cannot write", &error))
+    }
+
+    /// Ends the file there: it may have been longer when its space was reserved.
+    fn set_len(&self, bytes: u64) -> Result<()> {
+        self.file.set_len(bytes).map_err(|error| Error::io("cannot set the length", &error))
     }
 
     fn write_either_way(&self, bytes: &[u8], offset: u64) -> io::Result<()> {

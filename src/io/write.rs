@@ -127,12 +127,13 @@ impl AtomicFile {
         destination.sync_all()
     }
 
-    /// Reserves disk blocks without changing the length. File systems that cannot reserve are written to as they are.
+    /// Reserves disk blocks, and the length: several direct writes run at a time only within it. File systems that
+    /// cannot reserve are written to as they are.
     fn reserve(&self, bytes: u64) -> Result<()> {
         if bytes == 0 {
             return Ok(());
         }
-        match rustix::fs::fallocate(self.bytes.file(), FallocateFlags::KEEP_SIZE, 0, bytes) {
+        match rustix::fs::fallocate(self.bytes.file(), FallocateFlags::empty(), 0, bytes) {
             Err(errno @ (rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT | rustix::io::Errno::FBIG)) => {
                 Err(Error::io(&format!("cannot reserve {bytes} bytes"), &errno.into()).at(&self.destination))
             }
