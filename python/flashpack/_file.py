@@ -56,15 +56,15 @@ class _Source:
 
     def read(self, name: str, cuts: Cuts) -> Tensor | None:
         """That part of a tensor; None if another file has taken the path meanwhile."""
-        if _identity(self.path) != self.identity:
+        if file_identity(self.path) != self.identity:
             return None
         loaded = load_tensors(
             self.path, self.device, names=[name], slices={name: cuts}, eager=True, verify=self.verify
         )
-        return loaded[name] if _identity(self.path) == self.identity else None
+        return loaded[name] if file_identity(self.path) == self.identity else None
 
 
-def _identity(path: str) -> tuple[int, ...]:
+def file_identity(path: str) -> tuple[int, ...]:
     """What changes when a file of the model is replaced or written to; nothing if one is gone."""
     try:
         states = [Path(file).stat() for file in path.split(SEPARATOR)]
@@ -93,7 +93,7 @@ class FlashPackFile:
             lambda: (
                 load_tensors(self._path, torch.device("cpu"), eager=False, verify=verify),
                 read_index(self._path),
-                _identity(self._path),
+                file_identity(self._path),
             ),
         )
         self._metadata: dict[str, str] = footer.get("metadata", {})

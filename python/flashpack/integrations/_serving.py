@@ -1,0 +1,112 @@
+"""What serving engines load: a checkpoint's tensors in turn, in little memory beside the engine's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._errors import FlashPackError
+from .._file import file_identity
+from .._footer import read_index, records_of
+from .._load import load_tensors
+from .._model_folder import SUFFIX
+from .._paths import SEPARATOR, StrPath
+from .._ranks import world_size_of
+from .._shards import INDEX_SUFFIX, split
+from .._sources import find_weights_file, shards_of
+from ._hub import HubOptions, fetch
+
+# What is read at a time where tensors are not mapped: large beside the cost of a load (about a millisecond),
+# small beside the memory that engines leave free.
+WINDOW_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """What an engine's --model-loader-extra-config may say.
+
+    `mapped`: hand out mappings of the files, of which only what an engine takes is read, instead of reading
+    all of them to the device; None: on a CUDA device read, if this process is the only rank.
+    `verify`: check checksums; None: of what is not mapped.
+    """
+
+    mapped: bool | None = None
+    verify: bool | None = None
+
+    @classmethod
+    def take(cls, given: Any) -> ServingOptions:
+        """The options in `given`, a mapping or nothing. Raises ValueError for others, and other values."""
+        names = [field.name for field in fields(cls)]
+        if not isinstance(given or {}, Mapping):
+            raise ValueError(f"the loader's extra config must be a mapping, not {type(given).__name__}")
+        arguments = dict(given or {})
+        unknown = sorted(arguments.keys() - set(names))
+        if unknown:
+            raise ValueError(f"unknown in the loader's extra config: {unknown}; there are {names}")
+        for name, value in arguments.items():
+            if value is not None and not isinstance(value, bool):
+                raise ValueError(f"{name} in the loader's extra config must be true or false, not {value!r}")
+        return cls(**arguments)
+
+    def maps(self, device: torch.device) -> bool:
+        """Whether tensors for `device` are mapped.
+
+        Of several ranks each takes a part that only the engine knows: of a mapping no more than that is read.
+        """
+        if self.mapped is not None:
+            return self.mapped
+        return device.type != "cuda" or torch.version.cuda is None or world_size_of() > 1
+
+
+def find_checkpoint(source: StrPath, hub: HubOptions) -> Path:
+    """The FlashPack file of a folder or a repository, or the index of its shards.
+
+    Raises FileNotFoundError when there is none, ValueError when there are several, and what `fetch` raises.
+    """
+    folder = fetch(source, hub, [f"*{SUFFIX}", f"*{SUFFIX}{INDEX_SUFFIX}"])
+    return find_weights_file(folder, None, [SUFFIX])
+
+
+def checkpoint_tensors(
+    path: Path,
+    device: torch.device,
+    options: ServingOptions,
+    wanted: Callable[[str], bool] = lambda _: True,
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of all that is `wanted` of a file, or of the shards of an index.
+
+    Tensors are mapped, or on `device`. Those that are read come in windows of WINDOW_BYTES, or of one tensor
+    that is larger: there are never more than two, if the receiver drops what it has been handed.
+
+    Raises what `load_file` raises, and FlashPackError for files that are replaced meanwhile.
+    """
+    if options.maps(device):
+        tensors = load_tensors(str(path), torch.device("cpu"), verify=options.verify)
+        yield from ((name, tensor) for name, tensor in _given_away(tensors) if wanted(name))
+        return
+    shards = shards_of(path) if path.name.endswith(INDEX_SUFFIX) else {}
+    watched = SEPARATOR.join(map(str, [path, *(path.with_name(name) for name in {*shards.values()})]))
+    before = file_identity(watched)
+    sizes: dict[Path, dict[str, int]] = {}
+    for name, shape, dtype in records_of(read_index(str(path))):  # which refuses shards of different saves
+        if wanted(name):
+            file = path.with_name(shards[name]) if shards else path
+            sizes.setdefault(file, {})[name] = math.prod(shape) * getattr(torch, dtype).itemsize
+    for file, held in sizes.items():
+        for window in split(held, WINDOW_BYTES):
+            tensors = load_tensors(str(file), device, names=window, eager=True, verify=options.verify)
+            if file_identity(watched) != before:
+                raise FlashPackError(f"{path}: other files have taken its place while it was loaded")
+            yield from _given_away(tensors)
+
+
+def _given_away(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The items, none of which is held here once it is handed out."""
+    for name in list(tensors):
+        yield name, tensors.pop(name)
