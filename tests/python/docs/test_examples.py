@@ -1,4 +1,4 @@
-"""The programs of examples/, run: TorchScript from Python and from C++, the Rust crate."""
+"""The programs of examples/, run: TorchScript from Python and from C++, AOTInductor, the Rust crate."""
 
 from __future__ import annotations
 
@@ -54,3 +54,9 @@ def test_the_crate_reads_what_python_wrote(tmp_path: Path) -> None:
         "weight: float32 [3, 2], begins [00, 00, 80, 3f]",
         "step: int64 [], begins [fd, 08, 00, 00]",
     ]
+
+
+def test_a_compiled_package_takes_its_weights_from_files(tmp_path: Path) -> None:
+    printed = succeed(python("-W", "ignore", EXAMPLES / "aotinductor.py", tmp_path)).splitlines()
+    assert [line.split()[0] for line in printed] == ["first", "second"]
+    assert printed[0].split()[1:] != printed[1].split()[1:]
