@@ -169,13 +169,6 @@ def test_convert_subfolder_and_variant(tmp_path: Path, path: Path) -> None:
         assert flashpack.load_file(path)["a"].tolist() == [expected] * 3
 
 
-@pytest.mark.parametrize("library", ["transformers", "diffusers"])
-def test_convert_by_a_library_needs_a_configuration(source: Path, path: Path, library: str) -> None:
-    result = run("convert", source.parent, path, f"--use-{library}")
-    assert_failure(result, source.parent / "config.json", f"names no {library} class")
-    assert not path.exists()
-
-
 def test_convert_by_two_libraries_is_refused(source: Path, path: Path) -> None:
     result = run("convert", source.parent, path, "--use-transformers", "--use-diffusers")
     assert_failure(result, "use_transformers and use_diffusers exclude each other")

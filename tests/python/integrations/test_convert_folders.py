@@ -403,3 +403,13 @@ def test_quantised_checkpoints(tmp_path: Path, make: Callable[[], dict[str, Tens
     with safe_open(back, framework="pt") as file:
         assert file.metadata() == expected
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == config
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_library_needs_a_configuration(tmp_path: Path, library: str) -> None:
+    save_file({"a": torch.ones(3)}, tmp_path / "model.safetensors")
+    destination = tmp_path / "model.flashpack"
+    result = CliRunner().invoke(main, ["convert", str(tmp_path), str(destination), f"--use-{library}"])
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'config.json'}: names no {library} class" in result.output
+    assert not destination.exists()

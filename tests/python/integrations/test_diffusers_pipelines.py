@@ -23,7 +23,7 @@ from diffusers import (
 from diffusers.configuration_utils import register_to_config
 from flashpack import ChecksumError
 from flashpack.integrations.diffusers import FlashPackDiffusersModelMixin, FlashPackDiffusionPipeline
-from helpers import assert_same, flip_byte, listing, place_of, read_footer
+from helpers import assert_same, flip_byte, listing, place_of, read_footer, run_python
 from peft import LoraConfig
 from tiny_pipelines import picture, states
 from torch import nn
@@ -343,3 +343,18 @@ def test_diffusers_own_support_works(pipeline: Any, image: Any, tmp_path: Path) 
     assert np.allclose(picture(loaded), image, atol=1e-5)
     ours = FlashPackStableDiffusion.from_pretrained_flashpack(tmp_path)
     assert_same(states(ours), states(pipeline))
+
+
+def test_a_pipeline_imports_only_the_libraries_it_is_for(tmp_path: Path) -> None:
+    """What `model_index.json` names is looked up where the program has imported it, and not run."""
+    (tmp_path / "trap.py").write_text("class Trap: pass\n")
+    printed = run_python(
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from flashpack.integrations.diffusers._classes import exact_class\n"
+        "assert exact_class('trap', 'Trap') is None and 'trap' not in sys.modules\n"
+        "import trap\n"
+        "assert exact_class('trap', 'Trap') is trap.Trap\n"
+        "print(exact_class('diffusers', 'UNet2DModel').__name__)",
+        tmp_path,
+    )
+    assert printed == "UNet2DModel"
