@@ -13,6 +13,7 @@ PORTABLE = PATH="$(abspath $(BIN)):$$PATH" FLASHPACK_PORTABLE=$(MACHINE)
 WHEEL = dist/flashpack-*-py3-none-manylinux_2_28_$(MACHINE).whl
 MATRIX = $(BIN)/python tests/matrix.py $(WHEEL)
 TCH ?= .venv-tch
+SGLANG ?= .venv-sglang
 VLLM ?= .venv-vllm
 CLIPPY = cargo clippy --quiet --all-targets
 # cargo's tools, of these versions; the compiler's unstable sanitizers need no other compiler than the stable one.
@@ -28,7 +29,7 @@ MIRI := nightly-2026-05-20
 MODELS := RUSTFLAGS='--cfg shuttle' cargo test --quiet --target-dir target/shuttle --test interleavings
 
 .PHONY: help build test lint fmt demo fuzz fuzzbuild models valgrind miri audit mutations bench reliability
-.PHONY: wheel wheel-test oldest matrix sdist tch vllm docs clean
+.PHONY: wheel wheel-test oldest matrix sdist tch sglang vllm docs clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -132,6 +133,12 @@ tch: ## test the crate's feature tch, in an environment of its own with the torc
 	PATH="$(abspath $(TCH))/bin:$$PATH" LIBTORCH_USE_PYTORCH=1 LD_LIBRARY_PATH="$$($(TCH)/bin/python -c \
 		'import torch; print(torch.__path__[0])')/lib" cargo test --features tch --test tch
 
+sglang: build $(SGLANG)/.ready ## test the loader of SGLang, in an environment of its own (10 GB)
+	rm -rf target/sglang
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir target/sglang .
+	$(SGLANG)/bin/python -m pip install --quiet --no-deps --force-reinstall target/sglang/*.whl
+	$(SGLANG)/bin/python -m pytest tests/serving/test_sglang.py
+
 vllm: build $(VLLM)/.ready ## test the loader of vLLM, in an environment of its own (9 GB)
 	rm -rf target/vllm
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir target/vllm .
@@ -161,6 +168,12 @@ $(VENV)/.wheel: $(VENV)/.tools
 
 $(VENV)/.docs: $(VENV)/.tools
 	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
+$(SGLANG)/.ready: pyproject.toml
+	test -x $(SGLANG)/bin/python || $(PYTHON) -m venv $(SGLANG)
+	$(SGLANG)/bin/python -m pip install --quiet pip==26.3
+	$(SGLANG)/bin/python -m pip install --quiet --group sglang
 	touch $@
 
 $(VLLM)/.ready: pyproject.toml
