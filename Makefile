@@ -28,7 +28,7 @@ VALGRIND_TESTS := conversion faults fixtures hardening properties transfer writi
 MIRI := nightly-2026-05-20
 MODELS := RUSTFLAGS='--cfg shuttle' cargo test --quiet --target-dir target/shuttle --test interleavings
 
-.PHONY: help build test lint fmt demo fuzz fuzzbuild models valgrind miri audit mutations bench reliability
+.PHONY: help build test lint fmt demo fuzz fuzzbuild models asan valgrind miri audit mutations bench reliability
 .PHONY: wheel wheel-test oldest matrix sdist tch sglang vllm docs clean
 
 help: ## list the tasks
@@ -76,6 +76,9 @@ fuzz-%: fuzzbuild
 
 models: ## try interleavings of the staging ring and the pool (MODEL_SCHEDULES of each)
 	$(MODELS) -- --nocapture
+
+asan: build ## run the Python tests of the package and the CUDA engine with AddressSanitizer; needs gcc's libasan
+	$(BIN)/python tests/asan.py
 
 valgrind: ## run Rust tests under valgrind's memcheck; needs valgrind
 	tests/valgrind.sh $(VALGRIND_TESTS)

@@ -30,7 +30,8 @@ def library() -> Path:
 
 def preloaded(**changes: str) -> dict[str, str]:
     """The environment of an interpreter in which faults can be armed."""
-    return environment(LD_PRELOAD=str(library()), **changes)
+    others = os.environ.get("LD_PRELOAD", "").split()
+    return environment(LD_PRELOAD=" ".join([*others, str(library())]), **changes)
 
 
 class Faults:

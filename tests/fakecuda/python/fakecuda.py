@@ -74,7 +74,7 @@ def environment(mode: str = "plain", devices: int = 1, **knobs: Knob) -> dict[st
         env[f"FAKECUDA_{name.upper()}"] = str(value)
     folder = library().parent
     preload = [entry for entry in env.get("LD_PRELOAD", "").split() if "libcudart" not in entry]
-    env["LD_PRELOAD"] = " ".join([str(library()), *preload])
+    env["LD_PRELOAD"] = " ".join([*preload, str(library())])  # sanitizers want to be the first
     # For what opens libcuda.so by name; LD_PRELOAD alone only serves libcuda.so.1.
     env["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [str(folder), env.get("LD_LIBRARY_PATH")]))
     env["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, sys.path)])
