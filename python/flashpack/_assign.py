@@ -16,8 +16,9 @@ from ._in_place import fill, fill_all
 from ._load import load_tensors
 from ._match import Match, check_dtypes, check_fit, match_tensors
 from ._options import LoadOptions
+from ._parallel import note_own_blocks
 from ._paths import read_one_version
-from ._ranks import Ranks, join, world_size_of
+from ._ranks import world_size_of
 from ._slots import find_slots
 from ._sources import ModelPath, model_path, shown_path
 from ._storage import FlashTensorStorage, iterate_from_flash_tensor, read_blocks
@@ -92,6 +93,7 @@ def assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match:
     if options.use_distributed_loading and world_size_of(options.world_size) > 1:
         return _assign_together(model, path, device, options)
     text = model_path(path)
+    note_own_blocks(model)
     slots = find_slots(model)
     if options.in_place and (filled := fill_all(text, slots, device, options)):
         return filled
@@ -123,11 +125,8 @@ def assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match:
 
 def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, options: LoadOptions) -> Match:
     """`assign` by all ranks: the model of each gets all weights, and only if those of all others do."""
-    device = join(device, options.rank, options.local_rank, options.world_size)
-    shown = str(path)
-    with Ranks(shown) as ranks:
-        file = load_together(path, device, options, ranks)
-        slots = find_slots(model)
+    with load_together(path, device, options) as file:
+        ranks, slots = file.ranks, find_slots(model)
 
         def check() -> Match:
             if options.in_place:
@@ -137,11 +136,9 @@ def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, op
                     "use_distributed_loading=True loads whole tensors: leave it out for DTensors, of which "
                     "each rank reads its own part"
                 )
-            return match_tensors(file.described(options.ignore), slots, options, shown)
+            return match_tensors(file.described(options.ignore), slots, options, str(path))
 
         match = ranks.agree(check)
-        if len(set(ranks.gather(lambda: tuple(match.slots)))) > 1:
-            raise ValueError(f"{shown}: the models of the ranks do not take the same tensors from it")
         keepsakes: dict[str, Any] = {}
         if options.keep_flash_ref_on_model:
             storage = FlashTensorStorage(file.blocks())
@@ -197,8 +194,15 @@ def _load(
                 f"{shown_path(path)}: keep_flash_ref_on_model=True: DTensors do not lie in whole blocks"
             )
         wanted = {name: slot.tensor for name, slot in match.slots.items()}
+        packed = {name: blocks for name, slot in match.slots.items() if (blocks := slot.blocks) is not None}
         return load_local(
-            path, wanted, device, eager=options.eager, verify=options.verify, silent=options.shown
+            path,
+            wanted,
+            device,
+            packed=packed,
+            eager=options.eager,
+            verify=options.verify,
+            silent=options.shown,
         )
     if options.keep_flash_ref_on_model:
         return _load_whole_blocks(path, device, options, keepsakes)

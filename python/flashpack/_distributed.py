@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,11 @@ from ._footer import Block, blocks_of, read_index, records_of
 from ._load import Device
 from ._names import is_ignored_tensor_name
 from ._options import SHARD_STRATEGIES, LoadOptions
-from ._paths import SEPARATOR
-from ._ranks import Ranks, join, world_size_of
-from ._sources import ModelPath, model_path
+from ._paths import SEPARATOR, identity_of
+from ._ranks import Ranks, join, own_device, world_size_of
+from ._sources import ModelPath, model_path, shown_path
 from ._storage import FlashTensorStorage, read_flashpack_file
-from ._windows import BROADCAST, CONTIGUOUS, PAGE_BYTES, Image, Window, plan_steps
+from ._windows import BROADCAST, CONTIGUOUS, PAGE_BYTES, Image, Range, Window, plan_steps
 from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 
 _DEFAULT_UNIT_BYTES = 1 << 20
@@ -51,10 +52,12 @@ def read_flashpack_file_distributed(
     """
     if world_size_of() == 1:
         return read_flashpack_file(path, device, chunk_bytes, num_streams, silent, metadata)
-    target = join(torch.device(device))
+    target = torch.device(device)
+    join(target)
     with Ranks(str(path)) as ranks:
+        own = ranks.agree(lambda: own_device(target))
         shared = SharedFile.open(
-            ranks, path, target, src=src, sharded=sharded, strategy=shard_strategy, footer=metadata
+            ranks, path, own, src=src, sharded=sharded, strategy=shard_strategy, footer=metadata
         )
         return FlashTensorStorage(shared.blocks()), shared.footer
 
@@ -82,6 +85,7 @@ class SharedFile:
 
     ranks: Ranks
     path: str
+    identity: tuple[int, ...]
     device: torch.device
     manner: _Manner
     verify: bool | None = None
@@ -111,9 +115,10 @@ class SharedFile:
             return _Manner.of(text, src, sharded, strategy, footer) if ranks.rank == src else None
 
         text = ranks.agree(lambda: model_path(path))
+        identity = identity_of(text)
         manner = ranks.gather(mine)[src]
         assert manner is not None
-        shared = cls(ranks, text, device, manner, verify, progress)
+        shared = cls(ranks, text, identity, device, manner, verify, progress)
         if manner.mode != BROADCAST:
             ranks.agree(shared._check_own_file)
         return shared
@@ -122,6 +127,10 @@ class SharedFile:
     def footer(self) -> dict[str, Any]:
         """The file's footer."""
         return self.manner.footer
+
+    @property
+    def _shown(self) -> str:
+        return shown_path(self.path)
 
     def described(self, ignore: Mapping[str, Iterable[str]]) -> dict[str, Tensor]:
         """The tensors that are not ignored, without data."""
@@ -150,23 +159,29 @@ class SharedFile:
         return [flat[part] for part in parts]
 
     def _read(self, parts: set[_Part]) -> dict[_Part, Tensor]:
-        end = max((part.start + part.bytes for part in map(_whole, blocks_of(self.footer))), default=0)
-        unit = _unit(self.footer)
-        # Between the payloads of several files there is nothing to read, so nothing is rounded there.
-        exact = SEPARATOR in self.path or self.path.endswith(".json")
-        ranges = ((part.start, part.start + part.bytes) for part in parts)
-        image = Image.of(ranges, 1 if exact else unit, end)
+        image = Image.of((part.range for part in parts), _unit(self.footer), self._whole())
         memory = self.ranks.agree(lambda: _allocate(image.bytes, self.device))
+        asked = self.ranks.gather(lambda: (image, self.device.type))
+        if any(other != asked[0] for other in asked):
+            raise ValueError(
+                f"{self._shown}: the ranks load different tensors from it, or to different kinds of device"
+            )
         steps = plan_steps(
             image.bytes,
             self.ranks.size,
             self.manner.mode,
             src=self.manner.src,
-            unit=unit,
+            unit=_unit(self.footer),
             window_bytes=self.manner.window_bytes,
         )
         self._carry_out(steps, image, memory)
         return self.ranks.agree(lambda: {part: part.of(image, memory) for part in parts})
+
+    def _whole(self) -> list[Range]:
+        """What can be read whole: the payload, or the blocks of several files, between which nothing is."""
+        blocks = sorted(_whole(block).range for block in blocks_of(self.footer) if block.length)
+        several = SEPARATOR in self.path or self.path.endswith(".json")
+        return blocks if several or not blocks else [(0, blocks[-1][1])]
 
     def _carry_out(self, steps: list[list[Window]], image: Image, memory: Tensor) -> None:
         """Read this rank's windows, and exchange all: those of a step travel while the next are read."""
@@ -187,13 +202,15 @@ class SharedFile:
                 pieces = list(image.pieces(window.start, window.stop))
                 into = [memory[start:stop] for _, start, stop in pieces]
                 _ops.read_payload(self.path, [place for place, *_ in pieces], into, verify=self.verify)
+                if identity_of(self.path) != self.identity:
+                    raise FlashPackError(f"{self._shown}: the file was replaced while it was loaded")
         if self.progress is not None:
             self.progress(max(window.stop for window in step), image.bytes)
 
     def _check_own_file(self) -> None:
         if read_index(self.path) != self.footer:
             raise FlashPackError(
-                f"{self.path}: rank {self.ranks.rank} has another file there than rank {self.manner.src}"
+                f"{self._shown}: rank {self.ranks.rank} has another file there than rank {self.manner.src}"
             )
 
 
@@ -204,6 +221,11 @@ class _Part:
     start: int
     bytes: int
     dtype: str
+
+    @property
+    def range(self) -> Range:
+        """Where in the file."""
+        return self.start, self.start + self.bytes
 
     def of(self, image: Image, memory: Tensor) -> Tensor:
         """These elements of an image that was read into `memory`, 1-D."""
@@ -225,17 +247,21 @@ def _whole(block: Block) -> _Part:
     return _part(block, 0, block.length)
 
 
-def load_together(path: ModelPath, device: torch.device, options: LoadOptions, ranks: Ranks) -> SharedFile:
-    """The file at `path`, as `options` say."""
-    return SharedFile.open(
-        ranks,
-        path,
-        device,
-        sharded=options.distributed_sharded,
-        strategy=options.distributed_shard_strategy,
-        verify=options.verify,
-        progress=options.progress,
-    )
+@contextmanager
+def load_together(path: ModelPath, device: torch.device, options: LoadOptions) -> Iterator[SharedFile]:
+    """The file at `path`, for all ranks as `options` say."""
+    join(device, options.rank, options.world_size)
+    with Ranks(str(path)) as ranks:
+        place = (options.rank, options.local_rank, options.world_size)
+        yield SharedFile.open(
+            ranks,
+            path,
+            ranks.agree(lambda: own_device(device, *place)),
+            sharded=options.distributed_sharded,
+            strategy=options.distributed_shard_strategy,
+            verify=options.verify,
+            progress=options.progress,
+        )
 
 
 def _strategy(asked: str | None) -> str:
@@ -275,5 +301,6 @@ def _allocate(size: int, device: torch.device) -> Tensor:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise MemoryError(f"{size} bytes of memory cannot be had: {error}") from error
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)

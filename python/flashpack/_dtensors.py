@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ._load import load_list
 from ._ops import Slice
+from ._packed import Blocks
 from ._progress import Silent
 
 if TYPE_CHECKING:
@@ -38,19 +39,21 @@ def load_local(
     wanted: Mapping[str, Tensor],
     device: torch.device,
     *,
+    packed: Mapping[str, Blocks],
     eager: bool | None,
     verify: bool | None,
     silent: Silent,
 ) -> dict[str, Tensor]:
     """For each DTensor in `wanted` this rank's part of the record of that name, for others the whole.
 
-    Only what the parts need is read. `path` holds records of these names and global shapes.
+    Only what the parts need is read. `path` holds records of these names and global shapes. `packed` are
+    those of which a rank holds a part of each block.
     """
     names: list[str] = []
     slices: list[Slice] = []
     layouts: dict[str, list[Runs]] = {}
     for name, tensor in wanted.items():
-        layouts[name] = layout = _runs(tensor) if is_dtensor(tensor) else []
+        layouts[name] = layout = _runs(tensor, packed.get(name)) if is_dtensor(tensor) else []
         for piece in itertools.product(*layout):
             slices += [
                 Slice(len(names), dim, start, stop)
@@ -72,26 +75,42 @@ def _assemble(counts: Sequence[int], pieces: Iterable[Tensor]) -> Tensor:
     return parts[0]
 
 
-def _runs(tensor: DTensor) -> list[Runs]:
+def _runs(tensor: DTensor, blocks: Blocks | None) -> list[Runs]:
     """The indices of each dimension that this rank holds, as runs of consecutive ones."""
     if not holds_elements(tensor):
         raise ValueError("a DTensor with partial sums has no part of its own")
-    return [
-        _runs_of_dim(tensor.device_mesh, tensor.placements, tuple(tensor.shape), dim)
-        for dim in range(tensor.dim())
-    ]
+    mesh, shape = tensor.device_mesh, tuple(tensor.shape)
+    runs = [_runs_of_dim(mesh, tensor.placements, shape, dim) for dim in range(tensor.dim())]
+    if blocks is not None:
+        if mesh.ndim > 1:
+            raise ValueError("a packed projection is read for one dimension of a mesh, not for several")
+        runs[blocks.dim] = blocks.runs(mesh.get_local_rank(), mesh.size())
+    return runs
 
 
 def _runs_of_dim(mesh: DeviceMesh, placements: Sequence[Placement], shape: Sequence[int], dim: int) -> Runs:
+    from torch.distributed.tensor import Shard
+
+    splits = [
+        (axis, placement)
+        for axis, placement in enumerate(placements)
+        if getattr(placement, "dim", None) in (dim, dim - len(shape))
+    ]
+    if any(type(placement) is not Shard for _, placement in splits):  # a subclass of it in some releases
+        return _listed_runs(mesh, dict(splits), shape, dim)
+    start, stop = 0, shape[dim]
+    for axis, _ in splits:  # as torch.chunk
+        chunk = -(-(stop - start) // mesh.size(axis))
+        start = min(start + chunk * mesh.get_local_rank(axis), stop)
+        stop = min(start + chunk, stop)
+    return [(start, stop)]
+
+
+def _listed_runs(mesh: DeviceMesh, splits: Mapping[int, Placement], shape: Sequence[int], dim: int) -> Runs:
+    """Of strided shards, which only torch itself knows how to nest."""
     from torch.distributed.tensor import Replicate, distribute_tensor
 
-    ours = [
-        placement if getattr(placement, "dim", None) in (dim, dim - len(shape)) else Replicate()
-        for placement in placements
-    ]
-    if all(placement.is_replicate() for placement in ours):
-        return [(0, shape[dim])]
-    # torch itself says which indices: it knows of uneven, strided and nested shards.
+    ours = [splits.get(axis, Replicate()) for axis in range(mesh.ndim)]
     along = [-1 if each == dim else 1 for each in range(len(shape))]
     numbers = torch.arange(shape[dim], dtype=torch.int32).view(along)
     held = distribute_tensor(numbers, mesh, ours, src_data_rank=None).to_local().flatten().tolist()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ._footer import read_index
 from ._load import Device, load_tensors
-from ._paths import SEPARATOR, read_one_version
+from ._paths import identity_of, read_one_version
 from ._slices import Cuts, part_of
 from ._sources import ModelPath, model_path, shown_path
 
@@ -56,21 +55,12 @@ class _Source:
 
     def read(self, name: str, cuts: Cuts) -> Tensor | None:
         """That part of a tensor; None if another file has taken the path meanwhile."""
-        if file_identity(self.path) != self.identity:
+        if identity_of(self.path) != self.identity:
             return None
         loaded = load_tensors(
             self.path, self.device, names=[name], slices={name: cuts}, eager=True, verify=self.verify
         )
-        return loaded[name] if file_identity(self.path) == self.identity else None
-
-
-def file_identity(path: str) -> tuple[int, ...]:
-    """What changes when a file of the model is replaced or written to; nothing if one is gone."""
-    try:
-        states = [Path(file).stat() for file in path.split(SEPARATOR)]
-    except OSError:
-        return ()
-    return tuple(number for it in states for number in (it.st_dev, it.st_ino, it.st_size, it.st_mtime_ns))
+        return loaded[name] if identity_of(self.path) == self.identity else None
 
 
 class FlashPackFile:
@@ -93,7 +83,7 @@ class FlashPackFile:
             lambda: (
                 load_tensors(self._path, torch.device("cpu"), eager=False, verify=verify),
                 read_index(self._path),
-                file_identity(self._path),
+                identity_of(self._path),
             ),
         )
         self._metadata: dict[str, str] = footer.get("metadata", {})

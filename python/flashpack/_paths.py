@@ -51,6 +51,15 @@ def read_one_version(path: str, read: Callable[[], T]) -> T:
                 return result
 
 
+def identity_of(path: str) -> tuple[int, ...]:
+    """What changes when a file of the model is replaced or written to; nothing if one is gone."""
+    try:
+        states = [Path(file).stat() for file in path.split(SEPARATOR)]
+    except OSError:
+        return ()
+    return tuple(number for it in states for number in (it.st_dev, it.st_ino, it.st_size, it.st_mtime_ns))
+
+
 def with_suffix(path: Path, old: Collection[str], new: str) -> Path:
     """`path` with its suffix swapped for `new` when it is one of `old`, else with `new` appended."""
     return path.with_suffix(new) if path.suffix.lower() in old else path.with_name(path.name + new)

@@ -6,6 +6,7 @@ import os
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -23,21 +24,25 @@ def world_size_of(world_size: int | None = None) -> int:
     return _environment("WORLD_SIZE", 1) if world_size is None else world_size
 
 
-def join(
-    device: torch.device,
-    rank: int | None = None,
-    local_rank: int | None = None,
-    world_size: int | None = None,
-) -> torch.device:
-    """Make a process group as torchrun's variables say if there is none; returns this rank's device.
-
-    Raises ValueError where `rank` or `world_size` are not those of the group that exists.
-    """
+def join(device: torch.device, rank: int | None = None, world_size: int | None = None) -> None:
+    """Make a process group as torchrun's variables say, if there is none."""
     if not dist.is_initialized():
         rank = _environment("RANK", 0) if rank is None else rank
         world_size = world_size_of(world_size)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method="env://", rank=rank, world_size=world_size)
+
+
+def own_device(
+    device: torch.device,
+    rank: int | None = None,
+    local_rank: int | None = None,
+    world_size: int | None = None,
+) -> torch.device:
+    """Where this rank loads to: of "cuda" the device of its local rank.
+
+    Raises ValueError where `rank` or `world_size` are not those of the process group.
+    """
     own = {"rank": (rank, dist.get_rank()), "world_size": (world_size, dist.get_world_size())}
     for name, (asked, actual) in own.items():
         if asked not in (None, actual):
@@ -45,30 +50,45 @@ def join(
     if device != torch.device("cuda"):
         return device
     if local_rank is None:
-        local_rank = _environment("LOCAL_RANK", torch.cuda.current_device())
-    return torch.device("cuda", local_rank)
+        local_rank = _environment("LOCAL_RANK", None)
+    return torch.device("cuda", torch.cuda.current_device() if local_rank is None else local_rank)
 
 
-def _environment(name: str, default: int) -> int:
-    text = os.environ.get(name, "").strip() or str(default)
+D = TypeVar("D", int, None)
+
+
+def _environment(name: str, default: D) -> int | D:
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
     try:
         return int(text)
     except ValueError:
         raise ValueError(f"{name} must be a whole number, not {text!r}") from None
 
 
+def _timeout() -> timedelta | None:
+    """How long the process group's user lets ranks wait for one another, if its backend tells."""
+    world: Any = dist.group.WORLD
+    with suppress(AttributeError, RuntimeError):
+        timeout: timedelta = world._get_backend(world._device_types[0]).options._timeout
+        return timeout
+    return None
+
+
 class Ranks:
     """All ranks, for one load. Every method is called by all of them, in the same order.
 
     Messages go over a gloo group of their own, which ends with the load: when a rank is lost or gives up, its
-    connections close, and whoever waits for it gets an error at once.
+    connections close, and whoever waits for it gets an error at once. A rank that only stands still is waited
+    for as long as in the user's own group.
     """
 
     def __init__(self, path: str) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         self._path = path
-        self._group: Any = dist.new_group(backend="gloo")
+        self._group: Any = dist.new_group(backend="gloo", timeout=_timeout())
 
     def __enter__(self) -> Ranks:
         return self

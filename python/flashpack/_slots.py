@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ._dtensors import holds_elements, is_dtensor
+from ._packed import Blocks, noted_blocks
 from ._tensors import has_own_dispatch, is_uninitialized
 
 
@@ -24,6 +25,11 @@ class Slot(NamedTuple):
     def persistent(self) -> bool:
         """Whether state dicts hold it: parameters and most buffers."""
         return self.attribute not in self.module._non_persistent_buffers_set
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """The blocks of a packed projection, of each of which a rank holds a part."""
+        return noted_blocks(self.module, self.attribute)
 
     def takes_shape(self, shape: torch.Size) -> bool:
         """Whether a record may have this shape; a lazy module's tensor takes any."""

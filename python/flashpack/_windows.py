@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 PAGE_BYTES = 4096
 BROADCAST, CONTIGUOUS, WINDOWS = "broadcast", "contiguous", "windows"
@@ -13,6 +13,9 @@ BROADCAST, CONTIGUOUS, WINDOWS = "broadcast", "contiguous", "windows"
 # these, as each takes a round of messages.
 _WINDOWS_OF_A_PART = 4
 _MIN_WINDOW_BYTES = 16 << 20
+
+
+Range: TypeAlias = tuple[int, int]
 
 
 class Span(NamedTuple):
@@ -33,23 +36,27 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Image:
-    """The wanted parts of a file, one after another, each as far from a page's beginning as in the file."""
+    """The wanted parts of a file, one after another, each as far from a unit's beginning as in the file."""
 
     spans: list[Span]
     bytes: int
 
     @classmethod
-    def of(cls, ranges: Iterable[tuple[int, int]], unit: int, payload_bytes: int) -> Image:
-        """The units (bytes) that `ranges` of the payload touch; the payload's last may be shorter."""
+    def of(cls, ranges: Iterable[Range], unit: int, whole: Sequence[Range]) -> Image:
+        """The units (bytes) that `ranges` of the file touch, as far as they lie in the same range of `whole`.
+
+        Each of `ranges` lies in one of these, which are sorted and do not overlap.
+        """
         spans: list[Span] = []
         for start, stop in sorted(each for each in ranges if each[0] < each[1]):
-            start, stop = start - start % unit, min(stop + -stop % unit, payload_bytes)
+            first, end = whole[bisect_right(whole, start, key=lambda each: each[0]) - 1]
+            start, stop = max(start - start % unit, first), min(stop + -stop % unit, end)
             last = spans[-1] if spans else Span(0, 0, 0)
             if spans and start <= last.stop:
                 spans[-1] = last._replace(stop=max(last.stop, stop))
             else:
                 end = last.offset + last.stop - last.start
-                spans.append(Span(start, stop, _round_up(end, PAGE_BYTES) + start % PAGE_BYTES))
+                spans.append(Span(start, stop, _round_up(end, unit) + start % unit))
         total = spans[-1].offset + spans[-1].stop - spans[-1].start if spans else 0
         return cls(spans, total)
 

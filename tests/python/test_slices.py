@@ -9,7 +9,19 @@ import flashpack
 import numpy as np
 import pytest
 import torch
-from helpers import DTYPES, MIB, assert_same, bits, bytes_read, dtype_id, flip_byte, noise, place_of
+from helpers import (
+    DTYPES,
+    MIB,
+    SAFETENSORS_DTYPES,
+    assert_same,
+    bits,
+    bytes_read,
+    dtype_id,
+    flip_byte,
+    noise,
+    place_of,
+)
+from safetensors.torch import save_file as save_safetensors
 from torch import Tensor
 
 # What a load reads beside tensors: the end of the file with its footer, and a byte here and there to see what
@@ -52,6 +64,26 @@ def test_a_slice_is_a_part_of_the_whole(dtype: torch.dtype, eager: bool | None, 
     assert all(tensor.is_contiguous() for tensor in loaded.values())
     some = flashpack.load_file(path, names=["3"], slices={"3": slices["3"][0]}, eager=eager)
     assert_same(some, {"3": expected["3"]})
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "shards", "dense"])
+@pytest.mark.parametrize("eager", [None, True])
+def test_other_files_are_sliced_too(kind: str, eager: bool | None, tmp_path: Path) -> None:
+    tensors = {
+        dtype_id(dtype): noise(dtype, (7, 5, 3), seed) for seed, dtype in enumerate(SAFETENSORS_DTYPES)
+    }
+    tensors["wide"] = noise(torch.float32, (70, 9001), 99)
+    path = tmp_path / "model.flashpack"
+    if kind == "safetensors":
+        path = tmp_path / "model.safetensors"
+        save_safetensors(tensors, path)
+    elif kind == "shards":
+        flashpack.pack_to_file(tensors, path, max_shard_size="1MB")
+    else:
+        flashpack.pack_to_file(tensors, path, align_bytes=0)
+    slices = {**dict.fromkeys(tensors, ((1, 2, 4), (2, 0, 1))), "wide": ((1, 10, 4000),)}
+    loaded = flashpack.load_file(path, slices=slices, eager=eager)
+    assert_same(loaded, {name: cut(tensor, slices[name]) for name, tensor in tensors.items()})
 
 
 def test_tied_tensors_are_sliced_each_in_its_way(path: Path) -> None:

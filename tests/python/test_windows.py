@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flashpack._windows import BROADCAST, CONTIGUOUS, PAGE_BYTES, WINDOWS, Image, plan_steps
+from flashpack._windows import BROADCAST, CONTIGUOUS, WINDOWS, Image, plan_steps
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,19 +42,36 @@ def test_every_byte_is_read_once_by_ranks_that_share_the_work(
 @given(
     ranges=st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 900)), max_size=9),
     cut=st.integers(0, 9000),
-    payload=st.integers(5900, 6000),
+    edges=st.sets(st.integers(1, 6000), max_size=4),
+    gap=st.integers(0, 70),
 )
 def test_an_image_holds_the_units_that_ranges_touch(
-    ranges: list[tuple[int, int]], cut: int, payload: int
+    ranges: list[tuple[int, int]], cut: int, edges: set[int], gap: int
 ) -> None:
-    parts = [(start, start + length) for start, length in ranges]
-    image = Image.of(parts, UNIT, payload)
-    touched = {position // UNIT for start, stop in parts for position in range(start, stop)}
-    expected = [at for unit in sorted(touched) for at in range(unit * UNIT, min((unit + 1) * UNIT, payload))]
+    # The file is whole but for gaps before these edges, and each range lies in one piece of it.
+    starts = [0, *sorted(edges)]
+    whole = [(start, max(stop - gap, start)) for start, stop in zip(starts, [*starts[1:], 6100], strict=True)]
+    inside = [
+        (max(start, first), min(start + length, last)) for start, length in ranges for first, last in whole
+    ]
+    parts = [(start, stop) for start, stop in inside if start < stop]
+    image = Image.of(parts, UNIT, whole)
+    touched = {
+        (piece, position // UNIT)
+        for start, stop in parts
+        for piece in whole
+        if piece[0] <= start < piece[1]
+        for position in range(start, stop)
+    }
+    expected = [
+        at
+        for (first, last), unit in sorted(touched)
+        for at in range(max(unit * UNIT, first), min((unit + 1) * UNIT, last))
+    ]
     places = {}
     for place, start, stop in image.pieces(0, image.bytes):
         places.update({start + at: place + at for at in range(stop - start)})
-        assert place % PAGE_BYTES == start % PAGE_BYTES
+        assert place % UNIT == start % UNIT
     assert list(places.values()) == expected
     assert image.bytes == max(places, default=-1) + 1
     for start, stop in parts:

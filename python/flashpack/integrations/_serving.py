@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from .._errors import FlashPackError
-from .._file import file_identity
 from .._footer import read_index, records_of
 from .._load import load_tensors
 from .._model_folder import SUFFIX
-from .._paths import SEPARATOR, StrPath
+from .._paths import SEPARATOR, StrPath, identity_of
 from .._ranks import world_size_of
 from .._shards import INDEX_SUFFIX, split
 from .._sources import find_weights_file, shards_of
@@ -92,7 +91,7 @@ def checkpoint_tensors(
         return
     shards = shards_of(path) if path.name.endswith(INDEX_SUFFIX) else {}
     watched = SEPARATOR.join(map(str, [path, *(path.with_name(name) for name in {*shards.values()})]))
-    before = file_identity(watched)
+    before = identity_of(watched)
     sizes: dict[Path, dict[str, int]] = {}
     for name, shape, dtype in records_of(read_index(str(path))):  # which refuses shards of different saves
         if wanted(name):
@@ -101,7 +100,7 @@ def checkpoint_tensors(
     for file, held in sizes.items():
         for window in split(held, WINDOW_BYTES):
             tensors = load_tensors(str(file), device, names=window, eager=True, verify=options.verify)
-            if file_identity(watched) != before:
+            if identity_of(watched) != before:
                 raise FlashPackError(f"{path}: other files have taken its place while it was loaded")
             yield from _given_away(tensors)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,9 @@ import flashpack
 import pytest
 import torch
 import torch.distributed as dist
-from flashpack import _ops
+from faultio import Faults
+from flashpack import _distributed, _ops
+from flashpack._ranks import Ranks
 from flashpack.deserialization import iterate_from_flash_tensor
 from helpers import DTYPES, MIB, assert_same, bytes_read, dtype_id, noise
 from torch import Tensor, nn
@@ -58,6 +63,14 @@ def read_in_every_mode(path: str) -> list[int]:
     return asked
 
 
+def read_from_another_rank(path: str) -> None:
+    """The last rank reads, of a safetensors file that the others lack."""
+    last = dist.get_world_size() - 1
+    own = path if dist.get_rank() == last else f"{path}.gone"
+    storage, footer = flashpack.read_flashpack_file_distributed(own, "cpu", src=last)
+    assert_same(dict(iterate_from_flash_tensor(storage, footer)), flashpack.load_file(path))
+
+
 def assign_in_every_mode(path: str, meta: bool) -> None:
     for sharded, strategy in MODES:
         with torch.device("meta" if meta else "cpu"):
@@ -77,33 +90,90 @@ def assign_in_every_mode(path: str, meta: bool) -> None:
 
 
 def fails(path: str, how: str, sharded: bool) -> dict[str, Any]:
-    """The error that this rank got, and after how many seconds."""
+    """The error that this rank got, and after how many seconds.
+
+    It happens on the last rank, or where one reads everything on the first: a breakdown in mid-load, or the
+    path there is another, which ends with `how`.
+    """
     rank = dist.get_rank()
-    culprit = dist.get_world_size() - 1 if sharded else 0
-    if how == "missing" and rank == culprit:
-        path += ".gone"
-    if how == "other" and rank == culprit:
-        path += ".other"
-    read_payload, calls = _ops.read_payload, []
-
-    def failing(*args: Any, **options: Any) -> None:
-        calls.append(args)
-        if rank == culprit and len(calls) == 2:
-            if how == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if how == "io":
-                raise OSError(5, "Input/output error", path)
-            if how == "memory":
-                raise MemoryError("no memory")
-        read_payload(*args, **options)
-
-    _ops.read_payload = failing
+    culprit = rank == (dist.get_world_size() - 1 if sharded else 0)
+    pids: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(pids, os.getpid() if culprit else None)
+    if culprit and how in BREAKDOWNS:
+        break_down(path, how)
+    elif culprit:
+        path += f".{how}"
     began = time.monotonic()
     try:
         flashpack.read_flashpack_file_distributed(path, "cpu", sharded=sharded)
     except Exception as error:  # noqa: BLE001 (whatever it is, the test looks at it)
+        if how == "stopped":
+            os.kill(next(filter(None, pids)), signal.SIGKILL)
         return {"type": type(error).__name__, "text": str(error), "seconds": time.monotonic() - began}
     return {"type": "none"}
+
+
+# What happens to a rank when it is to read its second window.
+BREAKDOWNS: dict[str, Callable[[str], object]] = {
+    "io": lambda path: Faults("read:0:e5", Path(path)).__enter__(),
+    "killed": lambda _: os.kill(os.getpid(), signal.SIGKILL),
+    "memory": lambda _: None,
+    "replaced": lambda path: Path(f"{path}.new").replace(path),
+    "stopped": lambda _: os.kill(os.getpid(), signal.SIGSTOP),
+}
+
+
+def break_down(path: str, how: str) -> None:
+    """Let `how` happen on this rank, or its memory end before it allocates any."""
+    read_payload, allocate, calls = _ops.read_payload, _distributed._allocate, []
+
+    def failing(*args: Any, **options: Any) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            BREAKDOWNS[how](path)
+        read_payload(*args, **options)
+
+    def allocating(*args: Any) -> Tensor:
+        if how == "memory":
+            resource.setrlimit(resource.RLIMIT_AS, (memory_in_use() + 4 * MIB, resource.RLIM_INFINITY))
+        return allocate(*args)
+
+    _ops.read_payload, _distributed._allocate = failing, allocating
+
+
+def memory_in_use() -> int:
+    """Bytes of the address space of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def stands_still(path: str) -> dict[str, Any]:
+    """`fails` in a group whose user does not want to wait for long."""
+    start_again(path, timeout=timedelta(seconds=5))
+    return fails(path, "stopped", sharded=True)
+
+
+def start_again(path: str, **options: Any) -> None:
+    """Another process group in place of that of the test."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", init_method=f"file://{path}.group", rank=rank, world_size=size, **options)
+
+
+def disagrees(path: str, how: str) -> list[str]:
+    """The error of a load to which the last rank came with other options or another environment."""
+    odd = dist.get_rank() == dist.get_world_size() - 1
+    options: dict[str, Any] = {"device": "cpu"}
+    if how == "rank":
+        options["rank"] = 99 if odd else None
+    elif how == "local_rank":
+        options["device"] = "cuda"
+        os.environ["LOCAL_RANK"] = "first" if odd else "0"
+    elif how == "names":
+        options["ignore_names"] = ["large"] if odd else []
+    model = nn.ParameterDict({"large": torch.empty_like(tensors()["large"])})
+    with pytest.raises(ValueError) as caught:
+        flashpack.assign_from_file(model, path, strict_params=False, use_distributed_loading=True, **options)
+    return [str(caught.value)]
 
 
 def fails_by_model(path: str) -> list[str]:
@@ -154,3 +224,35 @@ def starts_by_itself(path: str) -> int:
     flashpack.assign_from_file(model, path, device="cpu", use_distributed_loading=True)
     assert_same(model.state_dict(), flashpack.load_file(path))
     return dist.get_world_size()
+
+
+def read_damaged(files: list[str]) -> list[str]:
+    """What each mode of loading says of damaged files."""
+    said = []
+    for sharded, strategy in MODES:
+        with pytest.raises(flashpack.ChecksumError) as caught:
+            flashpack.read_flashpack_file_distributed(files, "cpu", sharded=sharded, shard_strategy=strategy)
+        said.append(str(caught.value))
+    return said
+
+
+def order_of_events(path: str, sharded: bool) -> list[str]:
+    """What this rank did in which order: of each step's windows, "send" and "sent"; of its own, "read"."""
+    events: list[str] = []
+    read_payload, broadcast, wait = _ops.read_payload, Ranks.broadcast, Ranks.wait
+
+    def reading(*args: Any, **options: Any) -> None:
+        events.append("read")
+        read_payload(*args, **options)
+
+    def sending(self: Ranks, *args: Any) -> Any:
+        events.append("send")
+        return broadcast(self, *args)
+
+    def waiting(self: Ranks, work: Any) -> None:
+        wait(self, work)
+        events.append("sent")
+
+    _ops.read_payload, Ranks.broadcast, Ranks.wait = reading, sending, waiting
+    flashpack.read_flashpack_file_distributed(path, "cpu", sharded=sharded)
+    return events

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import flashpack
 import pytest
 import torch
 import torch.distributed as dist
+from diffusers import Flux2Transformer2DModel
+from diffusers.hooks import tensor_parallel as diffusers_parallel
 from flashpack._dtensors import load_local
+from flashpack._packed import noted_blocks
 from helpers import MIB, assert_same, bytes_read
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 
 class Large(nn.Module):
@@ -68,46 +74,124 @@ def train_like(model: nn.Module, weights: dict[str, Tensor]) -> None:
         torch.testing.assert_close(sharded.full_tensor(), parameter)
 
 
-def llama() -> LlamaForCausalLM:
-    torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=96,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        tie_word_embeddings=False,
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+
+
+def llama(tied: bool) -> nn.Module:
+    """Attention and feed-forward layers, and embeddings that are split, too."""
+    return LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=tied))
+
+
+def experts() -> nn.Module:
+    """A mixture of experts, of which each has its gate and its way up in one tensor."""
+    sizes = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SMALL, **sizes, tie_word_embeddings=False))
+
+
+def flux() -> nn.Module:
+    """Packed projections: of gate and linear, of query, key, value and these, of what comes of them."""
+    return Flux2Transformer2DModel(
+        in_channels=8,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=4,
+        joint_attention_dim=24,
+        timestep_guidance_channels=16,
+        mlp_ratio=3.0,
+        axes_dims_rope=(4, 4, 4, 4),
     )
-    return LlamaForCausalLM(config).eval()
 
 
-IDS = torch.arange(24).view(2, 12) * 3 % 96
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "llama": lambda: llama(tied=False),
+    "tied": lambda: llama(tied=True),
+    "experts": experts,
+    "flux": flux,
+}
 
 
-def tensor_parallel(path: str, logits_path: str) -> list[float]:
-    """How far this rank's logits are from those of one process, and the part of the weights that it holds."""
+def built(name: str) -> nn.Module:
+    """One of the models, with random weights: none of them ones or zeros."""
+    torch.manual_seed(7)
+    model = MODELS[name]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.1)
+    return model
+
+
+def output_of(model: nn.Module) -> Tensor:
+    """What it makes of some input."""
+    with torch.no_grad():
+        if isinstance(model, Flux2Transformer2DModel):
+            noisy, words = torch.arange(48.0).view(1, 6, 8) / 48, torch.arange(72.0).view(1, 3, 24) / 72
+            places = {"img_ids": torch.arange(24).view(6, 4) % 5, "txt_ids": torch.arange(12).view(3, 4) % 5}
+            time = {"timestep": torch.tensor([0.5]), "guidance": torch.tensor([3.0])}
+            return model(noisy, words, **places, **time).sample
+        return model(torch.arange(24).view(2, 12) * 3 % 96).logits
+
+
+def tensor_parallel(path: str, expected: str, name: str) -> list[float]:
+    """How far this rank's output is from that of one process, and the part of the weights that it holds."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     with torch.device("meta"):
-        model = LlamaForCausalLM(llama().config).eval()
+        model = MODELS[name]().eval()
     loaded = flashpack.load_sharded(model, path, mesh)
+    if name == "tied":
+        assert model.lm_head.weight is model.model.embed_tokens.weight
     rebuild_buffers(model)
-    with torch.no_grad():
-        logits = model(IDS).logits
-    expected = torch.load(logits_path)
-    local = flashpack.load_sharded(model.tp_plan, path, mesh, local=True)
+    difference = output_of(model) - torch.load(expected)
     whole = flashpack.load_file(path)
-    for name, tensor in loaded.items():
+    held = 0
+    for parameter, tensor in loaded.items():
         if isinstance(tensor, DTensor):
-            assert_same({name: tensor.full_tensor().detach()}, {name: whole[name]})
-            assert_same({name: tensor.to_local().detach()}, {name: local[name]})
-    held = sum(tensor.numel() for name, tensor in local.items() if name in whole)
-    return [float((logits - expected).abs().max()), held / sum(each.numel() for each in whole.values())]
+            held += tensor.to_local().numel()
+            if noted_blocks(model.get_submodule(parameter.rpartition(".")[0]), "weight") is None:
+                assert_same({parameter: tensor.full_tensor().detach()}, {parameter: whole[parameter]})
+        elif parameter in whole:
+            held += tensor.numel()
+    if name != "flux":  # there the modules tell how they are packed, a plan alone does not
+        local = flashpack.load_sharded(model.tp_plan, path, mesh, local=True)
+        assert_same(local, {key: local_part(tensor) for key, tensor in loaded.items() if key in whole})
+    return [float(difference.abs().max()), held / sum(each.numel() for each in whole.values())]
 
 
-def rebuild_buffers(model: LlamaForCausalLM) -> None:
+def local_part(tensor: Tensor) -> Tensor:
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def rebuild_buffers(model: nn.Module) -> None:
     """The rotary frequencies, which no file has: as on the CPU."""
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    if hasattr(model, "model"):
+        model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+
+
+def packed(path: str) -> int:
+    """Packed projections, split as diffusers itself does; a model that it has split is filled as it is."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    theirs, ours = built("flux"), Flux2Transformer2DModel.from_config(built("flux").config)
+    for model in (theirs, ours):
+        for block, plan in diffusers_parallel._resolve_tp_plan(model, model._tp_plan):
+            parallelize_module(block, mesh, diffusers_parallel._styles(plan))
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.zero_()
+    ours._parallel_config = SimpleNamespace(tensor_parallel_config=object())
+    flashpack.assign_from_file(ours, path)
+    expected = {name: local_part(tensor) for name, tensor in theirs.state_dict().items()}
+    assert_same({name: local_part(tensor) for name, tensor in ours.state_dict().items()}, expected)
+    plan = {"*.*.attn.to_qkv_mlp_proj": diffusers_parallel.PackedColwiseParallel([1, 1, 1, 3, 3])}
+    name = "single_transformer_blocks.0.attn.to_qkv_mlp_proj.weight"
+    assert_same({name: flashpack.load_sharded(plan, path, mesh, local=True)[name]}, {name: expected[name]})
+    return len(expected)
 
 
 def by_plan(path: str) -> dict[str, Any]:
@@ -131,6 +215,30 @@ def by_plan(path: str) -> dict[str, Any]:
     return asked
 
 
+def from_other_files(folder: str) -> int:
+    """The same parts of safetensors, of shards and of a list of files."""
+    size, rank = dist.get_world_size(), dist.get_rank()
+    mesh = init_device_mesh("cpu", (size,))
+    path = Path(folder)
+    whole = flashpack.load_file(path / "model.safetensors")
+    sources = [
+        path / "model.safetensors",
+        path / "shards",
+        [path / "body.flashpack", path / "rest.flashpack"],
+    ]
+    for source in sources:
+        got = flashpack.load_sharded({"body": "colwise"}, source, mesh, local=True)
+        parts = {name: whole[name].chunk(size)[rank] for name in ("body.weight", "body.bias")}
+        assert_same(got, {**whole, **parts})
+        with torch.device("meta"):
+            model = Large()
+        flashpack.load_sharded(model, source, mesh, tp_plan={"body": "colwise"})
+        assert_same(
+            {"body.weight": model.body.weight.to_local().detach()}, {"body.weight": parts["body.weight"]}
+        )
+    return len(sources)
+
+
 def refuses(path: str) -> list[str]:
     """What load_sharded says to plans that make no sense."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -141,6 +249,9 @@ def refuses(path: str) -> list[str]:
         (Large(), {"nobody": "colwise"}),
         (Large(), {"body": "diagonal"}),
         ({"body": "colwise"}, {"body": "colwise"}),
+        ({"body": diffusers_parallel.PackedColwiseParallel()}, None),
+        ({"head": diffusers_parallel.PackedColwiseParallel([2, 2])}, None),
+        (Large(), {"head": diffusers_parallel.PackedColwiseParallel([2, 3])}),
     ]
     return [refusal(flashpack.load_sharded, target, path, mesh, tp_plan=tp_plan) for target, tp_plan in loads]
 
@@ -182,7 +293,13 @@ def placements(path: str) -> int:
         expected = distribute_tensor(whole, mesh, placed, src_data_rank=None).to_local()
         wanted = distribute_tensor(whole.to("meta"), mesh, placed, src_data_rank=None)
         got = load_local(
-            path, {"body.weight": wanted}, torch.device("cpu"), eager=None, verify=None, silent=True
+            path,
+            {"body.weight": wanted},
+            torch.device("cpu"),
+            packed={},
+            eager=None,
+            verify=None,
+            silent=True,
         )
         assert_same(got, {"body.weight": expected})
     return len(cases)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shutil
 import socket
+from itertools import groupby
 from pathlib import Path
 
+import faultio
 import flashpack
 import pytest
 import rank_loads as loads
 import rank_processes as ranks
 import torch
-from helpers import MIB, flip_byte, place_of
+from helpers import MIB, SAFETENSORS_DTYPES, dtype_id, flip_byte, noise, place_of
+from safetensors.torch import save_file as save_safetensors
 
 SHARD_BYTES = {"FLASHPACK_SHARD_BYTES": str(MIB)}
 # Read beside the payload by each rank: the file's end with its footer, for each window again.
@@ -32,7 +35,7 @@ def model_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize("size", [2, 4, 5, 8])
 def test_every_rank_gets_every_byte_and_the_file_is_read_once(size: int, packed: Path) -> None:
     payload = packed.stat().st_size
     results = ranks.run(loads.read_in_every_mode, size, str(packed), **SHARD_BYTES)
@@ -49,39 +52,72 @@ def test_every_rank_gets_every_byte_and_the_file_is_read_once(size: int, packed:
             assert max(asked[1:]) <= BESIDE, asked
 
 
+def test_any_rank_reads_for_those_that_lack_the_file(tmp_path: Path) -> None:
+    tensors = {dtype_id(dtype): noise(dtype, (5, 7), seed) for seed, dtype in enumerate(SAFETENSORS_DTYPES)}
+    save_safetensors(tensors, tmp_path / "model.safetensors")
+    assert ranks.run(loads.read_from_another_rank, 3, str(tmp_path / "model.safetensors")) == [None] * 3
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["broadcast", "sharded"])
+def test_windows_are_read_while_those_before_travel(sharded: bool, packed: Path) -> None:
+    events = ranks.run(loads.order_of_events, 3, str(packed), sharded, **SHARD_BYTES)[0]
+    windows = -(-packed.stat().st_size // MIB)
+    steps = -(-windows // 3) if sharded else windows
+    order = [event for event, _ in groupby(events)]
+    assert order == ["read", "send", *["read", "sent", "send"] * (steps - 1), "sent"]
+
+
 @pytest.mark.parametrize("meta", [False, True], ids=["live", "meta"])
 def test_models_of_all_ranks_are_filled(meta: bool, model_file: Path) -> None:
     assert ranks.run(loads.assign_in_every_mode, 3, str(model_file), meta, **SHARD_BYTES) == [None] * 3
 
 
+@pytest.fixture
+def copies(packed: Path, tmp_path: Path) -> Path:
+    """The file, and beside it what one rank may find in its place."""
+    path = Path(shutil.copy(packed, tmp_path))
+    start, length = place_of(path, "large")
+    flip_byte(Path(shutil.copy(packed, f"{path}.damaged")), start + length - 5)  # in the last rank's share
+    Path(f"{path}.cut").write_bytes(packed.read_bytes()[:-MIB])
+    flashpack.save_file({"other": torch.ones(5)}, f"{path}.other")
+    flashpack.save_file({**loads.tensors(), "half": noise(torch.bfloat16, (3, MIB), 1)}, f"{path}.new")
+    return path
+
+
 @pytest.mark.parametrize("sharded", [False, True], ids=["broadcast", "sharded"])
 @pytest.mark.parametrize(
-    ("how", "error"),
+    ("how", "error", "says"),
     [
-        ("missing", "FileNotFoundError"),
-        ("io", "OSError"),
-        ("memory", "MemoryError"),
-        ("damaged", "ChecksumError"),
+        ("missing", "FileNotFoundError", "missing"),
+        ("cut", "FlashPackError", "Bad magic"),
+        ("io", "OSError", "Input/output error"),
+        ("memory", "MemoryError", "cannot be had"),
+        ("damaged", "ChecksumError", "large"),
+        ("replaced", "FlashPackError", "replaced while it was loaded"),
     ],
 )
 def test_what_fails_on_one_rank_is_raised_on_all(
-    how: str, error: str, sharded: bool, packed: Path, tmp_path: Path
+    how: str, error: str, says: str, sharded: bool, copies: Path
 ) -> None:
-    path = packed
-    if how == "damaged":
-        path = Path(shutil.copy(packed, tmp_path))
-        start, length = place_of(path, "large")
-        flip_byte(path, start + length // 2)
-    results = ranks.run(loads.fails, 4, str(path), how, sharded, **SHARD_BYTES)
+    env = {**SHARD_BYTES, "LD_PRELOAD": str(faultio.library())} if how == "io" else SHARD_BYTES
+    results = ranks.run(loads.fails, 4, str(copies), how, sharded, **env)
     assert [result["type"] for result in results] == [error] * 4, results
-    assert all(result["text"] for result in results)
+    assert all(says in result["text"] for result in results), results
 
 
-def test_a_rank_with_another_file_is_noticed(packed: Path) -> None:
-    flashpack.save_file({"other": torch.ones(5)}, f"{packed}.other")
-    results = ranks.run(loads.fails, 4, str(packed), "other", True)
+def test_a_rank_with_another_file_is_noticed(copies: Path) -> None:
+    results = ranks.run(loads.fails, 4, str(copies), "other", True)
     assert [result["type"] for result in results] == ["FlashPackError"] * 4
     assert all("rank 3 has another file" in result["text"] for result in results)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"), [("rank", "rank=99"), ("local_rank", "LOCAL_RANK"), ("names", "different tensors")]
+)
+def test_a_rank_with_other_settings_is_noticed(how: str, says: str, packed: Path) -> None:
+    for said in ranks.run(loads.disagrees, 3, str(packed), how):
+        assert isinstance(said, list), said["failed"]
+        assert says in said[0]
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["broadcast", "sharded"])
@@ -94,6 +130,13 @@ def test_a_rank_that_is_killed_leaves_none_waiting(sharded: bool, packed: Path) 
         assert result["seconds"] < ranks.GROUP_SECONDS / 2, "long before the group's own timeout"
 
 
+def test_a_rank_that_stands_still_is_waited_for_as_long_as_the_user_says(copies: Path) -> None:
+    results = ranks.run(loads.stands_still, 4, str(copies), **SHARD_BYTES)
+    assert results.pop() == ranks.LOST
+    assert all(result["type"] == "RuntimeError" for result in results), results
+    assert all("another rank was lost" in result["text"] for result in results), results
+
+
 def test_no_model_changes_unless_all_fit(model_file: Path) -> None:
     results = ranks.run(loads.fails_by_model, 3, str(model_file))
     assert [kind for kind, _ in results] == ["ValueError"] * 3
@@ -104,6 +147,17 @@ def test_shards_are_loaded_as_one_file(tmp_path: Path) -> None:
     flashpack.pack_to_file(loads.Model(), tmp_path / "model.flashpack", max_shard_size="1MB")
     assert len(list(tmp_path.glob("*.flashpack"))) > 1
     assert ranks.run(loads.assign_shards, 3, str(tmp_path), **SHARD_BYTES) == [None] * 3
+
+
+def test_damage_at_the_edge_of_a_window_of_several_files_is_found(tmp_path: Path) -> None:
+    """The ranks' windows begin where chunks with a digest do, in the second file as in the first."""
+    files = [tmp_path / "first.flashpack", tmp_path / "second.flashpack"]
+    for path in files:
+        flashpack.save_file({path.stem: noise(torch.uint8, (5 * MIB // 2,))}, path)
+    flip_byte(files[1], 5)
+    for said in ranks.run(loads.read_damaged, 3, list(map(str, files)), **SHARD_BYTES):
+        assert isinstance(said, list), said["failed"]
+        assert all("second.flashpack" in text for text in said), said
 
 
 def test_a_folder_that_one_rank_lacks_is_raised_on_all(tmp_path: Path) -> None:

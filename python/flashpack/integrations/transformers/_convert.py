@@ -17,7 +17,7 @@ from ..._distributed import load_together
 from ..._file import FlashPackFile
 from ..._load import load_tensors
 from ..._match import check_names
-from ..._ranks import Ranks, join, world_size_of
+from ..._ranks import world_size_of
 from ..._revert import revert_from_flashpack
 from ..._slots import find_slots
 from ..._storage import FlashTensorStorage, iterate_from_flash_tensor, read_flashpack_file
@@ -99,10 +99,8 @@ def _load(place: Place, wishes: Wishes, keepsakes: dict[str, Any]) -> dict[str, 
 
 
 def _load_together(place: Place, wishes: Wishes, keepsakes: dict[str, Any]) -> dict[str, Tensor]:
-    options, path = wishes.options, str(place.weights)
-    device = join(wishes.device, options.rank, options.local_rank, options.world_size)
-    with Ranks(path) as ranks:
-        file = load_together(path, device, options, ranks)
+    options = wishes.options
+    with load_together(place.weights, wishes.device, options) as file:
         if not options.keep_flash_ref_on_model:
             return file.tensors(file.described(options.ignore))
         storage = FlashTensorStorage(file.blocks())
