@@ -202,7 +202,7 @@ fn footer(path: &str) -> std::result::Result<String, Tagged> {
 }
 
 fn verify(path: &str, progress: ProgressWords) -> std::result::Result<i64, Tagged> {
-    guarded(|| Ok(crate::verify::verify(Path::new(path), progress.get())?.verified_bytes.cast_signed()))
+    guarded(|| Ok(crate::verify::verify(Path::new(path), None, progress.get())?.verified_bytes.cast_signed()))
 }
 
 /// What the last load of this thread did, as JSON; null before the first.

@@ -21,6 +21,7 @@ use crate::{
     plan::{Ignore, Selection},
     progress::Progress,
     reader::Reader,
+    sign::{PrivateKey, PublicKey, sign},
     stats::Report,
     verify::verify,
 };
@@ -36,8 +37,14 @@ enum Request {
     Index { path: PathBuf },
     /// Which tensor lies in which file, by the index of shards.
     Shards { path: PathBuf },
-    /// Check footer and payload.
-    Verify { path: PathBuf },
+    /// Check footer and payload, and that who holds the private half of the key has signed them.
+    Verify {
+        path: PathBuf,
+        #[serde(default)]
+        key: Option<PathBuf>,
+    },
+    /// Sign a file with a private key.
+    Sign { path: PathBuf, key: PathBuf },
     /// safetensors to FlashPack.
     Convert {
         sources: Vec<PathBuf>,
@@ -84,15 +91,20 @@ impl Request {
             Self::Shards { path } => {
                 Ok(json!(read_shards(&FileSource::open(&path)?)?.weight_map).to_string())
             }
-            Self::Verify { path } => {
-                let report = verify(&path, progress)?;
+            Self::Verify { path, key } => {
+                let key = key.map(|key| PublicKey::read(&key)).transpose()?;
+                let report = verify(&path, key.as_ref(), progress)?;
                 Ok(json!({
                     "payload_bytes": report.payload_bytes,
                     "verified_bytes": report.verified_bytes,
                     "algorithm": report.algorithm.map(Algorithm::name),
+                    "signed_by": report.signer.map(|key| key.fingerprint()),
                     "load": Report::last().map(|load| load.to_json()),
                 })
                 .to_string())
+            }
+            Self::Sign { path, key } => {
+                Ok(json!(sign(&path, &PrivateKey::read(&key)?, progress)?.fingerprint()).to_string())
             }
             Self::Convert {
                 sources,

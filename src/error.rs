@@ -14,6 +14,8 @@ pub enum ErrorKind {
     Format,
     /// The bytes do not match their recorded digests.
     Checksum,
+    /// The file is not signed as it has to be.
+    Signature,
     /// The caller passed something that cannot work.
     Argument,
     /// The request is meaningful, but not something this library does.
@@ -34,6 +36,7 @@ impl ErrorKind {
             Self::Io => "io",
             Self::Format => "format",
             Self::Checksum => "checksum",
+            Self::Signature => "signature",
             Self::Argument => "argument",
             Self::Unsupported => "unsupported",
             Self::Memory => "memory",

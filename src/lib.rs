@@ -9,7 +9,7 @@
 //! | [`device`] | memory that loads fill; staging buffers and the transfer engine to devices |
 //! | [`plan`] | pure: index and selection to what is read where, and where each tensor lies |
 //! | [`model`] | what a path stands for: one file or several |
-//! | [`load`], [`pack`], [`verify`](mod@verify), [`convert`], [`explain`](mod@explain) | the jobs, each a short composition of the above |
+//! | [`load`], [`pack`], [`verify`](mod@verify), [`sign`](mod@sign), [`convert`], [`explain`](mod@explain) | the jobs, each a short composition of the above |
 //! | `capi`, `bridge` | the C interface (feature `capi`) and the cxx bridge to torch (feature `torch`) |
 //! | `var_store` | loads into tch's variable stores (feature `tch`) |
 
@@ -26,6 +26,7 @@ pub mod pack;
 pub mod plan;
 mod progress;
 mod reader;
+pub mod sign;
 pub mod stats;
 mod sync;
 pub mod verify;

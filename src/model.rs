@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::{
     error::{At, Error, Result, zeroed},
     format::{
-        Index, MAGIC, MAX_FOOTER_BYTES, footer,
+        Index, MAGIC, MAX_FOOTER_BYTES, Seal, footer,
         safetensors::{self, Header},
         shards::Shards,
     },
@@ -23,6 +23,8 @@ pub struct Model {
     pub files: Files,
     /// Their tensors.
     pub index: Index,
+    /// The seal of each file.
+    pub seals: Vec<Seal>,
     /// The footer of a FlashPack file as it stands there.
     footer: Option<String>,
 }
@@ -55,7 +57,8 @@ impl Model {
             Kind::Shards => Self::open_shards(path, &file),
             kind => {
                 let (file, index, footer) = open_as(&kind, file)?;
-                Ok(Self { files: Files::new(path, vec![file], &index), index, footer })
+                let seals = vec![index.seal()];
+                Ok(Self { files: Files::new(path, vec![file], &index), index, seals, footer })
             }
         }
     }
@@ -80,12 +83,13 @@ impl Model {
         shards: Option<&Shards>,
     ) -> Result<Self> {
         let (files, indices): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
+        let seals = indices.iter().map(Index::seal).collect();
         let indices: Vec<_> = labels.zip(indices).collect();
         if let Some(shards) = shards {
             shards.check(&indices).at(path)?;
         }
         let index = Index::join(indices).at(path)?;
-        Ok(Self { files: Files::new(path, files, &index), index, footer: None })
+        Ok(Self { files: Files::new(path, files, &index), index, seals, footer: None })
     }
 
     /// The index as the JSON of a footer: a FlashPack file's own.

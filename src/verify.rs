@@ -1,4 +1,4 @@
-//! Verifying a whole file against its digests.
+//! Verifying a whole file against its digests and its signature.
 
 use std::{path::Path, time::Instant};
 
@@ -10,6 +10,7 @@ use crate::{
     options::Environment,
     plan::{Chunk, Part},
     progress::Progress,
+    sign::{self, PublicKey},
     stats::{self, Clock},
 };
 
@@ -22,17 +23,21 @@ pub struct Report {
     pub verified_bytes: u64,
     /// The digest function, if the file has digests this library knows.
     pub algorithm: Option<Algorithm>,
+    /// Whose signature it has.
+    pub signer: Option<PublicKey>,
 }
 
 /// Checks the model at `path`, as [`Model::open`] takes it, and, if its files have digests, every byte of their
-/// payloads, padding included.
+/// payloads, padding included. With a `key`, each file must be signed by its holder; without, a signature must be one
+/// by the key that stands beside it, which proves nothing of who that is.
 ///
 /// # Errors
 /// As [`Model::open`]; [`ErrorKind::Checksum`](crate::ErrorKind::Checksum) names the first damaged chunk, its
-/// bytes and the tensors in them.
-pub fn verify(path: &Path, progress: Progress<'_>) -> Result<Report> {
+/// bytes and the tensors in them; [`ErrorKind::Signature`](crate::ErrorKind::Signature).
+pub fn verify(path: &Path, key: Option<&PublicKey>, progress: Progress<'_>) -> Result<Report> {
     let began = Instant::now();
-    let Model { files, index, .. } = Model::open(path)?;
+    let Model { files, index, seals, .. } = Model::open(path)?;
+    let signer = sign::check(&files, &seals, key)?;
     let (files, route) = files.choose(Some(false));
     let (open, clock) = (began.elapsed(), Clock::default());
     let (report, threads) = check(&files, &index, progress, &clock)?;
@@ -40,10 +45,10 @@ pub fn verify(path: &Path, progress: Progress<'_>) -> Result<Report> {
     stats::Report { bytes, verified_bytes: bytes, threads, from_disk, open, ..stats::Report::default() }
         .with_times(&clock, began.elapsed().saturating_sub(open))
         .remember();
-    Ok(report)
+    Ok(Report { signer, ..report })
 }
 
-/// [`verify`] for a source that is open and has been parsed.
+/// [`verify`] for a source that is open and has been parsed, but for its signature.
 ///
 /// # Errors
 /// As [`verify`].
@@ -61,7 +66,7 @@ fn check<S: Source>(
     let environment = Environment::read()?;
     let payload_bytes = index.parts().iter().map(|part| part.end - part.start).sum();
     let Some(checksums) = index.checksums() else {
-        return Ok((Report { payload_bytes, verified_bytes: 0, algorithm: None }, 0));
+        return Ok((Report { payload_bytes, verified_bytes: 0, algorithm: None, signer: None }, 0));
     };
     let tasks = every_chunk(index, checksums);
     let threads = environment.read_threads.get().min(tasks.len());
@@ -69,10 +74,11 @@ fn check<S: Source>(
     let chunks = ChunkReader { source, index, progress, clock };
     io::read::read(&chunks, &tasks, Vec::new(), threads)?;
     let algorithm = Some(checksums.algorithm());
-    Ok((Report { payload_bytes, verified_bytes: payload_bytes, algorithm }, threads))
+    Ok((Report { payload_bytes, verified_bytes: payload_bytes, algorithm, signer: None }, threads))
 }
 
-fn every_chunk(index: &Index, checksums: &Checksums) -> Vec<Vec<Chunk>> {
+/// The whole payload, a task for each digest.
+pub(crate) fn every_chunk(index: &Index, checksums: &Checksums) -> Vec<Vec<Chunk>> {
     let chunk = |digest: usize| {
         let offset = digest as u64 * checksums.chunk_bytes();
         let bytes = checksums.chunk_bytes().min(index.payload_end(offset) - offset);

@@ -120,7 +120,7 @@ fn selections_and_refusals_are_those_of_loads() {
 #[test]
 fn verification_is_reported_like_a_load() {
     let (_folder, path) = model();
-    let found = verify(&path, Progress::SILENT).unwrap();
+    let found = verify(&path, None, Progress::SILENT).unwrap();
     let report = Report::last().unwrap();
     assert_eq!((report.bytes, report.verified_bytes), (found.payload_bytes, found.payload_bytes));
     assert!(!report.hash.is_zero() && !report.read.is_zero());
@@ -129,9 +129,9 @@ fn verification_is_reported_like_a_load() {
 #[test]
 fn a_failed_load_leaves_the_last_report() {
     let (_folder, path) = model();
-    verify(&path, Progress::SILENT).unwrap();
+    verify(&path, None, Progress::SILENT).unwrap();
     let before = Report::last();
     assert!(before.is_some());
-    assert!(verify(&path.with_extension("gone"), Progress::SILENT).is_err());
+    assert!(verify(&path.with_extension("gone"), None, Progress::SILENT).is_err());
     assert_eq!(Report::last(), before);
 }

@@ -172,7 +172,7 @@ fn shards_load_as_one_and_damage_is_found_in_its_file() {
         .map(|number| folder.path().join(format!("{number}.flashpack")))
         .map(|path| Reader::open(&path).unwrap().index().payload_bytes())
         .sum();
-    let report = verify(&index, Progress::SILENT).unwrap();
+    let report = verify(&index, None, Progress::SILENT).unwrap();
     assert_eq!((report.payload_bytes, report.verified_bytes), (payload, payload));
 
     let damaged = folder.path().join("3.flashpack");
@@ -182,7 +182,7 @@ fn shards_load_as_one_and_damage_is_found_in_its_file() {
     for error in [
         loaded(&index, true, None).unwrap_err(),
         loaded(&files, false, Some(true)).unwrap_err(),
-        verify(&index, Progress::SILENT).unwrap_err(),
+        verify(&index, None, Progress::SILENT).unwrap_err(),
     ] {
         assert_eq!(error.kind(), ErrorKind::Checksum);
         let expected =
@@ -202,7 +202,7 @@ fn files_without_digests_and_safetensors_join_too() {
         assert_eq!(loaded(&index, eager, None).unwrap(), expected);
     }
     assert_eq!(loaded(&index, true, Some(true)).unwrap_err().kind(), ErrorKind::Unsupported);
-    assert_eq!(verify(&index, Progress::SILENT).unwrap().algorithm, None);
+    assert_eq!(verify(&index, None, Progress::SILENT).unwrap().algorithm, None);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use flashpack::format::{
     DType, FORMAT_V4,
     checksum::{self, Algorithm},
-    footer,
+    footer, signature,
 };
 use serde_json::{Value, json};
 
@@ -47,6 +47,9 @@ pub fn draw(u: &mut Unstructured<'_>) -> arbitrary::Result<Vec<u8>> {
     let mut footer = footer_of(&blocks, records, align, end);
     if bool::arbitrary(u)? {
         add_digests(&mut footer, &payload, *u.choose(&Algorithm::ALL)?, *u.choose(&DIGEST_CHUNKS)?);
+    }
+    if bool::arbitrary(u)? {
+        add_signature(&mut footer, u.arbitrary()?, u.arbitrary()?);
     }
     let json = footer.to_string();
     Ok([&payload, json.as_bytes(), &footer::trailer(json.as_bytes())].concat())
@@ -105,5 +108,12 @@ fn add_digests(footer: &mut Value, payload: &[u8], algorithm: Algorithm, chunk_b
     footer["checksums"] = json!({
         "algorithm": algorithm.name(), "chunk_bytes": chunk_bytes, "digests": hex,
         "footer": own.to_string(),
+    });
+}
+
+/// A signature that most probably does not hold, which no load minds.
+fn add_signature(footer: &mut Value, public_key: [u8; 32], bytes: [u8; 64]) {
+    footer["signature"] = json!({
+        "algorithm": "ed25519", "public_key": signature::hex(&public_key), "signature": signature::hex(&bytes),
     });
 }

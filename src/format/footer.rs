@@ -4,10 +4,15 @@
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, marker::PhantomData};
 
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::value::RawValue;
 
-use super::{FORMAT_V3, FORMAT_V4, Index, MAGIC, MAX_FOOTER_BYTES, TRAILER_BYTES, validate};
-use crate::error::{Error, Result, ensure_memory};
+use super::{
+    FORMAT_V3, FORMAT_V4, Index, MAGIC, MAX_FOOTER_BYTES, Signature, TRAILER_BYTES,
+    signature::{self, RenderedSignature},
+    validate,
+};
+use crate::error::{Error, ErrorKind, Result, ensure_memory};
 
 /// Finds the footer: given the file's length and its last [`TRAILER_BYTES`] bytes, the offset and length of the JSON.
 ///
@@ -117,9 +122,41 @@ pub fn render(index: &Index) -> String {
             digests: checksums.digests_hex(),
             footer: checksums.footer().to_string(),
         }),
+        signature: index.signature().map(Signature::rendered),
         metadata: index.metadata(),
     };
     serde_json::to_string(&footer).expect("strings and integers always serialize")
+}
+
+/// The footer `json` of a sound file with `signature` instead of any it had. All else stays as it is spelled there.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] if that is longer than a footer may be, [`ErrorKind::Memory`].
+pub fn signed(json: &str, signature: &Signature) -> Result<String> {
+    ensure_memory(json.len() as u64 * MEMORY_PER_BYTE)?;
+    let failed = |error: serde_json::Error| Error::format(format!("Corrupt footer: {error}"));
+    let signature = serde_json::value::to_raw_value(&signature.rendered()).map_err(failed)?;
+    let Members(mut members) = serde_json::from_str(json).map_err(failed)?;
+    members.retain(|(key, _)| key != signature::KEY);
+    members.push((signature::KEY.to_owned(), &signature));
+    let signed = serde_json::to_string(&Members(members)).map_err(failed)?;
+    check_length(&signed)?;
+    Ok(signed)
+}
+
+/// Refuses to write a footer that nobody would read.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`].
+pub fn check_length(json: &str) -> Result<()> {
+    if json.len() as u64 > MAX_FOOTER_BYTES {
+        let what = format!(
+            "needs a footer of {} bytes, over the limit of {MAX_FOOTER_BYTES}: write shards instead",
+            json.len()
+        );
+        return Err(Error::new(ErrorKind::Unsupported, what));
+    }
+    Ok(())
 }
 
 fn unexpected_format(format: &str) -> Error {
@@ -191,6 +228,38 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
+/// The members of a JSON object, in order, their values as they are spelled.
+struct Members<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Members<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: de::MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> std::result::Result<Members<'de>, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Visitor)
+    }
+}
+
+impl Serialize for Members<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+    }
+}
+
 #[derive(Deserialize)]
 pub(super) struct RawFooter<'a> {
     #[serde(borrow)]
@@ -206,6 +275,8 @@ pub(super) struct RawFooter<'a> {
     pub(super) index: Vec<Object<RawRecord<'a>>>,
     #[serde(borrow)]
     pub(super) checksums: Option<Object<RawChecksums<'a>>>,
+    #[serde(borrow)]
+    pub(super) signature: Option<Object<RawSignature<'a>>>,
     #[serde(default)]
     pub(super) metadata: BTreeMap<String, String>,
 }
@@ -240,6 +311,16 @@ pub(super) struct RawChecksums<'a> {
     pub(super) footer: Cow<'a, str>,
 }
 
+#[derive(Deserialize)]
+pub(super) struct RawSignature<'a> {
+    #[serde(borrow)]
+    pub(super) algorithm: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(super) public_key: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(super) signature: Cow<'a, str>,
+}
+
 #[derive(Serialize)]
 struct Rendered<'a> {
     format: &'a str,
@@ -254,6 +335,8 @@ struct Rendered<'a> {
     index: Vec<RenderedRecord<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     checksums: Option<RenderedChecksums<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signature: Option<RenderedSignature>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: &'a BTreeMap<String, String>,
 }

@@ -3,8 +3,9 @@
 use std::{collections::BTreeMap, fmt::Write as _, ops::Range};
 
 use super::{
-    DType,
+    DType, Seal, Signature,
     checksum::{Algorithm, Digest, xxh3},
+    join::SET_KEY,
 };
 
 /// A contiguous run of elements of one type in the payload.
@@ -142,6 +143,7 @@ pub struct Index {
     pub(super) records: Box<[Record]>,
     pub(super) by_name: NameOrder,
     pub(super) checksums: Option<Checksums>,
+    pub(super) signature: Option<Signature>,
     pub(super) metadata: BTreeMap<String, String>,
     /// Where the payloads of the files lie that were joined; empty for one file.
     pub(super) parts: Box<[Range<u64>]>,
@@ -176,6 +178,22 @@ impl Index {
     #[must_use]
     pub const fn checksums(&self) -> Option<&Checksums> {
         self.checksums.as_ref()
+    }
+
+    /// The signature, if there is one in an algorithm this library knows. Nobody has checked it.
+    #[must_use]
+    pub const fn signature(&self) -> Option<&Signature> {
+        self.signature.as_ref()
+    }
+
+    /// What a signature of the file has to hold for, and the one it has.
+    #[must_use]
+    pub fn seal(&self) -> Seal {
+        let root = match self.checksums().map(Checksums::footer) {
+            Some(Digest::Blake3(root)) => Some(root),
+            Some(Digest::Xxh3(_)) | None => None,
+        };
+        Seal { root, signature: self.signature, set: self.metadata.get(SET_KEY).cloned() }
     }
 
     /// The user's own strings.

@@ -134,6 +134,7 @@ impl Layout {
             records,
             by_name,
             checksums: None,
+            signature: None,
             metadata,
             parts: Box::default(),
         };

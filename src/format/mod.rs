@@ -1,7 +1,8 @@
 //! The file format: bytes in, values out. Nothing here opens a file, allocates a tensor or knows a device.
 //!
 //! A file is payload, footer JSON, footer length (`u64`, little endian), [`MAGIC`]. [`footer`] reads the JSON,
-//! `validate` turns it once into an [`Index`], [`layout`] makes the index of a new file, [`checksum`] its digests.
+//! `validate` turns it once into an [`Index`], [`layout`] makes the index of a new file, [`checksum`] its digests,
+//! [`signature`] is what vouches for those.
 //! [`mod@safetensors`] makes an index of that format's header, [`join`] one of several, [`shards`] reads which files
 //! belong together.
 
@@ -13,10 +14,12 @@ pub mod join;
 pub mod layout;
 pub mod safetensors;
 pub mod shards;
+pub mod signature;
 mod validate;
 
 pub use dtype::DType;
 pub use index::{Checksums, Index, Macroblock, Record};
+pub use signature::{Seal, Signature};
 
 /// The last eight bytes of every FlashPack file.
 pub const MAGIC: [u8; 8] = *b"FLASHPK\0";

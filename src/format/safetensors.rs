@@ -128,6 +128,7 @@ impl Header {
             blocks: blocks.into(),
             records: records.into(),
             checksums: None,
+            signature: None,
             metadata: self.metadata,
             parts: Box::default(),
         })

@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use super::{
-    Checksums, DType, FORMAT_V3, Index, Macroblock, Record,
+    Checksums, DType, FORMAT_V3, Index, Macroblock, Record, Signature,
     checksum::{self, Algorithm, Digest},
-    footer::{Count, Object, RawBlock, RawChecksums, RawFooter, RawRecord},
+    footer::{Count, Object, RawBlock, RawChecksums, RawFooter, RawRecord, RawSignature},
     index::NameOrder,
+    signature,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -46,6 +47,7 @@ pub(super) fn validate(raw: RawFooter<'_>, footer_offset: u64) -> Result<Index> 
         blocks: blocks.into(),
         records,
         checksums: None,
+        signature: raw.signature.map(|Object(raw)| check_signature(&raw)).transpose()?.flatten(),
         metadata: raw.metadata,
         parts: Box::default(),
     };
@@ -271,4 +273,21 @@ fn parse_digests(algorithm: Algorithm, key: &str, hex: &str) -> Result<Box<[Dige
         || Error::format(format!("checksums.{key} is not a sequence of {digits}-digit hexadecimal numbers"));
     let digest = |digits| std::str::from_utf8(digits).ok().and_then(|digits| algorithm.parse(digits));
     hex.as_bytes().chunks(digits).map(|digits| digest(digits).ok_or_else(malformed)).collect()
+}
+
+/// A signature in an algorithm this library does not know is no signature to it. What the others sign is not looked
+/// at here: a load trusts no key.
+fn check_signature(raw: &RawSignature<'_>) -> Result<Option<Signature>> {
+    if raw.algorithm != signature::ALGORITHM {
+        return Ok(None);
+    }
+    Ok(Some(Signature {
+        public_key: parse_hex("public_key", &raw.public_key)?,
+        bytes: parse_hex("signature", &raw.signature)?,
+    }))
+}
+
+fn parse_hex<const N: usize>(key: &str, digits: &str) -> Result<[u8; N]> {
+    signature::from_hex(digits)
+        .ok_or_else(|| Error::format(format!("signature.{key} is not a {}-digit hexadecimal number", 2 * N)))
 }
