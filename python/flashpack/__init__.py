@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ._report import LoadReport, last_load
     from ._save import pack_to_file, save_file
     from ._sharded import load_sharded
+    from ._sign import sign_file
     from .integrations import patch_integrations
     from .mixin import FlashPackMixin
 
@@ -45,6 +46,7 @@ _HOMES = {
     "read_flashpack_file_distributed": "_distributed",
     "ChecksumError": "_errors",
     "FlashPackError": "_errors",
+    "SignatureError": "_errors",
     "Explanation": "_explain",
     "explain": "_explain",
     "FlashPackFile": "_file",
@@ -59,6 +61,7 @@ _HOMES = {
     "release_pinned_pool": "_ops",
     "save_file": "_save",
     "load_sharded": "_sharded",
+    "sign_file": "_sign",
     "patch_integrations": "integrations",
     "FlashPackMixin": "mixin",
 }
@@ -75,6 +78,7 @@ __all__ = [
     "FlashPackFile",
     "FlashPackMixin",
     "LoadReport",
+    "SignatureError",
     "__version__",
     "__version_tuple__",
     "assign_from_file",
@@ -96,6 +100,7 @@ __all__ = [
     "release_pinned_pool",
     "save_file",
     "serialization",
+    "sign_file",
     "utils",
     "verify_file",
     "version",

@@ -9,9 +9,11 @@ import click
 
 from ._footer import blocks_of
 from ._printable import printable
+from ._sign import fingerprint_of
 from .constants import FILE_FORMAT_V4
 
 _LISTS = ("macroblocks", "index")
+_DIGITS = {"xxh3_64": 16, "blake3": 64}  # of a digest
 
 
 def describe(footer: dict[str, Any]) -> Iterator[str]:
@@ -39,11 +41,14 @@ def _number(value: int) -> str:
 
 
 def _brief(key: str, value: Any) -> Any:
-    """The digests of a large file would fill the screen: say how many there are."""
-    if key != "checksums":
-        return value
-    count = len(value["digests"]) // 16
-    return f"{value['algorithm']}, {count} digests of {value['chunk_bytes']} bytes each"
+    """The digests of a large file would fill the screen: say how many. Of a signature say whose."""
+    if key == "checksums" and value:
+        count = len(value["digests"]) // _DIGITS.get(value["algorithm"], 16)
+        return f"{value['algorithm']}, {count} digests of {value['chunk_bytes']} bytes each"
+    if key == "signature" and value and value["algorithm"] == "ed25519":
+        signer = fingerprint_of(value["public_key"])
+        return f"ed25519, said to be by the key {signer} (`flashpack verify --key` tells)"
+    return value
 
 
 def _macroblocks(blocks: list[dict[str, Any]]) -> Iterator[str]:

@@ -20,9 +20,14 @@ class ChecksumError(FlashPackError):
     """Bytes of the payload or of the index are not the bytes that were written."""
 
 
+class SignatureError(FlashPackError):
+    """A file that is not signed, is signed by another key, or is not what was signed."""
+
+
 _KINDS: dict[str, type[BaseException]] = {
     "format": FlashPackError,
     "checksum": ChecksumError,
+    "signature": SignatureError,
     "argument": ValueError,
     "unsupported": ValueError,
     "memory": MemoryError,

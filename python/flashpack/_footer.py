@@ -26,11 +26,16 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Result of `verify_file`: sizes in bytes; `algorithm` is None for a file without checksums."""
+    """Result of `verify_file`: sizes in bytes; `algorithm` is None for a file without checksums.
+
+    `signed_by` is the fingerprint of the key that signed it, None if none did. It proves something only if
+    `verify_file` was given that key: anybody can sign with a key of their own.
+    """
 
     payload_bytes: int
     verified_bytes: int
     algorithm: str | None
+    signed_by: str | None = None
 
 
 def get_flashpack_file_metadata(path: StrPath) -> dict[str, Any]:
@@ -60,15 +65,17 @@ def is_flashpack_file(path: StrPath) -> bool:
     return True
 
 
-def verify_file(path: ModelPath, *, silent: bool | None = True) -> Verification:
+def verify_file(path: ModelPath, key: StrPath | None = None, *, silent: bool | None = True) -> Verification:
     """Check structure and every checksum of the file, or of all of a model's.
 
-    `last_load` then tells where its time went. Raises ChecksumError naming the damaged range, FlashPackError
-    for a broken structure, OSError.
+    With `key`, a public key as `openssl pkey -pubout` writes it, each file must be signed by its holder; see
+    `sign_file`. `last_load` then tells where its time went. Raises ChecksumError naming the damaged range,
+    SignatureError, FlashPackError for a broken structure, ValueError for what is no such key, OSError.
     """
     text = model_path(path)
+    keys = {} if key is None else {"key": text_path(key)}
     result = run(
-        lambda counter: _native.call("verify", counter, path=text),
+        lambda counter: _native.call("verify", counter, path=text, **keys),
         label="Verifying",
         size=size_of(text),
         silent=silent,

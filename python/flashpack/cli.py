@@ -118,20 +118,38 @@ def metadata(path: str, show_index: bool, as_json: bool) -> None:
 
 @main.command()
 @click.argument("path", type=click.Path())
+@click.option(
+    "--key", type=click.Path(), required=True, help="Private key, of `openssl genpkey -algorithm ed25519`."
+)
 @_VERBOSE
-def verify(path: str, verbose: bool) -> None:
+def sign(path: str, key: str, verbose: bool) -> None:
+    """Sign a file that has BLAKE3 checksums, after comparing every byte with them."""
+    with _reporting_errors(verbose):
+        from ._sign import sign_file
+
+        fingerprint = sign_file(path, key, silent=_silence(verbose))
+        _succeed(f"{Path(path).absolute()}: signed by the key {fingerprint}")
+
+
+@main.command()
+@click.argument("path", type=click.Path())
+@click.option("--key", type=click.Path(), help="Public key that the file must be signed by.")
+@_VERBOSE
+def verify(path: str, key: str | None, verbose: bool) -> None:
     """Check the structure and every checksum of a file: exit code 0 when it is sound, 1 when not."""
     with _reporting_errors(verbose):
         from ._footer import verify_file
         from ._report import last_load
 
-        result = verify_file(path, silent=_silence(verbose))
+        result = verify_file(path, key, silent=_silence(verbose))
         if verbose:
             click.echo(last_load())
         if result.algorithm is None:
             what = f"the structure is sound; the file has no checksums for its {result.payload_bytes} bytes"
         else:
             what = f"{result.verified_bytes} bytes match their {result.algorithm} checksums"
+        if key:
+            what += f"; signed by the key {result.signed_by}"
         _succeed(f"{Path(path).absolute()}: {what}")
 
 

@@ -22,6 +22,7 @@ import torch
 from click.testing import CliRunner, Result
 from flashpack.__main__ import main
 from helpers import (
+    FIXTURES,
     MAGIC,
     MIB,
     assert_same,
@@ -46,9 +47,12 @@ HELP = {
     },
     "revert": {"--verbose", "-v"},
     "metadata": {"--show-index", "-i", "--json", "-j"},
-    "verify": {"--verbose", "-v"},
+    "sign": {"--key", "--verbose", "-v"},
+    "verify": {"--key", "--verbose", "-v"},
     "explain": {"--device", "--eager", "--verbose", "-v"},
 }
+# What a command needs beside a path.
+NEEDED = {"sign": ["--key", FIXTURES / "keys" / "private.pem"]}
 
 
 def run(*args: object) -> Result:
@@ -255,7 +259,8 @@ def test_verify_without_checksums_says_so(packed: Path) -> None:
 
 @pytest.mark.parametrize("command", HELP)
 def test_a_missing_file_is_an_error(tmp_path: Path, command: str) -> None:
-    assert_failure(run(command, tmp_path / "absent.flashpack"), "absent.flashpack", "No such file")
+    result = run(command, tmp_path / "absent.flashpack", *NEEDED.get(command, []))
+    assert_failure(result, "absent.flashpack", "No such file")
     assert listing(tmp_path) == set()
 
 
@@ -280,7 +285,8 @@ def test_an_empty_folder_has_no_weights(tmp_path: Path) -> None:
 def test_garbage_is_an_error(tmp_path: Path, command: str, content: bytes) -> None:
     garbage = tmp_path / "garbage.safetensors"
     garbage.write_bytes(content)
-    assert_failure(run(command, garbage, *([tmp_path / "out.x"] if command == "revert" else [])), garbage)
+    more = [tmp_path / "out.x"] if command == "revert" else NEEDED.get(command, [])
+    assert_failure(run(command, garbage, *more), garbage)
     assert listing(tmp_path) == {garbage.name}
 
 

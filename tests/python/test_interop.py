@@ -13,7 +13,7 @@ import pytest
 import torch
 import upstream
 from flashpack import deserialization
-from helpers import DTYPES, assert_same, bits, block_by_block, dtype_id, noise, read_footer
+from helpers import DTYPES, FIXTURES, assert_same, bits, block_by_block, dtype_id, noise, read_footer
 from torch import Tensor, nn
 
 KNOWN = [dtype for dtype in DTYPES if dtype != torch.float4_e2m1fn_x2]
@@ -131,6 +131,7 @@ HERE_ONLY: dict[str, Callable[[], Case]] = {
         {"target_dtype": torch.float16},
     ),
     "blake3": lambda: (all_dtypes(), {"checksum": "blake3"}),
+    "signed": lambda: (all_dtypes(), {"checksum": "blake3", "metadata": {"licence": "mit"}}),
     "several chunks of digests": lambda: ({"big": noise(torch.uint8, (5 << 20,)), "b": torch.ones(3)}, {}),
 }
 HERE = {**SHARED, **HERE_ONLY}
@@ -199,10 +200,13 @@ print(json.dumps(result))
 def read_there(old: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("here")
     paths = []
-    for number, make in enumerate(HERE.values()):
+    for number, (case, make) in enumerate(HERE.items()):
         tensors, options = make()
         paths.append(folder / f"{number}.flashpack")
         flashpack.pack_to_file(tensors, paths[-1], **options)
+        if case == "signed":
+            flashpack.sign_file(paths[-1], FIXTURES / "keys" / "private.pem")
+            assert "signature" in read_footer(paths[-1])
     seen = json.loads(upstream.run(old, READ_THERE, *paths).splitlines()[-1])
     return {case: {**seen[str(number)], "path": paths[number]} for number, case in enumerate(HERE)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -121,6 +122,8 @@ def test_commands(hub: Hub, tmp_path: Path) -> None:
     folder = folder_in(tmp_path)
     bert().save_pretrained(folder / "my_model")
     save_file({"weight": torch.ones(3)}, folder / "model.safetensors")
+    for key in ("private.pem", "public.pem"):
+        shutil.copy(Path(__file__).parents[2] / "fixtures" / "keys" / key, folder)
     program = tmp_path / "bin" / "flashpack"
     program.parent.mkdir()
     program.write_text(f"#!{sys.executable}\nfrom flashpack.__main__ import main\nmain()\n")
