@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import BinaryIO, TypeAlias, TypeVar
 
 T = TypeVar("T")
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -91,7 +91,7 @@ def replacing(destination: Path) -> Iterator[Path]:
     prefix = f".{shortened(target.name)}.flashpack-tmp-"
     _remove_abandoned(target.parent, prefix)
     temporary = target.with_name(f"{prefix}{secrets.token_hex(8)}")
-    with _naming(target, temporary), temporary.open("xb") as lock, _cleaning_up(temporary):
+    with _naming(target, temporary), _created(temporary, target) as lock, _cleaning_up(temporary):
         with suppress(OSError):  # without locks (some network file systems) abandoned files stay
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with suppress(FileNotFoundError):
@@ -100,6 +100,12 @@ def replacing(destination: Path) -> Iterator[Path]:
         sync(temporary, target)
         _put_in_place(temporary, target)
     sync(target.parent, target.parent)
+
+
+def _created(temporary: Path, target: Path) -> BinaryIO:
+    """The new file; at no time may more people open it than the one it replaces."""
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666
+    return open(temporary, "xb", opener=lambda path, flags: os.open(path, flags, mode & 0o666))
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:

@@ -50,23 +50,21 @@ impl AtomicFile {
         fs::create_dir_all(folder).during("cannot create the folder", folder)?;
         remove_abandoned(&destination);
         let temp = temp_path(&destination);
+        let replaced = fs::metadata(&destination).ok().map(|old| old.permissions().mode() & 0o7777);
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create_new(true)
-            .mode(0o666)
+            .mode(replaced.unwrap_or(0o666) & 0o666) // at no time may more people open it than what it replaces
             .custom_flags(OFlags::CLOEXEC.bits().cast_signed())
             .open(&temp)
             .during("cannot create a temporary file in its folder", &destination)?;
         // Without locks (some network file systems) abandoned files stay; nothing else depends on them.
         let _ = file.try_lock();
         let this = Self { bytes: WriteBehind::new(file, direct)?, temp, destination, committed: false };
-        if let Ok(replaced) = fs::metadata(&this.destination) {
-            let permissions = Permissions::from_mode(replaced.permissions().mode() & 0o7777);
-            this.bytes
-                .file()
-                .set_permissions(permissions)
-                .during("cannot set the permissions of", &this.temp)?;
+        if let Some(mode) = replaced {
+            let set = this.bytes.file().set_permissions(Permissions::from_mode(mode));
+            set.during("cannot set the permissions of the new file", &this.destination)?;
         }
         this.reserve(expected_bytes)?;
         Ok(this)

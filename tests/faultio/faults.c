@@ -6,8 +6,8 @@
 //   eN  fail with errno N          sN  transfer at most N bytes      k  die by SIGKILL
 //   tN  truncate the file to N bytes first, then go on               r  rename another file over it first,
 //   then go on
-// CALL is open, read, write, sync, rename or map, or any: each of these. Hexadecimal digits after it are
-// flags of open(2) that the file must have been opened with.
+// CALL is open, read, write, sync, mode, rename or map, or any: each of these. Hexadecimal digits after it
+// are flags of open(2) that the file must have been opened with.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
@@ -151,6 +152,10 @@ ssize_t pwrite64(int fd, const void* buffer, size_t bytes, off64_t offset) {
 }
 
 int fsync(int fd) { return act_on("sync", fd, NULL) ? -1 : REAL(fsync)(fd); }
+
+int fchmod(int fd, mode_t mode) { return act_on("mode", fd, NULL) ? -1 : REAL(fchmod)(fd, mode); }
+
+int chmod(const char* path, mode_t mode) { return act("mode", path, 0, NULL) ? -1 : REAL(chmod)(path, mode); }
 
 int rename(const char* from, const char* to) {
   return act("rename", to, 0, NULL) ? -1 : REAL(rename)(from, to);

@@ -21,7 +21,7 @@ import torch
 from faultio import Faults, at_every_call
 from flashpack import deserialization
 from flashpack.commands import convert_to_flashpack, revert_from_flashpack
-from helpers import assert_same, bits, listing
+from helpers import FIXTURES, assert_same, bits, listing
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -244,11 +244,11 @@ def saves(folder: Path) -> Iterator[tuple[Path, Callable[[], object], bytes]]:
 
 
 def failing_writes(folder: Path) -> int:
-    """Every open, write, fsync and rename of a save fails in turn: OSError, the old file, nothing else."""
+    """Every open, write, fsync, chmod, rename of a save fails in turn: OSError, old file, nothing else."""
     codes = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     total = 0
     for path, write, new in saves(folder):
-        for call, code in itertools.product(("open", "write", "sync", "rename"), codes):
+        for call, code in itertools.product(("open", "write", "sync", "mode", "rename"), codes):
             for fault in at_every_call(f"{call}:N:e{code}", path.parent):
                 path.write_bytes(b"old")
                 caught = None
@@ -320,11 +320,16 @@ def refused_renames(folder: Path) -> int:
 
 
 def killed_saves(folder: Path) -> int:
-    """SIGKILL before every open, write, fsync and rename: old bytes or new ones, and the rest is swept."""
+    """SIGKILL before every open, write, fsync, chmod, rename: old bytes or new ones, and the rest is swept.
+
+    What was for its owner's eyes stays so at any time.
+    """
     total = 0
+    os.umask(0)
     for path, write, new in saves(folder):
         for number in range(1, 1000):
             path.write_bytes(b"old")
+            path.chmod(0o600)
             child = os.fork()
             if child == 0:
                 with Faults(f"any:{number}:k", path.parent):
@@ -334,6 +339,7 @@ def killed_saves(folder: Path) -> int:
             assert killed in (0, -9), killed
             assert path.read_bytes() in ((b"old", new) if killed else (new,)), "torn"
             for stale in listing(path.parent) - {path.name}:
+                assert path.with_name(stale).stat().st_mode & 0o777 == 0o600
                 os.utime(path.with_name(stale), (0, 0))
             write()
             assert listing(path.parent) == {path.name}, "not swept"
@@ -343,11 +349,45 @@ def killed_saves(folder: Path) -> int:
     return total
 
 
+def failing_signatures(folder: Path) -> int:
+    """Every call of signing fails in turn, or the file is replaced: OSError, no other file lost or left."""
+    path, other = folder / "out" / "model.flashpack", folder / "other"
+    flashpack.pack_to_file(Model(1), path, checksum="blake3")
+    flashpack.pack_to_file(Model(2), folder / "second", checksum="blake3")
+    first, second = path.read_bytes(), (folder / "second").read_bytes()
+    rules = {call: f"{call}:N:e{errno.EIO}" for call in ("open", "read", "write", "sync", "mode", "rename")}
+    total = 0
+    for call, rule in {**rules, "replaced": "read:N:r"}.items():
+        place = path if call == "replaced" else path.parent
+        for fault in at_every_call(rule, place, other):
+            path.write_bytes(first)
+            other.write_bytes(second)
+            caught = None
+            try:
+                with fault:
+                    flashpack.sign_file(path, FIXTURES / "keys" / "private.pem")
+            except OSError as error:
+                caught = error
+            assert listing(path.parent) == {path.name}
+            if fault.acts == 0:
+                assert caught is None
+                assert flashpack.verify_file(path).signed_by
+            else:
+                assert caught is not None, f"{call}: nobody said so"
+                flushed = caught.filename == str(path.parent)  # could not be
+                assert flushed or caught.filename == str(path), caught
+                kept = second if call == "replaced" else first
+                assert (path.read_bytes() == kept) is not flushed
+            total += fault.acts
+    return total
+
+
 PROGRAMS = {
     program.__name__: program
     for program in (
         *(failing_reads, failing_maps, interrupted_reads, refused_direct_reads, truncations, replacements),
         *(failing_writes, short_writes, refused_direct_writes, refused_renames, killed_saves),
+        failing_signatures,
     )
 }
 
