@@ -137,6 +137,26 @@ fn files_of_dead_writers_are_swept_and_those_of_live_ones_kept() {
     assert!(!dead.exists() && live.temp_path().exists());
 }
 
+/// Opening a pipe waits until somebody writes to it.
+#[test]
+fn pipes_and_links_that_others_put_beside_the_destination_are_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.flashpack");
+    let strange = [".model.flashpack.flashpack-tmp-1-0-0", ".model.flashpack.flashpack-tmp-1-1-0"];
+    let [pipe, link] = strange.map(|name| folder.path().join(name));
+    let mode = rustix::fs::Mode::from_raw_mode(0o666);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    symlink(&pipe, &link).unwrap();
+    let long_ago = rustix::fs::Timespec { tv_sec: 1, tv_nsec: 0 };
+    let times = rustix::fs::Timestamps { last_access: long_ago, last_modification: long_ago };
+    for file in [&pipe, &link] {
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::utimensat(rustix::fs::CWD, file, &times, flags).unwrap();
+    }
+    pack(&path, &model(), Order::LargestFirst, 128).unwrap();
+    assert_eq!(files_in(folder.path()), [strange[0], strange[1], "model.flashpack"]);
+}
+
 #[test]
 fn devices_and_pipes_are_not_replaced() {
     let folder = tempfile::tempdir().unwrap();

@@ -166,11 +166,17 @@ def _remove_abandoned(folder: Path, prefix: str) -> None:
     """Remove temporary files whose writers died: those that nobody holds a lock on (as natively)."""
     for path in folder.glob(f"{glob.escape(prefix)}*"):
         with suppress(OSError):
+            found = path.lstat()
             # One this young may not have been locked by its writer yet.
-            if time.time() - path.stat().st_mtime > 1:
-                with path.open("rb") as file:
+            if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime > 1:
+                # Not waiting: by now it may be a pipe that somebody else has put there.
+                with open(path, "rb", opener=_open_at_once) as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def sync(path: Path, named: Path) -> None:

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{self, DirEntry, File, OpenOptions, Permissions},
     io::{self, Seek as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
@@ -215,15 +215,22 @@ fn remove_abandoned(destination: &Path) {
         return;
     };
     for entry in entries.flatten() {
-        if entry.file_name().as_encoded_bytes().starts_with(prefix.as_encoded_bytes()) {
-            let abandoned = || -> io::Result<bool> {
-                let old = entry.metadata()?.modified()?.elapsed().is_ok_and(|age| age.as_secs() >= 1);
-                // A file this young may not have been locked by its writer yet.
-                Ok(old && OpenOptions::new().read(true).open(entry.path())?.try_lock().is_ok())
-            };
-            if abandoned().unwrap_or(false) {
-                let _ = fs::remove_file(entry.path());
-            }
+        let is_ours = entry.file_name().as_encoded_bytes().starts_with(prefix.as_encoded_bytes());
+        if is_ours && is_abandoned(&entry).unwrap_or(false) {
+            let _ = fs::remove_file(entry.path());
         }
     }
+}
+
+fn is_abandoned(entry: &DirEntry) -> io::Result<bool> {
+    let file = entry.metadata()?;
+    // One this young may not have been locked by its writer yet.
+    let old = file.modified()?.elapsed().is_ok_and(|age| age.as_secs() >= 1);
+    if !file.is_file() || !old {
+        return Ok(false);
+    }
+    // Whoever else may write to the folder can have put a link or a pipe in its place, which would be waited for.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(entry.path())?;
+    Ok(opened.try_lock().is_ok())
 }

@@ -18,6 +18,7 @@ from typing import Any
 import flashpack
 import pytest
 import torch
+from flashpack.commands import revert_from_flashpack
 from helpers import (
     DTYPES,
     MIB,
@@ -691,6 +692,21 @@ def test_files_of_dead_writers_are_swept(path: Path) -> None:
         fcntl.flock(writer, fcntl.LOCK_EX)
         flashpack.save_file({"a": torch.ones(1)}, path)
     assert listing(path.parent) == {path.name, held.name, unrelated.name}
+
+
+def test_pipes_under_the_names_of_temporary_files_are_left_alone(path: Path) -> None:
+    """Anybody may put one into a shared folder, and opening it waits."""
+    reverted = path.with_suffix(".pt")
+    for destination, write in (
+        (path, lambda: flashpack.save_file({"a": torch.ones(1)}, path)),
+        (reverted, lambda: revert_from_flashpack(path, reverted)),
+    ):
+        pipe = destination.with_name(f".{destination.name}.flashpack-tmp-999-0-1")
+        os.mkfifo(pipe)
+        os.utime(pipe, (0, 0))
+        write()
+        assert destination.is_file()
+        assert pipe.is_fifo()
 
 
 def test_a_deep_copy_of_mapped_tensors_packs(path: Path) -> None:
