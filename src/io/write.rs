@@ -61,7 +61,9 @@ impl AtomicFile {
             .during("cannot create a temporary file in its folder", &destination)?;
         // Without locks (some network file systems) abandoned files stay; nothing else depends on them.
         let _ = file.try_lock();
-        let this = Self { bytes: WriteBehind::new(file, direct)?, temp, destination, committed: false };
+        let bytes = WriteBehind::new(file, direct).inspect_err(|_| drop(fs::remove_file(&temp)));
+        let bytes = bytes.at(&destination)?;
+        let this = Self { bytes, temp, destination, committed: false };
         if let Some(mode) = replaced {
             let set = this.bytes.file().set_permissions(Permissions::from_mode(mode));
             set.during("cannot set the permissions of the new file", &this.destination)?;

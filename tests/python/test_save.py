@@ -649,6 +649,26 @@ def test_a_file_size_limit_leaves_everything_as_it_was(old: Path) -> None:
     assert run_python(LIMITED, old) == f"{errno.EFBIG} {old}"
 
 
+WITHOUT_MEMORY = """
+import resource, sys, torch, flashpack
+tensors = {"a": torch.zeros(5)}
+flashpack.save_file(tensors, sys.argv[1])
+with open("/proc/self/statm") as held:
+    limit = int(held.read().split()[0]) * resource.getpagesize() + (1 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    flashpack.save_file(tensors, sys.argv[1])
+except MemoryError as error:
+    print(error)
+"""
+
+
+def test_a_lack_of_memory_leaves_everything_as_it_was(path: Path) -> None:
+    assert f"{path}: cannot reserve 4194304 bytes of memory" in run_python(WITHOUT_MEMORY, path)
+    assert_same(flashpack.load_file(path), {"a": torch.zeros(5)})
+    assert listing(path.parent) == {path.name}
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
