@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::{At, Error, ErrorKind, Result},
     format::{
         checksum::{Algorithm, CHUNK_BYTES, Chunker},
         footer,
@@ -89,7 +89,8 @@ impl<'a> Packer<'a> {
     /// Writes the footer and puts the file in its destination's place; returns its length in bytes.
     ///
     /// # Errors
-    /// [`ErrorKind::Internal`] if bytes are missing; [`ErrorKind::Io`].
+    /// [`ErrorKind::Internal`] if bytes are missing; [`ErrorKind::Unsupported`] for more names and digests than a footer
+    /// may hold; [`ErrorKind::Io`].
     pub fn finish(mut self) -> Result<u64> {
         if self.next < self.layout.writes().len() {
             return Err(Error::new(
@@ -100,6 +101,7 @@ impl<'a> Packer<'a> {
         self.pad_to(self.layout.payload_bytes())?;
         let index = self.layout.into_index(self.chunker.algorithm(), self.chunker.finish());
         let json = footer::render(&index);
+        footer::check_length(&json).at(self.file.destination())?;
         self.file.write(json.as_bytes())?;
         self.file.write(&footer::trailer(json.as_bytes()))?;
         self.file.commit()

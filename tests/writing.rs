@@ -158,6 +158,19 @@ fn pipes_and_links_that_others_put_beside_the_destination_are_left_alone() {
 }
 
 #[test]
+fn a_footer_that_no_reader_takes_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.flashpack");
+    let long = tensor(&"n".repeat(256 << 20), DType::Uint8, &[1]);
+    let error = pack(&path, &[long], Order::LargestFirst, 128).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    let message = error.to_string();
+    assert!(message.contains("model.flashpack: needs a footer of 268435"), "{message}");
+    assert!(message.contains("over the limit of 268435456"), "{message}");
+    assert!(files_in(folder.path()).is_empty());
+}
+
+#[test]
 fn devices_and_pipes_are_not_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let fifo = folder.path().join("fifo");

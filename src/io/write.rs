@@ -78,6 +78,12 @@ impl AtomicFile {
         &self.temp
     }
 
+    /// Where it will be, behind any symbolic link.
+    #[must_use]
+    pub fn destination(&self) -> &Path {
+        &self.destination
+    }
+
     /// Appends `bytes`.
     ///
     /// # Errors
