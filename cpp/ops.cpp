@@ -12,7 +12,6 @@
 #include <string>
 #include <string_view>
 #include <tuple>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -27,6 +26,7 @@ namespace {
 
 using Names = std::vector<std::string>;
 using Numbers = std::vector<int64_t>;
+using torch::headeronly::DeviceType;
 using torch::stable::Device;
 
 ProgressWords words(const std::optional<Tensor>& progress) {
@@ -49,11 +49,12 @@ LoadOptions options(std::optional<bool> eager, std::optional<bool> verify, Place
   return {choice(eager), choice(verify), place};
 }
 
+// Text of which Rust takes no copy.
+rust::Str str_of(const std::string& text) { return {text.data(), text.size()}; }
+
 rust::Slice<const int64_t> view_of(const Numbers& numbers) { return {numbers.data(), numbers.size()}; }
 
-Device or_cpu(const std::optional<Device>& device) {
-  return device.value_or(Device(torch::headeronly::DeviceType::CPU));
-}
+Device or_cpu(const std::optional<Device>& device) { return device.value_or(Device(DeviceType::CPU)); }
 
 std::string shape_of(const Tensor& tensor) {
   std::string text = "(";
@@ -71,8 +72,17 @@ bool same_sizes(const Tensor& one, const Tensor& other) {
   fail_argument(path + ": cannot load '" + name + "' into the tensor given: " + why);
 }
 
+// The device of the first of `tensors`.
+Device device_of_first(const Handles& tensors) {
+  if (tensors.empty()) {
+    return or_cpu(std::nullopt);
+  }
+  const DeviceNumbers numbers = device_of(tensors[0].get());
+  return {torch::stable::detail::to<DeviceType>(torch::stable::detail::from(numbers.type)), numbers.index};
+}
+
 // The one device that all of `tensors` are on.
-Device device_of(const std::string& path, const Names& names, const Tensors& tensors) {
+Device common_device(const std::string& path, const Names& names, const Tensors& tensors) {
   if (tensors.empty()) {
     return or_cpu(std::nullopt);
   }
@@ -101,7 +111,7 @@ void check_values(const std::string& path, const Names& names, const Tensors& te
 // Refuses, before anything changes, tensors that have no storage to exchange.
 void check_dense(const Tensors& tensors) {
   for (const Tensor& tensor : tensors) {
-    if (!is_dense(tensor)) {
+    if (!is_dense(tensor.get())) {
       fail_argument("a tensor given is sparse or has no storage of its own");
     }
   }
@@ -167,33 +177,51 @@ int64_t op_verify(const std::string& path, const std::optional<Tensor>& progress
   return verify(path, words(progress));
 }
 
-Tensors op_load(const std::string& path, const Names& names, const std::optional<Device>& device,
-                std::optional<bool> eager, std::optional<bool> verify, const std::optional<Numbers>& slices,
-                const std::optional<Tensor>& progress) {
-  const Device target = or_cpu(device);
-  const Numbers none;
-  auto load =
-      load_names(path, names, view_of(slices ? *slices : none), options(eager, verify, place_on(target)));
-  return read(*load, target, words(progress));
+Handles load_tensors(const std::string& path, const Names& names, const Device& device,
+                     std::optional<bool> eager, std::optional<bool> verify, const Numbers& slices,
+                     const std::optional<Tensor>& progress) {
+  auto load = load_names(path, names, view_of(slices), options(eager, verify, place_on(device)));
+  return read(*load, device, words(progress));
 }
 
-std::tuple<Names, Tensors> op_state_dict(const std::string& path, const std::optional<Names>& ignore_names,
-                                         const std::optional<Names>& ignore_prefixes,
-                                         const std::optional<Names>& ignore_suffixes,
-                                         const std::optional<Device>& device, std::optional<bool> eager,
-                                         std::optional<bool> verify, const std::optional<Tensor>& progress) {
+StableIValue op_load(const std::string& path, const Names& names, const std::optional<Device>& device,
+                     std::optional<bool> eager, std::optional<bool> verify,
+                     const std::optional<Numbers>& slices, const std::optional<Tensor>& progress) {
+  return make_list(
+      load_tensors(path, names, or_cpu(device), eager, verify, slices.value_or(Numbers{}), progress));
+}
+
+rust::Box<Load> load_all(const std::string& path, const LoadOptions& options) {
+  const Names none;
+  return load_except(path, none, none, none, options);
+}
+
+std::tuple<StableIValue, StableIValue> op_state_dict(const std::string& path,
+                                                     const std::optional<Names>& ignore_names,
+                                                     const std::optional<Names>& ignore_prefixes,
+                                                     const std::optional<Names>& ignore_suffixes,
+                                                     const std::optional<Device>& device,
+                                                     std::optional<bool> eager, std::optional<bool> verify,
+                                                     const std::optional<Tensor>& progress) {
   const Names none;
   const Device target = or_cpu(device);
   auto load = load_except(path, ignore_names.value_or(none), ignore_prefixes.value_or(none),
                           ignore_suffixes.value_or(none), options(eager, verify, place_on(target)));
-  const auto& names = load->names();
-  return {Names(names.begin(), names.end()), read(*load, target, words(progress))};
+  std::vector<Text> names;
+  names.reserve(load->views().size());
+  while (names.size() < load->views().size()) {
+    names.push_back(make_text(load->name(names.size())));
+  }
+  Handles tensors = read(*load, target, words(progress));
+  return {make_list(std::move(names)), make_list(std::move(tensors))};
 }
 
-Tensors op_blocks(const std::string& path, const std::optional<Device>& device, std::optional<bool> eager,
-                  std::optional<bool> verify, const std::optional<Tensor>& progress) {
+StableIValue op_blocks(const std::string& path, const std::optional<Device>& device,
+                       std::optional<bool> eager, std::optional<bool> verify,
+                       const std::optional<Tensor>& progress) {
   const Device target = or_cpu(device);
-  return read(*load_blocks(path, options(eager, verify, place_on(target))), target, words(progress));
+  return make_list(
+      read(*load_blocks(path, options(eager, verify, place_on(target))), target, words(progress)));
 }
 
 void op_set_data(const Tensors& tensors, const Tensors& values) {
@@ -204,15 +232,18 @@ void op_set_data(const Tensors& tensors, const Tensors& values) {
   check_dense(tensors);
   check_dense(values);
   for (size_t i = 0; i < tensors.size(); ++i) {
-    set_data(tensors[i], values[i]);
+    set_data(handle_of(tensors[i]), handle_of(values[i]));
   }
 }
 
 void op_assign(const std::string& path, const Names& names, const Tensors& tensors, std::optional<bool> eager,
                std::optional<bool> verify) {
   check_counts(names, tensors);
-  auto values =
-      op_load(path, names, device_of(path, names, tensors), eager, verify, std::nullopt, std::nullopt);
+  Tensors values;
+  for (Handle& value :
+       load_tensors(path, names, common_device(path, names, tensors), eager, verify, {}, std::nullopt)) {
+    values.emplace_back(value.release());
+  }
   check_values(path, names, tensors, values);
   std::set<const void*> taken;
   for (Tensor& value : values) {
@@ -228,7 +259,11 @@ void op_assign(const std::string& path, const Names& names, const Tensors& tenso
 void fill_tensors(const std::string& path, const Names& names, const Tensors& tensors, const Load& load,
                   const std::optional<Tensor>& progress) {
   check_memory(path, names, tensors, load);
-  read_into(load, tensors, words(progress));
+  std::vector<GivenMemory> memory;
+  for (const Tensor& tensor : tensors) {
+    memory.push_back(memory_of(tensor.get()));
+  }
+  read_into(load, common_device(path, names, tensors), memory, words(progress));
   for (size_t i = 0; i < tensors.size(); ++i) {
     const size_t first = load.views()[i].block;
     if (first != i) {  // the same bytes of the file, which are read once
@@ -238,49 +273,76 @@ void fill_tensors(const std::string& path, const Names& names, const Tensors& te
   }
 }
 
-// Whether `tensor` is on `device` and has memory for just the bytes of `view`, in their order.
-bool takes(const Tensor& tensor, const Device& device, const Load& load, const View& view) {
-  return tensor.device() == device && is_dense(tensor) && tensor.is_contiguous() &&
-         static_cast<int32_t>(tensor.scalar_type()) == view.dtype &&
-         std::ranges::equal(tensor.sizes(), sizes_of(load, view));
+// The tensors of `given`, whose names stand in `names` with NUL between them, in the order of the file's
+// records. Nothing unless the file holds just these names, each a dense tensor's of the same device, type and
+// sizes, and no two of the same bytes: the usual case of loading into a model.
+std::optional<Handles> usual_targets(const Load& load, const std::string& names, Handles given) {
+  const auto places = load.places(str_of(names));
+  if (given.empty() || places.size() != given.size()) {
+    return std::nullopt;
+  }
+  const DeviceNumbers device = device_of(given[0].get());
+  Handles targets;
+  targets.reserve(given.size());
+  for (const View& view : load.views()) {
+    const size_t number = targets.size();
+    Handle& tensor = given[places[number]];
+    if (view.same_as != number || dtype_of(tensor.get()) != view.dtype || device_of(tensor.get()) != device ||
+        !is_dense(tensor.get()) || !std::ranges::equal(sizes_of(tensor.get()), sizes_of(load, view))) {
+      return std::nullopt;
+    }
+    targets.push_back(std::move(tensor));
+  }
+  return targets;
 }
 
-// The usual case of loading into a model: the file holds just `names`, and each fits the tensor of its name.
-// Else false, and nothing is changed.
-bool op_refill(const std::string& path, const Names& names, const Tensors& tensors,
+// The usual case of loading into a model's own memory. Else false, and nothing is changed.
+bool op_refill(const std::string& path, const std::string& names, StableListHandle tensors,
                std::optional<bool> verify, const std::optional<Tensor>& progress) {
-  check_counts(names, tensors);
-  const Device device = tensors.empty() ? or_cpu(std::nullopt) : tensors[0].device();
-  const Names none;
+  Handles given = take_list(tensors);
+  const Device device = device_of_first(given);
   const Place place = place_on(device) == Place::Cuda ? Place::GivenCuda : Place::GivenHost;
-  const auto load = load_except(path, none, none, none, options(std::nullopt, verify, place));
-  std::unordered_map<std::string_view, size_t> by_name;
-  for (size_t i = 0; i < names.size(); ++i) {
-    by_name.emplace(names[i], i);
-  }
-  const auto& records = load->names();
-  if (records.size() != names.size() || by_name.size() != names.size()) {
+  const auto load = load_all(path, options(std::nullopt, verify, place));
+  const auto targets = usual_targets(*load, names, std::move(given));
+  if (!targets) {
     return false;
   }
-  Tensors in_order;
-  in_order.reserve(tensors.size());
-  for (size_t number = 0; number < records.size(); ++number) {
-    const View& view = load->views()[number];
-    const auto found = by_name.find({records[number].data(), records[number].size()});
-    // Records of the same bytes are left to the general case: one of them is read, the other copied.
-    if (found == by_name.end() || view.block != number ||
-        !takes(tensors[found->second], device, *load, view)) {
+  std::vector<GivenMemory> memory;
+  memory.reserve(targets->size());
+  for (const Handle& target : *targets) {
+    if (!is_contiguous(target.get())) {
       return false;
     }
-    in_order.push_back(tensors[found->second]);
+    memory.push_back(memory_of(target.get()));
   }
-  read_into(*load, in_order, words(progress));
+  if (overlap({memory.data(), memory.size()})) {  // as that of one tensor under two names does
+    return false;
+  }
+  read_into(*load, device, memory, words(progress));
+  return true;
+}
+
+// The same by new memory for each tensor, in the place of its own.
+bool op_reassign(const std::string& path, const std::string& names, StableListHandle tensors,
+                 std::optional<bool> eager, std::optional<bool> verify,
+                 const std::optional<Tensor>& progress) {
+  Handles given = take_list(tensors);
+  const Device device = device_of_first(given);
+  auto load = load_all(path, options(eager, verify, place_on(device)));
+  auto targets = usual_targets(*load, names, std::move(given));
+  if (!targets) {
+    return false;
+  }
+  const Memory memory(*load, device, words(progress));
+  for (size_t number = 0; number < targets->size(); ++number) {
+    set_data(std::move((*targets)[number]), memory.tensor(load->views()[number]));
+  }
   return true;
 }
 
 LoadOptions into(const std::string& path, const Names& names, const Tensors& tensors,
                  std::optional<bool> verify) {
-  const bool on_cuda = place_on(device_of(path, names, tensors)) == Place::Cuda;
+  const bool on_cuda = place_on(common_device(path, names, tensors)) == Place::Cuda;
   return options(std::nullopt, verify, on_cuda ? Place::GivenCuda : Place::GivenHost);
 }
 
@@ -333,7 +395,7 @@ void op_pack(const std::string& path, const Names& names, const Tensors& tensors
     const Tensor plain = materialize(tensors[number], static_cast<ScalarType>(specs[number].dtype));
     const auto bytes = static_cast<size_t>(plain.numel()) * plain.element_size();
     if (plain.is_cuda()) {
-      file->write_cuda(memory_of(plain), current_stream(plain.get_device_index()));
+      file->write_cuda(memory_of(plain.get()), current_stream(plain.get_device_index()));
     } else {
       file->write({static_cast<const uint8_t*>(plain.const_data_ptr()), bytes});
     }
@@ -366,7 +428,10 @@ STABLE_TORCH_LIBRARY(flashpack, m) {
       "read_payload(str path, int[] offsets, Tensor(*!)[] tensors, *, bool? verify=None, "
       "Tensor? progress=None) -> ()");
   m.def(
-      "refill(str path, str[] names, Tensor(*!)[] tensors, *, bool? verify=None, "
+      "refill(str path, str names, Tensor(*!)[] tensors, *, bool? verify=None, "
+      "Tensor? progress=None) -> bool");
+  m.def(
+      "reassign(str path, str names, Tensor(*!)[] tensors, *, bool? eager=None, bool? verify=None, "
       "Tensor? progress=None) -> bool");
   m.def("set_data(Tensor(*!)[] tensors, Tensor[] values) -> ()");
   m.def(
@@ -385,6 +450,7 @@ STABLE_TORCH_LIBRARY_IMPL(flashpack, CompositeExplicitAutograd, m) {
   m.impl("assign", TORCH_BOX(&op_assign));
   m.impl("load_into", TORCH_BOX(&op_load_into));
   m.impl("refill", TORCH_BOX(&op_refill));
+  m.impl("reassign", TORCH_BOX(&op_reassign));
   m.impl("read_payload", TORCH_BOX(&op_read_payload));
   m.impl("set_data", TORCH_BOX(&op_set_data));
   m.impl("pack", TORCH_BOX(&op_pack));

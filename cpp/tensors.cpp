@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <array>
+#include <utility>
 
 #include "errors.h"
 
@@ -14,14 +15,85 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 
 namespace flashpack {
 
-void set_data(const Tensor& tensor, const Tensor& value) {
-  std::array<StableIValue, 2> stack{torch::stable::detail::from(tensor), torch::stable::detail::from(value)};
+namespace {
+
+template <class Owned>
+StableIValue list_of(std::vector<Owned> items) {
+  StableListHandle list = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_new_list_reserve_size(items.size(), &list));
+  for (Owned& item : items) {
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_list_push_back(list, torch::stable::detail::from(item.release())));
+  }
+  return torch::stable::detail::from(list);
+}
+
+}  // namespace
+
+Handles take_list(StableListHandle list) {
+  size_t size = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_list_size(list, &size));
+  Handles tensors(size);
+  for (size_t i = 0; i < size; ++i) {
+    StableIValue tensor = 0;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_list_get_item(list, i, &tensor));
+    tensors[i].reset(torch::stable::detail::to<AtenTensorHandle>(tensor));
+  }
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_list(list));
+  return tensors;
+}
+
+Text make_text(rust::Str text) {
+  StringHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_new_string_handle(text.data(), text.size(), &handle));
+  return Text(handle);
+}
+
+StableIValue make_list(Handles tensors) { return list_of(std::move(tensors)); }
+
+StableIValue make_list(std::vector<Text> texts) { return list_of(std::move(texts)); }
+
+void set_data(Handle tensor, Handle value) {
+  std::array<StableIValue, 2> stack{torch::stable::detail::from(tensor.release()),
+                                    torch::stable::detail::from(value.release())};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::set_data", "", stack.data(), TORCH_ABI_VERSION));
 }
 
-bool is_dense(const Tensor& tensor) {
+Handle handle_of(const Tensor& tensor) {
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor.get(), &handle));
+  return Handle(handle);
+}
+
+bool is_contiguous(AtenTensorHandle tensor) {
+  bool contiguous = false;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(tensor, &contiguous));
+  return contiguous;
+}
+
+int32_t dtype_of(AtenTensorHandle tensor) {
+  int32_t dtype = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
+  return dtype;
+}
+
+std::span<const int64_t> sizes_of(AtenTensorHandle tensor) {
+  int64_t* sizes = nullptr;
+  int64_t dims = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor, &sizes));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &dims));
+  return {sizes, static_cast<size_t>(dims)};
+}
+
+DeviceNumbers device_of(AtenTensorHandle tensor) {
+  DeviceNumbers numbers{};
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &numbers.type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor, &numbers.index));
+  return numbers;
+}
+
+bool is_dense(AtenTensorHandle tensor) {
   int32_t layout = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor, &layout));
   return layout == aoti_torch_layout_strided();
 }
 
@@ -34,9 +106,13 @@ CudaStream current_stream(int32_t device) {
   return {device, reinterpret_cast<size_t>(stream)};
 }
 
-GivenMemory memory_of(const Tensor& tensor) {
-  return {reinterpret_cast<size_t>(tensor.mutable_data_ptr()),
-          static_cast<size_t>(tensor.numel()) * tensor.element_size()};
+GivenMemory memory_of(AtenTensorHandle tensor) {
+  void* data = nullptr;
+  int64_t elements = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(tensor, &data));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &elements));
+  const size_t element_bytes = aoti_torch_dtype_element_size(dtype_of(tensor));
+  return {reinterpret_cast<size_t>(data), static_cast<size_t>(elements) * element_bytes};
 }
 
 Tensor materialize(const Tensor& tensor, ScalarType dtype) {

@@ -89,9 +89,11 @@ mod ffi {
         block: usize,
         /// Its first byte there.
         offset: i64,
-        /// Where its sizes begin in [`Load`]'s flat list, and how many there are.
+        /// Where its sizes and strides begin in [`Load`]'s flat lists, and how many there are.
         first_size: usize,
         dims: usize,
+        /// The first tensor of the load that shows the same bytes: itself, unless weights are tied.
+        same_as: usize,
     }
 
     /// A tensor to pack.
@@ -124,9 +126,11 @@ mod ffi {
         ) -> Result<Box<Load>>;
         fn load_blocks(path: &str, options: &LoadOptions) -> Result<Box<Load>>;
         fn load_payload(path: &str, ranges: &[i64], options: &LoadOptions) -> Result<Box<Load>>;
-        fn names(self: &Load) -> &Vec<String>;
+        fn name(self: &Load, number: usize) -> Result<&str>;
+        fn places(self: &Load, names: &str) -> Result<Vec<usize>>;
         fn views(self: &Load) -> &Vec<View>;
         fn sizes(self: &Load) -> &Vec<i64>;
+        fn strides(self: &Load) -> &Vec<i64>;
         fn memory_bytes(self: &Load) -> &Vec<i64>;
         fn read_to_host(self: &mut Load, progress: ProgressWords) -> Result<()>;
         fn next_block(self: &mut Load) -> Result<Box<Block>>;
@@ -137,6 +141,8 @@ mod ffi {
             stream: &CudaStream,
             progress: ProgressWords,
         ) -> Result<()>;
+
+        fn overlap(memory: &[GivenMemory]) -> bool;
 
         fn last_load() -> String;
         fn pinned_usage() -> PinnedUsage;
@@ -171,7 +177,7 @@ mod ffi {
 }
 
 use ffi::{CudaStream, GivenMemory, LoadOptions, PinnedUsage, Place, ProgressWords, TensorSpec};
-use loading::Load;
+use loading::{Load, overlap};
 
 /// An error as it crosses the bridge: cxx shows it by `Display`.
 struct Tagged(Error);

@@ -124,7 +124,8 @@ pub struct Prepared {
     pub(crate) route: Route,
     pub(crate) index: Index,
     plan: ReadPlan,
-    names: Vec<String>,
+    /// Whether the tensors are called by their numbers.
+    numbered: bool,
     pub(crate) reads_ahead: bool,
     /// How long it took to decide.
     open: Duration,
@@ -165,15 +166,9 @@ pub fn prepare(path: &Path, selection: Selection<'_>, options: Options) -> Resul
         _ => files.choose(environment.direct_io),
     };
     let plan = plan(files.is_direct()).at(files.path())?;
-    let name = |view: &View| match selection {
-        Selection::Blocks | Selection::Payload(_) => view.source.to_string(),
-        Selection::Names(_) | Selection::Slices { .. } | Selection::Except(_) => {
-            index.records()[view.source].name().to_owned()
-        }
-    };
-    let names = plan.views.iter().map(name).collect();
+    let numbered = matches!(selection, Selection::Blocks | Selection::Payload(_));
     let (reads_ahead, open) = (options.eager.is_none(), began.elapsed());
-    Ok(Prepared { files, route, index, plan, names, reads_ahead, open })
+    Ok(Prepared { files, route, index, plan, numbered, reads_ahead, open })
 }
 
 fn settings(mode: Mode, verify: Option<bool>, direct: bool, environment: Environment) -> Settings {
@@ -200,10 +195,20 @@ impl Prepared {
         &self.plan
     }
 
+    /// What the tensors are of.
+    #[must_use]
+    pub const fn index(&self) -> &Index {
+        &self.index
+    }
+
     /// The tensors' names; of macroblocks, their numbers.
     #[must_use]
-    pub fn names(&self) -> &[String] {
-        &self.names
+    pub fn names(&self) -> Vec<String> {
+        let name = |view: &View| match self.numbered {
+            true => view.source.to_string(),
+            false => self.index.records()[view.source].name().to_owned(),
+        };
+        self.plan.views.iter().map(name).collect()
     }
 
     /// Loads into memory of this process.
@@ -211,12 +216,19 @@ impl Prepared {
     /// # Errors
     /// [`ErrorKind::Memory`] if the memory cannot be had; [`ErrorKind::Io`] and [`ErrorKind::Checksum`] from reading.
     pub fn into_host(self, progress: Progress<'_>) -> Result<Loaded> {
+        let names = self.names();
+        let (blocks, views) = self.into_blocks(progress)?;
+        Ok(Loaded { blocks, views, names })
+    }
+
+    /// [`Prepared::into_host`] for those who need no names.
+    pub(crate) fn into_blocks(self, progress: Progress<'_>) -> Result<(Vec<Block>, Vec<View>)> {
         let mut blocks = provide(&self.plan, &self.files).at(self.files.path())?;
         self.fill(blocks.iter_mut().map(Block::as_mut_slice).collect(), progress)?;
         if let (true, Some(Block::Mapped(mapping))) = (self.reads_ahead, blocks.first()) {
             prefetch(self.files, &self.plan.mapped_ranges(), mapping.watch());
         }
-        Ok(Loaded { names: self.names, blocks, views: self.plan.views })
+        Ok((blocks, self.plan.views))
     }
 
     /// Fills `memory`, a slice for each memory of the plan.

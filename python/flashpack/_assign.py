@@ -12,16 +12,17 @@ from ._commit import commit
 from ._distributed import load_together
 from ._dtensors import is_dtensor, load_local
 from ._footer import read_index, unverified_note
-from ._in_place import fill, fill_all
+from ._in_place import fill
 from ._load import load_tensors
 from ._match import Match, check_dtypes, check_fit, match_tensors
 from ._options import LoadOptions
 from ._parallel import note_own_blocks
 from ._paths import read_one_version
 from ._ranks import world_size_of
-from ._slots import find_slots
+from ._slots import find_slots, find_tensors
 from ._sources import ModelPath, model_path, shown_path
 from ._storage import FlashTensorStorage, iterate_from_flash_tensor, read_blocks
+from ._usual import assign_usual
 from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 from .utils import human_num_elements
 
@@ -82,21 +83,29 @@ def assign_from_file(
     unsound file, OSError for one that cannot be read; with several ranks on all of them, and RuntimeError
     when one is lost.
     """
-    assign(model, path, LoadOptions.pick(locals()))
+    _assign(model, path, LoadOptions.pick(locals()))
 
 
 def assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match:
     """`assign_from_file` with the options as one value; returns what went where and what did not."""
+    return _assign(model, path, options) or _all_of(model)
+
+
+def _assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match | None:
+    """`assign`; None if all that state dicts hold was in the file, and nothing else."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, not {type(model).__name__}")
     device = _device_of(model, options)
     if options.use_distributed_loading and world_size_of(options.world_size) > 1:
         return _assign_together(model, path, device, options)
     text = model_path(path)
+    if assign_usual(model, text, device, options):
+        if not options.silent and not options.in_place:
+            names, tensors = find_tensors(model)
+            _report(_all_of(model), dict(zip(names, tensors, strict=True)), text)
+        return None
     note_own_blocks(model)
     slots = find_slots(model)
-    if options.in_place and (filled := fill_all(text, slots, device, options)):
-        return filled
     maps = device.type == "cpu" and options.surely_maps and not options.in_place
     # Else for names, shapes and dtypes alone: nothing is to be read ahead.
     mapped = load_tensors(
@@ -121,6 +130,11 @@ def assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match:
     if not options.silent:
         _report(match, tensors, text)
     return match
+
+
+def _all_of(model: nn.Module) -> Match:
+    slots = find_slots(model)
+    return Match({name: slots[name] for name in find_tensors(model)[0]}, discarded=[], missing=[])
 
 
 def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, options: LoadOptions) -> Match:

@@ -17,6 +17,7 @@ from torch.fx.node import has_side_effect
 
 from ._footer import blocks_of, get_flashpack_file_metadata, read_index, records_of
 from ._names import is_ignored_tensor_name
+from ._paths import SEPARATOR
 
 
 def register() -> None:
@@ -91,13 +92,15 @@ def _load_into(path: str, names: Sequence[str], tensors: Sequence[Tensor], **_: 
     _refuse_meta("load_into", tensors)
 
 
-def _refill(path: str, names: Sequence[str], tensors: Sequence[Tensor], **_: Any) -> bool:
-    _refuse_meta("refill", tensors)
+def _is_usual(path: str, names: str, tensors: Sequence[Tensor], **_: Any) -> bool:
+    """Of `refill` and `reassign`: whether the file holds just these names, of these shapes and dtypes."""
+    if any(map(_is_really_meta, tensors)):
+        return False
     records = records_of(read_index(path))
     held = {name: (shape, getattr(torch, dtype)) for name, shape, dtype in records}
-    return held == {
-        name: (tuple(tensor.shape), tensor.dtype) for name, tensor in zip(names, tensors, strict=True)
-    }
+    given = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
+    listed = names.split(SEPARATOR)
+    return len(listed) == len(given) and held == dict(zip(listed, given, strict=True))
 
 
 def _read_payload(path: str, offsets: Sequence[int], tensors: Sequence[Tensor], **_: Any) -> None:  # noqa: ARG001
@@ -113,9 +116,14 @@ def _pack(path: str, names: Sequence[str], tensors: Sequence[Tensor], **_: Any) 
     _refuse_meta("pack", tensors)
 
 
+def _is_really_meta(tensor: Tensor) -> bool:
+    """torch calls a fake for real meta tensors, too."""
+    return tensor.is_meta and not isinstance(tensor, FakeTensor)
+
+
 def _refuse_meta(op: str, tensors: Sequence[Tensor]) -> None:
-    """torch calls a fake for real meta tensors, too: without this the op would silently do nothing."""
-    if any(tensor.is_meta and not isinstance(tensor, FakeTensor) for tensor in tensors):
+    """Without this the op would silently do nothing."""
+    if any(map(_is_really_meta, tensors)):
         raise _refusal(f"flashpack::{op} needs tensors in memory, not on the meta device")
 
 
@@ -162,6 +170,7 @@ _EFFECTFUL = (
     "assign",
     "load_into",
     "refill",
+    "reassign",
     "read_payload",
     "set_data",
     "pack",
@@ -177,7 +186,8 @@ _FAKES: dict[str, Callable[..., object]] = {
     "blocks": _blocks,
     "assign": _assign,
     "load_into": _load_into,
-    "refill": _refill,
+    "refill": _is_usual,
+    "reassign": _is_usual,
     "read_payload": _read_payload,
     "set_data": _set_data,
     "pack": _pack,

@@ -98,6 +98,8 @@ def load_tensors(
         verify=verify,
         silent=silent,
     )
+    if native.type == device.type:
+        return loaded
     return dict(zip(loaded, _to_device(list(loaded.values()), device), strict=True))
 
 
@@ -150,27 +152,52 @@ def load_into(
     silent: Silent,
 ) -> None:
     """Fill the memory of `tensors`, all on one device, with the records of their names, shapes and dtypes."""
-    _into(_ops.load_into, path, tensors, verify=verify, silent=silent)
+    _into(_ops.load_into, path, list(tensors), list(tensors.values()), verify=verify, silent=silent)
 
 
-def load_all_into(path: str, tensors: Mapping[str, Tensor], *, verify: bool | None, silent: Silent) -> bool:
-    """`load_into` if the file holds just these records and each fits; else False, nothing changed."""
-    return _into(_ops.refill, path, tensors, verify=verify, silent=silent)
+def load_all_into(
+    path: str, names: str, tensors: list[Tensor], *, verify: bool | None, silent: Silent
+) -> bool:
+    """`load_into` if the file holds just the records of these `names`, with NUL between them, and each fits.
+
+    Else False, and nothing has changed.
+    """
+    return _into(_ops.refill, path, names, tensors, verify=verify, silent=silent)
+
+
+def load_all_for(
+    path: str,
+    names: str,
+    tensors: list[Tensor],
+    *,
+    eager: bool | None,
+    verify: bool | None,
+    silent: Silent,
+) -> bool:
+    """As `load_all_into`, but the tensors get other memory with their records, on the device they are on."""
+    return run_load(
+        lambda counter: _ops.reassign(path, names, tensors, eager=eager, verify=verify, counter=counter),
+        path,
+        tensors[0].device,
+        eager=eager,
+        verify=verify,
+        silent=silent,
+    )
 
 
 def _into(
     fill: Callable[..., T],
     path: str,
-    tensors: Mapping[str, Tensor],
+    names: Sequence[str],
+    tensors: list[Tensor],
     *,
     verify: bool | None,
     silent: Silent,
 ) -> T:
-    names, given = list(tensors), list(tensors.values())
     return run_load(
-        lambda counter: fill(path, names, given, verify=verify, counter=counter),
+        lambda counter: fill(path, names, tensors, verify=verify, counter=counter),
         path,
-        given[0].device if given else torch.device("cpu"),
+        tensors[0].device if tensors else torch.device("cpu"),
         eager=True,
         verify=verify,
         silent=silent,

@@ -109,18 +109,39 @@ def _flat(slices: Sequence[Slice]) -> list[int] | None:
 
 def refill(
     path: str,
-    names: Sequence[str],
-    tensors: Sequence[Tensor],
+    names: str,
+    tensors: list[Tensor],
     *,
     verify: bool | None,
     counter: Counter | None,
 ) -> bool:
     """`load_into` if the file holds just these names and each tensor takes its record; else False."""
     with torch._C.DisableTorchFunctionSubclass():
-        filled: bool = _run(
-            "refill", path, list(names), list(tensors), verify=verify, progress=_progress(counter)
-        )
+        filled: bool = _run("refill", path, names, tensors, verify=verify, progress=_progress(counter))
     return filled
+
+
+def reassign(
+    path: str,
+    names: str,
+    tensors: list[Tensor],
+    *,
+    eager: bool | None,
+    verify: bool | None,
+    counter: Counter | None,
+) -> bool:
+    """Load and `set_data` if the file holds just these names and each tensor is as its record; else False."""
+    with torch._C.DisableTorchFunctionSubclass():
+        assigned: bool = _run(
+            "reassign",
+            path,
+            names,
+            tensors,
+            eager=eager,
+            verify=verify,
+            progress=_progress(counter),
+        )
+    return assigned
 
 
 def state_dict(
@@ -215,7 +236,8 @@ def _progress(counter: Counter | None) -> Tensor | None:
 
 def _run(name: str, *args: Any, **options: Any) -> Any:
     try:
-        with torch.inference_mode(False):
+        # No operator takes part in a graph; torch would collect what each tensor given has in one.
+        with torch.inference_mode(False), torch.no_grad():
             return getattr(torch.ops.flashpack, name)(*args, **options)
     except RuntimeError as error:
         translated = from_native(str(error)) or _out_of_memory(str(error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,3 +61,31 @@ def find_slots(model: nn.Module) -> dict[str, Slot]:
                     name = prefix + attribute
                     slots[name] = Slot(name, module, attribute, tensor, is_parameter)
     return slots
+
+
+def find_tensors(model: nn.Module) -> tuple[list[str], list[Tensor]]:
+    """Names and tensors of what the slots hold that state dicts hold, too, at a fifth of their time."""
+    names: list[str] = []
+    tensors: list[Tensor] = []
+    _add_tensors(vars(model), "", names, tensors)
+    return names, tensors
+
+
+def _add_tensors(module: dict[str, Any], prefix: str, names: list[str], tensors: list[Tensor]) -> None:
+    # From a module's __dict__, as nn.Module's __getattr__ slows every other access down. Most hold nothing in
+    # two of the three: to ask first is cheaper than to iterate over nothing.
+    if parameters := module["_parameters"]:
+        for attribute, parameter in parameters.items():
+            if parameter is not None:
+                names.append(prefix + attribute)
+                tensors.append(parameter)
+    if buffers := module["_buffers"]:
+        skipped = module["_non_persistent_buffers_set"]
+        for attribute, buffer in buffers.items():
+            if buffer is not None and attribute not in skipped:
+                names.append(prefix + attribute)
+                tensors.append(buffer)
+    if modules := module["_modules"]:
+        for name, child in modules.items():
+            if child is not None:
+                _add_tensors(vars(child), f"{prefix}{name}.", names, tensors)

@@ -9,8 +9,9 @@ use crate::{
     device::cuda::{self, Cuda},
     error::{Error, ErrorKind, Result},
     load::{Block, Prepared},
+    model::SEPARATOR,
     options::Environment,
-    plan::Memory,
+    plan::{self, Memory},
 };
 
 /// A load: prepared, then read to the host or into given memory.
@@ -18,24 +19,32 @@ pub struct Load {
     prepared: Option<Prepared>,
     blocks: std::vec::IntoIter<Block>,
     memory_bytes: Vec<i64>,
-    names: Vec<String>,
     views: Vec<View>,
     sizes: Vec<i64>,
+    strides: Vec<i64>,
 }
 
 impl Load {
     pub(super) fn new(prepared: Prepared) -> Self {
-        let mut sizes = Vec::new();
-        let views = prepared.plan().views.iter().map(|view| {
+        let planned = &prepared.plan().views;
+        let (mut sizes, mut strides) = (Vec::new(), Vec::new());
+        let views = planned.iter().zip(first_shown(planned)).map(|(view, same_as)| {
             let first_size = sizes.len();
-            // An index holds only shapes whose sizes fit i64.
+            // An index holds only shapes whose sizes and strides fit i64.
             sizes.extend(view.shape.iter().map(|size| size.cast_signed()));
+            strides.resize(sizes.len(), 1);
+            let mut stride = 1;
+            for (own, size) in strides[first_size..].iter_mut().zip(&sizes[first_size..]).rev() {
+                *own = stride;
+                stride *= size.max(&1);
+            }
             View {
                 dtype: view.dtype as i32,
                 block: view.memory,
                 offset: view.offset.cast_signed(),
                 first_size,
                 dims: view.shape.len(),
+                same_as,
             }
         });
         let views = views.collect();
@@ -44,12 +53,24 @@ impl Load {
             Memory::Mapping => 0,
         };
         let memory_bytes = prepared.plan().memory.iter().map(bytes).collect();
-        let names = prepared.names().to_vec();
-        Self { prepared: Some(prepared), blocks: Vec::new().into_iter(), memory_bytes, names, views, sizes }
+        Self { prepared: Some(prepared), blocks: Vec::new().into_iter(), memory_bytes, views, sizes, strides }
     }
 
-    pub(super) fn names(&self) -> &Vec<String> {
-        &self.names
+    /// The name of tensor `number`, of a load by names that has not been read yet.
+    pub(super) fn name(&self, number: usize) -> std::result::Result<&str, Tagged> {
+        guarded(|| {
+            let prepared = self.prepared()?;
+            Ok(prepared.index().records()[prepared.plan().views[number].source].name())
+        })
+    }
+
+    /// For each record of the file the place of its name among `names`, which [`SEPARATOR`] divides; nothing unless
+    /// these are the names of all records.
+    pub(super) fn places(&self, names: &str) -> std::result::Result<Vec<usize>, Tagged> {
+        guarded(|| {
+            let names: Vec<&str> = names.split(SEPARATOR).collect();
+            Ok(self.prepared()?.index().places(&names).unwrap_or_default())
+        })
     }
 
     pub(super) fn views(&self) -> &Vec<View> {
@@ -58,6 +79,11 @@ impl Load {
 
     pub(super) fn sizes(&self) -> &Vec<i64> {
         &self.sizes
+    }
+
+    /// Of row-major elements, as many as sizes.
+    pub(super) fn strides(&self) -> &Vec<i64> {
+        &self.strides
     }
 
     /// Bytes of each memory that the views lie in, if C++ is to provide it.
@@ -74,7 +100,7 @@ impl Load {
         guarded(|| {
             self.prepared()?;
             if let Some(prepared) = self.prepared.take() {
-                self.blocks = prepared.into_host(progress.get())?.blocks.into_iter();
+                self.blocks = prepared.into_blocks(progress.get())?.0.into_iter();
             }
             Ok(())
         })
@@ -139,15 +165,34 @@ impl Load {
         if !sizes.eq(self.memory_bytes.iter().copied()) {
             return Err(Error::argument("the memory given is not of the sizes that the load needs"));
         }
-        let mut ranges: Vec<_> = memory
-            .iter()
-            .filter(|given| given.bytes > 0)
-            .map(|given| (given.address, given.address.saturating_add(given.bytes)))
-            .collect();
-        ranges.sort_unstable();
-        if ranges.iter().zip(ranges.iter().skip(1)).any(|(one, other)| other.0 < one.1) {
+        if overlap(memory) {
             return Err(Error::argument("two of the tensors given share memory, but not in the file"));
         }
         Ok(())
     }
+}
+
+/// Whether any two pieces of memory have a byte in common.
+pub(super) fn overlap(memory: &[GivenMemory]) -> bool {
+    let mut ranges: Vec<_> = memory
+        .iter()
+        .filter(|given| given.bytes > 0)
+        .map(|given| (given.address, given.address.saturating_add(given.bytes)))
+        .collect();
+    ranges.sort_unstable();
+    ranges.iter().zip(ranges.iter().skip(1)).any(|(one, other)| other.0 < one.1)
+}
+
+/// For each of `views` the first that shows the same bytes: another one where weights are tied, else itself.
+fn first_shown(views: &[plan::View]) -> Vec<usize> {
+    let mut first: Vec<usize> = (0..views.len()).collect();
+    let place = |number: usize| (views[number].memory, views[number].offset, views[number].bytes(), number);
+    let mut places: Vec<_> = first.iter().map(|&number| place(number)).filter(|it| it.2 > 0).collect();
+    places.sort_unstable(); // they nearly always are
+    for same in places.chunk_by(|one, other| (one.0, one.1, one.2) == (other.0, other.1, other.2)) {
+        for place in same {
+            first[place.3] = same[0].3;
+        }
+    }
+    first
 }

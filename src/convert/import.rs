@@ -116,7 +116,7 @@ impl Piece {
             ),
             None => None,
         };
-        let spec = TensorSpec { name, dtype: to.unwrap_or(from), shape: shape.into(), tied_to: None };
+        let spec = TensorSpec { name, dtype: to.unwrap_or(from), shape: shape.to_vec(), tied_to: None };
         Ok(Self { source, offset, bytes, element_bytes: from.size(), cast, spec })
     }
 }

@@ -4,7 +4,7 @@ use std::{fmt, hash::Hasher as _};
 
 use twox_hash::XxHash3_64;
 
-use super::{Index, Macroblock};
+use super::{Index, Macroblock, Record};
 use crate::error::{Error, Result};
 
 /// Payload bytes behind one digest in files this library writes: fits a core's cache beside its source and costs
@@ -209,7 +209,8 @@ impl Chunker {
 /// root of the file.
 #[must_use]
 pub fn index_digest(index: &Index, algorithm: Algorithm, chunk_bytes: u64, digests: &[Digest]) -> Digest {
-    let mut canonical = Canonical(Vec::new());
+    let bytes = |record: &Record| record.name().len() + 8 * (5 + record.shape().len());
+    let mut canonical = Canonical(Vec::with_capacity(index.records().iter().map(bytes).sum()));
     canonical.text("flashpack index 1");
     canonical.number(index.align_bytes());
     canonical.number(index.payload_bytes());

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
 
 use super::{
-    FORMAT_V3, FORMAT_V4, Index, MAGIC, MAX_FOOTER_BYTES, Signature, TRAILER_BYTES,
+    FORMAT_V3, FORMAT_V4, Index, MAGIC, MAX_FOOTER_BYTES, Shape, Signature, TRAILER_BYTES,
     signature::{self, RenderedSignature},
     validate,
 };
@@ -294,7 +294,7 @@ pub(super) struct RawBlock<'a> {
 pub(super) struct RawRecord<'a> {
     #[serde(borrow)]
     pub(super) name: Cow<'a, str>,
-    pub(super) shape: Vec<Count>,
+    pub(super) shape: Shape,
     pub(super) offset: Count,
     pub(super) length: Count,
     pub(super) macroblock: Option<Count>,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, ops::Range};
 
 use super::{
-    DType, Seal, Signature,
+    DType, Seal, Shape, Signature,
     checksum::{Algorithm, Digest, xxh3},
     join::SET_KEY,
 };
@@ -52,7 +52,7 @@ impl Macroblock {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     pub(super) name: Box<str>,
-    pub(super) shape: Box<[u64]>,
+    pub(super) shape: Shape,
     pub(super) block: usize,
     pub(super) offset: u64,
     pub(super) elems: u64,
@@ -67,7 +67,7 @@ impl Record {
 
     /// Sizes of the dimensions; empty for a scalar. Every size and stride fits `i64`.
     #[must_use]
-    pub const fn shape(&self) -> &[u64] {
+    pub fn shape(&self) -> &Shape {
         &self.shape
     }
 
@@ -222,6 +222,12 @@ impl Index {
         self.by_name.find(name, &self.records)
     }
 
+    /// For each record the place of its name among `names`; `None` unless these are the names of all records.
+    #[must_use]
+    pub fn places(&self, names: &[&str]) -> Option<Vec<usize>> {
+        self.by_name.places(names, &self.records)
+    }
+
     /// Bytes of `record` in the file; empty for a tensor without elements.
     #[must_use]
     pub fn file_range(&self, record: &Record) -> Range<u64> {
@@ -248,12 +254,7 @@ pub(super) struct NameOrder(Box<[(u64, usize)]>);
 impl NameOrder {
     /// Orders `records`, or finds two, the earlier first, with the same name.
     pub(super) fn new(records: &[Record]) -> Result<Self, (usize, usize)> {
-        let digested = |(number, record): (usize, &Record)| (xxh3(record.name.as_bytes()), number);
-        let mut order: Box<[_]> = records.iter().enumerate().map(digested).collect();
-        order.sort_unstable_by(|one, other| {
-            let by_name = || records[one.1].name.cmp(&records[other.1].name);
-            one.0.cmp(&other.0).then_with(by_name).then(one.1.cmp(&other.1))
-        });
+        let order = ordered(records.len(), |number| &records[number].name);
         let same = |(one, other): &(&(u64, usize), &(u64, usize))| {
             one.0 == other.0 && records[one.1].name == records[other.1].name
         };
@@ -263,11 +264,78 @@ impl NameOrder {
         }
     }
 
+    /// As [`Index::places`]: both lists of names are in one order, so they are equal or not the same names.
+    fn places(&self, names: &[&str], records: &[Record]) -> Option<Vec<usize>> {
+        if names.len() != records.len() {
+            return None;
+        }
+        let mut places = vec![0; names.len()];
+        for (&(digest, number), &(other, place)) in
+            self.0.iter().zip(&ordered(names.len(), |place| names[place]))
+        {
+            if digest != other || *records[number].name != *names[place] {
+                return None;
+            }
+            places[number] = place;
+        }
+        Some(places)
+    }
+
     fn find(&self, name: &str, records: &[Record]) -> Option<usize> {
         let wanted = xxh3(name.as_bytes());
         let found = self.0.binary_search_by(|&(digest, number)| {
             digest.cmp(&wanted).then_with(|| (*records[number].name).cmp(name))
         });
         found.ok().map(|position| self.0[position].1)
+    }
+}
+
+/// The numbers up to `count` in the order of the digests of their names, then of the names, then their own.
+fn ordered<'a>(count: usize, name: impl Fn(usize) -> &'a str) -> Box<[(u64, usize)]> {
+    let mut order: Box<[_]> = (0..count).map(|number| (xxh3(name(number).as_bytes()), number)).collect();
+    order.sort_unstable_by(|one, other| {
+        let by_name = || name(one.1).cmp(name(other.1));
+        one.0.cmp(&other.0).then_with(by_name).then(one.1.cmp(&other.1))
+    });
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::layout::{Layout, Order, TensorSpec};
+
+    fn index(names: &[&str]) -> Index {
+        let spec = |name: &&str| TensorSpec {
+            name: (*name).to_owned(),
+            dtype: DType::Uint8,
+            shape: vec![1],
+            tied_to: None,
+        };
+        let specs: Vec<_> = names.iter().map(spec).collect();
+        Layout::new(&specs, Order::Given, 0, BTreeMap::new())
+            .unwrap()
+            .into_index(Algorithm::Xxh3, vec![Digest::Xxh3(0)])
+    }
+
+    #[test]
+    fn places_are_those_of_just_the_names_in_any_order() {
+        let names: Vec<String> = (0..300).map(|number| format!("layers.{number}.weight")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let index = index(&names);
+        for step in [1, 7, 299] {
+            let given: Vec<&str> = (0..300).map(|place| names[place * step % 300]).collect();
+            let places = index.places(&given).unwrap();
+            let found: Vec<&str> = places.iter().map(|&place| given[place]).collect();
+            assert_eq!(found, names);
+        }
+        let mut given = names.clone();
+        given[5] = "another";
+        assert_eq!(index.places(&given), None);
+        given[5] = names[6];
+        assert_eq!(index.places(&given), None, "one name twice");
+        assert_eq!(index.places(&names[1..]), None);
+        assert_eq!(index.places(&[&names[..], &["another"]].concat()), None);
+        assert_eq!(index.places(&[]), None);
     }
 }

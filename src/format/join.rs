@@ -11,8 +11,8 @@ pub const SET_KEY: &str = "flashpack_set";
 impl Index {
     /// Joins the indices of `files`, each with what errors call it. [`Index::parts`] tells where each file's payload
     /// comes to lie: at a multiple of a page and of the digests' chunks, so that those stay whole. There are digests
-    /// if every file has some, by one function and of chunks of one size; that of the index is that of the files' own. Of their signatures
-    /// none is one of all files.
+    /// if every file has some, by one function and of chunks of one size; that of the index is that of the files' own.
+    /// Of their signatures none is one of all files.
     ///
     /// # Errors
     /// [`ErrorKind::Format`](crate::ErrorKind::Format) if two files hold a name, or all exceed 2^63 bytes.

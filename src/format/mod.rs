@@ -13,12 +13,14 @@ mod index;
 pub mod join;
 pub mod layout;
 pub mod safetensors;
+mod shape;
 pub mod shards;
 pub mod signature;
 mod validate;
 
 pub use dtype::DType;
 pub use index::{Checksums, Index, Macroblock, Record};
+pub use shape::Shape;
 pub use signature::{Seal, Signature};
 
 /// The last eight bytes of every FlashPack file.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use safetensors::tensor::Metadata;
 
 use super::{
-    DType, Index, Macroblock, Record,
+    DType, Index, Macroblock, Record, Shape,
     index::NameOrder,
     validate::{duplicate, product},
 };
@@ -36,7 +36,7 @@ pub struct HeaderTensor {
     /// Length in bytes.
     pub bytes: u64,
     dtype: safetensors::Dtype,
-    shape: Vec<u64>,
+    shape: Shape,
 }
 
 /// Whether a file of `file_bytes` that begins with `start` claims to be safetensors: a length that fits, and an object.
@@ -140,13 +140,13 @@ impl HeaderTensor {
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] if torch has no such type.
-    pub fn in_torch(&self) -> Result<(DType, Box<[u64]>)> {
+    pub fn in_torch(&self) -> Result<(DType, Shape)> {
         let unsupported =
             |what: String| Error::new(ErrorKind::Unsupported, format!("Unsupported dtype: {what}"));
         let Self { name, dtype, .. } = self;
         let own =
             DType::from_safetensors(*dtype).ok_or_else(|| unsupported(format!("{dtype:?} of {name:?}")))?;
-        let mut shape: Box<[u64]> = self.shape.as_slice().into();
+        let mut shape = self.shape.clone();
         if own == DType::Float4E2m1fnX2 {
             // safetensors counts halves of a byte where torch counts the bytes.
             match shape.last_mut() {

@@ -136,7 +136,7 @@ fn check_record(
         (None, Some(block)) => block,
         (None, None) => return Err(fail("has no key macroblock".to_owned())),
     };
-    let shape: Box<[u64]> = raw.shape.into_iter().map(|size| size.0).collect();
+    let shape = raw.shape;
     let (offset, elems) = (raw.offset.0, raw.length.0);
     let Some(product) = product(&shape) else {
         return Err(fail(format!("has shape {shape:?}, whose product overflows")));

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::{Chunk, DIRECT_BYTES, Part, Settings, Target, Verify, place::Segment};
+use super::{
+    Chunk, DIRECT_BYTES, MERGE_GAP_BYTES, Part, Selection, Settings, Target, Verify, place::Segment,
+};
 use crate::{
     error::{Result, ensure_memory},
     format::Index,
@@ -16,13 +18,15 @@ const SLICED_SURPLUS_BYTES: u64 = 4096;
 /// Least memory of a chunk in a plan: its own, one part's, and a task's.
 const CHUNK_PLAN_BYTES: u64 = (size_of::<Chunk>() + size_of::<Part>() + size_of::<Vec<Chunk>>()) as u64;
 
-/// Cuts the sorted `segments`, which do not overlap, into chunks, and groups those into tasks.
+/// Cuts the sorted `segments` of `selection`, which do not overlap, into chunks, and groups those into tasks.
 pub(super) fn cut(
     segments: &[Segment],
     index: &Index,
     settings: Settings,
-    sliced: bool,
+    selection: Selection<'_>,
 ) -> Result<Vec<Vec<Chunk>>> {
+    let sliced = selection.is_sliced();
+    let gap_bytes = if selection.is_partial() { 0 } else { MERGE_GAP_BYTES };
     let surplus = match settings.verify {
         Verify::Never => None,
         Verify::Whole if sliced => Some(SLICED_SURPLUS_BYTES),
@@ -57,7 +61,7 @@ pub(super) fn cut(
             let digest = usize::try_from(window.start / step).ok();
             chunks.push(Chunk { offset: window.start, parts: parts_of(&window, &pieces), digest });
         } else {
-            chunks.extend(unverified(&window, &pieces, settings.direct));
+            chunks.extend(unverified(&window, &pieces, settings.direct, gap_bytes));
         }
     }
     tasks.retain(|chunks| !chunks.is_empty());
@@ -71,27 +75,42 @@ fn ensure_room(segments: &[Segment], step: u64) -> Result<()> {
     ensure_memory(least.saturating_mul(CHUNK_PLAN_BYTES))
 }
 
-/// A chunk for each of the `pieces` of `window` that memory wants.
-fn unverified<'a>(
-    window: &Range<u64>,
-    pieces: &'a [Segment],
-    direct: bool,
-) -> impl Iterator<Item = Chunk> + use<'a> {
-    let window = window.clone();
-    pieces.iter().enumerate().filter(|(_, piece)| piece.target.is_some()).map(move |(number, piece)| {
-        let low = number.checked_sub(1).map_or(window.start, |before| pieces[before].file.end);
-        let high = pieces.get(number + 1).map_or(window.end, |after| after.file.start);
-        let mut file = piece.file.clone();
-        // Runs are gathered from a buffer, which may as well hold whole units of direct I/O. The end of one piece and
-        // the beginning of the next may share a unit: the first takes it up to where it ends itself.
-        if direct && matches!(piece.target, Some(Target::Rows(..))) {
-            file.start = (file.start - file.start % DIRECT_BYTES).max(low);
-            let end = file.end.next_multiple_of(DIRECT_BYTES);
-            file.end = if end <= high { end } else { file.end };
+/// Chunks of those `pieces` of `window` that memory wants; pieces no further apart than `gap_bytes` are read together.
+fn unverified(window: &Range<u64>, pieces: &[Segment], direct: bool, gap_bytes: u64) -> Vec<Chunk> {
+    let whole = |piece: &Segment| matches!(piece.target, Some(Target::Bytes(..)));
+    let near = |one: &Segment, other: &Segment| {
+        whole(one) && whole(other) && other.file.start - one.file.end <= gap_bytes
+    };
+    let mut chunks = Vec::new();
+    let (mut low, mut used) = (window.start, 0);
+    for group in pieces.chunk_by(near) {
+        used += group.len();
+        let high = pieces.get(used).map_or(window.end, |after| after.file.start);
+        chunks.extend(chunk_of(group, low..high, direct));
+        low = group[group.len() - 1].file.end;
+    }
+    chunks
+}
+
+/// The chunk of `group`, pieces of whole tensors or a single one; it may reach as far as `room`.
+fn chunk_of(group: &[Segment], room: Range<u64>, direct: bool) -> Option<Chunk> {
+    let (first, last) = (group.first()?, group.last()?);
+    let mut file = first.file.start..last.file.end;
+    let parts = match &first.target {
+        None => return None,
+        Some(Target::Bytes(..)) => parts_of(&file, group),
+        Some(Target::Rows(..)) => {
+            // Runs are gathered from a buffer, which may as well hold whole units of direct I/O. The end of one piece
+            // and the beginning of the next may share a unit: the first takes it up to where it ends itself.
+            if direct {
+                file.start = (file.start - file.start % DIRECT_BYTES).max(room.start);
+                let end = file.end.next_multiple_of(DIRECT_BYTES);
+                file.end = if end <= room.end { end } else { file.end };
+            }
+            vec![Part { bytes: file.end - file.start, target: first.target.clone() }]
         }
-        let part = Part { bytes: file.end - file.start, target: piece.target.clone() };
-        Chunk { offset: file.start, parts: vec![part], digest: None }
-    })
+    };
+    Some(Chunk { offset: file.start, parts, digest: None })
 }
 
 /// The pieces of `segments` from `from` up to `end`, and how many segments end there or before.

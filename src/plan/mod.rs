@@ -14,7 +14,7 @@ pub use slices::{Cut, Rows};
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    format::{DType, Index},
+    format::{DType, Index, Shape},
 };
 
 /// Ranges this close are read as one: two direct-I/O units cost less than another request.
@@ -150,7 +150,7 @@ pub struct View {
     /// Its first byte there; a multiple of the element size.
     pub offset: u64,
     /// Sizes of its dimensions.
-    pub shape: Box<[u64]>,
+    pub shape: Shape,
 }
 
 impl View {
@@ -265,7 +265,7 @@ impl ReadPlan {
         }
         segments.sort_unstable_by_key(|segment| (segment.layer, segment.file.start));
         let layers = segments.chunk_by(|one, other| one.layer == other.layer);
-        let cut = |layer| cut::cut(layer, index, settings, selection.is_sliced());
+        let cut = |layer| cut::cut(layer, index, settings, selection);
         let tasks = layers.map(cut).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect::<Vec<_>>();
         let threads = settings.threads.get().min(tasks.len());
         let views = views.into_iter().map(|wanted| wanted.view).collect();

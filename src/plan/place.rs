@@ -118,8 +118,8 @@ fn in_buffer(
 /// Sends each view's bytes to a memory of its own, of the view's number. Of views that show the same bytes only the
 /// first is read; the others name its memory.
 pub(super) fn in_tensors(views: &mut [Wanted], memory: &mut Vec<Memory>) -> Vec<Segment> {
-    let mut first: HashMap<Shown, usize> = HashMap::new();
-    let mut segments = Vec::new();
+    let mut first: HashMap<Shown, usize> = HashMap::with_capacity(views.len());
+    let mut segments = Vec::with_capacity(views.len());
     for (number, wanted) in views.iter_mut().enumerate() {
         memory.push(Memory::Buffer(wanted.view.bytes()));
         wanted.view.memory = number;

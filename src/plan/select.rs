@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    format::{DType, Index},
+    format::{DType, Index, Shape},
 };
 
 /// A view that is not placed yet.
@@ -44,7 +44,7 @@ pub(super) fn select(index: &Index, selection: Selection<'_>) -> Result<Vec<Want
         Selection::Blocks => {
             let blocks = index.blocks().iter().enumerate();
             Ok(blocks
-                .map(|(number, it)| whole(number, number, it.dtype(), &[it.elems()], it.file_range()))
+                .map(|(number, it)| whole(number, number, it.dtype(), [it.elems()].into(), it.file_range()))
                 .collect())
         }
         Selection::Payload(ranges) => select_payload(index, ranges),
@@ -104,19 +104,19 @@ impl Layers {
 fn whole_record(index: &Index, source: usize) -> Wanted {
     let record = &index.records()[source];
     let dtype = index.blocks()[record.block()].dtype();
-    whole(source, record.block(), dtype, record.shape(), index.file_range(record))
+    whole(source, record.block(), dtype, record.shape().clone(), index.file_range(record))
 }
 
 fn sliced(index: &Index, source: usize, cuts: &[&Cut]) -> Result<Wanted> {
     let record = &index.records()[source];
     let ranges = slices::apply(record.name(), record.shape(), cuts.iter().copied())?;
-    let shape: Vec<u64> = ranges.iter().map(|range| range.end - range.start).collect();
+    let shape = ranges.iter().map(|range| range.end - range.start).collect();
     let dtype = index.blocks()[record.block()].dtype();
     let start = index.file_range(record).start;
     let rows = Rows::new(start, dtype.size(), record.shape(), &ranges);
     let file = rows.as_ref().map_or(0..0, Rows::span);
     let rows = rows.filter(|rows| !rows.is_contiguous());
-    Ok(Wanted { rows, ..whole(source, record.block(), dtype, &shape, file) })
+    Ok(Wanted { rows, ..whole(source, record.block(), dtype, shape, file) })
 }
 
 fn select_payload(index: &Index, ranges: &[Range<u64>]) -> Result<Vec<Wanted>> {
@@ -131,12 +131,12 @@ fn select_payload(index: &Index, ranges: &[Range<u64>]) -> Result<Vec<Wanted>> {
             )));
         }
         end = range.end;
-        Ok(whole(source, 0, DType::Uint8, &[range.end - range.start], range.clone()))
+        Ok(whole(source, 0, DType::Uint8, [range.end - range.start].into(), range.clone()))
     };
     ranges.iter().enumerate().map(&mut select).collect()
 }
 
-fn whole(source: usize, block: usize, dtype: DType, shape: &[u64], file: Range<u64>) -> Wanted {
-    let view = View { source, dtype, memory: 0, offset: 0, shape: shape.into() };
+fn whole(source: usize, block: usize, dtype: DType, shape: Shape, file: Range<u64>) -> Wanted {
+    let view = View { source, dtype, memory: 0, offset: 0, shape };
     Wanted { view, file, rows: None, block, layer: 0 }
 }

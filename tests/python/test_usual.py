@@ -1,0 +1,262 @@
+"""The usual case of assign_from_file, decided natively, gives what matching the names one by one does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import flashpack
+import flashpack.ops
+import pytest
+import torch
+from flashpack import _assign
+from helpers import assert_same, bits, noise
+from torch import Tensor, nn
+
+ops = torch.ops.flashpack
+
+
+class Model(nn.Module):
+    """Tensors of several sizes, names and kinds, not in the order of a file."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+
+        def fresh(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator)
+
+        self.scale = nn.Parameter(fresh())
+        self.none = nn.Parameter(fresh(0, 3))
+        self.layers = nn.ModuleList(nn.Module() for _ in range(9))
+        for number, layer in enumerate(self.layers):
+            layer.weight = nn.Parameter(fresh(number + 1, 4))
+            layer.bias = nn.Parameter(fresh(number + 1), requires_grad=bool(number % 2))
+            layer.register_parameter("absent", None)
+        self.image = nn.Parameter(fresh(2, 3, 4, 5))
+        self.register_buffer("steps", torch.arange(seed, seed + 9))
+        self.register_buffer("scratch", fresh(3), persistent=False)
+
+
+def channels_last(model: Model) -> None:
+    model.image.data = model.image.data.to(memory_format=torch.channels_last)
+
+
+def shared_memory(model: Model) -> None:
+    memory = torch.zeros(20)
+    for layer in list(model.layers)[:5]:
+        layer.bias.data = memory[: layer.bias.numel()]
+
+
+def expanded(model: Model) -> None:
+    model.steps = torch.zeros(1, dtype=torch.int64).expand(9)
+
+
+def one_for_two_names(model: Model) -> None:
+    model.layers[3].weight = nn.Parameter(torch.zeros(3, 4))
+    model.layers[2].weight = model.layers[3].weight
+
+
+def one_shape_for_two_names(model: Model) -> None:
+    model.layers[3].weight = nn.Parameter(torch.zeros(3, 4))
+
+
+def inference(model: Model) -> None:
+    with torch.inference_mode():
+        model.layers[0].weight = nn.Parameter(torch.zeros(1, 4))
+
+
+def partly_meta(model: Model) -> None:
+    model.layers[0].weight = nn.Parameter(torch.zeros(1, 4, device="meta"))
+
+
+def another_dtype(model: Model) -> None:
+    model.scale.data = model.scale.data.double()
+
+
+class Special(nn.Parameter):
+    pass
+
+
+def subclass(model: Model) -> None:
+    model.scale = Special(torch.zeros(()))
+
+
+def as_it_is(_: Model) -> None:
+    pass
+
+
+USUAL = [as_it_is, channels_last, shared_memory, expanded]
+UNUSUAL = [inference, partly_meta, another_dtype, subclass]
+EAGER = pytest.mark.parametrize("eager", [None, True], ids=["mapped", "eager"])
+
+
+def load(model: Model, path: Path, eager: bool | None, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the usual case was found."""
+    found: list[bool] = []
+
+    def watched(*args: object) -> bool:
+        found.append(usual(*args))
+        return found[-1]
+
+    usual: Callable[..., bool] = _assign.assign_usual
+    with monkeypatch.context() as patch:
+        patch.setattr(_assign, "assign_usual", watched)
+        flashpack.assign_from_file(model, path, eager=eager)
+    return found
+
+
+def generally(model: Model, path: Path, eager: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(_assign, "assign_usual", lambda *_: False)
+        flashpack.assign_from_file(model, path, eager=eager)
+
+
+def outline(tensor: Tensor) -> object:
+    storage = tensor.untyped_storage()
+    return (
+        *(type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad, tensor.is_leaf),
+        *(bits(tensor), tensor._version, tensor.storage_offset(), storage.nbytes(), storage.resizable()),
+    )
+
+
+@pytest.fixture
+def source() -> Model:
+    return Model(1)
+
+
+@pytest.fixture
+def path(source: Model, tmp_path: Path) -> Path:
+    path = tmp_path / "model.flashpack"
+    flashpack.pack_to_file(source, path)
+    return path
+
+
+@EAGER
+@pytest.mark.parametrize("change", [*USUAL, *UNUSUAL])
+def test_the_usual_case_gives_what_the_general_one_does(
+    change: Callable[[Model], None],
+    eager: bool | None,
+    path: Path,
+    source: Model,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, other = Model(2), Model(2)
+    change(model)
+    change(other)
+    before = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+    scratch = bits(model.scratch)
+    assert load(model, path, eager, monkeypatch) == [change in USUAL]
+    generally(other, path, eager, monkeypatch)
+    assert_same(model.state_dict(), source.state_dict())
+    tensors, others = (each.state_dict(keep_vars=True) for each in (model, other))
+    assert {name: outline(each) for name, each in tensors.items()} == {
+        name: outline(each) for name, each in others.items()
+    }
+    if change is not inference:
+        assert {id(tensor) for tensor in tensors.values()} == before
+    assert len({each.untyped_storage().data_ptr() for each in tensors.values() if each.numel()}) == (
+        sum(each.numel() > 0 for each in tensors.values())
+    )
+    assert bits(model.scratch) == scratch
+
+
+def test_of_two_records_for_one_tensor_the_last_wins(
+    path: Path, source: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_shape_for_two_names(source)
+    with torch.no_grad():
+        source.layers[3].weight.add_(1)
+    flashpack.pack_to_file(source, path)
+    model, other = Model(2), Model(2)
+    one_for_two_names(model)
+    one_for_two_names(other)
+    assert load(model, path, None, monkeypatch) == [True]
+    generally(other, path, None, monkeypatch)
+    assert model.layers[2].weight is model.layers[3].weight
+    assert_same(model.state_dict(), other.state_dict())
+
+
+def test_a_report_on_request(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flashpack.assign_from_file(Model(2), path, silent=False)
+    said = capsys.readouterr().out
+    assert said == f"Assigned 355 elements to 21 parameters and 1 buffers from {path}\n"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+def test_names_that_cannot_be_joined(
+    name: str, path: Path, source: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(2)
+    model.register_buffer(name, torch.zeros(2))
+    assert load(model, path, None, monkeypatch) == [False]
+    assert_same({key: each for key, each in model.state_dict().items() if key != name}, source.state_dict())
+
+
+# The operator
+
+
+def changed(given: dict[str, Tensor], how: str) -> dict[str, Tensor]:
+    given = dict(given)
+    match how:
+        case "a name less":
+            del given["image"]
+        case "a name more":
+            given["more"] = torch.zeros(2)
+        case "another name":
+            given["other"] = given.pop("image")
+        case "a name twice":
+            given["image\0image"] = given.pop("image")
+        case "another shape":
+            given["image"] = torch.zeros(5, 4, 3, 2)
+        case "another dtype":
+            given["image"] = torch.zeros(2, 3, 4, 5, dtype=torch.int32)
+        case "another device":
+            given["image"] = torch.zeros(2, 3, 4, 5, device="meta")
+        case "sparse":
+            given["image"] = torch.zeros(2, 3, 4, 5).to_sparse()
+    return given
+
+
+def test_reassign_gives_other_memory(path: Path, source: Model) -> None:
+    given = {name: tensor.clone() for name, tensor in Model(2).state_dict().items()}
+    before = {name: tensor.data_ptr() for name, tensor in given.items() if tensor.numel()}
+    assert ops.reassign(str(path), "\0".join(given), list(given.values()))
+    assert_same(given, source.state_dict())
+    assert all(given[name].data_ptr() != address for name, address in before.items())
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("a name less", "a name more", "another name", "a name twice"),
+        *("another shape", "another dtype", "another device", "sparse"),
+    ],
+)
+def test_reassign_changes_nothing_where_something_does_not_fit(how: str, path: Path) -> None:
+    given = changed({name: tensor.clone() for name, tensor in Model(2).state_dict().items()}, how)
+    real = {name: tensor for name, tensor in given.items() if not tensor.is_meta}
+    before = {name: bits(tensor.to_dense()) for name, tensor in real.items()}
+    assert not ops.reassign(str(path), "\0".join(given), list(given.values()))
+    assert {name: bits(tensor.to_dense()) for name, tensor in real.items()} == before
+
+
+def test_reassign_leaves_tied_records_to_the_general_case(tmp_path: Path) -> None:
+    path, tied = tmp_path / "tied.flashpack", noise(torch.float32, (4, 4))
+    flashpack.save_file({"one": tied, "other": tied}, path)
+    given = {"one": torch.zeros(4, 4), "other": torch.zeros(4, 4)}
+    assert not ops.reassign(str(path), "\0".join(given), list(given.values()))
+    model = nn.ParameterDict(given)
+    flashpack.assign_from_file(model, path)
+    assert_same(model.state_dict(), {"one": tied, "other": tied})
+    assert model["one"].data_ptr() != model["other"].data_ptr()
+
+
+def test_the_fakes_know_the_usual_case(path: Path) -> None:
+    state = Model(2).state_dict()
+    for op in (ops.reassign, ops.refill):
+        with torch._subclasses.FakeTensorMode() as mode:
+            given = [mode.from_tensor(tensor) for tensor in state.values()]
+            assert op(str(path), "\0".join(state), given)
+            assert not op(str(path), "\0".join(state), given[:-1])
+            assert not op(str(path), "\0".join(list(state)[1:]), given[1:])
