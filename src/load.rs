@@ -153,17 +153,17 @@ pub fn prepare(path: &Path, selection: Selection<'_>, options: Options) -> Resul
         }
         ReadPlan::new(&index, selection, settings)
     };
-    let (files, route) = match mode {
-        _ if selection.is_partial() => {
-            let parts = plan(false).at(files.path())?.read_ranges();
-            files.choose_for_parts(environment.direct_io, &parts)
-        }
-        Mode::Lazy if options.verify == Some(true) => {
-            let route = Route { residency: files.residency(), ..Route::MAPPED };
-            (files, route)
-        }
-        Mode::Lazy => (files, Route::MAPPED),
-        _ => files.choose(environment.direct_io),
+    let maps = mode == Mode::Lazy && !selection.is_partial();
+    let (files, route) = if maps && options.verify == Some(true) {
+        let route = Route { residency: files.residency(), ..Route::MAPPED };
+        (files, route)
+    } else if maps {
+        (files, Route::MAPPED)
+    } else if selection.is_whole(&index) {
+        files.choose(environment.direct_io)
+    } else {
+        let parts = plan(false).at(files.path())?.read_ranges();
+        files.choose_for_parts(environment.direct_io, &parts)
     };
     let plan = plan(files.is_direct()).at(files.path())?;
     let numbered = matches!(selection, Selection::Blocks | Selection::Payload(_));

@@ -56,6 +56,17 @@ impl Selection<'_> {
     pub const fn is_partial(&self) -> bool {
         self.is_sliced() || matches!(self, Self::Payload(_))
     }
+
+    /// Whether it takes all that `index` holds.
+    #[must_use]
+    pub fn is_whole(&self, index: &Index) -> bool {
+        match self {
+            Self::Blocks => true,
+            Self::Except(ignore) => ignore.is_empty(),
+            Self::Names(names) => names.len() >= index.records().len(),
+            Self::Slices { .. } | Self::Payload(_) => false,
+        }
+    }
 }
 
 /// Names that a load leaves out.
@@ -70,6 +81,12 @@ pub struct Ignore<'a> {
 }
 
 impl Ignore<'_> {
+    /// Whether no name is left out.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.names.is_empty() && self.prefixes.is_empty() && self.suffixes.is_empty()
+    }
+
     /// Whether `name` is left out.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from flashpack import Explanation, LoadReport
 from flashpack.__main__ import main
 from helpers import MIB, flip_byte, noise, without_checksums
+from page_cache import forget
 from processes import python, succeed
-from test_read_ahead import forget
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 SIZES = {"large": 5 * MIB, "small": 1000}
