@@ -116,6 +116,19 @@ def place_of(path: Path, name: str) -> tuple[int, int]:
     return start + record["offset"] * size, record["length"] * size
 
 
+def several_chunks() -> dict[str, Tensor]:
+    """Several chunks of payload, several dtypes, a tie."""
+    weight = noise(torch.float32, (3 * MIB // 4,), seed=1)
+    return {
+        "weight": weight,
+        "tied": weight,
+        "half": noise(torch.float16, (MIB // 2,), seed=2),
+        "bytes": noise(torch.uint8, (1000,), seed=3),
+        "scalar": noise(torch.float64, seed=4),
+        "empty": torch.empty(0, 5),
+    }
+
+
 def flip_byte(path: Path, offset: int) -> None:
     """Damage one byte of the file."""
     with path.open("r+b") as file:

@@ -1,0 +1,113 @@
+"""flashpack.open: a file's tensors one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import flashpack
+import pytest
+import torch
+from helpers import MIB, assert_same, bits, noise, read_footer, several_chunks
+from torch import Tensor
+
+
+@pytest.fixture
+def tensors() -> dict[str, Tensor]:
+    return several_chunks()
+
+
+@pytest.fixture
+def packed(tensors: dict[str, Tensor], path: Path) -> Path:
+    flashpack.save_file(tensors, path)
+    return path
+
+
+def resident(path: Path) -> int | None:
+    """Bytes of this process's mappings of the file that are in memory; None without a mapping."""
+    total, mapped, inside = 0, False, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key, _, rest = line.partition(" ")
+        if not key.endswith(":"):
+            inside = rest.endswith(str(path))
+            mapped |= inside
+        elif inside and key == "Rss:":
+            total += int(rest.split()[0]) * 1024
+    return total if mapped else None
+
+
+def test_the_handle(packed: Path, tensors: dict[str, Tensor]) -> None:
+    with flashpack.open(packed) as file:
+        assert file.keys() == [record["name"] for record in read_footer(packed)["index"]]
+        assert len(file) == len(tensors)
+        assert "weight" in file
+        assert "nobody" not in file
+        assert 3 not in file
+        assert_same({name: file.get_tensor(name) for name in tensors}, tensors)
+        assert file.metadata() == {}
+        assert resident(packed) is not None
+
+
+def test_the_handle_reads_nothing_but_what_is_asked_for(packed: Path, tensors: dict[str, Tensor]) -> None:
+    with flashpack.open(packed) as file:
+        assert resident(packed) == 0
+        part = file.get_slice("weight")
+        assert part.get_shape() == [3 * MIB // 4]
+        assert part.get_dtype() == torch.float32
+        assert bits(part[5:9]) == bits(tensors["weight"][5:9])
+        assert resident(packed) == 0  # slices are read
+        assert bits(file.get_tensor("weight")[5:9]) == bits(tensors["weight"][5:9])
+        assert 0 < resident(packed) <= MIB  # the system maps what lies around a page, too
+
+
+def test_slices_index_as_tensors_do(path: Path) -> None:
+    cube = noise(torch.int32, (4, 5, 6))
+    flashpack.save_file({"cube": cube}, path)
+    with flashpack.open(path) as file:
+        part = file.get_slice("cube")
+        for index in (0, -1, slice(1, 3), (slice(None), 2), (..., slice(2, 5))):
+            assert torch.equal(part[index], cube[index])
+        with pytest.raises(IndexError):
+            part[9]
+
+
+def test_unknown_names_are_key_errors(packed: Path) -> None:
+    with flashpack.open(packed) as file:
+        for get in (file.get_tensor, file.get_slice):
+            with pytest.raises(KeyError, match="nobody") as caught:
+                get("nobody")
+            assert str(packed) in str(caught.value)
+
+
+def test_a_closed_handle_says_so_and_its_tensors_live_on(packed: Path, tensors: dict[str, Tensor]) -> None:
+    file = flashpack.open(packed)
+    kept = file.get_tensor("half")
+    file.close()
+    file.close()
+    for use in (
+        file.keys,
+        file.metadata,
+        lambda: file.get_tensor("half"),
+        lambda: len(file),
+        lambda: "half" in file,
+    ):
+        with pytest.raises(ValueError, match="closed"):
+            use()
+    assert bits(kept) == bits(tensors["half"])
+    del kept
+    assert resident(packed) is None
+
+
+def test_the_handle_stays_on_the_file_it_opened(path: Path) -> None:
+    flashpack.save_file({"a": torch.ones(1)}, path, {"which": "first"})
+    with flashpack.open(path) as file:
+        flashpack.save_file({"b": torch.zeros(2)}, path, {"which": "second"})
+        assert file.keys() == ["a"]
+        assert_same({"a": file.get_tensor("a")}, {"a": torch.ones(1)})
+        assert file.metadata() == {"which": "first"}
+
+
+def test_handles_verify_on_request(damaged: Path) -> None:
+    with flashpack.open(damaged) as file:
+        assert file.get_tensor("weight").numel()
+    with pytest.raises(flashpack.ChecksumError):
+        flashpack.open(damaged, verify=True)
