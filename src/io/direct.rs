@@ -126,12 +126,6 @@ impl Input {
             Self::Direct(file) => file.buffered,
         }
     }
-
-    /// Whether reads go past the page cache.
-    #[must_use]
-    pub const fn is_direct(&self) -> bool {
-        matches!(self, Self::Direct(_))
-    }
 }
 
 impl Source for Input {
@@ -144,6 +138,10 @@ impl Source for Input {
 
     fn len(&self) -> u64 {
         self.file().len()
+    }
+
+    fn is_direct(&self) -> bool {
+        matches!(self, Self::Direct(_))
     }
 
     fn path(&self) -> &Path {

@@ -55,12 +55,6 @@ impl Files {
         (Self { path: self.path, parts }, Route::of_all(&routes))
     }
 
-    /// Whether reads of any file go past the page cache.
-    #[must_use]
-    pub fn is_direct(&self) -> bool {
-        self.parts.iter().any(|part| part.input.is_direct())
-    }
-
     /// What the page cache holds; `None` if a file system cannot tell.
     #[must_use]
     pub fn residency(&self) -> Option<Residency> {
@@ -137,6 +131,10 @@ impl Source for Files {
 
     fn len(&self) -> u64 {
         self.parts.iter().map(|part| part.input.len()).sum()
+    }
+
+    fn is_direct(&self) -> bool {
+        self.parts.iter().any(|part| part.input.is_direct())
     }
 
     fn path(&self) -> &Path {

@@ -20,6 +20,11 @@ pub trait Source: Sync {
         self.len() == 0
     }
 
+    /// Whether reads, or some of them, go past the page cache.
+    fn is_direct(&self) -> bool {
+        false
+    }
+
     /// What errors call the source.
     fn path(&self) -> &Path;
 
