@@ -48,15 +48,69 @@ Handle part_of(AtenTensorHandle base, int64_t offset, const Load& load, const Vi
   return Handle(tensor);
 }
 
-// `view` at `data`, with a storage of its own, which tells `owner` by `release` that it is gone.
-Handle own_storage(uint8_t* data, const Load& load, const View& view, void (*release)(void*, void*),
-                   void* owner) {
-  AtenTensorHandle tensor = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(data, static_cast<int64_t>(view.dims),
-                                                sizes_of(load, view).data(), strides_of(load, view), 0,
-                                                view.dtype, aoti_torch_device_type_cpu(), -1, &tensor,
-                                                aoti_torch_layout_strided(), nullptr, 0, release, owner));
-  return Handle(tensor);
+// Memory of the process that tensors lie in; freed with the last of them. It counts them itself: a shared
+// pointer in each one's deleter would take two more allocations for it.
+class HostBlock {
+ public:
+  explicit HostBlock(rust::Box<Block> block) : block_(std::move(block)), data_(block_->data()) {}
+
+  // `view`, which lies in this block, with a storage of its own, so that saving or sharing one tensor does
+  // not drag its neighbours along.
+  Handle tensor(const Load& load, const View& view) {
+    // Not taken back if torch fails: whether it has called the deleter then is not to be told from here.
+    holders_.fetch_add(1, std::memory_order_relaxed);
+    const auto release = [](void*, void* block) { static_cast<HostBlock*>(block)->release(); };
+    AtenTensorHandle tensor = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(data_ + view.offset, static_cast<int64_t>(view.dims),
+                                                  sizes_of(load, view).data(), strides_of(load, view), 0,
+                                                  view.dtype, aoti_torch_device_type_cpu(), -1, &tensor,
+                                                  aoti_torch_layout_strided(), nullptr, 0, release, this));
+    return Handle(tensor);
+  }
+
+  void release() {
+    if (holders_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      delete this;
+    }
+  }
+
+ private:
+  ~HostBlock() = default;
+
+  rust::Box<Block> block_;
+  uint8_t* data_;
+  std::atomic<size_t> holders_{1};
+};
+
+struct Release {
+  void operator()(HostBlock* block) const { block->release(); }
+};
+
+Handles read_to_host(Load& load, ProgressWords progress) {
+  load.read_to_host(progress);
+  std::vector<std::unique_ptr<HostBlock, Release>> blocks(load.memory_bytes().size());
+  for (auto& block : blocks) {
+    block.reset(new HostBlock(load.next_block()));
+  }
+  Handles tensors;
+  tensors.reserve(load.views().size());
+  for (const View& view : load.views()) {
+    const bool tied = view.same_as != tensors.size();
+    tensors.push_back(tied ? part_of(tensors[view.same_as].get(), 0, load, view)
+                           : blocks[view.block]->tensor(load, view));
+  }
+  return tensors;
+}
+
+// Views into memory of torch's own allocator, which frees it in the order of its streams.
+Handles read_to_cuda(const Load& load, const Device& device, ProgressWords progress) {
+  const Tensors blocks = blocks_on_cuda(load, device, progress);
+  Handles tensors;
+  tensors.reserve(load.views().size());
+  for (const View& view : load.views()) {
+    tensors.push_back(part_of(blocks[view.block].get(), view.offset, load, view));
+  }
+  return tensors;
 }
 
 }  // namespace
@@ -76,60 +130,9 @@ std::span<const int64_t> sizes_of(const Load& load, const View& view) {
   return {load.sizes().data() + view.first_size, view.dims};
 }
 
-// Memory of the process that tensors lie in; freed with the last of them. It counts them itself: a shared
-// pointer in each one's deleter would take two more allocations for it.
-class HostBlock {
- public:
-  explicit HostBlock(rust::Box<Block> block) : block_(std::move(block)), data_(block_->data()) {}
-
-  Handle tensor(const Load& load, const View& view) {
-    holders_.fetch_add(1, std::memory_order_relaxed);
-    const auto release = [](void*, void* block) { static_cast<HostBlock*>(block)->release(); };
-    return own_storage(data_ + view.offset, load, view, release, this);
-  }
-
-  void release() {
-    if (holders_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-      delete this;
-    }
-  }
-
- private:
-  rust::Box<Block> block_;
-  uint8_t* data_;
-  std::atomic<size_t> holders_{1};
-};
-
-Memory::Memory(Load& load, const Device& device, ProgressWords progress) : load_(load) {
-  if (device.type() == DeviceType::CUDA) {
-    on_cuda_ = blocks_on_cuda(load, device, progress);
-    return;
-  }
-  load.read_to_host(progress);
-  const size_t blocks = load.memory_bytes().size();
-  on_host_.reserve(blocks);
-  while (on_host_.size() < blocks) {
-    on_host_.emplace_back(new HostBlock(load.next_block()));
-  }
-}
-
-void ReleaseBlock::operator()(HostBlock* block) const { block->release(); }
-
-Handle Memory::tensor(const View& view) const {
-  return on_cuda_.empty() ? on_host_[view.block]->tensor(load_, view)
-                          : part_of(on_cuda_[view.block].get(), view.offset, load_, view);
-}
-
 Handles read(Load& load, const Device& device, ProgressWords progress) {
-  const Memory memory(load, device, progress);
-  const bool on_host = device.type() != DeviceType::CUDA;
-  Handles tensors;
-  tensors.reserve(load.views().size());
-  for (const View& view : load.views()) {
-    const bool tied = on_host && view.same_as != tensors.size();
-    tensors.push_back(tied ? part_of(tensors[view.same_as].get(), 0, load, view) : memory.tensor(view));
-  }
-  return tensors;
+  return device.type() == DeviceType::CUDA ? read_to_cuda(load, device, progress)
+                                           : read_to_host(load, progress);
 }
 
 void read_into(const Load& load, const Device& device, const std::vector<GivenMemory>& memory,

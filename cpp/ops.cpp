@@ -191,11 +191,6 @@ StableIValue op_load(const std::string& path, const Names& names, const std::opt
       load_tensors(path, names, or_cpu(device), eager, verify, slices.value_or(Numbers{}), progress));
 }
 
-rust::Box<Load> load_all(const std::string& path, const LoadOptions& options) {
-  const Names none;
-  return load_except(path, none, none, none, options);
-}
-
 std::tuple<StableIValue, StableIValue> op_state_dict(const std::string& path,
                                                      const std::optional<Names>& ignore_names,
                                                      const std::optional<Names>& ignore_prefixes,
@@ -273,11 +268,11 @@ void fill_tensors(const std::string& path, const Names& names, const Tensors& te
   }
 }
 
-// The tensors of `given`, whose names stand in `names` with NUL between them, in the order of the file's
-// records. Nothing unless the file holds just these names, each a dense tensor's of the same device, type and
-// sizes, and no two of the same bytes: the usual case of loading into a model.
-std::optional<Handles> usual_targets(const Load& load, const std::string& names, Handles given) {
-  const auto places = load.places(str_of(names));
+// The tensors of `given` in the order of the file's records. Nothing unless the file holds just their names,
+// each a dense tensor's of the same device, type and sizes, and no two of the same bytes: the usual case of
+// loading into a model.
+std::optional<Handles> usual_targets(const Load& load, Handles given) {
+  const auto& places = load.places();
   if (given.empty() || places.size() != given.size()) {
     return std::nullopt;
   }
@@ -302,8 +297,8 @@ bool op_refill(const std::string& path, const std::string& names, StableListHand
   Handles given = take_list(tensors);
   const Device device = device_of_first(given);
   const Place place = place_on(device) == Place::Cuda ? Place::GivenCuda : Place::GivenHost;
-  const auto load = load_all(path, options(std::nullopt, verify, place));
-  const auto targets = usual_targets(*load, names, std::move(given));
+  const auto load = load_all(path, str_of(names), options(std::nullopt, verify, place));
+  const auto targets = usual_targets(*load, std::move(given));
   if (!targets) {
     return false;
   }
@@ -328,14 +323,14 @@ bool op_reassign(const std::string& path, const std::string& names, StableListHa
                  const std::optional<Tensor>& progress) {
   Handles given = take_list(tensors);
   const Device device = device_of_first(given);
-  auto load = load_all(path, options(eager, verify, place_on(device)));
-  auto targets = usual_targets(*load, names, std::move(given));
+  auto load = load_all(path, str_of(names), options(eager, verify, place_on(device)));
+  auto targets = usual_targets(*load, std::move(given));
   if (!targets) {
     return false;
   }
-  const Memory memory(*load, device, words(progress));
-  for (size_t number = 0; number < targets->size(); ++number) {
-    set_data(std::move((*targets)[number]), memory.tensor(load->views()[number]));
+  Handles values = read(*load, device, words(progress));  // all of them, before anything changes
+  for (size_t number = 0; number < values.size(); ++number) {
+    set_data(std::move((*targets)[number]), std::move(values[number]));
   }
   return true;
 }

@@ -17,28 +17,35 @@ namespace flashpack {
 
 namespace {
 
+struct DeleteList {
+  void operator()(StableListHandle list) const { torch_delete_list(list); }
+};
+
+using List = std::unique_ptr<StableListOpaque, DeleteList>;
+
 template <class Owned>
 StableIValue list_of(std::vector<Owned> items) {
-  StableListHandle list = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_new_list_reserve_size(items.size(), &list));
+  StableListHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_new_list_reserve_size(items.size(), &handle));
+  List list(handle);
   for (Owned& item : items) {
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_list_push_back(list, torch::stable::detail::from(item.release())));
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_list_push_back(handle, torch::stable::detail::from(item.release())));
   }
-  return torch::stable::detail::from(list);
+  return torch::stable::detail::from(list.release());
 }
 
 }  // namespace
 
-Handles take_list(StableListHandle list) {
+Handles take_list(StableListHandle handle) {
+  const List list(handle);
   size_t size = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_list_size(list, &size));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_list_size(handle, &size));
   Handles tensors(size);
   for (size_t i = 0; i < size; ++i) {
     StableIValue tensor = 0;
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_list_get_item(list, i, &tensor));
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_list_get_item(handle, i, &tensor));
     tensors[i].reset(torch::stable::detail::to<AtenTensorHandle>(tensor));
   }
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_list(list));
   return tensors;
 }
 

@@ -25,6 +25,7 @@ use crate::{
         layout::{self, Order},
     },
     load::{self, Block},
+    model::SEPARATOR,
     pack::Packer,
     plan::{Cut, Ignore, Selection},
     progress::Progress,
@@ -124,10 +125,11 @@ mod ffi {
             suffixes: &CxxVector<CxxString>,
             options: &LoadOptions,
         ) -> Result<Box<Load>>;
+        fn load_all(path: &str, names: &str, options: &LoadOptions) -> Result<Box<Load>>;
         fn load_blocks(path: &str, options: &LoadOptions) -> Result<Box<Load>>;
         fn load_payload(path: &str, ranges: &[i64], options: &LoadOptions) -> Result<Box<Load>>;
         fn name(self: &Load, number: usize) -> Result<&str>;
-        fn places(self: &Load, names: &str) -> Result<Vec<usize>>;
+        fn places(self: &Load) -> &Vec<usize>;
         fn views(self: &Load) -> &Vec<View>;
         fn sizes(self: &Load) -> &Vec<i64>;
         fn strides(self: &Load) -> &Vec<i64>;
@@ -241,15 +243,29 @@ const fn choice(value: i8) -> Option<bool> {
     }
 }
 
-fn load(path: &str, selection: Selection<'_>, options: &LoadOptions) -> Result<Box<Load>> {
+fn wanted(options: &LoadOptions) -> load::Options {
     let place = match options.place {
         Place::Cuda => load::Place::Device,
         Place::GivenHost => load::Place::GivenHost,
         Place::GivenCuda => load::Place::GivenDevice,
         _ => load::Place::Host,
     };
-    let wanted = load::Options { eager: choice(options.eager), verify: choice(options.verify), place };
-    load::prepare(Path::new(path), selection, wanted).map(|prepared| Box::new(Load::new(prepared)))
+    load::Options { eager: choice(options.eager), verify: choice(options.verify), place }
+}
+
+fn load(path: &str, selection: Selection<'_>, options: &LoadOptions) -> Result<Box<Load>> {
+    let prepared = load::prepare(Path::new(path), selection, wanted(options))?;
+    Ok(Box::new(Load::new(prepared, Vec::new())))
+}
+
+/// A load of all tensors if `names`, which [`SEPARATOR`] divides, are theirs; else of none.
+fn load_all(path: &str, names: &str, options: &LoadOptions) -> std::result::Result<Box<Load>, Tagged> {
+    guarded(|| {
+        let names: Vec<&str> = names.split(SEPARATOR).collect();
+        let prepared = load::prepare_all(Path::new(path), &names, wanted(options))?;
+        let load = prepared.map_or_else(Load::default, |(prepared, places)| Load::new(prepared, places));
+        Ok(Box::new(load))
+    })
 }
 
 /// `cuts` are four numbers each: of a name, of a dimension, the first index and the one after the last.

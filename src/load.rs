@@ -16,7 +16,7 @@ use crate::{
     io::{self, Files, HostBuffer, Mapping, Route, Source, prefetch::prefetch, read::ChunkReader},
     model::Model,
     options::Environment,
-    plan::{Memory, Mode, ReadPlan, Selection, Settings, Verify, View},
+    plan::{Ignore, Memory, Mode, ReadPlan, Selection, Settings, Verify, View},
     progress::Progress,
     stats::{Clock, Report},
 };
@@ -137,8 +137,32 @@ pub struct Prepared {
 /// Those of [`Model::open`] and [`ReadPlan::new`]; [`ErrorKind::Argument`] for a malformed environment variable.
 pub fn prepare(path: &Path, selection: Selection<'_>, options: Options) -> Result<Prepared> {
     let began = Instant::now();
+    prepare_model(Model::open(path)?, began, selection, options)
+}
+
+/// [`prepare`] for all tensors, and for each the place of its name among `names`; `None`, and nothing is decided, unless
+/// these are the names of all.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_all(path: &Path, names: &[&str], options: Options) -> Result<Option<(Prepared, Vec<usize>)>> {
+    let began = Instant::now();
+    let model = Model::open(path)?;
+    let Some(places) = model.index.places(names) else {
+        return Ok(None);
+    };
+    let prepared = prepare_model(model, began, Selection::Except(&Ignore::default()), options)?;
+    Ok(Some((prepared, places)))
+}
+
+fn prepare_model(
+    model: Model,
+    began: Instant,
+    selection: Selection<'_>,
+    options: Options,
+) -> Result<Prepared> {
     let environment = Environment::read()?;
-    let Model { files, index, .. } = Model::open(path)?;
+    let Model { files, index, .. } = model;
     let mode = match options.place {
         Place::Host if options.eager.unwrap_or(environment.eager) => Mode::Eager,
         Place::Host => Mode::Lazy,

@@ -101,8 +101,7 @@ def _assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match | 
     text = model_path(path)
     if assign_usual(model, text, device, options):
         if not options.silent and not options.in_place:
-            names, tensors = find_tensors(model)
-            _report(_all_of(model), dict(zip(names, tensors, strict=True)), text)
+            _report(_all_of(model), dict(zip(*find_tensors(model), strict=True)), text)
         return None
     note_own_blocks(model)
     slots = find_slots(model)

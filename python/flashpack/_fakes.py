@@ -92,15 +92,29 @@ def _load_into(path: str, names: Sequence[str], tensors: Sequence[Tensor], **_: 
     _refuse_meta("load_into", tensors)
 
 
-def _is_usual(path: str, names: str, tensors: Sequence[Tensor], **_: Any) -> bool:
-    """Of `refill` and `reassign`: whether the file holds just these names, of these shapes and dtypes."""
-    if any(map(_is_really_meta, tensors)):
+def _refill(path: str, names: str, tensors: Sequence[Tensor], **_: Any) -> bool:
+    distinct = len({id(tensor) for tensor in tensors}) == len(tensors)
+    return distinct and _is_usual(path, names, tensors) and all(map(Tensor.is_contiguous, tensors))
+
+
+def _reassign(path: str, names: str, tensors: Sequence[Tensor], **_: Any) -> bool:
+    return _is_usual(path, names, tensors)
+
+
+def _is_usual(path: str, names: str, tensors: Sequence[Tensor]) -> bool:
+    """Whether the file holds just these names, of these shapes and dtypes, each with bytes of its own."""
+    if any(map(_is_really_meta, tensors)) or len({tensor.device for tensor in tensors}) != 1:
         return False
-    records = records_of(read_index(path))
-    held = {name: (shape, getattr(torch, dtype)) for name, shape, dtype in records}
-    given = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
+    index = read_index(path)
+    held = {name: (shape, getattr(torch, dtype)) for name, shape, dtype in records_of(index)}
+    given = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors if tensor.layout == torch.strided]
+    places = [(each.get("macroblock", 0), each["offset"]) for each in index["index"] if each["length"]]
     listed = names.split(SEPARATOR)
-    return len(listed) == len(given) and held == dict(zip(listed, given, strict=True))
+    return (
+        len(listed) == len(given)
+        and held == dict(zip(listed, given, strict=True))
+        and len(set(places)) == len(places)
+    )
 
 
 def _read_payload(path: str, offsets: Sequence[int], tensors: Sequence[Tensor], **_: Any) -> None:  # noqa: ARG001
@@ -186,8 +200,8 @@ _FAKES: dict[str, Callable[..., object]] = {
     "blocks": _blocks,
     "assign": _assign,
     "load_into": _load_into,
-    "refill": _is_usual,
-    "reassign": _is_usual,
+    "refill": _refill,
+    "reassign": _reassign,
     "read_payload": _read_payload,
     "set_data": _set_data,
     "pack": _pack,

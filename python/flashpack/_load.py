@@ -87,7 +87,7 @@ def load_tensors(
         parts = _ops_slices(names, slices or {})
         listed = load_list(path, names, device, slices=parts, eager=eager, verify=verify, silent=silent)
         return dict(zip(names, listed, strict=True))
-    native = _native_device(device)
+    native = native_device(device)
     loaded = run_load(
         lambda counter: _ops.state_dict(
             path, ignore or {}, device=native, eager=eager, verify=verify, counter=counter
@@ -114,7 +114,7 @@ def load_list(
     silent: Silent,
 ) -> list[Tensor]:
     """Load each of `names`, of which some may occur more than once, or `slices` of them."""
-    native = _native_device(device)
+    native = native_device(device)
     loaded = run_load(
         lambda counter: _ops.load(
             path, names, device=native, eager=eager, verify=verify, counter=counter, slices=slices
@@ -132,7 +132,7 @@ def load_blocks(
     path: str, device: torch.device, *, eager: bool | None, verify: bool | None, silent: Silent
 ) -> list[Tensor]:
     """The macroblocks of the file, each a 1-D tensor on `device`."""
-    native = _native_device(device)
+    native = native_device(device)
     blocks = run_load(
         lambda counter: _ops.blocks(path, device=native, eager=eager, verify=verify, counter=counter),
         path,
@@ -240,7 +240,7 @@ def _ops_slices(names: Sequence[str], slices: Mapping[str, Cuts]) -> list[_ops.S
     return [_ops.Slice(places[name], *cut) for name, cuts in slices.items() for cut in cuts]
 
 
-def _native_device(device: torch.device) -> torch.device:
+def native_device(device: torch.device) -> torch.device:
     """Where the native side loads to: CUDA or the CPU, from where `_to_device` goes on."""
     if device.type != "cuda":
         return torch.device("cpu")

@@ -16,7 +16,7 @@ from ._slots import Slot
 
 @dataclass(frozen=True)
 class Match:
-    """`slots`: the place of each record, in file order; the names of the file that the model lacks; and
+    """`slots`: the place of each record; the names of the file that the model lacks; and
     the model's names that the file lacks, though neither ignored nor tied to one that it has."""
 
     slots: dict[str, Slot]

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ._load import load_all_for, load_all_into
+from ._load import load_all_for, load_all_into, native_device
 from ._names import is_utf8
 from ._options import LoadOptions
 from ._paths import SEPARATOR
+from ._progress import wants_bar
 from ._slots import find_tensors
 from ._tensors import PLAIN_TYPES
 
@@ -26,7 +27,14 @@ def assign_usual(model: nn.Module, path: str, device: torch.device, options: Loa
     """
     if options.keep_flash_ref_on_model or any(options.ignore.values()):
         return False
-    listed, tensors = find_tensors(model)
+    if device.type not in ("cpu", "cuda"):
+        return False
+    if not options.in_place:
+        device = native_device(device)
+    try:
+        listed, tensors = find_tensors(model)
+    except KeyError:  # a ScriptModule's __dict__ is not a module's
+        return False
     names = SEPARATOR.join(listed)
     # What the operators cannot see; that all are on one device, they do.
     if not tensors or not is_on(tensors[0], device) or not is_utf8(names):
@@ -49,7 +57,8 @@ def _fill(path: str, names: str, tensors: list[Tensor], options: LoadOptions) ->
 
 def _replace(path: str, names: str, tensors: list[Tensor], options: LoadOptions) -> bool:
     maps = options.surely_maps and tensors[0].device.type == "cpu"
-    if options.progress is not None and not maps:  # which may cancel the load when all has been read
+    # Who watches may fail, or cancel the load, when all has been read: nothing may have changed then.
+    if not maps and (options.progress is not None or wants_bar(options.silent)):
         return False
     if any(map(Tensor.is_inference, tensors)):  # in whose place come tensors that can be trained
         return False
@@ -62,9 +71,7 @@ def _replace(path: str, names: str, tensors: list[Tensor], options: LoadOptions)
             verify=options.verify,
             silent=True if maps else options.silent,
         )
-    except Exception:  # before anything has changed
-        raise
-    except BaseException:  # perhaps after everything has
+    except BaseException:  # perhaps after everything has changed
         bump_versions(tensors)
         raise
     if replaced:

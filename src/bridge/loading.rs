@@ -9,14 +9,15 @@ use crate::{
     device::cuda::{self, Cuda},
     error::{Error, ErrorKind, Result},
     load::{Block, Prepared},
-    model::SEPARATOR,
     options::Environment,
     plan::{self, Memory},
 };
 
-/// A load: prepared, then read to the host or into given memory.
+/// A load: prepared, then read to the host or into given memory. That of nothing is empty.
+#[derive(Default)]
 pub struct Load {
     prepared: Option<Prepared>,
+    places: Vec<usize>,
     blocks: std::vec::IntoIter<Block>,
     memory_bytes: Vec<i64>,
     views: Vec<View>,
@@ -25,7 +26,7 @@ pub struct Load {
 }
 
 impl Load {
-    pub(super) fn new(prepared: Prepared) -> Self {
+    pub(super) fn new(prepared: Prepared, places: Vec<usize>) -> Self {
         let planned = &prepared.plan().views;
         let (mut sizes, mut strides) = (Vec::new(), Vec::new());
         let views = planned.iter().zip(first_shown(planned)).map(|(view, same_as)| {
@@ -53,7 +54,8 @@ impl Load {
             Memory::Mapping => 0,
         };
         let memory_bytes = prepared.plan().memory.iter().map(bytes).collect();
-        Self { prepared: Some(prepared), blocks: Vec::new().into_iter(), memory_bytes, views, sizes, strides }
+        let prepared = Some(prepared);
+        Self { prepared, places, memory_bytes, views, sizes, strides, blocks: Vec::new().into_iter() }
     }
 
     /// The name of tensor `number`, of a load by names that has not been read yet.
@@ -64,13 +66,9 @@ impl Load {
         })
     }
 
-    /// For each record of the file the place of its name among `names`, which [`SEPARATOR`] divides; nothing unless
-    /// these are the names of all records.
-    pub(super) fn places(&self, names: &str) -> std::result::Result<Vec<usize>, Tagged> {
-        guarded(|| {
-            let names: Vec<&str> = names.split(SEPARATOR).collect();
-            Ok(self.prepared()?.index().places(&names).unwrap_or_default())
-        })
+    /// Of a load of all tensors: for each view the place of its name among the names given.
+    pub(super) fn places(&self) -> &Vec<usize> {
+        &self.places
     }
 
     pub(super) fn views(&self) -> &Vec<View> {

@@ -63,7 +63,7 @@ impl Selection<'_> {
         match self {
             Self::Blocks => true,
             Self::Except(ignore) => ignore.is_empty(),
-            Self::Names(names) => names.len() >= index.records().len(),
+            Self::Names(names) | Self::Slices { names, cuts: [] } => names.len() >= index.records().len(),
             Self::Slices { .. } | Self::Payload(_) => false,
         }
     }

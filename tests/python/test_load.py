@@ -12,6 +12,7 @@ from helpers import (
     assert_same,
     bits,
     bytes_read,
+    flip_byte,
     noise,
     place_of,
     read_footer,
@@ -196,6 +197,13 @@ def test_names_must_be_a_list_of_texts(names: list[str], packed: Path) -> None:
 
 
 # The environment
+
+
+@pytest.fixture
+def damaged(packed: Path) -> Path:
+    """Only eager loads compare digests by themselves."""
+    flip_byte(packed, 0)
+    return packed
 
 
 @pytest.mark.parametrize("value", ["1", "true", " Yes ", "ON"])

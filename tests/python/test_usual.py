@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import flashpack
 import flashpack.ops
@@ -91,7 +92,9 @@ UNUSUAL = [inference, partly_meta, another_dtype, subclass]
 EAGER = pytest.mark.parametrize("eager", [None, True], ids=["mapped", "eager"])
 
 
-def load(model: Model, path: Path, eager: bool | None, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+def load(
+    model: Model, path: Path, eager: bool | None, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> list[bool]:
     """Whether the usual case was found."""
     found: list[bool] = []
 
@@ -102,7 +105,7 @@ def load(model: Model, path: Path, eager: bool | None, monkeypatch: pytest.Monke
     usual: Callable[..., bool] = _assign.assign_usual
     with monkeypatch.context() as patch:
         patch.setattr(_assign, "assign_usual", watched)
-        flashpack.assign_from_file(model, path, eager=eager)
+        flashpack.assign_from_file(model, path, eager=eager, **options)
     return found
 
 
@@ -183,6 +186,29 @@ def test_a_report_on_request(path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert said == f"Assigned 355 elements to 21 parameters and 1 buffers from {path}\n"
 
 
+def test_a_load_that_is_watched_is_assigned_when_nothing_can_fail_any_more(
+    path: Path, source: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options in ({"silent": False}, {"progress": lambda *_: None}):
+        model = Model(2)
+        assert load(model, path, True, monkeypatch, **options) == [False]
+        assert_same(model.state_dict(), source.state_dict())
+    assert "Assigned 355 elements" in capsys.readouterr().out
+
+
+def test_a_script_module(tmp_path: Path) -> None:
+    class Scripted(torch.jit.ScriptModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3))
+
+    path, given = tmp_path / "model.flashpack", {"inner.weight": torch.randn(3)}
+    flashpack.save_file(given, path)
+    model = nn.ModuleDict({"inner": Scripted()})
+    flashpack.assign_from_file(model, path)
+    assert_same(model.state_dict(), given)
+
+
 @pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
 def test_names_that_cannot_be_joined(
     name: str, path: Path, source: Model, monkeypatch: pytest.MonkeyPatch
@@ -254,9 +280,15 @@ def test_reassign_leaves_tied_records_to_the_general_case(tmp_path: Path) -> Non
 
 def test_the_fakes_know_the_usual_case(path: Path) -> None:
     state = Model(2).state_dict()
+    image, names = list(state).index("image"), "\0".join(state)
+    tied = path.with_name("tied.flashpack")
+    flashpack.save_file({"one": state["image"], "other": state["image"]}, tied)
     for op in (ops.reassign, ops.refill):
         with torch._subclasses.FakeTensorMode() as mode:
             given = [mode.from_tensor(tensor) for tensor in state.values()]
-            assert op(str(path), "\0".join(state), given)
-            assert not op(str(path), "\0".join(state), given[:-1])
+            assert op(str(path), names, given)
+            assert not op(str(path), names, given[:-1])
             assert not op(str(path), "\0".join(list(state)[1:]), given[1:])
+            assert not op(str(tied), "one\0other", [given[image], given[image].clone()])
+            given[image] = given[image].to(memory_format=torch.channels_last)
+            assert op(str(path), names, given) is (op is ops.reassign)
