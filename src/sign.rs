@@ -4,7 +4,7 @@
 //! whoever trusts the key and has compared every digest ([`verify`](mod@crate::verify)) has the signer's tensors.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Metadata},
     io::Read as _,
     os::unix::fs::MetadataExt as _,
     path::Path,
@@ -23,7 +23,7 @@ use crate::{
         Checksums, Index, Seal, Signature, TRAILER_BYTES, footer,
         signature::{self, hex},
     },
-    io::{FileSource, Files, Source, read::ChunkReader, write::AtomicFile},
+    io::{Files, Source, read::ChunkReader, write::AtomicFile},
     progress::Progress,
     reader::Reader,
     stats::Clock,
@@ -98,10 +98,11 @@ impl PublicKey {
 ///
 /// # Errors
 /// Those of [`Reader::open`] and of writing; [`ErrorKind::Unsupported`] for a file without BLAKE3 checksums;
-/// [`ErrorKind::Checksum`] for a damaged one; [`ErrorKind::Io`] if another file takes its place meanwhile. The file is
-/// then what it was.
+/// [`ErrorKind::Checksum`] for a damaged one; [`ErrorKind::Io`] if it is changed or replaced meanwhile. The file is then
+/// what it was, but for the two cases of [`AtomicFile::commit`].
 pub fn sign(path: &Path, key: &PrivateKey, progress: Progress<'_>) -> Result<PublicKey> {
     let reader = Reader::open(path)?;
+    let before = reader.source().file().metadata().during("cannot stat", path)?;
     let index = reader.index();
     let (Some(checksums), Some(root)) = (index.checksums(), index.seal().root) else {
         let what = "only files with BLAKE3 checksums can be signed: make one by `flashpack convert --checksum \
@@ -115,18 +116,15 @@ pub fn sign(path: &Path, key: &PrivateKey, progress: Progress<'_>) -> Result<Pub
     copy_payload(reader.source(), index, checksums, &mut file, progress)?;
     file.write(footer.as_bytes())?;
     file.write(&footer::trailer(footer.as_bytes()))?;
-    refuse_changed(reader.source())?;
-    file.commit()?;
+    file.commit_if(|| refuse_changed(path, &before))?;
     Ok(key.public())
 }
 
-/// What took the file's place meanwhile, or was written to it, is not to be lost.
-fn refuse_changed(file: &FileSource) -> Result<()> {
-    let path = file.path();
-    let signed = file.file().metadata().during("cannot stat", path)?;
+/// What took the file's place since it was looked at `before`, or was written to it, is not to be lost.
+fn refuse_changed(path: &Path, before: &Metadata) -> Result<()> {
     let now = fs::metadata(path).during("cannot stat", path)?;
-    let is_same = (now.dev(), now.ino(), now.len()) == (signed.dev(), signed.ino(), file.len());
-    if is_same {
+    let state = |file: &Metadata| (file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec());
+    if state(&now) == state(before) {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Io, "was changed while it was being signed: sign it again").at(path))
@@ -155,14 +153,24 @@ fn copy_payload(
 ///
 /// # Errors
 /// [`ErrorKind::Signature`] for a signature that does not hold, and, if there is a `key`, for a file that is not
-/// signed, is signed by another, or is of another save than the first: the index that lists shards is not signed.
+/// signed, is signed by another, or, of several, is of no save in several files or of another one than the first:
+/// the list of them is not signed.
 pub(crate) fn check(files: &Files, seals: &[Seal], key: Option<&PublicKey>) -> Result<Option<PublicKey>> {
     let signer = |(seal, file): (&Seal, &Path)| check_one(seal, key).at(file);
     let paths: Vec<_> = files.iter().map(|(file, _)| file.path()).collect();
     let signers = seals.iter().zip(paths.iter().copied()).map(signer).collect::<Result<Vec<_>>>()?;
-    let strange = seals.iter().position(|seal| seal.set != seals[0].set);
+    let is_strange = |seal: &Seal| seal.set.is_none() || seal.set != seals[0].set;
+    let strange = seals.iter().position(is_strange).filter(|_| seals.len() > 1);
     if let (Some(_), Some(strange)) = (key, strange) {
-        let what = format!("is signed, but as part of another save than {}", paths[0].display());
+        let what = match (&seals[strange].set, &seals[0].set) {
+            (Some(set), Some(first)) => {
+                format!(
+                    "is signed, but as part of another save than {}: {set}, not {first}",
+                    paths[0].display()
+                )
+            }
+            _ => "is signed, but as a whole model, not as part of several files".to_owned(),
+        };
         return Err(Error::new(ErrorKind::Signature, what).at(paths[strange]));
     }
     let first = signers.first().copied().flatten();

@@ -3,7 +3,7 @@
 use std::{path::Path, time::Instant};
 
 use crate::{
-    error::Result,
+    error::{Error, ErrorKind, Result},
     format::{Checksums, Index, checksum::Algorithm},
     io::{self, Source, read::ChunkReader},
     model::Model,
@@ -38,6 +38,10 @@ pub fn verify(path: &Path, key: Option<&PublicKey>, progress: Progress<'_>) -> R
     let began = Instant::now();
     let Model { files, index, seals, .. } = Model::open(path)?;
     let signer = sign::check(&files, &seals, key)?;
+    if key.is_some() && index.checksums().is_none() {
+        let what = "holds files whose digests are of chunks of several sizes: verify each file by itself";
+        return Err(Error::new(ErrorKind::Signature, what).at(path));
+    }
     let (files, route) = files.choose(Some(false));
     let (open, clock) = (began.elapsed(), Clock::default());
     let (report, threads) = check(&files, &index, progress, &clock)?;

@@ -15,6 +15,7 @@ use flashpack::{
         DType, TRAILER_BYTES,
         checksum::{self, Algorithm},
         footer,
+        join::SET_KEY,
         layout::Order,
         signature,
     },
@@ -93,12 +94,18 @@ fn write(path: &Path, payload: &[u8], footer: &str) {
 
 /// The footer with digests that are right for it and `payload`, as whoever changes a file leaves it.
 fn with_new_digests(footer: &Value, payload: &[u8]) -> Result<Value> {
+    with_new_digests_of(footer, payload, checksum::CHUNK_BYTES)
+}
+
+/// The same, of chunks of a size.
+fn with_new_digests_of(footer: &Value, payload: &[u8], chunk_bytes: u64) -> Result<Value> {
     let mut footer = footer.clone();
     footer.as_object_mut().unwrap().remove("checksums");
     let index = footer::parse(footer.to_string().as_bytes(), payload.len() as u64)?;
-    let (algorithm, chunk_bytes) = (Algorithm::Blake3, checksum::CHUNK_BYTES);
+    let algorithm = Algorithm::Blake3;
     let covered = &payload[..usize::try_from(index.payload_bytes()).unwrap()];
-    let digests: Vec<_> = covered.chunks(1 << 20).map(|chunk| algorithm.digest(chunk)).collect();
+    let digests: Vec<_> =
+        covered.chunks(usize::try_from(chunk_bytes).unwrap()).map(|chunk| algorithm.digest(chunk)).collect();
     footer["checksums"] = json!({
         "algorithm": algorithm.name(), "chunk_bytes": chunk_bytes,
         "digests": digests.iter().map(ToString::to_string).collect::<String>(),
@@ -323,6 +330,7 @@ fn signatures_that_hold_for_nothing_are_refused() {
         (of(&format!("02{}", "0".repeat(62)), SIGNATURE), ErrorKind::Signature, "its public key is none"),
         (of(&neutral, &format!("{neutral}{}", "0".repeat(64))), ErrorKind::Signature, "is signed by the key"),
         (json!({"algorithm": "ml-dsa"}), ErrorKind::Signature, "is not signed"),
+        (json!({"algorithm": "x509", "public_key": {"chain": []}}), ErrorKind::Signature, "is not signed"),
         (Value::Null, ErrorKind::Signature, "is not signed"),
         (of(&key[1..], SIGNATURE), ErrorKind::Format, "signature.public_key is not a 64-digit"),
         (of(key, &SIGNATURE[2..]), ErrorKind::Format, "signature.signature is not a 128-digit"),
@@ -367,7 +375,7 @@ fn each_of_several_files_has_to_be_signed() {
             std::slice::from_ref(&spec.spec),
             order,
             128,
-            BTreeMap::new(),
+            BTreeMap::from([(SET_KEY.to_owned(), "one save".to_owned())]),
             Progress::SILENT,
         );
         let mut packer = packer.unwrap().digested_by(Algorithm::Blake3);
@@ -386,6 +394,28 @@ fn each_of_several_files_has_to_be_signed() {
     let error = check(&both).unwrap_err().to_string();
     assert!(error.contains("is signed by the key sha256:") && error.ends_with(FINGERPRINT), "{error}");
     assert_eq!(verify(&both, None, Progress::SILENT).unwrap().signer, None);
+    sign(&paths[1], &private(), Progress::SILENT).unwrap();
+
+    // Digests of chunks of different sizes are not compared together.
+    let (payload, footer) = (payload_of(&paths[1]), footer_of(&paths[1]));
+    write(&paths[1], &payload, &with_new_digests_of(&footer, &payload, 4096).unwrap().to_string());
+    sign(&paths[1], &private(), Progress::SILENT).unwrap();
+    let error = check(&both).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Signature);
+    assert!(error.to_string().ends_with("verify each file by itself"), "{error}");
+    assert_eq!(check(&paths[1]).unwrap(), Some(public()));
+
+    // Whoever lists files makes no model of those that were saved apart.
+    for path in &paths {
+        let (payload, mut footer) = (payload_of(path), footer_of(path));
+        footer["metadata"].as_object_mut().unwrap().remove(SET_KEY);
+        write(path, &payload, &with_new_digests(&footer, &payload).unwrap().to_string());
+        sign(path, &private(), Progress::SILENT).unwrap();
+        assert_eq!(check(path).unwrap(), Some(public()));
+        let error = check(&both).unwrap_err().to_string();
+        let of_the_first = format!("{}: is signed, but as a whole model", paths[0].display());
+        assert!(error.starts_with(&of_the_first), "{error}");
+    }
 }
 
 #[test]

@@ -315,10 +315,11 @@ pub(super) struct RawChecksums<'a> {
 pub(super) struct RawSignature<'a> {
     #[serde(borrow)]
     pub(super) algorithm: Cow<'a, str>,
-    #[serde(borrow, default)]
-    pub(super) public_key: Cow<'a, str>,
-    #[serde(borrow, default)]
-    pub(super) signature: Cow<'a, str>,
+    /// What it and `signature` are is for the algorithm to say.
+    #[serde(borrow)]
+    pub(super) public_key: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pub(super) signature: Option<&'a RawValue>,
 }
 
 #[derive(Serialize)]

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use serde_json::value::RawValue;
+
 use super::{
     Checksums, DType, FORMAT_V3, Index, Macroblock, Record, Signature,
     checksum::{self, Algorithm, Digest},
@@ -282,12 +284,14 @@ fn check_signature(raw: &RawSignature<'_>) -> Result<Option<Signature>> {
         return Ok(None);
     }
     Ok(Some(Signature {
-        public_key: parse_hex("public_key", &raw.public_key)?,
-        bytes: parse_hex("signature", &raw.signature)?,
+        public_key: parse_hex("public_key", raw.public_key)?,
+        bytes: parse_hex("signature", raw.signature)?,
     }))
 }
 
-fn parse_hex<const N: usize>(key: &str, digits: &str) -> Result<[u8; N]> {
-    signature::from_hex(digits)
+fn parse_hex<const N: usize>(key: &str, digits: Option<&RawValue>) -> Result<[u8; N]> {
+    let digits = digits.and_then(|digits| serde_json::from_str::<String>(digits.get()).ok());
+    digits
+        .and_then(|digits| signature::from_hex(&digits))
         .ok_or_else(|| Error::format(format!("signature.{key} is not a {}-digit hexadecimal number", 2 * N)))
 }

@@ -55,7 +55,7 @@ impl AtomicFile {
             .read(true)
             .write(true)
             .create_new(true)
-            .mode(replaced.unwrap_or(0o666) & 0o666) // at no time may more people open it than what it replaces
+            .mode(replaced.unwrap_or(0o666) & 0o666) // at no time by a wider mode than what it replaces
             .custom_flags(OFlags::CLOEXEC.bits().cast_signed())
             .open(&temp)
             .during("cannot create a temporary file in its folder", &destination)?;
@@ -101,11 +101,20 @@ impl AtomicFile {
     /// # Errors
     /// [`ErrorKind::Io`]; the destination is then what it was, unless only flushing its folder
     /// or such a copy failed.
-    pub fn commit(mut self) -> Result<u64> {
+    pub fn commit(self) -> Result<u64> {
+        self.commit_if(|| Ok(()))
+    }
+
+    /// [`commit`](Self::commit) if `may`, asked when nothing is left to do but to put the file in place, does not fail.
+    ///
+    /// # Errors
+    /// That of `may`, and as `commit`.
+    pub fn commit_if(mut self, may: impl FnOnce() -> Result<()>) -> Result<u64> {
         let path = self.destination.clone();
         self.bytes.finish().at(&path)?;
         let bytes = self.bytes.file().metadata().during("cannot stat", &path)?.len();
         self.bytes.file().sync_all().during("cannot flush to disk", &path)?;
+        may()?;
         match fs::rename(&self.temp, &path) {
             Err(error) if is_renaming_refused(&error) => {
                 self.copy_over().during("cannot copy over", &path)?;

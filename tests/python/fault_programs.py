@@ -350,17 +350,19 @@ def killed_saves(folder: Path) -> int:
 
 
 def failing_signatures(folder: Path) -> int:
-    """Every call of signing fails in turn, or the file is replaced: OSError, no other file lost or left."""
+    """Each call of signing fails in turn, or the file changes before it: OSError, nothing lost, nothing left."""
     path, other = folder / "out" / "model.flashpack", folder / "other"
     flashpack.pack_to_file(Model(1), path, checksum="blake3")
     flashpack.pack_to_file(Model(2), folder / "second", checksum="blake3")
     first, second = path.read_bytes(), (folder / "second").read_bytes()
     rules = {call: f"{call}:N:e{errno.EIO}" for call in ("open", "read", "write", "sync", "mode", "rename")}
     total = 0
-    for call, rule in {**rules, "replaced": "read:N:r"}.items():
-        place = path if call == "replaced" else path.parent
+    meanwhile = {"replaced": "read:N:r", "rewritten": f"read:N:t{len(first)}"}
+    for call, rule in {**rules, **meanwhile}.items():
+        place = path if call in meanwhile else path.parent
         for fault in at_every_call(rule, place, other):
             path.write_bytes(first)
+            os.utime(path, (0, 0))  # so that writing to it is seen whatever the clock's steps
             other.write_bytes(second)
             caught = None
             try:
