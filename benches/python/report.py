@@ -25,7 +25,7 @@ COLUMNS = (
 class Results:
     """Today's CSV: a row for each run; lines that start with # say where, when and how, with which releases.
 
-    Runs of other models and groups of that day, machine and releases stay in it: all together take hours.
+    Runs of other models, groups and states of that day, machine and releases stay in it: all take hours.
     """
 
     def __init__(self, folder: Path, command: str, files: Path) -> None:
@@ -47,8 +47,8 @@ class Results:
                 self._runs = [each for each in about if each[0] in ("date", "command")] + self._runs
 
     def write(self, rows: list[Row]) -> Path:
-        again = {(row["model"], row["group"]) for row in rows}
-        kept = [row for row in self._earlier if (row["model"], row["group"]) not in again]
+        again = {_place(row) for row in rows}
+        kept = [row for row in self._earlier if _place(row) not in again]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("w", newline="") as file:
             file.writelines(f"# {name}: {value}\n" for name, value in [*self._runs, *self._about.items()])
@@ -57,6 +57,11 @@ class Results:
             for row in [*kept, *rows]:
                 table.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
         return self._path
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    """What is timed side by side."""
+    return row["model"], row["group"], row["state"]
 
 
 def read(path: Path) -> list[Row]:
