@@ -129,7 +129,7 @@ class Bench:
                     first.setdefault(key(case), case)
             for case, result in zip(first.values(), self.run([*first.values()], check=True), strict=True):
                 if "error" in result:
-                    self.errors[key(case)] = result["error"]
+                    self.errors[key(case)] = result["error"].replace(f"{peers.ROOT}/", "")
                     say(f"  {case.group}, {case.name}: {result['error']}")
                 rows.append(self.row(case, 0, result))
         return rows
