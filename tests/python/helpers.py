@@ -129,6 +129,26 @@ def several_chunks() -> dict[str, Tensor]:
     }
 
 
+def state_of_a_linear() -> dict[str, Tensor]:
+    """Weight and bias of nn.Linear(3, 2), a tie, and others."""
+    weight = torch.randn(2, 3)
+    return {
+        "fc.weight": weight,
+        "tied": weight,
+        "fc.bias": torch.randn(2),
+        "half": noise(torch.float16, (5,)),
+        "count": torch.tensor(2301),
+        "empty": torch.empty(0, 4),
+    }
+
+
+def tag_of(error: BaseException) -> dict[str, Any]:
+    """The machine-readable end of an op's error."""
+    tail = str(error).rpartition(" [flashpack:")[2]
+    tag: dict[str, Any] = json.JSONDecoder().raw_decode(tail)[0]
+    return tag
+
+
 def flip_byte(path: Path, offset: int) -> None:
     """Damage one byte of the file."""
     with path.open("r+b") as file:
@@ -142,6 +162,19 @@ def bytes_read() -> int:
     """What this process has asked the system to read so far."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["rchar"])
+
+
+def mapped_bytes(path: Path) -> int | None:
+    """Bytes of this process's mappings of the file that are in memory; None without a mapping."""
+    total, mapped, inside = 0, False, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key, _, rest = line.partition(" ")
+        if not key.endswith(":"):
+            inside = rest.endswith(str(path))
+            mapped |= inside
+        elif inside and key == "Rss:":
+            total += int(rest.split()[0]) * 1024
+    return total if mapped else None
 
 
 def listing(folder: Path) -> set[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import flashpack
 import pytest
 import torch
-from helpers import MIB, assert_same, bits, noise, read_footer, several_chunks
+from helpers import MIB, assert_same, bits, mapped_bytes, noise, read_footer, several_chunks
 from torch import Tensor
 
 
@@ -22,19 +22,6 @@ def packed(tensors: dict[str, Tensor], path: Path) -> Path:
     return path
 
 
-def resident(path: Path) -> int | None:
-    """Bytes of this process's mappings of the file that are in memory; None without a mapping."""
-    total, mapped, inside = 0, False, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        key, _, rest = line.partition(" ")
-        if not key.endswith(":"):
-            inside = rest.endswith(str(path))
-            mapped |= inside
-        elif inside and key == "Rss:":
-            total += int(rest.split()[0]) * 1024
-    return total if mapped else None
-
-
 def test_the_handle(packed: Path, tensors: dict[str, Tensor]) -> None:
     with flashpack.open(packed) as file:
         assert file.keys() == [record["name"] for record in read_footer(packed)["index"]]
@@ -44,19 +31,19 @@ def test_the_handle(packed: Path, tensors: dict[str, Tensor]) -> None:
         assert 3 not in file
         assert_same({name: file.get_tensor(name) for name in tensors}, tensors)
         assert file.metadata() == {}
-        assert resident(packed) is not None
+        assert mapped_bytes(packed) is not None
 
 
 def test_the_handle_reads_nothing_but_what_is_asked_for(packed: Path, tensors: dict[str, Tensor]) -> None:
     with flashpack.open(packed) as file:
-        assert resident(packed) == 0
+        assert mapped_bytes(packed) == 0
         part = file.get_slice("weight")
         assert part.get_shape() == [3 * MIB // 4]
         assert part.get_dtype() == torch.float32
         assert bits(part[5:9]) == bits(tensors["weight"][5:9])
-        assert resident(packed) == 0  # slices are read
+        assert mapped_bytes(packed) == 0  # slices are read
         assert bits(file.get_tensor("weight")[5:9]) == bits(tensors["weight"][5:9])
-        assert 0 < resident(packed) <= MIB  # the system maps what lies around a page, too
+        assert 0 < mapped_bytes(packed) <= MIB  # the system maps what lies around a page, too
 
 
 def test_slices_index_as_tensors_do(path: Path) -> None:
@@ -94,7 +81,7 @@ def test_a_closed_handle_says_so_and_its_tensors_live_on(packed: Path, tensors: 
             use()
     assert bits(kept) == bits(tensors["half"])
     del kept
-    assert resident(packed) is None
+    assert mapped_bytes(packed) is None
 
 
 def test_the_handle_stays_on_the_file_it_opened(path: Path) -> None:

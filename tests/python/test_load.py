@@ -13,6 +13,7 @@ from helpers import (
     bits,
     bytes_read,
     flip_byte,
+    mapped_bytes,
     noise,
     place_of,
     read_footer,
@@ -36,19 +37,6 @@ def packed(tensors: dict[str, Tensor], path: Path) -> Path:
     return path
 
 
-def resident(path: Path) -> int | None:
-    """Bytes of this process's mappings of the file that are in memory; None without a mapping."""
-    total, mapped, inside = 0, False, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        key, _, rest = line.partition(" ")
-        if not key.endswith(":"):
-            inside = rest.endswith(str(path))
-            mapped |= inside
-        elif inside and key == "Rss:":
-            total += int(rest.split()[0]) * 1024
-    return total if mapped else None
-
-
 # Memory
 
 
@@ -56,9 +44,9 @@ def test_lazy_is_a_mapping_that_reads_nothing(packed: Path) -> None:
     before = bytes_read()
     loaded = flashpack.load_file(packed)
     assert bytes_read() - before < 256 << 10
-    assert resident(packed) == 0
+    assert mapped_bytes(packed) == 0
     loaded["half"].sum()
-    assert resident(packed) >= loaded["half"].nbytes
+    assert mapped_bytes(packed) >= loaded["half"].nbytes
     places = {loaded[name].data_ptr() - place_of(packed, name)[0] for name in ("bytes", "half", "weight")}
     assert len(places) == 1, "they lie in one mapping as in the file"
 
@@ -67,7 +55,7 @@ def test_eager_reads_everything_and_keeps_no_mapping(packed: Path) -> None:
     before = bytes_read()
     loaded = flashpack.load_file(packed, eager=True)
     assert bytes_read() - before >= len(read_payload(packed))
-    assert resident(packed) is None
+    assert mapped_bytes(packed) is None
     assert loaded
 
 
@@ -110,9 +98,9 @@ def test_letting_go_of_every_tensor_ends_the_mapping(packed: Path) -> None:
     loaded = flashpack.load_file(packed)
     view = loaded["half"][5:9]
     del loaded
-    assert resident(packed) is not None
+    assert mapped_bytes(packed) is not None
     del view
-    assert resident(packed) is None
+    assert mapped_bytes(packed) is None
 
 
 @BOTH
@@ -214,9 +202,9 @@ def test_the_environment_can_make_loads_eager(
     with pytest.raises(flashpack.ChecksumError):
         flashpack.load_file(damaged)
     loaded = flashpack.load_file(damaged, verify=False)
-    assert resident(damaged) is None
+    assert mapped_bytes(damaged) is None
     loaded = flashpack.load_file(damaged, eager=False)
-    assert resident(damaged) is not None
+    assert mapped_bytes(damaged) is not None
     assert loaded
 
 
@@ -226,7 +214,7 @@ def test_the_environment_can_leave_loads_lazy(
 ) -> None:
     monkeypatch.setenv("FLASHPACK_CPU_PARALLEL_READ", value)
     loaded = flashpack.load_file(damaged)
-    assert resident(damaged) is not None
+    assert mapped_bytes(damaged) is not None
     assert loaded
 
 

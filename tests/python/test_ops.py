@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,10 +19,11 @@ from helpers import (
     block_by_block,
     flip_byte,
     listing,
-    noise,
     place_of,
     read_footer,
     read_payload,
+    state_of_a_linear,
+    tag_of,
 )
 from torch import Tensor, nn
 
@@ -33,28 +33,13 @@ BOTH = pytest.mark.parametrize("eager", [False, True], ids=["lazy", "eager"])
 
 @pytest.fixture
 def tensors() -> dict[str, Tensor]:
-    weight = torch.randn(2, 3)
-    return {
-        "fc.weight": weight,
-        "tied": weight,
-        "fc.bias": torch.randn(2),
-        "half": noise(torch.float16, (5,)),
-        "count": torch.tensor(2301),
-        "empty": torch.empty(0, 4),
-    }
+    return state_of_a_linear()
 
 
 @pytest.fixture
 def packed(tensors: dict[str, Tensor], path: Path) -> str:
     flashpack.save_file(tensors, path)
     return str(path)
-
-
-def tag_of(error: BaseException) -> dict[str, Any]:
-    """The machine-readable end of an op's error."""
-    tail = str(error).rpartition(" [flashpack:")[2]
-    tag: dict[str, Any] = json.JSONDecoder().raw_decode(tail)[0]
-    return tag
 
 
 # Reading

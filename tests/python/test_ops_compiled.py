@@ -12,7 +12,16 @@ from typing import Any
 import flashpack.ops
 import pytest
 import torch
-from helpers import assert_same, bits, noise, read_footer, read_payload, run_python, write_file
+from helpers import (
+    assert_same,
+    bits,
+    read_footer,
+    read_payload,
+    run_python,
+    state_of_a_linear,
+    tag_of,
+    write_file,
+)
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -21,28 +30,13 @@ ops = torch.ops.flashpack
 
 @pytest.fixture
 def tensors() -> dict[str, Tensor]:
-    weight = torch.randn(2, 3)
-    return {
-        "fc.weight": weight,
-        "tied": weight,
-        "fc.bias": torch.randn(2),
-        "half": noise(torch.float16, (5,)),
-        "count": torch.tensor(2301),
-        "empty": torch.empty(0, 4),
-    }
+    return state_of_a_linear()
 
 
 @pytest.fixture
 def packed(tensors: dict[str, Tensor], path: Path) -> str:
     flashpack.save_file(tensors, path)
     return str(path)
-
-
-def tag_of(error: BaseException) -> dict[str, Any]:
-    """The machine-readable end of an op's error."""
-    tail = str(error).rpartition(" [flashpack:")[2]
-    tag: dict[str, Any] = json.JSONDecoder().raw_decode(tail)[0]
-    return tag
 
 
 # TorchScript
