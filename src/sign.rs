@@ -101,8 +101,8 @@ impl PublicKey {
 /// [`ErrorKind::Checksum`] for a damaged one; [`ErrorKind::Io`] if it is changed or replaced meanwhile. The file is then
 /// what it was, but for the two cases of [`AtomicFile::commit`].
 pub fn sign(path: &Path, key: &PrivateKey, progress: Progress<'_>) -> Result<PublicKey> {
+    let before = fs::metadata(path).during("cannot open", path)?;
     let reader = Reader::open(path)?;
-    let before = reader.source().file().metadata().during("cannot stat", path)?;
     let index = reader.index();
     let (Some(checksums), Some(root)) = (index.checksums(), index.seal().root) else {
         let what = "only files with BLAKE3 checksums can be signed: make one by `flashpack convert --checksum \

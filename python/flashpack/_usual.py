@@ -62,6 +62,8 @@ def _replace(path: str, names: str, tensors: list[Tensor], options: LoadOptions)
         return False
     if any(map(Tensor.is_inference, tensors)):  # in whose place come tensors that can be trained
         return False
+    some = next((tensor for tensor in tensors if tensor.numel()), tensors[0])
+    before = some.data_ptr()
     try:
         replaced = load_all_for(
             path,
@@ -71,8 +73,9 @@ def _replace(path: str, names: str, tensors: list[Tensor], options: LoadOptions)
             verify=options.verify,
             silent=True if maps else options.silent,
         )
-    except BaseException:  # perhaps after everything has changed
-        bump_versions(tensors)
+    except BaseException:
+        if some.data_ptr() != before:  # everything has changed: a warning was an error, or Ctrl-C came late
+            bump_versions(tensors)
         raise
     if replaced:
         bump_versions(tensors)

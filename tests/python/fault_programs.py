@@ -125,7 +125,7 @@ def interrupted_reads(folder: Path) -> int:
 
 def refused_direct_reads(folder: Path) -> int:
     """O_DIRECT refused at open, or at any read: through the page cache then. Other errors are errors."""
-    path, tensors = folder / "model.flashpack", {"a": torch.ones(1 << 19)}
+    path, tensors = folder / "model.flashpack", {"a": torch.ones(1 << 20)}
     flashpack.save_file(tensors, path)
     os.environ["FLASHPACK_DIRECT_IO"] = "1"
     opened, read = f"open{os.O_DIRECT:x}", f"read{os.O_DIRECT:x}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import flashpack
 import pytest
 import torch
-from helpers import MIB, assert_same, bits, mapped_bytes, noise, read_footer, several_chunks
+from helpers import MIB, assert_same, bits, flip_byte, mapped_bytes, noise, read_footer, several_chunks
 from torch import Tensor
 
 
@@ -20,6 +20,12 @@ def tensors() -> dict[str, Tensor]:
 def packed(tensors: dict[str, Tensor], path: Path) -> Path:
     flashpack.save_file(tensors, path)
     return path
+
+
+@pytest.fixture
+def damaged(packed: Path) -> Path:
+    flip_byte(packed, 0)
+    return packed
 
 
 def test_the_handle(packed: Path, tensors: dict[str, Tensor]) -> None:
