@@ -228,9 +228,12 @@ impl Prepared {
     /// The tensors' names; of macroblocks, their numbers.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        let name = |view: &View| match self.numbered {
-            true => view.source.to_string(),
-            false => self.index.records()[view.source].name().to_owned(),
+        let name = |view: &View| {
+            if self.numbered {
+                view.source.to_string()
+            } else {
+                self.index.records()[view.source].name().to_owned()
+            }
         };
         self.plan.views.iter().map(name).collect()
     }

@@ -350,7 +350,7 @@ def killed_saves(folder: Path) -> int:
 
 
 def failing_signatures(folder: Path) -> int:
-    """Each call of signing fails in turn, or the file changes before it: OSError, nothing lost, nothing left."""
+    """Each call of signing fails in turn, or the file changes before: OSError, nothing lost, nothing left."""
     path, other = folder / "out" / "model.flashpack", folder / "other"
     flashpack.pack_to_file(Model(1), path, checksum="blake3")
     flashpack.pack_to_file(Model(2), folder / "second", checksum="blake3")
