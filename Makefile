@@ -16,6 +16,7 @@ TCH ?= .venv-tch
 SGLANG ?= .venv-sglang
 VLLM ?= .venv-vllm
 CLIPPY = cargo clippy --quiet --all-targets
+RUSTDOC = RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --features cuda,capi
 # cargo's tools, of these versions; the compiler's unstable sanitizers need no other compiler than the stable one.
 TOOLS := target/tools/bin
 CARGO_FUZZ := $(TOOLS)/cargo-fuzz-0.13.2
@@ -48,6 +49,7 @@ lint: $(VENV)/.tools ## check format, lints and types of Rust, C++ and Python
 	$(CLIPPY) -- -D warnings
 	$(CLIPPY) --release --features capi --target-dir target/capi -- -D warnings
 	FLASHPACK_TORCH_DIR=$(TORCH_DIR) $(CLIPPY) --release --features torch --target-dir target/torch -- -D warnings
+	$(RUSTDOC)
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -149,8 +151,9 @@ vllm: build $(VLLM)/.ready ## test the loader of vLLM, in an environment of its 
 	$(VLLM)/bin/python -m pytest tests/serving/test_vllm.py
 
 docs: build $(VENV)/.docs ## build the references of both interfaces into target/doc; a warning is an error
-	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --features cuda,capi
-	$(BIN)/python -W error::UserWarning -m pdoc --output-directory target/doc/python flashpack
+	$(RUSTDOC)
+	$(BIN)/python -W error::UserWarning -m pdoc --output-directory target/doc/python flashpack \
+		'!flashpack[.]integrations[.].*[.]_loader' # they need vLLM and SGLang
 
 clean: ## remove what was built (and keep the tools in $(VENV))
 	rm -rf target dist python/*.egg-info python/flashpack/_lib/*.so $(VENV)/.built
