@@ -2,8 +2,9 @@
 
 Compares FlashPack with safetensors and torch.load on the same tensors, in turn, in one process: as state
 dicts, and into modules that are in memory already, each contender's own. Checks every tensor before it times.
-As many calls of torch.empty beside them tell how fast the machine is at the moment. Prints tables;
-`--csv FILE` appends rows with machine, versions and date.
+As many calls of torch.empty beside them tell how fast the machine is at the moment, and for a module also
+what it takes to put as many into the places of its own, without any file. Prints tables; `--csv FILE`
+appends rows with machine, versions and date.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Contender(NamedTuple):
-    """What is timed, and how the tensors that it loads are had from its result."""
+    """What is timed, and how the tensors that it loads are had from its result; None: it loads none."""
 
     run: Callable[[], Any]
-    loaded: Callable[[Any], Tensors]
+    loaded: Callable[[Any], Tensors] | None
 
 
 class Files(NamedTuple):
@@ -59,7 +60,7 @@ def main() -> None:
         model = random_model(count, arguments.elements)
         with tempfile.TemporaryDirectory() as folder:
             files = write(model, Path(folder))
-            seconds = measure(contenders(files, model), model, arguments.elements, arguments.rounds)
+            seconds = measure(contenders(files, model), model, arguments.rounds)
         print(f"{what} of {count} tensors, {arguments.elements} float32 each; {arguments.rounds} rounds")
         for name, times in seconds.items():
             median = statistics.median(times)
@@ -82,7 +83,7 @@ def write(model: Tensors, folder: Path) -> Files:
     return files
 
 
-def loads(files: Files, _: Tensors) -> dict[str, Contender]:
+def loads(files: Files, model: Tensors) -> dict[str, Contender]:
     """Those that give a state dict."""
     ways: dict[str, Callable[[], Tensors]] = {
         "flashpack, lazy": lambda: flashpack.load_file(files.packed),
@@ -90,7 +91,8 @@ def loads(files: Files, _: Tensors) -> dict[str, Contender]:
         "safetensors": lambda: safetensors.torch.load_file(files.safe),
         "torch.load": lambda: torch.load(files.pickled),
     }
-    return {name: Contender(way, lambda loaded: loaded) for name, way in ways.items()}
+    bare = {"(as many torch.empty)": Contender(lambda: new_tensors(model), None)}
+    return {name: Contender(way, lambda loaded: loaded) for name, way in ways.items()} | bare
 
 
 def assignments(files: Files, model: Tensors) -> dict[str, Contender]:
@@ -105,7 +107,22 @@ def assignments(files: Files, model: Tensors) -> dict[str, Contender]:
         ),
         "torch.load, load_state_dict": lambda module: module.load_state_dict(torch.load(files.pickled)),
     }
-    return {name: into_module(way, model) for name, way in ways.items()}
+    parameters = [nn.Parameter(torch.zeros_like(tensor)) for tensor in model.values()]
+
+    def put_new() -> None:
+        for parameter, tensor in zip(parameters, new_tensors(model), strict=True):
+            parameter.data = tensor
+
+    bare = {"(as many torch.empty)": lambda: new_tensors(model), "(the same, put into place)": put_new}
+    return {name: into_module(way, model) for name, way in ways.items()} | {
+        name: Contender(way, None) for name, way in bare.items()
+    }
+
+
+def new_tensors(model: Tensors) -> list[torch.Tensor]:
+    """As many as the model's, of as many elements."""
+    elements = next(iter(model.values())).numel()
+    return [torch.empty(elements) for _ in model]
 
 
 def into_module(load: Callable[[nn.Module], Any], model: Tensors) -> Contender:
@@ -122,23 +139,21 @@ def into_module(load: Callable[[nn.Module], Any], model: Tensors) -> Contender:
     return Contender(lambda: load(module), lambda _: dict(module.named_parameters()))
 
 
-def measure(
-    contenders: dict[str, Contender], model: Tensors, elements: int, rounds: int
-) -> dict[str, list[float]]:
+def measure(contenders: dict[str, Contender], model: Tensors, rounds: int) -> dict[str, list[float]]:
     """Seconds of every round, each of which runs a contender twice: what it left in the caches counts."""
     for name, contender in contenders.items():
+        if contender.loaded is None:
+            continue
         loaded = contender.loaded(contender.run())
         if loaded.keys() != model.keys() or not all(torch.equal(loaded[key], model[key]) for key in model):
             raise SystemExit(f"{name} does not give the tensors that were written")
         del loaded
-    measured = {name: contender.run for name, contender in contenders.items()}
-    measured["(as many torch.empty)"] = lambda: [torch.empty(elements) for _ in model]
-    seconds: dict[str, list[float]] = {name: [] for name in measured}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
-        for name, run in measured.items():
-            run()
+        for name, contender in contenders.items():
+            contender.run()
             started = time.perf_counter()
-            result = run()
+            result = contender.run()
             seconds[name].append(time.perf_counter() - started)
             del result
     return seconds

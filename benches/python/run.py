@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import measure
 import models
 import peers
 import report
@@ -139,6 +140,9 @@ class Bench:
         for place in dict.fromkeys((case.model, case.group, case.state) for case in cases):
             say("timing " + ", ".join(place))
             group = [case for case in cases if (case.model, case.group, case.state) == place]
+            for file in self.folders[place[0]].glob("model.*"):
+                # What a write has left in the page cache lies there in other units than what a read brings.
+                measure.make_cold(file)
             rows: list[Row] = []
             for number in range(rounds):
                 first = number * len(group) // rounds  # nobody always runs behind the same neighbour

@@ -87,7 +87,10 @@ int copy(void* to, const void* from, size_t size, int kind, Stream* stream, bool
   }
   count_copy(c, waits);
   describe(c, stream, waits);
-  enqueue_work(stream, [c](TimePoint ready) { return run_copy(c, ready); });
+  if (only_takes_time(c))
+    enqueue_pause(stream, [c](TimePoint ready) { return pause_for_copy(c, ready); });
+  else
+    enqueue_work(stream, [c](TimePoint ready) { return run_copy(c, ready); });
   if (!c.pageable_to) record_access(stream, c.to, size, true, name_of(c.kind));
   if (!c.pageable_from) record_access(stream, c.from, size, false, name_of(c.kind));
   if (waits) return wait_for_stream(lock, stream);

@@ -19,6 +19,13 @@ void hold_back(Lock& lock, Stream* s, const Operation& op) {
   while (config().lazy && s->released < op.number && Clock::now() < limit) s->wake.wait_until(lock, limit);
 }
 
+void sleep_unlocked(Lock& lock, TimePoint until) {
+  if (Clock::now() >= until) return;
+  lock.unlock();
+  sleep_until(until);
+  lock.lock();
+}
+
 Clock::duration start_delay(Stream* s) {
   double us = config().latency_us;
   if (config().jitter_us > 0) us += config().jitter_us * double(next_random(s->random) >> 11) * 0x1p-53;
@@ -36,10 +43,26 @@ TimePoint run_work(Lock& lock, Stream* s, Operation& op, TimePoint ready) {
   return end;
 }
 
+TimePoint run_pause(Lock& lock, Stream* s, const Operation& op, TimePoint ready) {
+  TimePoint end = op.run(ready + start_delay(s));
+  sleep_unlocked(lock, end);
+  return end;
+}
+
+TimePoint after(const Record& point, TimePoint ready) {
+  return std::max(ready, point.timed ? point.time : Clock::now());
+}
+
 TimePoint run_wait(Lock& lock, const Record& point, TimePoint ready) {
   release(point.stream, point.op);
-  while (!point.done()) state().progress.wait(lock);
-  return std::max(ready, point.timed ? point.time : Clock::now());
+  await(lock, point);
+  return after(point, ready);
+}
+
+TimePoint run_record(Record* point, TimePoint ready) {
+  point->time = ready;
+  point->timed = true;
+  return ready;
 }
 
 TimePoint run(Lock& lock, Stream* s, Operation& op) {
@@ -49,14 +72,36 @@ TimePoint run(Lock& lock, Stream* s, Operation& op) {
   switch (op.type) {
     case Operation::work:
       return run_work(lock, s, op, ready);
+    case Operation::pause:
+      return run_pause(lock, s, op, ready);
     case Operation::wait:
       return run_wait(lock, *op.point, ready);
     case Operation::record:
-      op.point->time = ready;
-      op.point->timed = true;
-      break;
+      return run_record(op.point.get(), ready);
   }
   return ready;
+}
+
+// Sets a deadline for an operation whose end is known already: it only takes time, and so does all before it.
+bool set_deadline(Stream* s, const Operation& op) {
+  if (config().data || config().lazy || !s->queue.empty()) return false;
+  TimePoint ready = std::max(op.queued_at, s->time);
+  switch (op.type) {
+    case Operation::work:
+      return false;
+    case Operation::pause:
+      s->time = op.run(ready + start_delay(s));
+      break;
+    case Operation::wait:
+      if (!op.point->timed && !op.point->done()) return false;
+      s->time = after(*op.point, ready);
+      break;
+    case Operation::record:
+      s->time = run_record(op.point.get(), ready);
+      break;
+  }
+  s->deadlines.push_back({op.number, s->time});
+  return true;
 }
 
 void stream_thread(Stream* s) {
@@ -69,6 +114,8 @@ void stream_thread(Stream* s) {
       s->wake.wait(lock);
     }
     Operation& op = s->queue.front();
+    sleep_unlocked(lock, s->time);
+    s->reached(op.number - 1);
     s->time = run(lock, s, op);
     s->completed = op.number;
     s->queue.pop_front();
@@ -84,10 +131,6 @@ void advance_clock(Stream* s, const Operation& op) {
 }
 
 void push(Stream* s, Operation op) {
-  if (!s->started) {
-    s->started = true;
-    std::thread(stream_thread, s).detach();
-  }
   op.number = ++s->enqueued;
   op.queued_at = Clock::now();
   advance_clock(s, op);
@@ -95,6 +138,11 @@ void push(Stream* s, Operation op) {
     op.point->stream = s;
     op.point->op = op.number;
     op.point->clock = s->clock;
+  }
+  if (set_deadline(s, op)) return;
+  if (!s->started) {
+    s->started = true;
+    std::thread(stream_thread, s).detach();
   }
   s->queue.push_back(std::move(op));
   s->wake.notify_all();
@@ -115,7 +163,26 @@ void order_with_legacy_stream(Stream* s) {
 
 }  // namespace
 
-bool Record::done() const { return stream->completed >= op; }
+bool Stream::reached(uint64_t op) {
+  if (completed >= op) return true;
+  for (TimePoint now = Clock::now(); !deadlines.empty() && deadlines.front().at <= now; deadlines.pop_front())
+    completed = deadlines.front().op;
+  return completed >= op;
+}
+
+bool Record::done() const { return stream->reached(op); }
+
+void await(Lock& lock, const Record& point) {
+  while (!point.done()) {
+    const std::deque<Deadline>& deadlines = point.stream->deadlines;
+    auto deadline =
+        std::find_if(deadlines.begin(), deadlines.end(), [&](auto& d) { return d.op >= point.op; });
+    if (deadline == deadlines.end())
+      state().progress.wait(lock);
+    else
+      sleep_unlocked(lock, deadline->at);
+  }
+}
 
 RecordPtr end_of(Stream* s) {
   auto r = std::make_shared<Record>();
@@ -131,6 +198,9 @@ void enqueue(Stream* s, Operation op) {
 }
 
 void enqueue_work(Stream* stream, Work work) { enqueue(stream, {Operation::work, std::move(work), nullptr}); }
+void enqueue_pause(Stream* stream, Work pause) {
+  enqueue(stream, {Operation::pause, std::move(pause), nullptr});
+}
 
 void release(Stream* s, uint64_t up_to) {
   if (s->released >= up_to) return;

@@ -2,7 +2,9 @@
 //
 // CUDA promises that the operations of one stream run one after another in the order in which they were
 // queued, that the host goes on at once, and nothing about different streams except what events and the
-// legacy default stream order. Each stream is one thread here that works off a queue.
+// legacy default stream order. Each stream is one thread here that works off a queue. With DATA=0 what only
+// takes time gets its end when it is queued, and then costs no thread a wake-up that the program's own
+// threads would pay for.
 #pragma once
 #include <condition_variable>
 #include <deque>
@@ -26,16 +28,23 @@ struct Record {
 };
 using RecordPtr = std::shared_ptr<Record>;
 
-// Work gets the time at which it may start and returns the time at which it ended. Both are modelled times:
-// a late wake-up of this process's threads does not add up.
+// Work gets the time at which it may start and returns the time at which it ended, or, if it only takes time,
+// will end. Both are modelled times: a late wake-up of this process's threads does not add up.
 using Work = std::function<TimePoint(TimePoint)>;
 
 struct Operation {
-  enum Type { work, wait, record } type = work;
+  // `pause` only takes time: its `run` does not block, and is called under the lock.
+  enum Type { work, pause, wait, record } type = work;
   Work run = nullptr;
   RecordPtr point = nullptr;
   uint64_t number = 0;
   TimePoint queued_at = {};
+};
+
+// When an operation ends whose end was known when it was queued.
+struct Deadline {
+  uint64_t op;
+  TimePoint at;
 };
 
 struct Stream {
@@ -44,15 +53,17 @@ struct Stream {
   bool legacy = false;
   bool started = false;  // has a thread
   bool destroyed = false;
+  std::deque<Deadline> deadlines;  // all before the queue's operations
   std::deque<Operation> queue;
   uint64_t enqueued = 0, completed = 0;
   uint64_t released = 0;  // LAZY: may run up to here
   uint64_t random;
-  TimePoint time;     // when its last operation ended
+  TimePoint time;     // when its last operation before the queue's ended or will end
   VectorClock clock;  // what its next operation is ordered after
   std::condition_variable wake;
   bool non_blocking() const { return flags & 1; }
-  bool idle() const { return completed >= enqueued; }
+  bool idle() { return reached(enqueued); }
+  bool reached(uint64_t op);  // whether the device is past it
 };
 
 struct Event {
@@ -90,9 +101,12 @@ void remove_handle(void* handle);
 
 void enqueue(Stream* stream, Operation operation);
 void enqueue_work(Stream* stream, Work work);
+void enqueue_pause(Stream* stream, Work pause);
 RecordPtr end_of(Stream* stream);  // as queued now
 
 // Blocks until the device got there; gives up the lock meanwhile.
+void await(Lock& lock, const Record& point);
+// The same for the host, which is then ordered after it.
 int wait_for(Lock& lock, const RecordPtr& point);
 int wait_for_stream(Lock& lock, Stream* stream);
 void release(Stream* stream, uint64_t up_to);  // LAZY: lets work run

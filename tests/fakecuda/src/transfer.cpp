@@ -48,10 +48,10 @@ TimePoint& engine_free_at(const Copy& c) {
   return state().devices[c.device].engine_free_at[direction_of(c.kind)];
 }
 
+// The caller holds the lock.
 Slot take_slot(const Copy& c, TimePoint ready) {
   Slot slot{ready, bandwidth_of(c)};
   if (!slot.paced()) return slot;
-  Lock lock(state().mu);
   slot.start = std::max(ready, engine_free_at(c));
   engine_free_at(c) = slot.when(c.size);
   count_busy(direction_of(c.kind), engine_free_at(c) - slot.start);
@@ -116,9 +116,13 @@ void read_pageable_source(const Copy& c) {
 }
 
 // DATA=0. Small copies still move, so that lengths, flags and scalars stay right.
-bool only_takes_time(const Copy& c) { return !config().data && c.size > kAlwaysMoved; }
+bool moves(const Copy& c) { return config().data || c.size <= kAlwaysMoved; }
 
 }  // namespace
+
+bool only_takes_time(const Copy& c) { return !moves(c) && !c.pageable_from && !c.pageable_to && !c.fault; }
+
+TimePoint pause_for_copy(const Copy& c, TimePoint ready) { return take_slot(c, ready).when(c.size); }
 
 void fail_on_device(int error, const char* what, uintptr_t address, size_t size) {
   count(Counter::illegal_accesses);
@@ -133,12 +137,13 @@ TimePoint run_copy(const Copy& c, TimePoint ready) {
     fail_on_device(c.fault, "copy", c.to, c.size);
     return ready;
   }
+  Lock lock(state().mu);
   Slot slot = take_slot(c, ready);
-  bool moves = !only_takes_time(c);
-  if (!moves && c.kind == kHostToDevice && c.pageable_from && !c.snapshot) read_pageable_source(c);
-  sleep_until(moves ? slot.start : slot.when(c.size));
+  lock.unlock();
+  if (!moves(c) && c.kind == kHostToDevice && c.pageable_from && !c.snapshot) read_pageable_source(c);
+  sleep_until(moves(c) ? slot.start : slot.when(c.size));
   std::vector<Span> to, from;
-  if (!resolve_both(c, &to, &from) || (moves && !move_spans(to, from, c.size, slot))) {
+  if (!resolve_both(c, &to, &from) || (moves(c) && !move_spans(to, from, c.size, slot))) {
     fail_on_device(kIllegalAddress, "copy", c.to, c.size);
     return Clock::now();
   }

@@ -22,6 +22,10 @@ struct Copy {
   int fault = kOk;                              // injected: fails when the device gets here
 };
 
+// Whether the copy only takes time, from when it may start until `pause_for_copy` says.
+bool only_takes_time(const Copy& copy);
+TimePoint pause_for_copy(const Copy& copy, TimePoint ready);
+
 // Takes the copy's time and moves its bytes; called on the stream's thread. `ready`: when it may start.
 // Returns when it ended.
 TimePoint run_copy(const Copy& copy, TimePoint ready);

@@ -52,7 +52,7 @@ int wait_for(Lock& lock, const RecordPtr& point) {
     TimePoint start = Clock::now();
     if (config().lazy) drive_lazily(lock, point);
     release(point->stream, point->op);
-    while (!point->done()) state().progress.wait(lock);
+    await(lock, *point);
     count(Counter::host_waits);
     count(Counter::host_wait_us, microseconds(Clock::now() - start));
   }

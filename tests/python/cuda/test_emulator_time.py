@@ -8,6 +8,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import cuda_driver as cuda
 import fakecuda
@@ -61,6 +62,47 @@ def no_host_cpu() -> None:
 
 def test_time_without_data_costs_no_cpu() -> None:
     fakecuda.call(no_host_cpu, data=0, bw_h2d="0.5g").check()
+
+
+def stream_threads() -> list[str]:
+    names = [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    return [name for name in names if name.startswith("fkstream")]
+
+
+def by_the_clock() -> None:
+    cuda.use()
+    one, other, to, source = cuda.stream(), cuda.stream(), cuda.alloc(2 * MIB), cuda.Pinned(MIB)
+    first, second = cuda.event(), cuda.event()
+
+    def chain() -> None:
+        cuda.to_device(to, source.at, MIB, one)
+        cuda.record(first, one)
+        cuda.wait(other, first)
+        cuda.to_device(to + MIB, source.at, MIB, other)
+        cuda.record(second, other)
+        assert not cuda.is_done(second)
+        cuda.do("cuEventSynchronize", second)
+        assert cuda.is_done(first)
+        assert cuda.is_done(second)
+
+    assert_takes(seconds_of(chain), 2 * MIB / 10e6)
+    assert not stream_threads()
+    assert_takes(seconds_of(lambda: (chain_after_work(one, to, source), chain())), 4 * MIB / 10e6)
+    assert stream_threads()
+
+
+def chain_after_work(on: int, to: int, source: cuda.Pinned) -> None:
+    """A copy by the clock, one that moves bytes and must wait for it, and another that must wait for that."""
+    source.fill(7)
+    cuda.to_device(to, source.at, MIB, on)
+    cuda.to_device(to, source.at, 16, on)
+    cuda.to_device(to + MIB, source.at, MIB, on)
+    cuda.synchronize(on)
+    assert cuda.read(to, 16) == b"\7" * 16
+
+
+def test_copies_that_only_take_time_need_no_thread() -> None:
+    fakecuda.call(by_the_clock, data=0, bw_h2d="10m").check()
 
 
 def engines() -> None:

@@ -334,7 +334,7 @@ def test_pool(mode: str, tmp_path: Path) -> None:
 def bounded(folder: str, device: str) -> None:
     """Many threads with large chunks, a slow link and two loads at once: every buffer that may be had is."""
     path = saved(folder, {"all": torch.zeros(400 * MIB, dtype=torch.uint8)})
-    settings = {"FLASHPACK_READ_THREADS": "16", "FLASHPACK_READ_CHUNK_BYTES": str(64 * MIB)}
+    settings = {"FLASHPACK_READ_THREADS": "64", "FLASHPACK_READ_CHUNK_BYTES": str(64 * MIB)}
     with engine.environment(FLASHPACK_NO_THREAD_CLAMP="1", **settings), loading() as counters:
         threads = [threading.Thread(target=flashpack.load_file, args=(path, device)) for _ in range(2)]
         for thread in threads:
