@@ -78,6 +78,8 @@ int copy(void* to, const void* from, size_t size, int kind, Stream* stream, bool
   c.from = reinterpret_cast<uintptr_t>(from);
   c.size = size;
   c.fault = take_late_fault();
+  // Small copies move even with DATA=0, so that lengths, flags and scalars stay right.
+  c.moves = config().data || size <= kAlwaysMoved;
   if (int error = classify(lock, &c, kind, stream)) return error;
   bool staged = !blocking && c.kind == kHostToDevice && c.pageable_from && size <= kStagedByCuda;
   bool waits = blocking || c.pageable_to || (c.pageable_from && !staged);
@@ -87,7 +89,7 @@ int copy(void* to, const void* from, size_t size, int kind, Stream* stream, bool
   }
   count_copy(c, waits);
   describe(c, stream, waits);
-  if (only_takes_time(c))
+  if (!c.moves && !c.pageable_to && !c.pageable_from && !c.fault)
     enqueue_pause(stream, [c](TimePoint ready) { return pause_for_copy(c, ready); });
   else
     enqueue_work(stream, [c](TimePoint ready) { return run_copy(c, ready); });

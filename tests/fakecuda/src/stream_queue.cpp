@@ -43,70 +43,45 @@ TimePoint run_work(Lock& lock, Stream* s, Operation& op, TimePoint ready) {
   return end;
 }
 
-TimePoint run_pause(Lock& lock, Stream* s, const Operation& op, TimePoint ready) {
-  TimePoint end = op.run(ready + start_delay(s));
-  sleep_unlocked(lock, end);
-  return end;
-}
-
-TimePoint after(const Record& point, TimePoint ready) {
-  return std::max(ready, point.timed ? point.time : Clock::now());
-}
-
-TimePoint run_wait(Lock& lock, const Record& point, TimePoint ready) {
-  release(point.stream, point.op);
-  await(lock, point);
-  return after(point, ready);
-}
-
-TimePoint run_record(Record* point, TimePoint ready) {
-  point->time = ready;
-  point->timed = true;
-  return ready;
+// When an operation ends that is no work, and whose wait is for a point that is timed or done.
+TimePoint reckon(Stream* s, Operation& op, TimePoint ready) {
+  switch (op.type) {
+    case Operation::pause:
+      return op.run(ready + start_delay(s));
+    case Operation::wait:
+      return std::max(ready, op.point->timed ? op.point->time : Clock::now());
+    default:
+      op.point->time = ready;
+      op.point->timed = true;
+      return ready;
+  }
 }
 
 TimePoint run(Lock& lock, Stream* s, Operation& op) {
   hold_back(lock, s, op);
   TimePoint ready = std::max(op.queued_at, s->time);
   if (config().lazy) ready = std::max(ready, Clock::now());
-  switch (op.type) {
-    case Operation::work:
-      return run_work(lock, s, op, ready);
-    case Operation::pause:
-      return run_pause(lock, s, op, ready);
-    case Operation::wait:
-      return run_wait(lock, *op.point, ready);
-    case Operation::record:
-      return run_record(op.point.get(), ready);
+  if (op.type == Operation::work) return run_work(lock, s, op, ready);
+  if (op.type == Operation::wait) {
+    release(op.point->stream, op.point->op);
+    await(lock, *op.point);
   }
-  return ready;
+  TimePoint end = reckon(s, op, ready);
+  sleep_unlocked(lock, end);
+  return end;
 }
 
 // Sets a deadline for an operation whose end is known already: it only takes time, and so does all before it.
-bool set_deadline(Stream* s, const Operation& op) {
-  if (config().data || config().lazy || !s->queue.empty()) return false;
-  TimePoint ready = std::max(op.queued_at, s->time);
-  switch (op.type) {
-    case Operation::work:
-      return false;
-    case Operation::pause:
-      s->time = op.run(ready + start_delay(s));
-      break;
-    case Operation::wait:
-      if (!op.point->timed && !op.point->done()) return false;
-      s->time = after(*op.point, ready);
-      break;
-    case Operation::record:
-      s->time = run_record(op.point.get(), ready);
-      break;
-  }
+bool set_deadline(Stream* s, Operation& op) {
+  if (config().data || config().lazy || !s->queue.empty() || op.type == Operation::work) return false;
+  if (op.type == Operation::wait && !op.point->timed && !op.point->done()) return false;
+  s->time = reckon(s, op, std::max(op.queued_at, s->time));
   s->deadlines.push_back({op.number, s->time});
   return true;
 }
 
 void stream_thread(Stream* s) {
   pthread_setname_np(pthread_self(), ("fkstream" + std::to_string(s->id)).c_str());
-  use_exact_timers();
   Lock lock(state().mu);
   for (;;) {
     while (s->queue.empty()) {
@@ -175,12 +150,10 @@ bool Record::done() const { return stream->reached(op); }
 void await(Lock& lock, const Record& point) {
   while (!point.done()) {
     const std::deque<Deadline>& deadlines = point.stream->deadlines;
-    auto deadline =
-        std::find_if(deadlines.begin(), deadlines.end(), [&](auto& d) { return d.op >= point.op; });
-    if (deadline == deadlines.end())
+    if (deadlines.empty() || deadlines.back().op < point.op)
       state().progress.wait(lock);
-    else
-      sleep_unlocked(lock, deadline->at);
+    else  // they are of one operation after the other
+      sleep_unlocked(lock, deadlines[point.op - deadlines.front().op].at);
   }
 }
 

@@ -21,7 +21,7 @@ struct Record {
   Stream* stream = nullptr;
   uint64_t op = 0;
   VectorClock clock;  // everything that is ordered before this point
-  TimePoint time;     // when the device got there, once `timed`
+  TimePoint time;     // when the device got there or will get there, once `timed`
   bool timed = false;
   int polls = 0;  // event queries so far (LAZY)
   bool done() const;

@@ -62,7 +62,7 @@ Slot take_slot(const Copy& c, TimePoint ready) {
 TimePoint end_of_slot(const Copy& c, const Slot& slot) {
   TimePoint end = slot.when(c.size), now = Clock::now();
   if (slot.paced() && seconds(now - end) < kTolerableLag) return end;
-  if (!slot.paced() && !config().data) return end;
+  if (!slot.paced() && !c.moves) return end;
   if (c.kind != kHostToHost) {
     Lock lock(state().mu);
     engine_free_at(c) = std::max(engine_free_at(c), now);
@@ -99,8 +99,8 @@ bool move_spans(const std::vector<Span>& to, const std::vector<Span>& from, size
   return true;
 }
 
+// The caller holds the lock.
 bool resolve_both(const Copy& c, std::vector<Span>* to, std::vector<Span>* from) {
-  Lock lock(state().mu);
   if (!resolve(c.to, c.size, to)) return false;
   if (!c.snapshot) return resolve(c.from, c.size, from);
   from->push_back({c.snapshot->data(), c.size, nullptr, false});
@@ -115,20 +115,21 @@ void read_pageable_source(const Copy& c) {
   for (size_t i = 0; i < c.size; i += kPiece) memcpy(staging.data(), from + i, std::min(kPiece, c.size - i));
 }
 
-// DATA=0. Small copies still move, so that lengths, flags and scalars stay right.
-bool moves(const Copy& c) { return config().data || c.size <= kAlwaysMoved; }
-
 }  // namespace
-
-bool only_takes_time(const Copy& c) { return !moves(c) && !c.pageable_from && !c.pageable_to && !c.fault; }
-
-TimePoint pause_for_copy(const Copy& c, TimePoint ready) { return take_slot(c, ready).when(c.size); }
 
 void fail_on_device(int error, const char* what, uintptr_t address, size_t size) {
   count(Counter::illegal_accesses);
   kill_context(error);
   say("%s: %s [%#lx,+%zu) is freed, unmapped, out of bounds, or was made to fail; the context is now dead",
       error_text(error), what, address, size);
+}
+
+TimePoint pause_for_copy(const Copy& c, TimePoint ready) {
+  if (sticky_error()) return ready;
+  std::vector<Span> to, from;
+  if (resolve_both(c, &to, &from)) return take_slot(c, ready).when(c.size);
+  fail_on_device(kIllegalAddress, "copy", c.to, c.size);
+  return ready;
 }
 
 TimePoint run_copy(const Copy& c, TimePoint ready) {
@@ -140,10 +141,13 @@ TimePoint run_copy(const Copy& c, TimePoint ready) {
   Lock lock(state().mu);
   Slot slot = take_slot(c, ready);
   lock.unlock();
-  if (!moves(c) && c.kind == kHostToDevice && c.pageable_from && !c.snapshot) read_pageable_source(c);
-  sleep_until(moves(c) ? slot.start : slot.when(c.size));
+  if (!c.moves && c.kind == kHostToDevice && c.pageable_from && !c.snapshot) read_pageable_source(c);
+  sleep_until(c.moves ? slot.start : slot.when(c.size));
   std::vector<Span> to, from;
-  if (!resolve_both(c, &to, &from) || (moves(c) && !move_spans(to, from, c.size, slot))) {
+  lock.lock();
+  bool sound = resolve_both(c, &to, &from);
+  lock.unlock();
+  if (!sound || (c.moves && !move_spans(to, from, c.size, slot))) {
     fail_on_device(kIllegalAddress, "copy", c.to, c.size);
     return Clock::now();
   }

@@ -18,12 +18,13 @@ struct Copy {
   CopyKind kind;  // never kDefault
   int device;     // whose engine moves it
   bool pageable_to, pageable_from;
+  bool moves;                                   // bytes; else it only takes time (DATA=0)
   std::shared_ptr<std::vector<char>> snapshot;  // the source as it was when the call was made
   int fault = kOk;                              // injected: fails when the device gets here
 };
 
-// Whether the copy only takes time, from when it may start until `pause_for_copy` says.
-bool only_takes_time(const Copy& copy);
+// When a copy that moves nothing, from and to memory that costs the host nothing, will have ended. The caller
+// holds the lock.
 TimePoint pause_for_copy(const Copy& copy, TimePoint ready);
 
 // Takes the copy's time and moves its bytes; called on the stream's thread. `ready`: when it may start.

@@ -12,7 +12,7 @@ namespace {
 void run_one_operation(Lock& lock, Stream* s, TimePoint limit) {
   uint64_t n = s->completed + 1;
   release(s, n);
-  while (s->completed < n && Clock::now() < limit) state().progress.wait_until(lock, limit);
+  while (!s->reached(n) && Clock::now() < limit) state().progress.wait_until(lock, limit);
 }
 
 std::vector<Stream*> busy_streams_but(const Stream* one) {
@@ -27,7 +27,7 @@ std::vector<Stream*> busy_streams_but(const Stream* one) {
 void drive_lazily(Lock& lock, const RecordPtr& target) {
   static uint64_t random = config().seed * 7919;
   uint64_t others_in_5 = next_random(random) % 5;
-  while (config().lazy && !target->done()) {
+  while (config().lazy && !target->done() && target->stream->deadlines.empty()) {
     std::vector<Stream*> others;
     if (next_random(random) % 5 < others_in_5) others = busy_streams_but(target->stream);
     if (others.empty()) {

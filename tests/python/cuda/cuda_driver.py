@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import byref, c_char, c_int, c_size_t, c_void_p
+from ctypes import byref, c_char, c_float, c_int, c_size_t, c_void_p
 
 MIB = 1 << 20
 NOT_READY = 600
@@ -116,6 +116,13 @@ def is_done(at: int) -> bool:
     if code not in (0, NOT_READY):
         raise CudaError("cuEventQuery", code)
     return code == 0
+
+
+def elapsed(first: int, last: int) -> float:
+    """Milliseconds between two events that are done."""
+    value = c_float()
+    do("cuEventElapsedTime", byref(value), first, last)
+    return value.value
 
 
 def read(source: int, size: int) -> bytes:

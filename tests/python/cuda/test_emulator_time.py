@@ -70,39 +70,44 @@ def stream_threads() -> list[str]:
 
 
 def by_the_clock() -> None:
+    """Copies up, and one down that waits for them; then with work in between that has to be done."""
     cuda.use()
-    one, other, to, source = cuda.stream(), cuda.stream(), cuda.alloc(2 * MIB), cuda.Pinned(MIB)
-    first, second = cuda.event(), cuda.event()
+    up, down, n, rate = cuda.stream(), cuda.stream(), MIB, 10e6
+    to, source, back = cuda.alloc(2 * n), cuda.Pinned(2 * n), cuda.Pinned(n)
+    began, arrived, returned = cuda.event(), cuda.event(), cuda.event()
 
-    def chain() -> None:
-        cuda.to_device(to, source.at, MIB, one)
-        cuda.record(first, one)
-        cuda.wait(other, first)
-        cuda.to_device(to + MIB, source.at, MIB, other)
-        cuda.record(second, other)
-        assert not cuda.is_done(second)
-        cuda.do("cuEventSynchronize", second)
-        assert cuda.is_done(first)
-        assert cuda.is_done(second)
+    def there_and_back() -> None:
+        cuda.record(began, up)
+        cuda.to_device(to, source.at, n, up)
+        cuda.record(arrived, up)
+        cuda.wait(down, arrived)
+        cuda.to_host(back.at, to, n, down)
+        cuda.record(returned, down)
+        assert not cuda.is_done(returned)
+        cuda.do("cuEventSynchronize", returned)
+        assert cuda.is_done(arrived)
+        for first, last in ((began, arrived), (arrived, returned)):
+            assert cuda.elapsed(first, last) == pytest.approx(n / rate * 1e3, rel=0.01)
 
-    assert_takes(seconds_of(chain), 2 * MIB / 10e6)
+    def up_with_work() -> None:
+        cuda.to_device(to, source.at, n, up)
+        cuda.do("cuMemsetD8Async", to, 7, 16, up)  # as soon as it may, which is after the copy
+        cuda.record(arrived, up)
+        cuda.to_device(to + n, source.at, n, up)
+        cuda.record(returned, up)
+
+    assert_takes(seconds_of(there_and_back), 2 * n / rate)
     assert not stream_threads()
-    assert_takes(seconds_of(lambda: (chain_after_work(one, to, source), chain())), 4 * MIB / 10e6)
-    assert stream_threads()
-
-
-def chain_after_work(on: int, to: int, source: cuda.Pinned) -> None:
-    """A copy by the clock, one that moves bytes and must wait for it, and another that must wait for that."""
-    source.fill(7)
-    cuda.to_device(to, source.at, MIB, on)
-    cuda.to_device(to, source.at, 16, on)
-    cuda.to_device(to + MIB, source.at, MIB, on)
-    cuda.synchronize(on)
+    up_with_work()
+    assert_takes(seconds_of(lambda: cuda.do("cuEventSynchronize", arrived)), n / rate)
+    assert_takes(seconds_of(lambda: cuda.do("cuEventSynchronize", returned)), n / rate)
+    assert len(stream_threads()) == 1
     assert cuda.read(to, 16) == b"\7" * 16
+    assert_takes(seconds_of(there_and_back), 2 * n / rate)
 
 
 def test_copies_that_only_take_time_need_no_thread() -> None:
-    fakecuda.call(by_the_clock, data=0, bw_h2d="10m").check()
+    fakecuda.call(by_the_clock, data=0, bw_h2d="10m", bw_d2h="10m").check()
 
 
 def engines() -> None:
