@@ -44,10 +44,10 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 const GB: u64 = 1_000_000_000;
-/// Bytes of plan for each GB of model, at most: a MiB of payload takes a chunk, its digest and a part.
-const PLAN_BYTES_PER_GB: usize = 112 << 10;
+/// Bytes of plan for each GB of model, at most: a MiB of payload takes a chunk, its digest and a part, two a task.
+const PLAN_BYTES_PER_GB: usize = 160 << 10;
 /// The same at the most while the plan is being made.
-const PLANNING_BYTES_PER_GB: usize = 128 << 10;
+const PLANNING_BYTES_PER_GB: usize = 176 << 10;
 
 /// Bytes that are held when `work` is over, and the most there were, beyond those before.
 fn weigh<T>(work: impl FnOnce() -> T) -> (T, usize, usize) {

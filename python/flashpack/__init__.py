@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from ._assign import assign_from_file
     from ._distributed import read_flashpack_file_distributed
-    from ._errors import ChecksumError, FlashPackError
+    from ._errors import ChecksumError, FlashPackError, SignatureError
     from ._explain import Explanation, explain
     from ._file import FlashPackFile
     from ._file import open as open  # noqa: A004 (only ever flashpack.open)

@@ -59,7 +59,10 @@ def fetch(source: StrPath, options: HubOptions, patterns: Iterable[str], *, quie
         )
     if not is_repo_id(text):
         raise FileNotFoundError(errno.ENOENT, "No such folder, and this is no repository id", text)
-    from huggingface_hub import snapshot_download
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ImportError(f"{text} is no folder; fetching a repository takes huggingface_hub") from error
 
     arguments = {field.name: getattr(options, field.name) for field in fields(options)}
     if quiet:

@@ -166,9 +166,11 @@ def test_variants_and_subfolders(tmp_path: Path) -> None:
 
 def test_options_of_a_save_reach_the_file(tmp_path: Path) -> None:
     model = FlashPackUNet.from_config(tiny_pipelines.unet().config)
-    model.save_pretrained_flashpack(tmp_path, align_bytes=0, num_workers=1, target_dtype=torch.bfloat16)
+    options = {"align_bytes": 0, "num_workers": 1, "target_dtype": torch.bfloat16, "checksum": "blake3"}
+    model.save_pretrained_flashpack(tmp_path, **options)
     footer = read_footer(tmp_path / "model.flashpack")
     assert footer["align_bytes"] == 0
+    assert footer["checksums"]["algorithm"] == "blake3"
     assert {tensor.dtype for tensor in load_file(tmp_path / "model.flashpack").values()} == {torch.bfloat16}
 
 

@@ -217,6 +217,14 @@ def test_dtypes_by_component(pipeline: Any, packed: Path) -> None:
     assert {getattr(loaded, part).dtype for part in PARTS} == {torch.float16}
 
 
+def test_digests_of_all_components_may_be_cryptographic(pipeline: Any, tmp_path: Path) -> None:
+    pipeline.save_pretrained_flashpack(tmp_path / "saved", checksum="blake3")
+    pipeline.save_pretrained_flashpack(tmp_path / "saved" / "all.flashpack", checksum="blake3")
+    files = sorted((tmp_path / "saved").rglob("*.flashpack"))
+    assert len(files) == 1 + len(PARTS)
+    assert {read_footer(file)["checksums"]["algorithm"] for file in files} == {"blake3"}
+
+
 def test_saving_in_dtypes_by_component(pipeline: Any, tmp_path: Path) -> None:
     pipeline.save_pretrained_flashpack(tmp_path / "saved", target_dtype={"unet": torch.float16})
     loaded = FlashPackStableDiffusion.from_pretrained_flashpack(tmp_path / "saved")

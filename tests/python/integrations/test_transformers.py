@@ -42,6 +42,11 @@ def folder(bert: FlashPackBert, tmp_path: Path) -> Path:
 # What comes back
 
 
+def test_its_digests_may_be_cryptographic(bert: FlashPackBert, tmp_path: Path) -> None:
+    bert.save_pretrained_flashpack(tmp_path, checksum="blake3")
+    assert read_footer(tmp_path / "model.flashpack")["checksums"]["algorithm"] == "blake3"
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 def test_round_trip(name: str, tmp_path: Path) -> None:
     model = BUILDERS[name]().eval()

@@ -35,13 +35,13 @@ def save_and_push(
     private: bool | None = None,
     variant: str | None = None,
     max_shard_size: int | str | None = None,
+    checksum: str | None = None,
     **kwargs: Any,  # noqa: ARG001 (0.4.5 ignored what it did not know)
 ) -> None:
     """Write config.json and model[.variant].flashpack into `save_directory`; push them if asked to.
 
-    `target_dtype` casts floating tensors. `max_shard_size` as in `pack_to_file`. `repo_id` defaults to the
-    folder's name in the token's account.
-    Processes that are not the main one do nothing.
+    `target_dtype` casts floating tensors. `max_shard_size` and `checksum` as in `pack_to_file`. `repo_id`
+    defaults to the folder's name in the token's account. Processes that are not the main one do nothing.
 
     Raises what `pack_to_file` raises, NotADirectoryError when `save_directory` is a file, and what
     huggingface_hub raises.
@@ -57,6 +57,7 @@ def save_and_push(
         silent=silent,
         num_workers=num_workers,
         max_shard_size=max_shard_size,
+        checksum=checksum,
     )
     if push_to_hub:
         push = PushOptions(repo_id, token, private, create_pr, commit_message)

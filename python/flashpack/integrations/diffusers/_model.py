@@ -31,9 +31,10 @@ def save_model(
     silent: bool | None = True,
     num_workers: int = DEFAULT_NUM_WRITE_WORKERS,
     max_shard_size: int | str | None = None,
+    checksum: str | None = None,
 ) -> Path:
     """Write config.json and model[.variant].flashpack into `folder`, which is created; return the weights,
-    or with `max_shard_size`, as in `pack_to_file`, the name that shards of them go by.
+    or with `max_shard_size`, as in `pack_to_file`, the name that shards of them go by. `checksum` as there.
 
     Raises what `pack_to_file` raises, NotADirectoryError when `folder` is a file, and ValueError for a
     model with PEFT adapters inside or a quantizer that cannot save it.
@@ -54,6 +55,7 @@ def save_model(
         num_workers,
         metadata=metadata,
         max_shard_size=max_shard_size,
+        checksum=checksum,
     )
     return path
 

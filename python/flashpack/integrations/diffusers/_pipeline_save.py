@@ -23,7 +23,7 @@ def save_pipeline(
     save_directory: StrPath,
     safe_serialization: bool = True,  # noqa: ARG001 (0.4.5's signature; there is one format)
     variant: str | None = None,
-    max_shard_size: int | str | None = None,  # noqa: ARG001 (a FlashPack file is never sharded)
+    max_shard_size: int | str | None = None,  # noqa: ARG001 (of 0.4.5's signature: each component is one file)
     push_to_hub: bool = False,
     commit_message: str | None = None,
     create_pr: bool = False,
@@ -35,13 +35,14 @@ def save_pipeline(
     silent: bool | None = True,
     num_workers: int = DEFAULT_NUM_WRITE_WORKERS,
     target_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+    checksum: str | None = None,
     **kwargs: Any,  # noqa: ARG001 (0.4.5 ignored what it did not know)
 ) -> None:
     """Save every component: those with weights as config.json and model[.variant].flashpack in its folder.
 
     A path that ends in .flashpack, and is no folder, becomes one file with all of them in it. `target_dtype`
-    casts floating tensors: of all components, or by component, with "default" for the rest. `repo_id`
-    defaults to the folder's name. Processes that are not the main one do nothing.
+    casts floating tensors: of all components, or by component, with "default" for the rest. `checksum` as in
+    `pack_to_file`. `repo_id` defaults to the folder's name. Processes that are not the main one do nothing.
 
     Raises what `pack_to_file` raises, TypeError for a component that could not be loaded again (before
     anything is written), ValueError for a component with PEFT adapters inside, a dtype of an unknown one, or
@@ -50,7 +51,12 @@ def save_pipeline(
     if not is_main_process:
         return
     parts = _parts_of(pipeline, target_dtype)
-    packing = {"align_bytes": align_bytes, "silent": silent, "num_workers": num_workers}
+    packing = {
+        "align_bytes": align_bytes,
+        "silent": silent,
+        "num_workers": num_workers,
+        "checksum": checksum,
+    }
     path = Path(text_path(save_directory))
     if path.suffix == SUFFIX and not path.is_dir():
         if push_to_hub or variant is not None:

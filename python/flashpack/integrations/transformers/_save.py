@@ -40,14 +40,15 @@ def save_model(
     num_workers: int = DEFAULT_NUM_WRITE_WORKERS,
     variant: str | None = None,
     max_shard_size: int | str | None = None,
+    checksum: str | None = None,
     **kwargs: Any,  # noqa: ARG001 (0.4.5's signature)
 ) -> None:
     """Write the weights to `model.flashpack` (`model.<variant>.flashpack`) of a folder, with configurations.
 
-    The folder is made unless it exists. `target_dtype`, `align_bytes`, `silent`, `num_workers` and
-    `max_shard_size` as in `pack_to_file`. Only the main process writes and pushes; what is pushed is what was
-    written, to `repo_id` or a repository named as the folder. Other keyword arguments are accepted and not
-    needed.
+    The folder is made unless it exists. `target_dtype`, `align_bytes`, `silent`, `num_workers`,
+    `max_shard_size` and `checksum` as in `pack_to_file`. Only the main process writes and pushes; what is
+    pushed is what was written, to `repo_id` or a repository named as the folder. Other keyword arguments
+    are accepted and not needed.
 
     Raises NotADirectoryError for a path to a file; ValueError for a model that cannot be stored: quantised
     without serialisation, with PEFT adapters inside, or with a tensor that `pack_to_file` refuses.
@@ -67,6 +68,7 @@ def save_model(
         num_workers=num_workers,
         metadata=metadata,
         max_shard_size=max_shard_size,
+        checksum=checksum,
     )
     written = [*written_weights(folder / weights_name(variant)), *_save_configs(model, folder, target_dtype)]
     if push_to_hub:
