@@ -28,10 +28,14 @@ def library() -> Path:
     return _LIBRARY
 
 
+def preload() -> str:
+    """LD_PRELOAD of a process in which faults can be armed, beside what is preloaded already."""
+    return " ".join([*os.environ.get("LD_PRELOAD", "").split(), str(library())])
+
+
 def preloaded(**changes: str) -> dict[str, str]:
     """The environment of an interpreter in which faults can be armed."""
-    others = os.environ.get("LD_PRELOAD", "").split()
-    return environment(LD_PRELOAD=" ".join([*others, str(library())]), **changes)
+    return environment(LD_PRELOAD=preload(), **changes)
 
 
 class Faults:

@@ -99,7 +99,7 @@ def copies(packed: Path, tmp_path: Path) -> Path:
 def test_what_fails_on_one_rank_is_raised_on_all(
     how: str, error: str, says: str, sharded: bool, copies: Path
 ) -> None:
-    env = {**SHARD_BYTES, "LD_PRELOAD": str(faultio.library())} if how == "io" else SHARD_BYTES
+    env = {**SHARD_BYTES, "LD_PRELOAD": faultio.preload()} if how == "io" else SHARD_BYTES
     results = ranks.run(loads.fails, 4, str(copies), how, sharded, **env)
     assert [result["type"] for result in results] == [error] * 4, results
     assert all(says in result["text"] for result in results), results
