@@ -136,6 +136,7 @@ mod ffi {
         fn memory_bytes(self: &Load) -> &Vec<i64>;
         fn read_to_host(self: &mut Load, progress: ProgressWords) -> Result<()>;
         fn next_block(self: &mut Load) -> Result<Box<Block>>;
+        // What the callers of the unsafe ones promise stands at their definitions, under "Safety".
         unsafe fn fill_host(self: &Load, memory: &[GivenMemory], progress: ProgressWords) -> Result<()>;
         unsafe fn fill_cuda(
             self: &Load,
