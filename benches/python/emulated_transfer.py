@@ -2,8 +2,10 @@
 
 Copies take the time the link would (25 GB/s, then 4 GB/s) and no host CPU, so what remains is the loader's:
 its reads, its waiting, its memory. Compares this package with flashpack 0.4.5 through the same call,
-`read_flashpack_file(path, device="cuda")`, in fresh processes, in turn, from the page cache; the yardstick
-is the larger of the raw time to read the file with two threads and the time the link takes for the bytes.
+`read_flashpack_file(path, device="cuda")`, in fresh processes, in turn, from the page cache, which one reader in
+file order has filled as downloads and copies do: where threads that jump about have filled it, its pages are small
+and each read of them costs more than twice as much. The yardstick is the larger of the raw time to read the file
+with two threads and the time the link takes for the bytes.
 Where digests have no core of their own, a verified load cannot go below the time to read and digest alone, as
 `flashpack.verify_file` does.
 These are no figures of a GPU. Bytes are checked, on a small file with copies that move data, before anything
@@ -28,11 +30,12 @@ sys.path[:0] = [str(ROOT / "tests/fakecuda/python"), str(ROOT / "tests/python")]
 
 import fakecuda  # noqa: E402
 import flashpack  # noqa: E402
+import measure  # noqa: E402
 import torch  # noqa: E402
 import upstream  # noqa: E402
 
 LINKS = {"25 GB/s": 25e9, "4 GB/s": 4e9}
-READ_BYTES = 8 << 20
+READ_BYTES = 2 << 20  # stays in a processor's cache
 
 CHILD = """
 import inspect, json, sys, time
@@ -74,6 +77,7 @@ def main() -> None:
 def write_model(path: Path, size: int) -> Path:
     layers = {f"layers.{i}.weight": torch.ones(size // 400, dtype=torch.bfloat16) for i in range(200)}
     flashpack.save_file(layers, path)
+    measure.make_cold(path)  # a write leaves other pages than a read
     return path
 
 
@@ -127,12 +131,12 @@ def compare(
     digested: list[float] = []
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in packages}
     for _ in range(rounds):
-        raw_read_seconds(path)
+        measure.make_hot(path)
         started = time.perf_counter()
         flashpack.verify_file(path)
         digested.append(time.perf_counter() - started)
         for name, package in packages.items():
-            raw_read_seconds(path)  # the page cache may have lost some of it meanwhile
+            measure.prepare(path, "hot")
             raw.append(raw_read_seconds(path))
             run = load(path, package, speed)
             runs[name].append({**run, "ratio": run["wall"] / max(raw[-1], size / speed)})

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Bytes read at a time when a digest wants them: they are still in the core's second-level cache when it looks.
-const PIECE_BYTES: usize = 256 << 10;
+const PIECE_BYTES: usize = 512 << 10;
 
 /// Reads `tasks` into `memory` with `threads` threads, verifying the chunks that name a digest.
 /// `memory` has a slice for each memory of the plan; those that no chunk names (mappings) may be empty.
