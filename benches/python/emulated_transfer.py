@@ -2,12 +2,12 @@
 
 Copies take the time the link would (25 GB/s, then 4 GB/s) and no host CPU, so what remains is the loader's:
 its reads, its waiting, its memory. Compares this package with flashpack 0.4.5 through the same call,
-`read_flashpack_file(path, device="cuda")`, in fresh processes, in turn, from the page cache, which one reader in
-file order has filled as downloads and copies do: where threads that jump about have filled it, its pages are small
-and each read of them costs more than twice as much. The yardstick is the larger of the raw time to read the file
-with two threads and the time the link takes for the bytes.
-Where digests have no core of their own, a verified load cannot go below the time to read and digest alone, as
-`flashpack.verify_file` does.
+`read_flashpack_file(path, device="cuda")`, in fresh processes, in turn. The yardstick is the larger of the
+raw time to read the file with two threads and the time the link takes for the bytes; digests have no core of
+their own here, so the time to read and digest alone, `flashpack.verify_file`, is told beside it.
+
+The file is in the page cache as downloads and copies leave it there, brought by one reader in file order:
+where threads that jump about have brought it, the pages are small, and to read them takes twice as long.
 These are no figures of a GPU. Bytes are checked, on a small file with copies that move data, before anything
 is timed.
 """

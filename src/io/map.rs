@@ -2,8 +2,11 @@
 
 use std::sync::{Arc, Weak};
 
-use memmap2::{MmapOptions, MmapRaw};
-use rustix::mm::{MapFlags, ProtFlags};
+use memmap2::{Advice, MmapOptions, MmapRaw};
+use rustix::{
+    mm::{MapFlags, ProtFlags},
+    param::page_size,
+};
 
 use super::{FileSource, Files, Source};
 use crate::error::{Error, IoContext, Result};
@@ -69,6 +72,11 @@ impl Mapping {
         Ok(Self { map, alive: Arc::new(()) })
     }
 
+    /// Makes a touch bring in as much as a disk needs to be busy, for whoever will touch most of it.
+    pub fn read_ahead(&self) {
+        fault_huge_pages(&self.map);
+    }
+
     /// Address of the file's first byte.
     #[must_use]
     pub fn data(&self) -> *mut u8 {
@@ -92,4 +100,22 @@ impl Mapping {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// Makes each fault of `map` read the huge page around it and the next one, whatever the device's read-ahead is, into huge
+/// pages where the file system has them. Advice since Linux 5.18: that it may be refused, or do nothing, does not matter.
+pub(super) fn fault_huge_pages(map: &MmapRaw) {
+    let _ = map.advise(Advice::HugePage);
+}
+
+/// What `mincore` says of the page at `offset` of `map`: never that one is missing which the page cache holds.
+pub(super) fn may_be_cached(map: &MmapRaw, offset: u64) -> bool {
+    let Ok(offset) = usize::try_from(offset) else {
+        return true;
+    };
+    let mut state = 1;
+    let page = map.as_mut_ptr().wrapping_add(offset - offset % page_size());
+    // SAFETY: looks at one page and writes one byte about it; a page that is not mapped is an error, and changes nothing.
+    let failed = unsafe { libc::mincore(page.cast(), 1, &raw mut state) };
+    failed != 0 || state & 1 == 1
 }

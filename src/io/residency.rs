@@ -1,22 +1,25 @@
 //! What the page cache holds of a file, and whether a load should go through it or past it.
 
 use std::{
+    fs::File,
     hash::{BuildHasher, RandomState},
     io,
     ops::Range,
     time::Instant,
 };
 
+use memmap2::MmapOptions;
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::{FileSource, Source};
+use super::{FileSource, Source, map::may_be_cached};
 
 /// Places of a file looked at to tell whether the page cache holds it.
 const PROBES: u64 = 64;
-/// So many bytes of a file's parts at least for each place that is looked at: a look leaves its page behind.
+/// So many bytes of a file's parts at least for each place that is looked at: a look may leave its page behind.
 const PART_PROBE_BYTES: u64 = 64 << 10;
-/// Bytes read, timed, when the page cache seems not to hold a file.
+/// Bytes read, timed, when the page cache seems not to hold a file, and at a time: new memory must not count for much.
 const SAMPLE_BYTES: usize = 4 << 20;
+const SAMPLE_PIECE_BYTES: usize = 512 << 10;
 /// A sample this fast came from memory whatever the kernel says (a network file system's own cache): 4 GB/s is more
 /// than one thread gets from any disk.
 const CACHED_BYTES_PER_NANOSECOND: u128 = 4;
@@ -29,10 +32,11 @@ pub struct Residency {
 }
 
 impl Residency {
-    /// Looks at pages spread over `file`; `None` if the file system cannot tell.
+    /// Looks at pages spread over `file`; `None` if the system does not tell.
     ///
-    /// A look at a page that is absent makes the kernel read it and some neighbours ahead: never twice at the same
-    /// places, or the second would find what the first has left there.
+    /// Of files that this process may not write to `mincore` says that all is there, so that is believed only where a
+    /// read does not have to wait. Such a read makes the kernel fetch an absent page and some neighbours: never twice
+    /// at the same places, or the second would find what the first has left there.
     #[must_use]
     pub fn probe(file: &FileSource) -> Option<Self> {
         let probes = PROBES.min(file.len());
@@ -59,20 +63,24 @@ impl Residency {
     /// Looks at `probes` of `bytes` places, spread by chance; `place` tells where in the file each is.
     fn probe_at(file: &FileSource, probes: u64, bytes: u64, place: impl Fn(u64) -> u64) -> Option<Self> {
         let chance = RandomState::new();
-        let mut found = Self { resident: 0, probes: 0 };
+        let len = usize::try_from(file.len()).ok()?;
+        let map = MmapOptions::new().len(len).map_raw_read_only(file.file()).ok();
+        let (mut resident, mut absent, mut unconfirmed) = (0, 0, 0);
         for probe in 0..probes {
             let stride = bytes / probes;
             let offset = place(stride * probe + chance.hash_one(probe) % stride);
-            let mut byte = [0];
-            let mut slices = [io::IoSliceMut::new(&mut byte)];
-            match rustix::io::preadv2(file.file(), &mut slices, offset, ReadWriteFlags::NOWAIT) {
-                Ok(_) => found.resident += 1,
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(_) => return None,
+            if map.as_ref().is_some_and(|map| !may_be_cached(map, offset)) {
+                absent += 1;
+                continue;
             }
-            found.probes += 1;
+            match can_be_read_at_once(file.file(), offset) {
+                Some(true) => resident += 1,
+                Some(false) => {}
+                None => unconfirmed += 1,
+            }
         }
-        Some(found)
+        let is_known = unconfirmed == 0 || absent > 0;
+        is_known.then_some(Self { resident: resident + unconfirmed, probes: u32::try_from(probes).ok()? })
     }
 
     /// That of several files together; `None` if one of them is unknown.
@@ -119,6 +127,8 @@ pub enum Why {
     Fast,
     /// The page cache holds little of the file.
     Absent,
+    /// The file system does not tell, and a sample came at the speed of a disk.
+    Slow,
     /// Reads were to go past the page cache, and the file system refuses that.
     Refused,
 }
@@ -134,6 +144,7 @@ impl Why {
             Self::Unknown => "the file system does not tell what it holds",
             Self::Fast => "a sample of the file came at the speed of memory",
             Self::Absent => "it holds little of the file",
+            Self::Slow => "a sample of the file did not come at the speed of memory",
             Self::Refused => "the file system refuses direct reads",
         }
     }
@@ -173,12 +184,12 @@ impl Route {
         let residency = Residency::probe(file);
         let why = match (told, residency) {
             (Some(_), _) => Why::Told,
-            (None, None) => Why::Unknown,
             (None, Some(found)) if found.is_most() => Why::Resident,
-            (None, Some(_)) if sample_is_fast(file) => Why::Fast,
+            (None, _) if sample_is_fast(file) => Why::Fast,
             (None, Some(_)) => Why::Absent,
+            (None, None) => Why::Slow,
         };
-        Self { direct: why == Why::Absent, why, residency }
+        Self { direct: matches!(why, Why::Absent | Why::Slow), why, residency }
     }
 
     /// Decides for a load of `parts` of the file, without reading anything else of it for a sample.
@@ -206,10 +217,27 @@ impl Route {
     }
 }
 
-/// Whether a piece from the middle of the file arrives at the speed of memory.
+/// Whether a read of the byte at `offset` does not wait; `None` if the file system cannot tell.
+fn can_be_read_at_once(file: &File, offset: u64) -> Option<bool> {
+    let mut byte = [0];
+    let mut slices = [io::IoSliceMut::new(&mut byte)];
+    match rustix::io::preadv2(file, &mut slices, offset, ReadWriteFlags::NOWAIT) {
+        Ok(_) => Some(true),
+        Err(Errno::AGAIN | Errno::INTR) => Some(false),
+        Err(_) => None,
+    }
+}
+
+/// Whether a part of the file, from its middle on, arrives at the speed of memory.
 fn sample_is_fast(file: &FileSource) -> bool {
-    let mut buffer = vec![0; SAMPLE_BYTES];
+    let mut buffer = vec![0; SAMPLE_PIECE_BYTES];
     let started = Instant::now();
-    let count = file.read_at(&mut buffer, file.len() / 2).unwrap_or(0);
+    let mut count = 0;
+    while count < SAMPLE_BYTES {
+        match file.read_at(&mut buffer, file.len() / 2 + count as u64) {
+            Ok(bytes @ 1..) => count += bytes,
+            _ => break,
+        }
+    }
     count as u128 > started.elapsed().as_nanos() * CACHED_BYTES_PER_NANOSECOND
 }

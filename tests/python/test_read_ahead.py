@@ -36,6 +36,12 @@ def read_within(seconds: float, before: int, enough: float) -> float:
     return (read_so_far() - before) / SIZE
 
 
+def flags_of_mappings(path: Path) -> list[list[str]]:
+    """What the kernel knows of each mapping of the file, in its two-letter names."""
+    _, *parts = Path("/proc/self/smaps").read_text().split(f" {path}\n")
+    return [part.split("VmFlags: ")[1].split("\n")[0].split() for part in parts]
+
+
 def test_mapped_files_are_read_ahead(cold: Path) -> None:
     before = read_so_far()
     tensors = flashpack.load_file(cold)
@@ -60,3 +66,13 @@ def test_nothing_is_read_when_that_is_asked_for(cold: Path) -> None:
     assert read_within(0.5, before, 0.3) < 0.3
     assert bool(tensors["t3"].all())
     assert bool(model["t0"].all())
+
+
+def test_pages_of_what_is_read_ahead_are_huge(cold: Path) -> None:
+    """With small ones the next load from the page cache takes twice as long, whatever loads it."""
+    assert Path("/sys/kernel/mm/transparent_hugepage").is_dir(), "this kernel has no huge pages"
+    lazy = flashpack.load_file(cold, eager=False)
+    assert ["hg" in flags for flags in flags_of_mappings(cold)] == [False]
+    ahead = flashpack.load_file(cold)
+    assert any("hg" in flags for flags in flags_of_mappings(cold))
+    assert all(torch.equal(ahead[name], lazy[name]) for name in lazy)
