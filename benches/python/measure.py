@@ -69,7 +69,8 @@ def prepare(path: Path, state: str, copies: int = 1) -> float:
     """Make memory for `copies` of the file ready, and the file `hot` or `cold`; the cached fraction of it."""
     make = {"hot": make_hot, "cold": make_cold}[state]
     make(path)  # first, as the page cache would take the memory that was made ready
-    ready_memory(copies * path.stat().st_size)
+    cached = 1 if state == "cold" else 0  # copies that the page cache will take memory for
+    ready_memory((copies + cached) * path.stat().st_size)
     make(path)
     return cached_fraction(path)
 

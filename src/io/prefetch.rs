@@ -4,7 +4,7 @@ use std::{fs, io, ops::Range, sync::Weak, thread};
 
 use memmap2::{Advice, MmapOptions};
 
-use super::{FileSource, Files, Source, map::fault_huge_pages, residency::Residency};
+use super::{FileSource, Files, map::fault_huge_pages, residency::Residency};
 
 /// Bytes asked for at a time, a huge page: of 2, 8 and 32 MiB, the smallest was as fast as any.
 const WINDOW_BYTES: u64 = 2 << 20;
@@ -62,32 +62,30 @@ pub fn prefetch(files: Files, ranges: &[Range<u64>], mapping: Weak<()>) {
     }
     let files = files.into_ranges(ranges);
     let work = move || {
-        let is_wanted = || mapping.strong_count() > 0;
-        files.iter().try_for_each(|(file, ranges)| populate(file, ranges, is_wanted))
+        let ranges = files.iter().flat_map(|(file, ranges)| ranges.iter().map(move |range| (file, range)));
+        let windows = ranges.flat_map(|(file, range)| {
+            let numbers = range.start / WINDOW_BYTES..range.end.div_ceil(WINDOW_BYTES);
+            numbers.map(move |number| (file, number * WINDOW_BYTES, range.end))
+        });
+        for (file, start, end) in windows.take_while(|_| mapping.strong_count() > 0) {
+            if populate(file, start, (end - start).min(WINDOW_BYTES)).is_err() {
+                break;
+            }
+        }
     };
     let _ = thread::Builder::new().name("flashpack-prefetch".to_owned()).spawn(work);
 }
 
-/// Reads `ranges` of `file` into the page cache while `is_wanted`.
+/// Reads some bytes of `file` into the page cache by touching them in a mapping.
 ///
-/// By touching them in a mapping: asked with `posix_fadvise`, the kernel caches single pages, which took twice as long to
-/// read and, once cached, three times as long to read again as the huge pages that this makes.
-fn populate(file: &FileSource, ranges: &[Range<u64>], is_wanted: impl Fn() -> bool) -> io::Result<()> {
-    if ranges.is_empty() {
-        return Ok(());
-    }
-    let usize = |bytes: u64| usize::try_from(bytes).map_err(io::Error::other);
-    let map = MmapOptions::new().len(usize(file.len())?).map_raw_read_only(file.file())?;
+/// Asked with `posix_fadvise`, the kernel caches single pages, which took twice as long to read and, once cached, three
+/// times as long to read again as the huge pages that this makes. Each window has a mapping of its own, or the process
+/// would seem to hold the file twice.
+fn populate(file: &FileSource, start: u64, bytes: u64) -> io::Result<()> {
+    let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
+    let map = MmapOptions::new().offset(start).len(bytes).map_raw_read_only(file.file())?;
     fault_huge_pages(&map);
-    let windows = ranges.iter().flat_map(|range| {
-        let first = range.start / WINDOW_BYTES;
-        let window = |number| number * WINDOW_BYTES..range.end.min((number + 1) * WINDOW_BYTES);
-        (first..range.end.div_ceil(WINDOW_BYTES)).map(window)
-    });
-    for window in windows.take_while(|_| is_wanted()) {
-        map.advise_range(Advice::PopulateRead, usize(window.start)?, usize(window.end - window.start)?)?;
-    }
-    Ok(())
+    map.advise(Advice::PopulateRead)
 }
 
 /// Bytes of memory that the system could give without swapping; 0 if it does not say.
