@@ -253,8 +253,7 @@ impl Prepared {
         let mut blocks = provide(&self.plan, &self.files).at(self.files.path())?;
         self.fill(blocks.iter_mut().map(Block::as_mut_slice).collect(), progress)?;
         if let (true, Some(Block::Mapped(mapping))) = (self.reads_ahead, blocks.first()) {
-            mapping.read_ahead();
-            prefetch(self.files, &self.plan.mapped_ranges(), mapping.watch());
+            prefetch(self.files, &self.plan.mapped_ranges(), mapping);
         }
         Ok((blocks, self.plan.views))
     }

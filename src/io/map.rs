@@ -1,6 +1,9 @@
 //! Private, copy-on-write mappings of files.
 
-use std::sync::{Arc, Weak};
+use std::{
+    io,
+    sync::{Arc, Weak},
+};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::{
@@ -74,7 +77,8 @@ impl Mapping {
 
     /// Makes a touch bring in as much as a disk needs to be busy, for whoever will touch most of it.
     pub fn read_ahead(&self) {
-        fault_huge_pages(&self.map);
+        // Without that, a touch only brings in less.
+        let _ = fault_huge_pages(&self.map);
     }
 
     /// Address of the file's first byte.
@@ -103,9 +107,15 @@ impl Mapping {
 }
 
 /// Makes each fault of `map` read the huge page around it and the next one, whatever the device's read-ahead is, into huge
-/// pages where the file system has them. Advice since Linux 5.18: that it may be refused, or do nothing, does not matter.
-pub(super) fn fault_huge_pages(map: &MmapRaw) {
-    let _ = map.advise(Advice::HugePage);
+/// pages where the file system has them; before Linux 5.18 it does nothing.
+///
+/// # Errors
+/// The kernel has no huge pages, or none of 2 MiB.
+pub(super) fn fault_huge_pages(map: &MmapRaw) -> io::Result<()> {
+    if page_size() != 4096 {
+        return Err(io::ErrorKind::Unsupported.into()); // theirs are up to 512 MiB
+    }
+    map.advise(Advice::HugePage)
 }
 
 /// What `mincore` says of the page at `offset` of `map`: never that one is missing which the page cache holds.

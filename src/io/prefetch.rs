@@ -1,10 +1,10 @@
 //! Reading ahead of a mapping: page faults alone ask the disk for 128 KiB at a time and leave it idle in between.
 
-use std::{fs, io, ops::Range, sync::Weak, thread};
+use std::{fs, io, num::NonZeroU64, ops::Range, thread};
 
 use memmap2::{Advice, MmapOptions};
 
-use super::{FileSource, Files, map::fault_huge_pages, residency::Residency};
+use super::{FileSource, Files, Mapping, map::fault_huge_pages, residency::Residency};
 
 /// Bytes asked for at a time, a huge page: of 2, 8 and 32 MiB, the smallest was as fast as any.
 const WINDOW_BYTES: u64 = 2 << 20;
@@ -20,7 +20,7 @@ pub enum Verdict {
     TooSmall,
     /// Reading ahead would push out what it read before.
     TooLarge,
-    /// The page cache holds most of the file, or nobody can tell.
+    /// The page cache holds most of the file.
     Resident,
 }
 
@@ -32,7 +32,7 @@ impl Verdict {
             Self::ReadAhead => "in the background, after the load has returned",
             Self::TooSmall => "there is too little to read",
             Self::TooLarge => "it would take more than half of the memory that is left",
-            Self::Resident => "the page cache holds most of the file, or cannot tell",
+            Self::Resident => "the page cache holds most of the file",
         }
     }
 }
@@ -45,30 +45,34 @@ pub fn judge(files: &Files, ranges: &[Range<u64>]) -> Verdict {
         Verdict::TooSmall
     } else if bytes > available_memory() / 2 {
         Verdict::TooLarge
-    } else if files.residency().is_none_or(Residency::is_most) {
+    } else if files.residency().is_some_and(Residency::is_most) {
         Verdict::Resident
     } else {
         Verdict::ReadAhead
     }
 }
 
-/// Brings the sorted `ranges` of `files` into the page cache, from a thread of its own that ends with `mapping`.
+/// Brings the sorted `ranges` of `files` into the page cache, from a thread of its own that ends with `mapping`, which
+/// shows them.
 ///
 /// Does nothing if they are there already, or are more than half of the memory that is left: reading ahead would then
 /// push out what it read before. It is advice; nothing depends on it.
-pub fn prefetch(files: Files, ranges: &[Range<u64>], mapping: Weak<()>) {
+pub fn prefetch(files: Files, ranges: &[Range<u64>], mapping: &Mapping) {
     if judge(&files, ranges) != Verdict::ReadAhead {
         return;
     }
+    let is_dense = are_dense(ranges);
+    if is_dense {
+        mapping.read_ahead();
+    }
     let files = files.into_ranges(ranges);
+    let alive = mapping.watch();
     let work = move || {
         let ranges = files.iter().flat_map(|(file, ranges)| ranges.iter().map(move |range| (file, range)));
-        let windows = ranges.flat_map(|(file, range)| {
-            let numbers = range.start / WINDOW_BYTES..range.end.div_ceil(WINDOW_BYTES);
-            numbers.map(move |number| (file, number * WINDOW_BYTES, range.end))
-        });
-        for (file, start, end) in windows.take_while(|_| mapping.strong_count() > 0) {
-            if populate(file, start, (end - start).min(WINDOW_BYTES)).is_err() {
+        let windows = ranges.flat_map(|(file, range)| windows(range).map(move |window| (file, window)));
+        for (file, window) in windows.take_while(|_| alive.strong_count() > 0) {
+            let done = is_dense && populate(file, &window).is_ok();
+            if !done && fetch(file, &window).is_err() {
                 break;
             }
         }
@@ -76,16 +80,34 @@ pub fn prefetch(files: Files, ranges: &[Range<u64>], mapping: Weak<()>) {
     let _ = thread::Builder::new().name("flashpack-prefetch".to_owned()).spawn(work);
 }
 
-/// Reads some bytes of `file` into the page cache by touching them in a mapping.
-///
-/// Asked with `posix_fadvise`, the kernel caches single pages, which took twice as long to read and, once cached, three
-/// times as long to read again as the huge pages that this makes. Each window has a mapping of its own, or the process
-/// would seem to hold the file twice.
-fn populate(file: &FileSource, start: u64, bytes: u64) -> io::Result<()> {
-    let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
-    let map = MmapOptions::new().offset(start).len(bytes).map_raw_read_only(file.file())?;
-    fault_huge_pages(&map);
+/// The parts of `range` that lie in different windows of the file.
+fn windows(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    let Range { start, end } = *range;
+    let part = move |number| start.max(number * WINDOW_BYTES)..end.min((number + 1) * WINDOW_BYTES);
+    (start / WINDOW_BYTES..end.div_ceil(WINDOW_BYTES)).map(part)
+}
+
+/// Whether whole windows are not much more than `ranges`.
+fn are_dense(ranges: &[Range<u64>]) -> bool {
+    let bytes: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+    let windows: u64 = ranges.iter().map(|range| windows(range).count() as u64).sum();
+    windows.saturating_mul(WINDOW_BYTES) <= bytes.saturating_mul(2)
+}
+
+/// Reads a window of `file`, and what lies around it in the huge page, into the page cache by touching it in a mapping
+/// of its own: in one of the whole file the process would seem to hold it twice.
+fn populate(file: &FileSource, window: &Range<u64>) -> io::Result<()> {
+    let bytes = usize::try_from(window.end - window.start).map_err(io::Error::other)?;
+    let map = MmapOptions::new().offset(window.start).len(bytes).map_raw_read_only(file.file())?;
+    fault_huge_pages(&map)?;
     map.advise(Advice::PopulateRead)
+}
+
+/// Has the kernel read a window of `file`, and nothing else: into single pages, which takes twice as long as huge ones, and
+/// to read them again three times as long.
+fn fetch(file: &FileSource, window: &Range<u64>) -> io::Result<()> {
+    let bytes = NonZeroU64::new(window.end - window.start);
+    Ok(rustix::fs::fadvise(file.file(), window.start, bytes, rustix::fs::Advice::WillNeed)?)
 }
 
 /// Bytes of memory that the system could give without swapping; 0 if it does not say.

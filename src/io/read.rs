@@ -19,7 +19,8 @@ use crate::{
     sync::{self, Mutex},
 };
 
-/// Bytes read at a time when a digest wants them: they are still in the core's second-level cache when it looks.
+/// Bytes read at a time when a digest wants them: few enough to be in the core's cache when it looks (of 256 KiB a load
+/// took 5% longer, of 1 MiB as long).
 const PIECE_BYTES: usize = 512 << 10;
 
 /// Reads `tasks` into `memory` with `threads` threads, verifying the chunks that name a digest.

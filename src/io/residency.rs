@@ -17,9 +17,11 @@ use super::{FileSource, Source, map::may_be_cached};
 const PROBES: u64 = 64;
 /// So many bytes of a file's parts at least for each place that is looked at: a look may leave its page behind.
 const PART_PROBE_BYTES: u64 = 64 << 10;
-/// Bytes read, timed, when the page cache seems not to hold a file, and at a time: new memory must not count for much.
-const SAMPLE_BYTES: usize = 4 << 20;
+/// Bytes read, in pieces that are timed, when the page cache seems not to hold a file.
+const SAMPLE_BYTES: u64 = 4 << 20;
 const SAMPLE_PIECE_BYTES: usize = 512 << 10;
+/// The type of an overlay, as `statfs` gives it.
+const OVERLAY: u64 = 0x794c_7630;
 /// A sample this fast came from memory whatever the kernel says (a network file system's own cache): 4 GB/s is more
 /// than one thread gets from any disk.
 const CACHED_BYTES_PER_NANOSECOND: u128 = 4;
@@ -34,9 +36,9 @@ pub struct Residency {
 impl Residency {
     /// Looks at pages spread over `file`; `None` if the system does not tell.
     ///
-    /// Of files that this process may not write to `mincore` says that all is there, so that is believed only where a
-    /// read does not have to wait. Such a read makes the kernel fetch an absent page and some neighbours: never twice
-    /// at the same places, or the second would find what the first has left there.
+    /// Of files that this process neither owns nor may write to `mincore` says that all is there, so that is believed
+    /// only where a read does not have to wait. Such a read makes the kernel fetch an absent page and some neighbours:
+    /// never twice at the same places, or the second would find what the first has left there.
     #[must_use]
     pub fn probe(file: &FileSource) -> Option<Self> {
         let probes = PROBES.min(file.len());
@@ -63,8 +65,9 @@ impl Residency {
     /// Looks at `probes` of `bytes` places, spread by chance; `place` tells where in the file each is.
     fn probe_at(file: &FileSource, probes: u64, bytes: u64, place: impl Fn(u64) -> u64) -> Option<Self> {
         let chance = RandomState::new();
-        let len = usize::try_from(file.len()).ok()?;
-        let map = MmapOptions::new().len(len).map_raw_read_only(file.file()).ok();
+        let map = usize::try_from(file.len())
+            .ok()
+            .and_then(|len| MmapOptions::new().len(len).map_raw_read_only(file.file()).ok());
         let (mut resident, mut absent, mut unconfirmed) = (0, 0, 0);
         for probe in 0..probes {
             let stride = bytes / probes;
@@ -123,11 +126,11 @@ pub enum Why {
     Resident,
     /// The file system does not tell what the page cache holds.
     Unknown,
-    /// A sample came at the speed of memory, although the page cache seems to hold little.
+    /// A sample came at the speed of memory, although the page cache does not seem to hold most of the file.
     Fast,
     /// The page cache holds little of the file.
     Absent,
-    /// The file system does not tell, and a sample came at the speed of a disk.
+    /// An overlay, which does not tell, and a sample came at the speed of a disk.
     Slow,
     /// Reads were to go past the page cache, and the file system refuses that.
     Refused,
@@ -184,6 +187,7 @@ impl Route {
         let residency = Residency::probe(file);
         let why = match (told, residency) {
             (Some(_), _) => Why::Told,
+            (None, None) if !is_on_overlay(file.file()) => Why::Unknown,
             (None, Some(found)) if found.is_most() => Why::Resident,
             (None, _) if sample_is_fast(file) => Why::Fast,
             (None, Some(_)) => Why::Absent,
@@ -228,16 +232,23 @@ fn can_be_read_at_once(file: &File, offset: u64) -> Option<bool> {
     }
 }
 
-/// Whether a part of the file, from its middle on, arrives at the speed of memory.
+/// Whether the file lies on an overlay, as those of container images do: below it is a disk, which can be asked directly.
+fn is_on_overlay(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|system| u64::try_from(system.f_type) == Ok(OVERLAY))
+}
+
+/// Whether most pieces of a part of the file, at a place left to chance, arrive at the speed of memory.
 fn sample_is_fast(file: &FileSource) -> bool {
-    let mut buffer = vec![0; SAMPLE_PIECE_BYTES];
-    let started = Instant::now();
-    let mut count = 0;
-    while count < SAMPLE_BYTES {
-        match file.read_at(&mut buffer, file.len() / 2 + count as u64) {
-            Ok(bytes @ 1..) => count += bytes,
-            _ => break,
-        }
+    let first = RandomState::new().hash_one(0) % file.len().saturating_sub(SAMPLE_BYTES).max(1);
+    let mut buffer = vec![1; SAMPLE_PIECE_BYTES]; // not zeros, which would cost time at their first use
+    let (mut pieces, mut fast) = (0, 0);
+    for offset in (first..first + SAMPLE_BYTES).step_by(SAMPLE_PIECE_BYTES) {
+        let started = Instant::now();
+        let Ok(bytes @ 1..) = file.read_at(&mut buffer, offset) else {
+            break;
+        };
+        pieces += 1;
+        fast += u32::from(bytes as u128 > started.elapsed().as_nanos() * CACHED_BYTES_PER_NANOSECOND);
     }
-    count as u128 > started.elapsed().as_nanos() * CACHED_BYTES_PER_NANOSECOND
+    2 * fast > pieces
 }

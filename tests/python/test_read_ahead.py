@@ -9,7 +9,7 @@ import flashpack
 import pytest
 import torch
 from helpers import MIB
-from page_cache import forget
+from page_cache import forget, resident
 
 SIZE = 64 * MIB
 PATIENCE_SECONDS = 20.0
@@ -36,10 +36,11 @@ def read_within(seconds: float, before: int, enough: float) -> float:
     return (read_so_far() - before) / SIZE
 
 
-def flags_of_mappings(path: Path) -> list[list[str]]:
-    """What the kernel knows of each mapping of the file, in its two-letter names."""
-    _, *parts = Path("/proc/self/smaps").read_text().split(f" {path}\n")
-    return [part.split("VmFlags: ")[1].split("\n")[0].split() for part in parts]
+def has_huge_pages(path: Path) -> list[bool]:
+    """Of each mapping of the whole file, whether huge pages are asked for."""
+    _, *mappings = Path("/proc/self/smaps").read_text().split(f" {path}\n")
+    whole = [text for text in mappings if int(text.split("Size:")[1].split()[0]) << 10 >= path.stat().st_size]
+    return ["hg" in text.split("VmFlags:")[1].split("\n")[0].split() for text in whole]
 
 
 def test_mapped_files_are_read_ahead(cold: Path) -> None:
@@ -68,11 +69,34 @@ def test_nothing_is_read_when_that_is_asked_for(cold: Path) -> None:
     assert bool(model["t0"].all())
 
 
-def test_pages_of_what_is_read_ahead_are_huge(cold: Path) -> None:
-    """With small ones the next load from the page cache takes twice as long, whatever loads it."""
-    assert Path("/sys/kernel/mm/transparent_hugepage").is_dir(), "this kernel has no huge pages"
+def cached(path: Path, enough: float) -> bool:
+    """Whether the page cache comes to hold that part of the file in time."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while resident(path) < enough and time.monotonic() < end:
+        time.sleep(0.05)
+    return resident(path) >= enough
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="a kernel without huge pages"
+)
+def test_huge_pages_are_asked_for_where_much_is_read_ahead(cold: Path) -> None:
+    """In small ones the next load would find the file at half the speed, whatever loads it."""
     lazy = flashpack.load_file(cold, eager=False)
-    assert ["hg" in flags for flags in flags_of_mappings(cold)] == [False]
+    assert has_huge_pages(cold) == [False]
     ahead = flashpack.load_file(cold)
-    assert any("hg" in flags for flags in flags_of_mappings(cold))
+    assert sorted(has_huge_pages(cold)) == [False, True]
+    assert cached(cold, 0.99)
     assert all(torch.equal(ahead[name], lazy[name]) for name in lazy)
+
+
+def test_scattered_tensors_do_not_bring_in_what_lies_between(path: Path) -> None:
+    shape = {"kept": 512 << 10, "left": 4 * MIB}
+    names = [f"{kind}{i:02}" for i in range(24) for kind in shape]
+    flashpack.save_file({n: torch.ones(shape[n[:4]], dtype=torch.uint8) for n in names}, path)
+    forget(path)
+    kept = flashpack.load_file(path, names=[name for name in names if name.startswith("kept")])
+    assert cached(path, 0.11)  # 12 of 108 MiB
+    time.sleep(0.2)
+    assert resident(path) < 0.5
+    assert all(bool(tensor.all()) for tensor in kept.values())
