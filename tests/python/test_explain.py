@@ -148,7 +148,7 @@ def test_files_of_a_container_image_are_read_past_the_page_cache(tmp_path: Path)
         (tmp_path / folder).mkdir()
     path = tmp_path / "lower/model.flashpack"
     flashpack.save_file({"a": torch.ones(64 * MIB, dtype=torch.uint8)}, path)
-    behind = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", MOUNT_OVERLAY, tmp_path]
+    behind = ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", MOUNT_OVERLAY, tmp_path]
     if not shutil.which("unshare") or python("-c", "", behind=behind).returncode:
         pytest.skip("the system lets nobody but root mount an overlay")
     forget(path)
