@@ -84,7 +84,7 @@ pub fn prefetch(files: Files, ranges: &[Range<u64>], mapping: &Mapping) {
 fn windows(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
     let Range { start, end } = *range;
     let part = move |number| start.max(number * WINDOW_BYTES)..end.min((number + 1) * WINDOW_BYTES);
-    (start / WINDOW_BYTES..end.div_ceil(WINDOW_BYTES)).map(part)
+    (start / WINDOW_BYTES..end.div_ceil(WINDOW_BYTES)).map(part).filter(|part| !part.is_empty())
 }
 
 /// Whether whole windows are not much more than `ranges`.
@@ -116,4 +116,26 @@ fn available_memory() -> u64 {
     let line = report.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     kib.unwrap_or(0).saturating_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_end_where_the_range_or_a_huge_page_does() {
+        let parts = |range: Range<u64>| windows(&range).collect::<Vec<_>>();
+        assert_eq!(parts(0..WINDOW_BYTES), [0..WINDOW_BYTES]);
+        assert_eq!(parts(5..6), [5..6]);
+        assert_eq!(parts(5..WINDOW_BYTES + 1), [5..WINDOW_BYTES, WINDOW_BYTES..WINDOW_BYTES + 1]);
+        assert_eq!(parts(7..7), []);
+    }
+
+    #[test]
+    fn what_lies_between_may_be_half_of_the_windows() {
+        let every =
+            |bytes| (0..100).map(|n| 4 * n * WINDOW_BYTES..4 * n * WINDOW_BYTES + bytes).collect::<Vec<_>>();
+        assert!(are_dense(&every(WINDOW_BYTES / 2)));
+        assert!(!are_dense(&every(WINDOW_BYTES / 2 - 1)));
+    }
 }

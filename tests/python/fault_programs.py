@@ -100,7 +100,10 @@ def failing_reads(folder: Path) -> int:
 
 
 def failing_maps(folder: Path) -> int:
-    """A mapping that the system refuses: OSError or MemoryError, and the model is as it was."""
+    """A mapping that the system refuses: OSError or MemoryError, and the model is as it was.
+
+    The look at the page cache does without, and the load succeeds.
+    """
     path = packed(folder)
     return sum(
         load_wholly_or_not_at_all(fault, path, way, (1,), kind)
