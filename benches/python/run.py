@@ -10,6 +10,7 @@ import argparse
 import datetime
 import importlib.util
 import json
+import random
 import shlex
 import subprocess
 import sys
@@ -145,8 +146,9 @@ class Bench:
                 measure.make_cold(file)
             rows: list[Row] = []
             for number in range(rounds):
-                first = number * len(group) // rounds  # nobody always runs behind the same neighbour
-                rows += [self.timed(case, number) for case in group[first:] + group[:first]]
+                # What a run leaves to its successor (a disk at work, say) falls to another in each round.
+                order = random.Random(number).sample(group, len(group))
+                rows += [self.timed(case, number) for case in order]
             yield rows
 
     def timed(self, case: Case, number: int) -> Row:
