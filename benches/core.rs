@@ -61,7 +61,7 @@ fn plans(criterion: &mut Criterion) {
         });
     });
     let index = index(5000);
-    for (name, mode) in [("lazy", Mode::Lazy), ("eager", Mode::Eager)] {
+    for (name, mode) in [("lazy", Mode::Lazy), ("eager", Mode::Eager), ("in place", Mode::InPlace)] {
         let settings = settings(mode);
         criterion.bench_function(&format!("plan/5000 tensors, {name}"), |bencher| {
             bencher

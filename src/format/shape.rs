@@ -9,8 +9,15 @@ use super::footer::Count;
 
 /// Sizes of a tensor's dimensions. Up to four lie in the value itself: memory of its own for each of thousands of
 /// tensors takes longer to get and to give back than all that is done with them.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Default, PartialEq, Eq)]
 pub struct Shape(SmallVec<[u64; 4]>);
+
+impl Clone for Shape {
+    /// At once: `SmallVec`'s own goes size by size.
+    fn clone(&self) -> Self {
+        Self(SmallVec::from_slice(&self.0))
+    }
+}
 
 impl ops::Deref for Shape {
     type Target = [u64];

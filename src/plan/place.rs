@@ -118,27 +118,41 @@ fn in_buffer(
 /// Sends each view's bytes to a memory of its own, of the view's number. Of views that show the same bytes only the
 /// first is read; the others name its memory.
 pub(super) fn in_tensors(views: &mut [Wanted], memory: &mut Vec<Memory>) -> Vec<Segment> {
-    let mut first: HashMap<Shown, usize> = HashMap::with_capacity(views.len());
+    memory.extend(views.iter().map(|wanted| Memory::Buffer(wanted.view.bytes())));
     let mut segments = Vec::with_capacity(views.len());
-    for (number, wanted) in views.iter_mut().enumerate() {
-        memory.push(Memory::Buffer(wanted.view.bytes()));
-        wanted.view.memory = number;
-        if wanted.file.is_empty() {
+    for (number, first) in first_shown(views).into_iter().enumerate() {
+        let wanted = &mut views[number];
+        wanted.view.memory = first;
+        if first != number || wanted.file.is_empty() {
             continue;
         }
-        wanted.view.memory = *first.entry(wanted.shown()).or_insert(number);
-        if wanted.view.memory == number {
-            match &wanted.rows {
-                Some(rows) => segments.extend(of_rows(rows, number, wanted.layer)),
-                None => segments.push(Segment {
-                    file: wanted.file.clone(),
-                    target: Some(Target::Bytes(number, 0)),
-                    layer: wanted.layer,
-                }),
-            }
+        match &wanted.rows {
+            Some(rows) => segments.extend(of_rows(rows, number, wanted.layer)),
+            None => segments.push(Segment {
+                file: wanted.file.clone(),
+                target: Some(Target::Bytes(number, 0)),
+                layer: wanted.layer,
+            }),
         }
     }
     segments
+}
+
+/// For each of `views` the first that shows the same bytes: itself, unless weights are tied.
+fn first_shown(views: &[Wanted]) -> Vec<usize> {
+    let mut first: Vec<usize> = (0..views.len()).collect();
+    let mut order: Vec<usize> = (0..views.len()).filter(|&number| !views[number].file.is_empty()).collect();
+    order.sort_by_key(|&number| views[number].file.start); // they nearly always are in order
+    for near in order.chunk_by(|&one, &other| views[one].file.start == views[other].file.start) {
+        if let [_] = near {
+            continue;
+        }
+        let mut known: HashMap<Shown, usize> = HashMap::new();
+        for &number in near {
+            first[number] = *known.entry(views[number].shown()).or_insert(number);
+        }
+    }
+    first
 }
 
 /// The runs of `rows`, near ones joined: each segment ends before the next begins by more than the gap that is joined,

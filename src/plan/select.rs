@@ -39,7 +39,9 @@ pub(super) fn select(index: &Index, selection: Selection<'_>) -> Result<Vec<Want
         Selection::Except(ignore) => {
             let records = index.records().iter().enumerate();
             let kept = records.filter(|(_, record)| !ignore.matches(record.name()));
-            Ok(kept.map(|(source, _)| whole_record(index, source)).collect())
+            let mut wanted = Vec::with_capacity(index.records().len());
+            wanted.extend(kept.map(|(source, _)| whole_record(index, source)));
+            Ok(wanted)
         }
         Selection::Blocks => {
             let blocks = index.blocks().iter().enumerate();
