@@ -254,17 +254,30 @@ void op_assign(const std::string& path, const Names& names, const Tensors& tenso
 void fill_tensors(const std::string& path, const Names& names, const Tensors& tensors, const Load& load,
                   const std::optional<Tensor>& progress) {
   check_memory(path, names, tensors, load);
-  std::vector<GivenMemory> memory;
+  std::vector<GivenMemory> given;
   for (const Tensor& tensor : tensors) {
-    memory.push_back(memory_of(tensor.get()));
+    given.push_back(memory_of(tensor.get()));
   }
-  read_into(load, common_device(path, names, tensors), memory, words(progress));
+  // Tensors of the same bytes of the file, which are read once, into the first; others that are not the very
+  // memory of that get a copy.
+  std::vector<GivenMemory> distinct, read;
+  std::vector<size_t> copied;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const size_t first = load.views()[i].block;
-    if (first != i) {  // the same bytes of the file, which are read once
-      Tensor copy = tensors[i];
-      torch::stable::copy_(copy, tensors[first]);
+    const bool same = first != i && given[i].address == given[first].address;
+    distinct.push_back(same ? GivenMemory{} : given[i]);
+    read.push_back(first == i ? given[i] : GivenMemory{});
+    if (first != i && !same) {
+      copied.push_back(i);
     }
+  }
+  if (overlap({distinct.data(), distinct.size()})) {
+    fail_argument(path + ": two of the tensors given share memory, but not in the file");
+  }
+  read_into(load, common_device(path, names, tensors), read, words(progress));
+  for (const size_t i : copied) {
+    Tensor copy = tensors[i];
+    torch::stable::copy_(copy, reshaped(tensors[load.views()[i].block], copy));
   }
 }
 

@@ -122,6 +122,13 @@ GivenMemory memory_of(AtenTensorHandle tensor) {
   return {reinterpret_cast<size_t>(data), static_cast<size_t>(elements) * element_bytes};
 }
 
+Tensor reshaped(const Tensor& tensor, const Tensor& like) {
+  AtenTensorHandle view = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), like.dim(), like.sizes().data(),
+                                                               like.strides().data(), 0, &view));
+  return Tensor(view);
+}
+
 Tensor materialize(const Tensor& tensor, ScalarType dtype) {
   const bool stays = tensor.is_cpu() || tensor.is_cuda();
   if (stays && tensor.scalar_type() == dtype) {

@@ -73,6 +73,9 @@ CudaStream current_stream(int32_t device);
 // Where the elements of `tensor`, which is contiguous, are.
 GivenMemory memory_of(AtenTensorHandle tensor);
 
+// The elements of `tensor` in the sizes of `like`, which has as many; both are row-major.
+Tensor reshaped(const Tensor& tensor, const Tensor& like);
+
 // The elements of `tensor` as `dtype`, row-major, in CPU or CUDA memory; `tensor` itself if that is what it
 // is. (Conjugate and negative views never come this far: torch resolves them before it calls an operator.)
 Tensor materialize(const Tensor& tensor, ScalarType dtype);

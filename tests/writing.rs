@@ -85,7 +85,7 @@ fn files_of_many_buffers_have_their_bytes_in_order() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("large");
     let buffer = 4 << 20;
-    for total in [buffer - 1, buffer, buffer + 1, 2 * buffer, 9 * buffer + 4097] {
+    for total in [buffer - 1, buffer, buffer + 1, 2 * buffer, 20 * buffer + 4097] {
         let expected = [0, total as u64, 2 * total as u64][total % 3];
         let mut file = AtomicFile::create(&path, expected).unwrap();
         let mut steps = STEPS.iter().cycle();
@@ -106,7 +106,7 @@ fn a_large_file_that_is_given_up_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("large");
     let mut file = AtomicFile::create(&path, 0).unwrap();
-    file.write(&bytes_from(0, 30 << 20)).unwrap();
+    file.write(&bytes_from(0, 50 << 20)).unwrap();
     drop(file);
     assert!(files_in(folder.path()).is_empty());
 }

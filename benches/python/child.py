@@ -47,7 +47,11 @@ def run(job: Job) -> Result:
 def run_limit(limit: Limit, job: Job, folder: Path) -> Result:
     path = folder / "model.flashpack"
     run = limit.start(path)
-    cached = measure.prepare(path, job["state"])
+    if job["group"] == "save":
+        ready_to_write(path.stat().st_size)
+        cached = None
+    else:
+        cached = measure.prepare(path, job["state"])
     if job["state"] == "hot" and job["group"] in ("eager", "lazy"):
         run()  # as loads do, see there
     result, cost = measure.measured(run)
@@ -94,8 +98,7 @@ def run_save(save: Save, job: Job, folder: Path) -> Result:
     try:
         call(models.state(*models.TINY), target)  # what starts on first use has started
         target.unlink()
-        measure.ready_memory(2 * sum(tensor.nbytes for tensor in state.values()))
-        os.sync()  # what this and earlier runs left
+        ready_to_write(sum(tensor.nbytes for tensor in state.values()))
         _, cost = measure.measured(lambda: (call(state, target), to_disk(target)))
         if job["check"]:
             models.check(save.load()(target), job["model"], job["scale"])
@@ -108,6 +111,7 @@ def run_convert(convert: Convert, job: Job, folder: Path) -> Result:
     source, target = folder / "model.safetensors", folder / f"out-{os.getpid()}{convert.suffix}"
     cached = measure.prepare(source, "hot")
     os.sync()
+    measure.reset_peak()  # which a child process begins with
     try:
         started = time.perf_counter()
         done = subprocess.run(convert.command(source, target), capture_output=True, text=True, check=False)
@@ -128,6 +132,12 @@ def run_convert(convert: Convert, job: Job, folder: Path) -> Result:
         "peak_rss": used.ru_maxrss << 10,
         "cached": cached,
     }
+
+
+def ready_to_write(size: int) -> None:
+    """Make memory ready for a copy and for the page cache, and bring what earlier runs left to the disk."""
+    measure.ready_memory(2 * size)
+    os.sync()
 
 
 def to_disk(path: Path) -> None:

@@ -45,7 +45,7 @@ GROUPS = {
     "module": Group(
         "load into a module and touch every page",
         loads.MODULE,
-        {"hot": limits.HOT[:1], "cold": limits.COLD},
+        {"hot": [*limits.HOT[:2], *limits.MAPPED], "cold": limits.COLD},
         touched=True,
     ),
     "save": Group("save from memory, fsync included", saves.SAVE, {"hot": limits.WRITE}),

@@ -82,9 +82,14 @@ def memory() -> dict[str, int]:
     return {name: int(fields[name].split()[0]) << 10 for name in ("VmRSS", "VmHWM", "RssAnon")}
 
 
+def reset_peak() -> None:
+    """Let the peak of this process's memory begin anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def measured(work: Callable[[], T]) -> tuple[T, dict[str, float]]:
     """What `work` gives, and its seconds, CPU seconds and memory beyond what there was before."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    reset_peak()
     before = memory()
     cpu, wall = time.process_time(), time.perf_counter()
     result = work()

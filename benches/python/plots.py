@@ -87,8 +87,9 @@ def state_dict(rows: list[dict[str, Any]], states: list[str]) -> Any:
             medians = [
                 report.median(report.select(chosen, model=model), "touched_wall_s") for model in largest
             ]
-            places = [place + (number - 1.5) * width for place in range(len(largest))]
-            bars = panel.bar(places, [seconds or 0 for seconds in medians], width, color=colour, label=label)
+            known = {place: seconds for place, seconds in enumerate(medians) if seconds is not None}
+            places = [place + (number - 1.5) * width for place in known]
+            bars = panel.bar(places, list(known.values()), width, color=colour, label=label)
             panel.bar_label(bars, fmt="%.2g", fontsize=8, padding=2)
         panel.set_xticks(range(len(largest)), [f"{model}, {sizes[model] / 1e9:.2g} GB" for model in largest])
         panel.set(title=f"Into a module, {STATES[state]}", ylabel="seconds")

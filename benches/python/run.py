@@ -146,14 +146,16 @@ class Bench:
                 measure.make_cold(file)
             rows: list[Row] = []
             for number in range(rounds):
-                # What a run leaves to its successor (a disk at work, say) falls to another in each round.
-                order = random.Random(number).sample(group, len(group))
+                # By chance, as a run may leave something to its successor: a disk at work, say.
+                order = random.Random(f"{place} {number}").sample(group, len(group))
                 rows += [self.timed(case, number) for case in order]
             yield rows
 
     def timed(self, case: Case, number: int) -> Row:
         known = self.errors.get(key(case))
         (result,) = [{"error": known}] if known else self.run([case], check=False)
+        if "error" in result:
+            self.errors[key(case)] = result["error"]
         return self.row(case, number, result)
 
     def row(self, case: Case, number: int, result: Row) -> Row:

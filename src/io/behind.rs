@@ -7,7 +7,7 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
-        mpsc::{self, Receiver, Sender},
+        mpsc::{self, Receiver, Sender, TryRecvError},
     },
     thread::{self, JoinHandle},
 };
@@ -21,8 +21,8 @@ use crate::error::{Error, ErrorKind, Result};
 const BUFFER_BYTES: usize = 4 << 20;
 /// Threads that write, and so requests that a disk has at a time: two keep it busy, several disks together take more.
 const WRITERS: usize = 4;
-/// Buffers of one file: one that is filled, and for each thread one that it writes and one that lies ready. Requests that
-/// share a disk end about together; with fewer ready it would idle for a tenth of the time.
+/// Buffers of one file at the most: one that is filled, and for each thread one that it writes and one that lies ready.
+/// Requests that share a disk end about together, and it would idle while the next buffers are filled.
 const BUFFERS: usize = 2 * WRITERS + 1;
 
 /// The growing end of a file. Its errors are for whoever knows the file's name to add it.
@@ -49,7 +49,8 @@ impl WriteBehind {
     /// # Errors
     /// [`ErrorKind::Memory`].
     pub(super) fn new(file: File, direct: bool) -> Result<Self> {
-        let target = Arc::new(Target { file, direct: AtomicBool::new(direct) });
+        let target =
+            Arc::new(Target { file, direct: AtomicBool::new(direct), given_up: AtomicBool::new(false) });
         Ok(Self {
             target,
             buffer: HostBuffer::new(BUFFER_BYTES)?,
@@ -95,7 +96,7 @@ impl WriteBehind {
             return Err(Error::new(ErrorKind::Internal, "bytes of a failed write are missing"));
         }
         if let Some(ring) = self.ring.take() {
-            ring.finish()?;
+            ring.finish().inspect_err(|_| self.broken = true)?;
         }
         self.target.leave_direct();
         let rest = &self.buffer.as_slice()[..mem::take(&mut self.filled)];
@@ -115,8 +116,14 @@ impl WriteBehind {
         let Some(ring) = &self.ring else {
             return self.target.write(self.buffer.as_slice(), offset);
         };
-        let next = if self.made < BUFFERS { HostBuffer::new(BUFFER_BYTES)? } else { ring.next_idle()? };
-        self.made = BUFFERS.min(self.made + 1);
+        let next = match ring.idle.try_recv() {
+            Ok(outcome) => outcome?,
+            Err(TryRecvError::Empty) if self.made < BUFFERS => {
+                self.made += 1;
+                HostBuffer::new(BUFFER_BYTES)?
+            }
+            Err(_) => ring.next_idle()?,
+        };
         ring.pass(mem::replace(&mut self.buffer, next), offset);
         Ok(())
     }
@@ -124,7 +131,8 @@ impl WriteBehind {
 
 impl Drop for WriteBehind {
     fn drop(&mut self) {
-        // Of a file that is given up nothing is written any more, and nobody asks what went wrong.
+        // Of a file that is given up no other buffer is written, and nobody asks what went wrong.
+        self.target.given_up.store(true, Ordering::Relaxed);
         if let Some(ring) = self.ring.take() {
             let _ = ring.finish();
         }
@@ -137,6 +145,8 @@ struct Target {
     file: File,
     /// Past the page cache: bytes that only pass through would push out others, and flushing them takes longer.
     direct: AtomicBool,
+    /// Nobody wants what is not written yet.
+    given_up: AtomicBool,
 }
 
 impl Target {
@@ -147,9 +157,10 @@ impl Target {
     }
 
     fn leave_direct(&self) {
-        if self.direct.swap(false, Ordering::Relaxed) {
-            // What a system call set, the same one clears.
+        if self.direct.load(Ordering::Relaxed) {
+            // What a system call set, the same one clears. Only then may other threads take their writes for buffered.
             let _ = self.set_direct(false);
+            self.direct.store(false, Ordering::Relaxed);
         }
     }
 
@@ -203,7 +214,9 @@ impl Ring {
             let work = move || {
                 let next = || to_write.lock().unwrap_or_else(PoisonError::into_inner).recv();
                 while let Ok((buffer, offset)) = next() {
-                    let outcome = target.write(buffer.as_slice(), offset).map(|()| buffer);
+                    let given_up = target.given_up.load(Ordering::Relaxed);
+                    let done = if given_up { Ok(()) } else { target.write(buffer.as_slice(), offset) };
+                    let outcome = done.map(|()| buffer);
                     let failed = outcome.is_err();
                     if written.send(outcome).is_err() || failed {
                         return;
@@ -228,10 +241,9 @@ impl Ring {
     /// Waits for all that was passed.
     fn finish(self) -> Result<()> {
         drop(self.full);
-        for thread in self.threads {
-            thread.join().map_err(|_| panicked())?;
-        }
-        self.idle.iter().try_for_each(|outcome| outcome.map(drop))
+        let panics = self.threads.into_iter().filter_map(|thread| thread.join().err()).count();
+        self.idle.iter().try_for_each(|outcome| outcome.map(drop))?;
+        if panics > 0 { Err(panicked()) } else { Ok(()) }
     }
 }
 

@@ -116,13 +116,13 @@ fn in_buffer(
 }
 
 /// Sends each view's bytes to a memory of its own, of the view's number. Of views that show the same bytes only the
-/// first is read; the others name its memory.
+/// first is read; the others name its memory, and nothing is asked for in their place.
 pub(super) fn in_tensors(views: &mut [Wanted], memory: &mut Vec<Memory>) -> Vec<Segment> {
-    memory.extend(views.iter().map(|wanted| Memory::Buffer(wanted.view.bytes())));
     let mut segments = Vec::with_capacity(views.len());
-    for (number, first) in first_shown(views).into_iter().enumerate() {
+    for (number, first) in first_of_same(views).into_iter().enumerate() {
         let wanted = &mut views[number];
         wanted.view.memory = first;
+        memory.push(Memory::Buffer(if first == number { wanted.view.bytes() } else { 0 }));
         if first != number || wanted.file.is_empty() {
             continue;
         }
@@ -138,17 +138,15 @@ pub(super) fn in_tensors(views: &mut [Wanted], memory: &mut Vec<Memory>) -> Vec<
     segments
 }
 
-/// For each of `views` the first that shows the same bytes: itself, unless weights are tied.
-fn first_shown(views: &[Wanted]) -> Vec<usize> {
+/// For each of `views` the number of the first that shows the same bytes: its own, unless weights are tied.
+fn first_of_same(views: &[Wanted]) -> Vec<usize> {
     let mut first: Vec<usize> = (0..views.len()).collect();
     let mut order: Vec<usize> = (0..views.len()).filter(|&number| !views[number].file.is_empty()).collect();
-    order.sort_by_key(|&number| views[number].file.start); // they nearly always are in order
-    for near in order.chunk_by(|&one, &other| views[one].file.start == views[other].file.start) {
-        if let [_] = near {
-            continue;
-        }
+    order.sort_by_key(|&number| views[number].file.start); // stable: of equal ones the first stays first
+    let same_start = |&one: &usize, &other: &usize| views[one].file.start == views[other].file.start;
+    for same in order.chunk_by(same_start).filter(|same| same.len() > 1) {
         let mut known: HashMap<Shown, usize> = HashMap::new();
-        for &number in near {
+        for &number in same {
             first[number] = *known.entry(views[number].shown()).or_insert(number);
         }
     }

@@ -218,7 +218,7 @@ def replacements(folder: Path) -> int:
 
 
 # Larger than all buffers that threads write from.
-LARGE = {"a": torch.arange(5 << 20, dtype=torch.float32), "b": torch.ones(3, 1 << 18)}
+LARGE = {"a": torch.arange(11 << 20, dtype=torch.float32), "b": torch.ones(3, 1 << 18)}
 SAVES: dict[str, Callable[[Path, Path], object]] = {
     "model.flashpack": lambda source, path: flashpack.pack_to_file(Model(2), path),  # noqa: ARG005
     "large.flashpack": lambda source, path: flashpack.pack_to_file(LARGE, path),  # noqa: ARG005

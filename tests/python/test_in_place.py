@@ -100,3 +100,37 @@ def test_refill_leaves_tied_records_to_the_general_case(tmp_path: Path) -> None:
     model = nn.ParameterDict(given)
     flashpack.assign_from_file(model, path, in_place=True)
     assert_same(model.state_dict(), {"one": tied, "other": tied})
+
+
+def test_tied_records_of_other_shapes_fill_memory_of_their_own(tmp_path: Path) -> None:
+    path, weight = tmp_path / "tied.flashpack", noise(torch.float32, (4, 6))
+    tied = {"one": weight, "flat": weight.view(-1), "other": weight.view(6, 4)}
+    flashpack.save_file(tied, path)
+    model = nn.ParameterDict({name: torch.zeros_like(tensor) for name, tensor in tied.items()})
+    before = addresses(model)
+    flashpack.assign_from_file(model, path, in_place=True)
+    assert_same(model.state_dict(), tied)
+    assert addresses(model) == before
+    head, flat = torch.zeros(2, 6), torch.zeros(12)
+    ops.load_into(str(path), ["one", "flat"], [head, flat], slices=[0, 0, 0, 2, 1, 0, 0, 12])
+    assert_same({"head": head, "flat": flat}, {"head": weight[:2], "flat": weight[:2].flatten()})
+
+
+def test_tensors_tied_in_memory_take_records_that_are_tied_in_the_file(tmp_path: Path) -> None:
+    path, weight = tmp_path / "tied.flashpack", noise(torch.float32, (4, 6))
+    flashpack.save_file({"one": weight, "flat": weight.view(-1)}, path)
+    held = torch.zeros(4, 6)
+    model = nn.ParameterDict({"one": held, "flat": held.view(-1)})
+    flashpack.assign_from_file(model, path, in_place=True)
+    assert bits(held) == bits(weight)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_memory_shared_otherwise_than_in_the_file_is_refused(tied: bool, tmp_path: Path) -> None:
+    path, weight = tmp_path / "two.flashpack", noise(torch.float32, (4, 6))
+    flashpack.save_file({"one": weight, "other": weight if tied else weight.clone()}, path)
+    memory = torch.zeros(48)
+    given = [memory[:24].view(4, 6), memory[6:30].view(4, 6)]
+    with pytest.raises(RuntimeError, match="two of the tensors given share memory, but not in the file"):
+        ops.load_into(str(path), ["one", "other"], given)
+    assert not memory.any()
