@@ -105,13 +105,7 @@ def assignments(files: Files, model: Tensors) -> dict[str, Contender]:
         "safetensors, load_state_dict": lambda module: module.load_state_dict(
             safetensors.torch.load_file(files.safe)
         ),
-        "safetensors, assign=True": lambda module: module.load_state_dict(
-            safetensors.torch.load_file(files.safe), assign=True
-        ),
         "torch.load, load_state_dict": lambda module: module.load_state_dict(torch.load(files.pickled)),
-        "torch.load mmap, assign=True": lambda module: module.load_state_dict(
-            torch.load(files.pickled, mmap=True), assign=True
-        ),
     }
     parameters = [nn.Parameter(torch.zeros_like(tensor)) for tensor in model.values()]
 
