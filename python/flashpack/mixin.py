@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ._assign import assign, assign_from_file
+from ._hints import close_match, warn_of_unused
 from ._meta_init import parameters_on_meta
 from ._options import OPTION_NAMES, LoadOptions
 from ._paths import StrPath
@@ -53,8 +54,8 @@ class FlashPackMixin:
         """Build a model without memory for its parameters and load them from a file, in eval mode.
 
         Keyword arguments that are options of `assign_from_file` are taken as such. `args` and those of the
-        other keyword arguments that the initialiser knows go to it; the rest are dropped. `rank`,
-        `local_rank` and `world_size` go to both. `device` defaults to the CPU.
+        other keyword arguments that the initialiser knows go to it; the rest have no effect, and a warning
+        names them. `rank`, `local_rank` and `world_size` go to both. `device` defaults to the CPU.
 
         Raises what `assign_from_file` raises; warns about tensors that the file left on the meta device.
         """
@@ -110,15 +111,16 @@ class FlashPackMixin:
 
 
 def _init_arguments(build: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Those of `kwargs` that the initialiser takes, load options aside."""
+    """Those of `kwargs` that the initialiser takes, load options aside. Warns of what nothing takes."""
     parameters = inspect.signature(build).parameters.values()
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     named = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
-    chosen = {
-        name: value
-        for name, value in kwargs.items()
-        if name not in OPTION_NAMES and (takes_any or name in named)
-    }
+    others = kwargs.keys() - OPTION_NAMES
+    known = OPTION_NAMES | named | {"init_fn"}
+    unnamed = others - named
+    # Those that only **kwargs takes may end there, too.
+    warn_of_unused({name for name in unnamed if close_match(name, known)} if takes_any else unnamed, known)
+    chosen = {name: kwargs[name] for name in kwargs if name in (others if takes_any else others & named)}
     return chosen | {name: kwargs.get(name) for name in _RANKS if name in named}
 
 

@@ -141,9 +141,28 @@ def test_load_options_do_not_reach_the_initialiser(weight: Path) -> None:
     assert built._flash_shared_storage is not None
 
 
-def test_arguments_that_the_initialiser_does_not_know_are_dropped(packed: Path) -> None:
-    loaded = MyModule.from_flashpack(packed, some_arg=4, nobody_knows=1)
+def test_arguments_that_the_initialiser_does_not_know_are_named_in_a_warning(packed: Path) -> None:
+    with pytest.warns(UserWarning) as caught:
+        loaded = MyModule.from_flashpack(packed, some_arg=4, nobody_knows=1, devcie="cuda", some_agr=5)
     assert loaded.some_arg == 4
+    assert [str(each.message) for each in caught] == [
+        "flashpack ignores unknown keyword arguments: 'devcie' (did you mean 'device'?), 'nobody_knows', "
+        "'some_agr' (did you mean 'some_arg'?)"
+    ]
+    assert caught[0].filename == __file__
+
+
+def test_an_option_misspelt_among_any_arguments_is_warned_of(weight: Path) -> None:
+    with pytest.warns(UserWarning, match=r"arguments: 'stric_params' \(did you mean 'strict_params'\?\)$"):
+        built = Curious.from_flashpack(weight, stric_params=False, depth=3)
+    assert built.kwargs == {"stric_params": False, "depth": 3}
+
+
+def test_many_unknown_arguments_make_a_short_warning(packed: Path) -> None:
+    unknown = {f"{'x' * 5000}{number}": number for number in range(1000)}
+    with pytest.warns(UserWarning, match="and 980 more") as caught:
+        MyModule.from_flashpack(packed, **unknown)
+    assert len(str(caught[0].message)) < 4096
 
 
 def test_ranks_go_to_both(weight: Path) -> None:
@@ -165,7 +184,7 @@ def test_init_fn_builds_instead_of_the_class(weight: Path) -> None:
     def build(color: str) -> Curious:
         return Curious(color)
 
-    assert Curious.from_flashpack(weight, init_fn=build, color="red", other=1).args == ("red",)
+    assert Curious.from_flashpack(weight, init_fn=build, color="red").args == ("red",)
 
 
 def test_a_named_init_method_builds_instead_of_the_class(weight: Path) -> None:
