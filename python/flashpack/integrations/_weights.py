@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .._assign import assign
 from .._commit import commit
-from .._footer import read_index
+from .._footer import read_index, records_of
 from .._load import load_tensors
 from .._match import Match, match_tensors
 from .._meta_init import parameters_on_meta
@@ -31,6 +31,7 @@ from .._sources import shards_of
 from ._hub import HubOptions, fetch
 
 M = TypeVar("M", bound=nn.Module)
+FileDtypes = Mapping[str, torch.dtype]
 
 # Both libraries set the process's default dtype, and patch torch, while they build: one model at a time.
 BUILDING = threading.RLock()
@@ -103,22 +104,23 @@ class LoadingInfo:
 
 
 def build_and_load(
-    build: Callable[[], M],
+    build: Callable[[FileDtypes], M],
     path: Path,
     options: LoadOptions,
     mend: Callable[[M, dict[str, Tensor]], None] | None = None,
 ) -> tuple[M, LoadingInfo]:
     """A model by `build`, in eval mode, with the weights of `path`; its parameters never have other memory.
 
+    `build` is given the dtypes of the file's tensors by name. Floating buffers take them as parameters do.
     Only if the options allow parameters to be missing or ignored, and some are, is the model built for real,
     so that they have the values which the module gives them. `mend` is called when the file has names that
     the model lacks, with the model and the file's tensors by name, which it renames in place.
 
     Raises what `assign_from_file` raises, and ValueError for tensors that are left without data.
     """
-    names = [record["name"] for record in read_index(str(path))["index"]]
-    model = _built(build, names, options)
-    if mend is None or find_slots(model).keys() >= set(names):
+    dtypes = {name: getattr(torch, dtype) for name, _, dtype in records_of(read_index(str(path)))}
+    model = _built(build, dtypes, options)
+    if mend is None or find_slots(model).keys() >= dtypes.keys():
         match = assign(model, path, options)
     else:
         tensors = load_tensors(
@@ -130,21 +132,33 @@ def build_and_load(
 
 
 def build_and_fill(
-    build: Callable[[], M], tensors: Mapping[str, Tensor], path: Path, options: LoadOptions
+    build: Callable[[FileDtypes], M], tensors: Mapping[str, Tensor], path: Path, options: LoadOptions
 ) -> tuple[M, LoadingInfo]:
     """`build_and_load` with tensors that were loaded before, from `path`, to the options' device."""
-    model = _built(build, tensors, options)
+    model = _built(build, {name: tensor.dtype for name, tensor in tensors.items()}, options)
     return _settle(model, _assign_tensors(model, tensors, path, options), path, options)
 
 
-def _built(build: Callable[[], M], names: Iterable[str], options: LoadOptions) -> M:
+def _built(build: Callable[[FileDtypes], M], dtypes: FileDtypes, options: LoadOptions) -> M:
     with BUILDING, parameters_on_meta():
-        model = build()
-    lacking = _lacking_parameters(model, {name for name in names if not options.ignores(name)})
-    if not lacking or (options.demands_params and not all(options.ignores(name) for name in lacking)):
-        return model
-    with BUILDING:
-        return build()
+        model = build(dtypes)
+    wanted = {name: dtype for name, dtype in dtypes.items() if not options.ignores(name)}
+    lacking = _lacking_parameters(model, wanted)
+    if lacking and (not options.demands_params or all(options.ignores(name) for name in lacking)):
+        with BUILDING:
+            model = build(dtypes)
+    if not options.coerce_dtype:
+        _cast_buffers(model, wanted)
+    return model
+
+
+def _cast_buffers(model: nn.Module, dtypes: FileDtypes) -> None:
+    """Give floating buffers the file's dtype, as parameters take it, so that a cast model loads as it was."""
+    for name, slot in find_slots(model).items():
+        dtype = dtypes.get(name, slot.tensor.dtype)
+        floats = slot.tensor.is_floating_point() and dtype.is_floating_point
+        if not slot.is_parameter and floats and slot.tensor.dtype != dtype:
+            slot.tensor.data = slot.tensor.data.to(dtype)
 
 
 def _assign_tensors(

@@ -202,6 +202,40 @@ def test_without_a_dtype_the_files_are_kept(tmp_path: Path) -> None:
         assert FlashPackUNet.from_pretrained_flashpack(tmp_path, **arguments).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("saved_as", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_persistent_buffers_have_the_dtype_that_diffusers_gives_them(
+    saved_as: torch.dtype, dtype: torch.dtype | None, tmp_path: Path
+) -> None:
+    model = tiny_pipelines.sd3_transformer().to(saved_as)
+    assert "pos_embed.pos_embed" in model.state_dict()
+    save_model(model, tmp_path)
+    model.save_pretrained(tmp_path)
+    loaded = load_model(SD3Transformer2DModel, tmp_path, dtype=dtype)
+    expected = SD3Transformer2DModel.from_pretrained(tmp_path, torch_dtype=dtype or saved_as)
+    assert_same(loaded.state_dict(), expected.state_dict())
+
+
+def test_buffers_of_no_file_are_computed_as_diffusers_computes_them(tmp_path: Path) -> None:
+    class Rotary(ModelMixin, ConfigMixin):
+        config_name = "config.json"
+
+        @register_to_config
+        def __init__(self, size: int = 8) -> None:
+            super().__init__()
+            self.fc = nn.Linear(size, size)
+            frequencies = 1.0 / 10000 ** (torch.arange(0, 1, 1 / size))
+            self.register_buffer("table", torch.outer(torch.arange(100.0), frequencies), persistent=False)
+
+    model = Rotary().to(torch.bfloat16)
+    save_model(model, tmp_path)
+    model.save_pretrained(tmp_path)
+    for dtype in (None, torch.float32, torch.bfloat16):
+        loaded = load_model(Rotary, tmp_path, dtype=dtype)
+        expected = Rotary.from_pretrained(tmp_path, torch_dtype=dtype or torch.bfloat16)
+        assert_same(dict(loaded.named_buffers()), dict(expected.named_buffers()))
+
+
 def test_a_dtype_may_be_named(saved: Path) -> None:
     assert FlashPackUNet.from_pretrained_flashpack(saved, dtype="float16").dtype == torch.float16
 

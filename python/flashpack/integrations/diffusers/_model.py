@@ -17,7 +17,7 @@ from ..._save import pack_to_file
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from .._arguments import load_options, one_device, one_dtype, take_load_arguments
 from .._hub import HubOptions
-from .._weights import BUILDING, build_and_load, fetch_weights, refuse_adapters, weights_name
+from .._weights import BUILDING, FileDtypes, build_and_load, fetch_weights, refuse_adapters, weights_name
 from . import _dtypes
 
 
@@ -117,13 +117,13 @@ def load_model(
             cls, path, dtype=wanted, quantization_config=quantization_config, **own, **arguments
         )
 
-    def build() -> nn.Module:
-        with _dtypes.default_dtype(wanted):
+    def build(stored: FileDtypes) -> nn.Module:
+        with _dtypes.default_dtype(wanted or _dtypes.main_dtype(cls, stored)):
             return cast(nn.Module, cls.from_config(config, **arguments))
 
     model: Any
     model, info = build_and_load(build, path, options, mend=_mend_names)
-    _dtypes.cast(model, wanted)
+    _dtypes.cast(model, wanted, info.missing_keys)
     model.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
     return (model, info.as_dict()) if output_loading_info else model
 

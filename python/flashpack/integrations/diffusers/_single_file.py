@@ -16,7 +16,7 @@ from ..._load import load_tensors
 from ..._model_folder import PIPELINE
 from ..._save import pack_to_file
 from .._arguments import load_options
-from .._weights import BUILDING, build_and_fill
+from .._weights import BUILDING, FileDtypes, build_and_fill
 from . import _dtypes
 from ._classes import class_hints, component_class, is_diffusers_module, is_transformers_model
 from ._components import Dtypes, Loading, dtype_of
@@ -117,12 +117,12 @@ def _load_part(
     else:
         raise TypeError(f"{path}: {cls.__name__} is neither a transformers model nor a diffusers.ConfigMixin")
 
-    def build_model() -> Any:
-        with _dtypes.default_dtype(dtype):
+    def build_model(stored: FileDtypes) -> Any:
+        with _dtypes.default_dtype(dtype or _dtypes.main_dtype(cls, stored)):
             return build(config)
 
-    model, _ = build_and_fill(build_model, tensors, path, options)
-    _dtypes.cast(model, dtype)
+    model, info = build_and_fill(build_model, tensors, path, options)
+    _dtypes.cast(model, dtype, info.missing_keys)
     _restore_generation_config(model, folder)
     return model
 

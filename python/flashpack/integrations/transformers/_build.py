@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..._load import load_tensors
 from ..._meta_init import parameters_on_meta
-from ..._slots import Slot, find_slots
+from ..._slots import find_slots
 from .._weights import BUILDING, LoadingInfo, build_and_load
 from ._place import Place
 from ._wishes import Wishes
@@ -82,22 +82,9 @@ def _needs_cast(model: PreTrainedModel, tensors: Mapping[str, Tensor], dtype: to
     return any(tensor.is_floating_point() and tensor.dtype != dtype for tensor in tensors.values())
 
 
-def load_directly(
-    model: P, place: Place, tensors: Mapping[str, Tensor], wishes: Wishes
-) -> tuple[P, LoadingInfo]:
+def load_directly(model: P, place: Place, wishes: Wishes) -> tuple[P, LoadingInfo]:
     """Assign the file to the model that it fits, on the device. Raises what `assign_from_file` raises."""
-    if not wishes.options.coerce_dtype:
-        _match_buffers(find_slots(model), tensors)
-    loaded, info = build_and_load(lambda: model, place.weights, wishes.options)
+    loaded, info = build_and_load(lambda _: model, place.weights, wishes.options)
     loaded.tie_weights()
     nn.Module.to(loaded, wishes.device)  # buffers that are not in the file
     return loaded, info
-
-
-def _match_buffers(slots: Mapping[str, Slot], tensors: Mapping[str, Tensor]) -> None:
-    """Give floating buffers the file's dtype, as parameters take it, so that a cast model loads as it was."""
-    for name, tensor in tensors.items():
-        slot = slots[name]
-        floats = slot.tensor.is_floating_point() and tensor.is_floating_point()
-        if not slot.is_parameter and floats and slot.tensor.dtype != tensor.dtype:
-            slot.put(slot.tensor.to(tensor.dtype))

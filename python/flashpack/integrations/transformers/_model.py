@@ -72,7 +72,7 @@ def _try_directly(
     """The model and what was left out, or None if the file is not just what the model needs."""
     tensors = map_tensors(place, wishes)
     model = build_empty(cls, config, tensors, arguments)
-    return load_directly(model, place, tensors, wishes) if fits(model, tensors, wishes) else None
+    return load_directly(model, place, wishes) if fits(model, tensors, wishes) else None
 
 
 def _set_generation_config(model: PreTrainedModel, place: Place, wishes: Wishes) -> None:
