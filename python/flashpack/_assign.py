@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,11 +14,12 @@ from ._distributed import load_together
 from ._dtensors import is_dtensor, load_local
 from ._footer import read_index, unverified_note
 from ._in_place import fill
-from ._load import load_tensors
+from ._load import as_device, load_tensors
 from ._match import Match, check_dtypes, check_fit, match_tensors
 from ._options import LoadOptions
 from ._parallel import note_own_blocks
 from ._paths import read_one_version
+from ._printable import say
 from ._ranks import world_size_of
 from ._slots import find_slots, find_tensors
 from ._sources import ModelPath, model_path, shown_path
@@ -169,16 +171,22 @@ def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, op
 
 def _device_of(model: nn.Module, options: LoadOptions) -> torch.device:
     """The device asked for, else the model's own; meta is where weights come from, never where they go."""
-    device = options.device
-    if device is None:
-        device = getattr(model, "device", None)
-    if device is None:
-        device = next((parameter.device for parameter in model.parameters()), "cpu")
-    resolved = torch.device(device)
-    if resolved.type != "meta":
-        return resolved
+    device = _own_device(model) if options.device is None else as_device(options.device)
+    if device.type != "meta":
+        return device
     shard = next((parameter for parameter in model.parameters() if is_dtensor(parameter)), None)
     return torch.device("cpu" if shard is None else shard.device_mesh.device_type)
+
+
+def _own_device(model: nn.Module) -> torch.device:
+    try:
+        stated = model.device  # of many libraries' classes; of others a submodule, a method, or anything else
+    except Exception:  # noqa: BLE001 (whatever the class's own code raises)
+        stated = None
+    if isinstance(stated, torch.device):
+        return as_device(stated)
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def _load_matched(path: str, device: torch.device, options: LoadOptions, match: Match) -> dict[str, Tensor]:
@@ -245,12 +253,12 @@ def _load_whole_blocks(
 def _report(match: Match, tensors: Mapping[str, Tensor], path: str) -> None:
     parameters = sum(slot.is_parameter for slot in match.slots.values())
     elements = sum(tensors[name].numel() for name in match.slots)
-    print(
+    say(
         f"Assigned {human_num_elements(elements)} elements to {parameters} parameters and "
         f"{len(match.slots) - parameters} buffers from {shown_path(path)}"
     )
     for what, names in (("Missing", match.missing), ("Discarded", match.discarded)):
         if names:
-            print(f"{what} {len(names)} names: {names}")
+            say(f"{what} {len(names)} names: {names}")
     if note := unverified_note(path):
-        print(note)
+        say(note)

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import _ops
 from ._errors import FlashPackError
 from ._footer import Block, blocks_of, read_index, records_of
-from ._load import Device
+from ._load import Device, as_device
 from ._names import is_ignored_tensor_name
 from ._options import SHARD_STRATEGIES, LoadOptions
 from ._paths import SEPARATOR, identity_of
@@ -52,7 +52,7 @@ def read_flashpack_file_distributed(
     """
     if world_size_of() == 1:
         return read_flashpack_file(path, device, chunk_bytes, num_streams, silent, metadata)
-    target = torch.device(device)
+    target = as_device(device)
     join(target)
     with Ranks(str(path)) as ranks:
         own = ranks.agree(lambda: own_device(target))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._footer import read_index
-from ._load import Device, load_tensors
+from ._load import Device, as_device, load_tensors
 from ._paths import identity_of, read_one_version
 from ._slices import Cuts, part_of
 from ._sources import ModelPath, model_path, shown_path
@@ -75,7 +75,7 @@ class FlashPackFile:
 
     def __init__(self, path: ModelPath, *, device: Device = "cpu", verify: bool | None = None) -> None:
         self._path = model_path(path)
-        self._device = torch.device(device)
+        self._device = as_device(device)
         self._tensors: dict[str, Tensor] | None
         # All now: the file may be replaced while it is open, the mapping stays.
         self._tensors, footer, identity = read_one_version(

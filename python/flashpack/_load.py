@@ -24,6 +24,19 @@ T = TypeVar("T")
 Device = str | int | torch.device
 
 
+def as_device(device: Device) -> torch.device:
+    """`device` as torch's own; cpu:0 is the CPU, whose tensors have no index.
+
+    Raises RuntimeError for what names no kind of device, ValueError for another CPU than the first.
+    """
+    named = torch.device(device)
+    if named.type != "cpu":
+        return named
+    if named.index:
+        raise ValueError(f"there is no device {named}: the CPU is one device")
+    return torch.device("cpu")
+
+
 def load_file(
     path: ModelPath,
     device: Device = "cpu",
@@ -62,7 +75,7 @@ def load_file(
         wanted = [name for name, _, _ in records_of(read_index(text))]
     return load_tensors(
         text,
-        torch.device(device),
+        as_device(device),
         names=wanted,
         slices=cuts,
         eager=eager,

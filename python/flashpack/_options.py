@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ._load import Device, as_device
 from ._names import is_ignored_tensor_name, name_tuple
 from ._progress import Silent
 from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
-
-if TYPE_CHECKING:
-    import torch
 
 SHARD_STRATEGIES = ("contiguous", "windows")
 
@@ -28,7 +26,7 @@ class LoadOptions:
     `in_place`: fill the memory that the model's tensors have, instead of giving them other memory.
     """
 
-    device: str | int | torch.device | None = None
+    device: Device | None = None
     strict: bool | None = None
     strict_params: bool = True
     strict_buffers: bool = False
@@ -52,6 +50,8 @@ class LoadOptions:
     progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
+        if self.device is not None:
+            object.__setattr__(self, "device", as_device(self.device))
         for option in ("ignore_names", "ignore_prefixes", "ignore_suffixes"):
             object.__setattr__(self, option, name_tuple(option, getattr(self, option)))
         for option in ("num_streams", "chunk_bytes"):

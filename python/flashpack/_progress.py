@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any, TypeAlias, TypeVar
 
 from ._native import Counter, new_counter
+from ._printable import is_open
 
 T = TypeVar("T")
 
@@ -67,7 +68,7 @@ def _settle(future: Future[T], body: Callable[[], T]) -> None:
 
 def wants_bar(silent: Silent) -> bool:
     """Whether work that is this silent shows a bar, on standard error."""
-    if callable(silent):
+    if callable(silent) or not is_open(sys.stderr):
         return False
     return sys.stderr.isatty() if silent is None else not silent
 
@@ -78,16 +79,22 @@ def _watch(future: Future[Any], counter: Counter, label: str, silent: Silent) ->
     bar: Any = None
     try:
         while not wait([future], _POLL_SECONDS).done:
-            if bar is None and shows_bar and time.monotonic() - started > _QUIET_SECONDS:
-                bar = _new_bar(label)
-            if bar is not None:
-                _update(bar, counter)
+            if shows_bar and time.monotonic() - started > _QUIET_SECONDS:
+                with _unheard():
+                    bar = bar or _new_bar(label)
+                    _update(bar, counter)
             if callable(silent):
                 silent(counter[0], counter[1])
     finally:
         if bar is not None:
-            _update(bar, counter)
-            bar.close()
+            with _unheard():
+                _update(bar, counter)
+                bar.close()
+
+
+def _unheard() -> suppress:
+    """What cannot be shown is no reason to stop the work: a closed stream, or one that lacks a character."""
+    return suppress(OSError, ValueError)
 
 
 def _new_bar(label: str) -> Any:

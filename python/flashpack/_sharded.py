@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ._assign import assign_from_file
 from ._dtensors import is_dtensor, load_local, local_of, with_local
 from ._footer import read_index, records_of
+from ._load import as_device
 from ._packed import Blocks
 from ._parallel import Plan, parallelize, rule_of, unmatched
 from ._slots import find_slots
@@ -49,7 +50,7 @@ def load_sharded(
     Raises ValueError for a plan that names no known style or no module (a rule that the file has nothing for
     is a warning), or blocks that the ranks cannot share evenly, and what `assign_from_file` raises.
     """
-    on = torch.device(mesh.device_type if device is None else device)
+    on = as_device(mesh.device_type if device is None else device)
     if isinstance(target, nn.Module):
         parallelize(target, mesh, tp_plan)
         assign_from_file(target, path, on, eager=eager, verify=verify)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._footer import read_index
-from ._load import Device, load_blocks, load_tensors
+from ._load import Device, as_device, load_blocks, load_tensors
 from ._names import is_ignored_tensor_name
 from ._paths import read_one_version
 from ._progress import Silent
@@ -59,7 +59,7 @@ def read_flashpack_file(
 
     def read() -> tuple[FlashTensorStorage, dict[str, Any]]:
         footer = metadata or read_index(text)
-        return read_blocks(text, torch.device(device), eager=eager, verify=verify, silent=silent), footer
+        return read_blocks(text, as_device(device), eager=eager, verify=verify, silent=silent), footer
 
     return read_one_version(text, read)
 

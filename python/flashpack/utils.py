@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ._names import filter_state_dict, is_ignored_tensor_name
+from ._printable import say
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +79,7 @@ def timer(name: str, silent: bool = False) -> Iterator[None]:
     started = time.perf_counter()
     yield
     if not silent:
-        print(f"{name}: {human_duration(time.perf_counter() - started)}")
+        say(f"{name}: {human_duration(time.perf_counter() - started)}")
 
 
 def diffusers_is_available() -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .._load import as_device
 from .._options import OPTION_NAMES, LoadOptions
 from ..mixin import FlashPackMixin
 
@@ -23,7 +24,7 @@ def one_device(device: Any, device_map: Any) -> torch.device | None:
         targets = list(dict.fromkeys(device_map.values()))
         mapped = targets[0] if len(targets) == 1 else device_map
     try:
-        named = {torch.device(each) for each in (device, mapped) if each is not None}
+        named = {as_device(each) for each in (device, mapped) if each is not None}
     except (RuntimeError, TypeError):
         raise ValueError(
             'a FlashPack model loads to a single device, as device_map={"": "cuda:0"} names it, '
