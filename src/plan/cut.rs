@@ -29,6 +29,7 @@ pub(super) fn cut(
     let gap_bytes = if selection.is_partial() { 0 } else { MERGE_GAP_BYTES };
     let surplus = match settings.verify {
         Verify::Never => None,
+        Verify::Whole if selection.is_whole(index) => Some(u64::MAX), // what nobody wants is padding
         Verify::Whole if sliced => Some(SLICED_SURPLUS_BYTES),
         Verify::Whole => Some(WHOLE_CHUNK_SURPLUS_BYTES),
         Verify::Everything => Some(u64::MAX),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import flashpack
@@ -12,8 +13,10 @@ from flashpack import FlashPackMixin
 from flashpack.__main__ import main
 from flashpack.commands import convert_to_flashpack
 from helpers import (
+    DTYPES,
     MIB,
     assert_same,
+    dtype_id,
     flip_byte,
     noise,
     read_footer,
@@ -74,6 +77,37 @@ def test_an_unknown_digest_is_refused(path: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match='unknown checksum "md5": expected xxh3_64 or blake3'):
             write()
     assert not path.exists()
+
+
+def many_dtypes() -> dict[str, Tensor]:
+    """A block for each dtype, at multiples of 4 KiB: more padding than elements."""
+    return {f"as_{dtype_id(dtype)}": noise(dtype, (3, place + 1)) for place, dtype in enumerate(DTYPES)}
+
+
+def far_apart() -> dict[str, Tensor]:
+    """Small tensors, which `align_bytes` keeps far from each other."""
+    return {str(place): noise(torch.float32, (5,), place) for place in range(30)}
+
+
+@pytest.mark.parametrize("make", [many_dtypes, far_apart])
+@pytest.mark.parametrize("loads", ["all", "names", "in place"])
+def test_padding_hides_no_damage(make: Callable[[], dict[str, Tensor]], loads: str, path: Path) -> None:
+    flashpack.pack_to_file(make(), path, align_bytes=64 << 10 if make is far_apart else 128)
+    model = nn.Module()
+    for name, tensor in make().items():
+        model.register_buffer(name, tensor)
+    load: Callable[[], object] = {
+        "all": lambda: flashpack.load_file(path, eager=True),
+        "names": lambda: flashpack.load_file(path, names=list(make()), eager=True),
+        "in place": lambda: flashpack.assign_from_file(model, path, in_place=True),
+    }[loads]
+    load()
+    report = flashpack.last_load()
+    assert report is not None
+    assert report.verified_bytes >= sum(tensor.nbytes for tensor in make().values())
+    flip_byte(path, 0)
+    with pytest.raises(flashpack.ChecksumError):
+        load()
 
 
 @EITHER
