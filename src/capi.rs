@@ -1,5 +1,7 @@
 //! The C interface of `libflashpack.so`: one call that takes and gives JSON, for programs without torch.
 
+mod arrays;
+
 use std::{
     collections::{BTreeMap, HashSet},
     panic::{self, AssertUnwindSafe},
@@ -10,6 +12,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::json;
 
+use self::arrays::Array;
 use crate::{
     convert,
     error::{Error, ErrorKind, Result},
@@ -29,7 +32,6 @@ use crate::{
 /// What a caller may ask for.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "op", rename_all = "lowercase", deny_unknown_fields)]
-#[expect(clippy::large_enum_variant, reason = "there is one for each call")]
 enum Request {
     /// The validated footer's JSON, as it stands in the file.
     Footer { path: PathBuf },
@@ -46,24 +48,21 @@ enum Request {
     /// Sign a file with a private key.
     Sign { path: PathBuf, key: PathBuf },
     /// safetensors to FlashPack.
-    Convert {
-        sources: Vec<PathBuf>,
-        destination: PathBuf,
+    Convert(ConvertRequest),
+    /// Every element type: torch's name, and safetensors' where it has one.
+    Dtypes,
+    /// Fill arrays of the caller's with the records of their names.
+    Fill {
+        path: PathBuf,
+        arrays: Vec<Array>,
         #[serde(default)]
-        dtype: Option<String>,
-        #[serde(default)]
-        align_bytes: Option<u64>,
-        #[serde(default)]
-        names: Option<HashSet<String>>,
-        #[serde(default)]
-        ignore_names: Vec<String>,
-        #[serde(default)]
-        ignore_prefixes: Vec<String>,
-        #[serde(default)]
-        ignore_suffixes: Vec<String>,
-        #[serde(default)]
-        metadata: Option<BTreeMap<String, String>>,
-        /// Name of the digest function.
+        verify: Option<bool>,
+    },
+    /// Pack arrays of the caller's into a file.
+    Pack {
+        path: PathBuf,
+        arrays: Vec<Array>,
+        metadata: BTreeMap<String, String>,
         #[serde(default)]
         checksum: Option<String>,
     },
@@ -83,69 +82,96 @@ enum Request {
     },
 }
 
-impl Request {
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConvertRequest {
+    sources: Vec<PathBuf>,
+    destination: PathBuf,
+    #[serde(default)]
+    dtype: Option<String>,
+    #[serde(default)]
+    align_bytes: Option<u64>,
+    #[serde(default)]
+    names: Option<HashSet<String>>,
+    #[serde(default)]
+    ignore_names: Vec<String>,
+    #[serde(default)]
+    ignore_prefixes: Vec<String>,
+    #[serde(default)]
+    ignore_suffixes: Vec<String>,
+    #[serde(default)]
+    metadata: Option<BTreeMap<String, String>>,
+    /// Name of the digest function.
+    #[serde(default)]
+    checksum: Option<String>,
+}
+
+impl ConvertRequest {
     fn run(self, progress: Progress<'_>) -> Result<String> {
-        match self {
-            Self::Footer { path } => Ok(Reader::open(&path)?.footer().to_owned()),
-            Self::Index { path } => Ok(Model::open(&path)?.footer()),
-            Self::Shards { path } => {
-                Ok(json!(read_shards(&FileSource::open(&path)?)?.weight_map).to_string())
-            }
-            Self::Verify { path, key } => {
-                let key = key.map(|key| PublicKey::read(&key)).transpose()?;
-                let report = verify(&path, key.as_ref(), progress)?;
-                Ok(json!({
-                    "payload_bytes": report.payload_bytes,
-                    "verified_bytes": report.verified_bytes,
-                    "algorithm": report.algorithm.map(Algorithm::name),
-                    "signed_by": report.signer.map(|key| key.fingerprint()),
-                    "load": Report::last().map(|load| load.to_json()),
-                })
-                .to_string())
-            }
-            Self::Sign { path, key } => {
-                Ok(json!(sign(&path, &PrivateKey::read(&key)?, progress)?.fingerprint()).to_string())
-            }
-            Self::Convert {
-                sources,
-                destination,
-                dtype,
-                align_bytes,
-                names,
-                ignore_names,
-                ignore_prefixes,
-                ignore_suffixes,
-                metadata,
-                checksum,
-            } => {
-                let unknown = |name: String| Error::argument(format!("Unsupported dtype: {name:?}"));
-                let dtype =
-                    dtype.map(|name| DType::from_name(&name).ok_or_else(|| unknown(name))).transpose()?;
-                let request = convert::Request {
-                    sources: &sources,
-                    destination: &destination,
-                    dtype,
-                    align_bytes: align_bytes.unwrap_or(DEFAULT_ALIGN_BYTES),
-                    names: names.as_ref(),
-                    ignore: Ignore {
-                        names: &ignore_names,
-                        prefixes: &ignore_prefixes,
-                        suffixes: &ignore_suffixes,
-                    },
-                    metadata: metadata.unwrap_or_default(),
-                    algorithm: Algorithm::asked(checksum.as_deref())?,
-                };
-                Ok(converted(convert::from_safetensors(request, progress)?))
-            }
-            Self::Revert { path, destination } => {
-                Ok(converted(convert::to_safetensors(&path, &destination, progress)?))
-            }
-            Self::Explain { path, staged, names, eager, verify } => {
-                let place = if staged { Place::Device } else { Place::Host };
-                let everything = Ignore::default();
-                let selection = names.as_deref().map_or(Selection::Except(&everything), Selection::Names);
-                Ok(explain(&path, selection, Options { eager, verify, place })?.to_string())
-            }
+        let unknown = |name: String| Error::argument(format!("Unsupported dtype: {name:?}"));
+        let dtype =
+            self.dtype.map(|name| DType::from_name(&name).ok_or_else(|| unknown(name))).transpose()?;
+        let request = convert::Request {
+            sources: &self.sources,
+            destination: &self.destination,
+            dtype,
+            align_bytes: self.align_bytes.unwrap_or(DEFAULT_ALIGN_BYTES),
+            names: self.names.as_ref(),
+            ignore: Ignore {
+                names: &self.ignore_names,
+                prefixes: &self.ignore_prefixes,
+                suffixes: &self.ignore_suffixes,
+            },
+            metadata: self.metadata.unwrap_or_default(),
+            algorithm: Algorithm::asked(self.checksum.as_deref())?,
+        };
+        Ok(converted(convert::from_safetensors(request, progress)?))
+    }
+}
+
+/// # Safety
+/// As [`flashpack_call`] says of arrays.
+unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
+    match request {
+        Request::Dtypes => Ok(json!(dtypes()).to_string()),
+        Request::Fill { path, arrays, verify } => {
+            // SAFETY: the caller vouches for the arrays.
+            unsafe { arrays::fill(&path, &arrays, verify, progress) }?;
+            Ok(json!({"load": Report::last().map(|load| load.to_json())}).to_string())
+        }
+        Request::Pack { path, arrays, metadata, checksum } => {
+            let algorithm = Algorithm::asked(checksum.as_deref())?;
+            // SAFETY: the caller vouches for the arrays.
+            unsafe { arrays::pack(&path, &arrays, metadata, algorithm, progress) }?;
+            Ok(json!(null).to_string())
+        }
+        Request::Footer { path } => Ok(Reader::open(&path)?.footer().to_owned()),
+        Request::Index { path } => Ok(Model::open(&path)?.footer()),
+        Request::Shards { path } => Ok(json!(read_shards(&FileSource::open(&path)?)?.weight_map).to_string()),
+        Request::Verify { path, key } => {
+            let key = key.map(|key| PublicKey::read(&key)).transpose()?;
+            let report = verify(&path, key.as_ref(), progress)?;
+            Ok(json!({
+                "payload_bytes": report.payload_bytes,
+                "verified_bytes": report.verified_bytes,
+                "algorithm": report.algorithm.map(Algorithm::name),
+                "signed_by": report.signer.map(|key| key.fingerprint()),
+                "load": Report::last().map(|load| load.to_json()),
+            })
+            .to_string())
+        }
+        Request::Sign { path, key } => {
+            Ok(json!(sign(&path, &PrivateKey::read(&key)?, progress)?.fingerprint()).to_string())
+        }
+        Request::Convert(request) => request.run(progress),
+        Request::Revert { path, destination } => {
+            Ok(converted(convert::to_safetensors(&path, &destination, progress)?))
+        }
+        Request::Explain { path, staged, names, eager, verify } => {
+            let place = if staged { Place::Device } else { Place::Host };
+            let everything = Ignore::default();
+            let selection = names.as_deref().map_or(Selection::Except(&everything), Selection::Names);
+            Ok(explain(&path, selection, Options { eager, verify, place })?.to_string())
         }
     }
 }
@@ -154,11 +180,19 @@ fn converted(made: convert::Converted) -> String {
     json!({"tensors": made.tensors, "bytes": made.bytes}).to_string()
 }
 
-fn answer(request: &[u8], progress: Progress<'_>) -> Result<String> {
+fn dtypes() -> BTreeMap<&'static str, Option<String>> {
+    let counterpart = |dtype: &DType| dtype.to_safetensors().map(|other| other.to_string());
+    DType::ALL.iter().map(|dtype| (dtype.name(), counterpart(dtype))).collect()
+}
+
+/// # Safety
+/// As [`flashpack_call`] says of arrays.
+unsafe fn answer(request: &[u8], progress: Progress<'_>) -> Result<String> {
     let request: Request = serde_json::from_slice(request)
         .map_err(|error| Error::argument(format!("malformed request: {error}")))?;
     // A panic must not unwind into C; nothing that could be left inconsistent outlives the call.
-    panic::catch_unwind(AssertUnwindSafe(|| request.run(progress)))
+    // SAFETY: the caller vouches for the arrays.
+    panic::catch_unwind(AssertUnwindSafe(|| unsafe { run(request, progress) }))
         .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "internal error: a panic was caught")))
 }
 
@@ -169,7 +203,9 @@ fn answer(request: &[u8], progress: Progress<'_>) -> Result<String> {
 ///
 /// # Safety
 /// `request` points to `request_len` readable bytes; `reply` and `reply_len` are writable; `progress` is null or
-/// points to three `i64` that stay valid until the call returns.
+/// points to three `i64` that stay valid until the call returns. Each of `arrays` in a request lies at its address, with
+/// the bytes that its dtype and shape say; nobody writes to it until the call returns, and one that is filled is the
+/// call's alone.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flashpack_call(
     request: *const u8,
@@ -185,7 +221,8 @@ pub unsafe extern "C" fn flashpack_call(
         // SAFETY: as above.
         _ => unsafe { slice::from_raw_parts(request, request_len) },
     };
-    let (status, text) = match answer(request, progress) {
+    // SAFETY: the caller vouches for the arrays.
+    let (status, text) = match unsafe { answer(request, progress) } {
         Ok(text) => (0, text),
         Err(error) => (1, error.to_tagged_string()),
     };

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         deserialization,
         integrations,
         mixin,
+        numpy,
         ops,
         serialization,
         utils,
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
     from ._explain import Explanation, explain
     from ._file import FlashPackFile
     from ._file import open as open  # noqa: A004 (only ever flashpack.open)
+    from ._file import open as safe_open
     from ._footer import get_flashpack_file_metadata, is_flashpack_file, verify_file
     from ._load import load_file
     from ._ops import release_pinned_pool
     from ._report import LoadReport, last_load
+    from ._safetensors import load, save
     from ._save import pack_to_file, save_file
     from ._sharded import load_sharded
     from ._sign import sign_file
@@ -57,6 +60,8 @@ _HOMES = {
     "load_file": "_load",
     "LoadReport": "_report",
     "last_load": "_report",
+    "load": "_safetensors",
+    "save": "_safetensors",
     "pack_to_file": "_save",
     "release_pinned_pool": "_ops",
     "save_file": "_save",
@@ -67,7 +72,17 @@ _HOMES = {
 }
 
 _SUBMODULES = frozenset(
-    {"commands", "constants", "deserialization", "integrations", "mixin", "ops", "serialization", "utils"}
+    {
+        "commands",
+        "constants",
+        "deserialization",
+        "integrations",
+        "mixin",
+        "numpy",
+        "ops",
+        "serialization",
+        "utils",
+    }
 )
 
 # `open` is left out: a star import must not hide the builtin.
@@ -90,14 +105,18 @@ __all__ = [
     "integrations",
     "is_flashpack_file",
     "last_load",
+    "load",
     "load_file",
     "load_sharded",
     "mixin",
+    "numpy",
     "ops",
     "pack_to_file",
     "patch_integrations",
     "read_flashpack_file_distributed",
     "release_pinned_pool",
+    "safe_open",
+    "save",
     "save_file",
     "serialization",
     "sign_file",
@@ -125,7 +144,9 @@ def _version_tuple() -> tuple[int | str, ...]:
 
 def __getattr__(name: str) -> Any:
     value: Any
-    if name in _HOMES:
+    if name == "safe_open":
+        value = importlib.import_module("._file", __name__).open
+    elif name in _HOMES:
         value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     elif name in _SUBMODULES:
         return importlib.import_module(f".{name}", __name__)  # binds itself as an attribute

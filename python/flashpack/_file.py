@@ -1,7 +1,9 @@
-"""flashpack.open: a lazy handle on a file, for people who think in safetensors' safe_open."""
+"""flashpack.open: a lazy handle on a file, with the calls of safetensors' safe_open."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -9,49 +11,69 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._bytes import Source, as_path
 from ._footer import read_index
 from ._load import Device, as_device, load_tensors
+from ._native import dtypes
 from ._paths import identity_of, read_one_version
 from ._slices import Cuts, part_of
-from ._sources import ModelPath, model_path, shown_path
+from ._sources import shown_path
+
+_FRAMEWORKS = {"pt": False, "torch": False, "pytorch": False, "np": True, "numpy": True}
 
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """One tensor of an open file: index it to read the part that is needed, into memory of its own.
+    """One tensor of an open file: index it to load the part that is needed, into memory of its own.
 
-    Indices are those of numpy's basic indexing: integers, slices with steps of 1, and `...`.
+    An index of integers, slices with steps of 1, and `...` reads just that part. Every other index that torch
+    takes (steps, lists, masks, None) goes through the file's mapping, where nothing is verified.
     """
 
     _source: _Source
     _name: str
     _mapped: Tensor
 
+    @property
+    def shape(self) -> torch.Size:
+        """The tensor's shape."""
+        return self._mapped.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The tensor's dtype."""
+        return self._mapped.dtype
+
     def get_shape(self) -> list[int]:
         """The tensor's shape."""
         return list(self._mapped.shape)
 
-    def get_dtype(self) -> torch.dtype:
-        """The tensor's dtype."""
-        return self._mapped.dtype
+    def get_dtype(self) -> str:
+        """safetensors' name of the tensor's dtype ("F32"), or torch's ("complex128") where it has none."""
+        return safetensors_name(self._mapped.dtype)
 
-    def __getitem__(self, index: Any) -> Tensor:
-        """Raises IndexError for what lies outside of the tensor, ValueError for steps, as loads otherwise."""
+    def __getitem__(self, index: Any) -> Any:
+        """The part as a tensor, or as an array under framework="np".
+
+        Raises IndexError for what lies outside of the tensor, as torch does, and as loads otherwise.
+        """
         part = part_of(self._mapped.shape, index)
-        loaded = self._source.read(self._name, part.cuts)
-        if loaded is None:
-            return self._mapped[index].clone().to(self._source.device)
-        return loaded.reshape([size for dim, size in enumerate(loaded.shape) if dim not in part.dropped])
+        loaded = None if part is None else self._source.read(self._name, part.cuts)
+        if part is None or loaded is None:
+            return self._source.given(self._mapped[index].clone())
+        kept = [size for dim, size in enumerate(loaded.shape) if dim not in part.dropped]
+        return self._source.given(loaded.reshape(kept))
 
 
 @dataclass(frozen=True)
 class _Source:
-    """The file behind a mapping, as long as it is still the same one."""
+    """The file behind a mapping, as long as it is still the same one, and the form tensors are given in."""
 
     path: str
     device: torch.device
     verify: bool | None
     identity: tuple[int, ...]
+    as_numpy: bool
 
     def read(self, name: str, cuts: Cuts) -> Tensor | None:
         """That part of a tensor; None if another file has taken the path meanwhile."""
@@ -62,56 +84,83 @@ class _Source:
         )
         return loaded[name] if identity_of(self.path) == self.identity else None
 
+    def given(self, tensor: Tensor) -> Any:
+        """`tensor` on the device, or as an array on the same memory."""
+        return to_numpy(tensor) if self.as_numpy else tensor.to(self.device)
+
 
 class FlashPackFile:
     """An open model: a file, or several as `load_file` takes them.
 
-    Tensors are mapped: what is never touched is never read.
+    Tensors are mapped: what is never touched is never read. Iterating gives the names.
 
     On the CPU tensors are views of one private mapping: writable, and valid after the file is closed. What
     is written to one is seen in every later `get_tensor` of the same name from this handle (and of names
     tied to it), never in the file, in slices or through other handles: clone what is to be changed.
     """
 
-    def __init__(self, path: ModelPath, *, device: Device = "cpu", verify: bool | None = None) -> None:
-        self._path = model_path(path)
-        self._device = as_device(device)
+    def __init__(
+        self, path: Source, framework: str = "pt", device: Device = "cpu", *, verify: bool | None = None
+    ) -> None:
+        if framework not in _FRAMEWORKS:
+            raise ValueError(f"framework {framework!r} is not one of {', '.join(_FRAMEWORKS)}")
+        as_numpy, place = _FRAMEWORKS[framework], as_device(device)
+        if as_numpy and place.type != "cpu":
+            raise ValueError(f"framework={framework!r}: arrays are on the CPU, not on {place}")
         self._tensors: dict[str, Tensor] | None
-        # All now: the file may be replaced while it is open, the mapping stays.
-        self._tensors, footer, identity = read_one_version(
-            self._path,
-            lambda: (
-                load_tensors(self._path, torch.device("cpu"), eager=False, verify=verify),
-                read_index(self._path),
-                identity_of(self._path),
-            ),
-        )
-        self._metadata: dict[str, str] = footer.get("metadata", {})
-        self._source = _Source(self._path, self._device, False if verify is False else None, identity)
+        self._held = ExitStack()
+        with ExitStack() as opening:
+            self._path = opening.enter_context(as_path(path))
+            # All now: the file may be replaced while it is open, the mapping stays.
+            self._tensors, self._index, identity = read_one_version(
+                self._path,
+                lambda: (
+                    load_tensors(self._path, torch.device("cpu"), eager=False, verify=verify),
+                    read_index(self._path),
+                    identity_of(self._path),
+                ),
+            )
+            self._held = opening.pop_all()
+        verifies = False if verify is False else None
+        self._source = _Source(self._path, place, verifies, identity, as_numpy)
 
     def keys(self) -> list[str]:
         """The names of the tensors, in file order."""
         return list(self._opened())
 
-    def get_tensor(self, name: str) -> Tensor:
-        """The tensor of this name on the handle's device. Raises KeyError for an unknown name.
+    def offset_keys(self) -> list[str]:
+        """The names of the tensors, in file order."""
+        return self.keys()
+
+    def get_tensor(self, name: str) -> Any:
+        """The tensor of this name on the handle's device, or an array. Raises KeyError for an unknown name.
 
         On the CPU it shares the handle's mapping: writes to it are seen by later calls.
         """
-        return self._find(name).to(self._device)
+        return self._source.given(self._find(name))
+
+    def get_tensors(self) -> dict[str, Any]:
+        """Every tensor by its name, as `get_tensor` gives it."""
+        return dict(self.items())
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Each name with its tensor, in file order."""
+        return ((name, self.get_tensor(name)) for name in self.keys())
 
     def get_slice(self, name: str) -> TensorSlice:
-        """A handle on part of the tensor. Raises KeyError for an unknown name."""
+        """Shape, dtype and parts of the tensor. Raises KeyError for an unknown name."""
         return TensorSlice(self._source, name, self._find(name))
 
-    def metadata(self) -> dict[str, str]:
-        """The user's own metadata; empty when the file has none."""
+    def metadata(self) -> dict[str, str] | None:
+        """The user's own metadata; None when the file has none."""
         self._opened()
-        return dict(self._metadata)
+        metadata: dict[str, str] | None = self._index.get("metadata")
+        return None if metadata is None else dict(metadata)
 
     def close(self) -> None:
         """Let go of the file. Tensors handed out stay valid."""
         self._tensors = None
+        self._held.close()
 
     def __enter__(self) -> FlashPackFile:
         return self
@@ -120,6 +169,12 @@ class FlashPackFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __getitem__(self, name: str) -> Any:
+        return self.get_tensor(name)
 
     def __len__(self) -> int:
         return len(self._opened())
@@ -139,11 +194,29 @@ class FlashPackFile:
         return tensors[name]
 
 
+def safetensors_name(dtype: torch.dtype) -> str:
+    """safetensors' name of a dtype ("F32"), or torch's where it has none."""
+    name = str(dtype).removeprefix("torch.")
+    return dtypes().get(name) or name
+
+
+def to_numpy(tensor: Tensor) -> Any:
+    """The array on the memory of a tensor of the CPU. Raises ValueError where NumPy lacks the dtype."""
+    from .numpy import numpy_dtype
+
+    dtype = numpy_dtype("tensor", str(tensor.dtype).removeprefix("torch."))
+    if dtype.isbuiltin == 1:
+        return tensor.numpy()
+    return tensor.contiguous().view(torch.uint8).numpy().view(dtype).reshape(tensor.shape)
+
+
 def open(  # noqa: A001 (meant to be called flashpack.open)
-    path: ModelPath, *, device: Device = "cpu", verify: bool | None = None
+    path: Source, framework: str = "pt", device: Device = "cpu", *, verify: bool | None = None
 ) -> FlashPackFile:
     """Open a file lazily; usable as a context manager. `verify=True` checks every checksum first.
 
-    Raises FlashPackError for a file that is not sound, OSError for one that cannot be read.
+    `path` as in `load_file`. `framework` is "pt" for torch's tensors or "np" for NumPy's arrays, on the CPU.
+    Raises FlashPackError for a file that is not sound, OSError for one that cannot be read, ValueError for
+    another framework.
     """
-    return FlashPackFile(path, device=device, verify=verify)
+    return FlashPackFile(path, framework, device, verify=verify)

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from . import _ops
+from ._bytes import Source, as_path
 from ._footer import read_index, records_of
 from ._names import name_tuple
 from ._native import Counter
 from ._progress import Silent, run
 from ._report import remember
 from ._slices import Cuts, SliceLike, parse_slices
-from ._sources import ModelPath, model_path, size_of
+from ._sources import size_of
 
 T = TypeVar("T")
 Device = str | int | torch.device
@@ -38,7 +39,7 @@ def as_device(device: Device) -> torch.device:
 
 
 def load_file(
-    path: ModelPath,
+    path: Source,
     device: Device = "cpu",
     *,
     names: Iterable[str] | None = None,
@@ -50,7 +51,8 @@ def load_file(
     """The tensors of a FlashPack or safetensors file, in file order, or those of `names` in that order.
 
     `path` may also be a folder, the index of shards, the name that they were saved under, or a list of files:
-    these load as one, and no name may be in two. safetensors have no checksums.
+    these load as one, and no name may be in two. safetensors have no checksums. An object with
+    `read`, such as an open binary file, is copied to memory first.
 
     `slices` maps names to `(dim, start, stop)`, or to several of these for different dimensions: of those
     tensors only that part is loaded. No more than 8 KiB beyond the part are read for each of its runs of
@@ -68,20 +70,20 @@ def load_file(
     Raises FlashPackError or ChecksumError for a file that is not sound, OSError for one that cannot be
     read, ValueError for a name or a part that it does not hold.
     """
-    text = model_path(path)
     wanted = None if names is None else list(dict.fromkeys(name_tuple("names", names)))
     cuts = parse_slices(slices)
-    if cuts and wanted is None:
-        wanted = [name for name, _, _ in records_of(read_index(text))]
-    return load_tensors(
-        text,
-        as_device(device),
-        names=wanted,
-        slices=cuts,
-        eager=eager,
-        verify=verify,
-        silent=progress or True,
-    )
+    with as_path(path) as text:
+        if cuts and wanted is None:
+            wanted = [name for name, _, _ in records_of(read_index(text))]
+        return load_tensors(
+            text,
+            as_device(device),
+            names=wanted,
+            slices=cuts,
+            eager=eager,
+            verify=verify,
+            silent=progress or True,
+        )
 
 
 def load_tensors(

@@ -64,6 +64,13 @@ def call(op: str, progress: Counter | None = None, **fields: object) -> Any:
     raise from_native(text) or RuntimeError(f"flashpack {op}: {text or 'failed without a message'}")
 
 
+@functools.cache
+def dtypes() -> dict[str, str | None]:
+    """What the format has names for: torch's name of each dtype, and safetensors' where it has one."""
+    names: dict[str, str | None] = call("dtypes")
+    return names
+
+
 def _decoded(text: str, path: object) -> Any:
     """The reply's JSON. A footer can be sound JSON and still more than Python's decoder is ready to take."""
     try:

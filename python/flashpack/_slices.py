@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 
@@ -49,53 +49,51 @@ class Part(NamedTuple):
     dropped: list[int]
 
 
-def part_of(shape: Sequence[int], index: Any) -> Part:
-    """What `index` selects of a tensor of `shape`, by the rules of numpy's basic indexing with steps of 1.
+def part_of(shape: Sequence[int], index: Any) -> Part | None:
+    """What `index` selects of a tensor of `shape`, if it is integers, slices with steps of 1 and `...`.
 
-    Raises IndexError for what lies outside of the shape or is no such index, ValueError for other steps.
+    None for every other index. Raises IndexError for an integer out of bounds and for too many indices.
     """
+    parts = _per_dimension(len(shape), index)
+    if parts is None:
+        return None
     cuts, dropped = [], []
-    for dim, (size, one) in enumerate(zip(shape, _per_dimension(len(shape), index), strict=True)):
+    for dim, (size, one) in enumerate(zip(shape, parts, strict=True)):
         if isinstance(one, slice):
             start, stop, step = one.indices(size)
             if step != 1:
-                raise ValueError(f"a slice with step {step}: only steps of 1 are read from the file")
+                return None
             cut = Cut(dim, start, max(start, stop))
         else:
-            at = _integer(one)
-            if not -size <= at < size:
-                raise IndexError(f"index {at} is out of bounds for dimension {dim} with size {size}")
-            cut = Cut(dim, at % size, at % size + 1)
+            if not -size <= one < size:
+                raise IndexError(f"index {one} is out of bounds for dimension {dim} with size {size}")
+            cut = Cut(dim, one % size, one % size + 1)
             dropped.append(dim)
         if (cut.start, cut.stop) != (0, size):
             cuts.append(cut)
     return Part(cuts, dropped)
 
 
-def _per_dimension(dims: int, index: Any) -> list[Any]:
-    """One integer or slice for each dimension."""
-    parts = list(index) if isinstance(index, tuple) else [index]
-    ellipses = [place for place, part in enumerate(parts) if part is Ellipsis]
-    if len(ellipses) > 1:
-        raise IndexError("an index can only have a single ellipsis ('...')")
-    missing = dims - (len(parts) - len(ellipses))
+def _per_dimension(dims: int, index: Any) -> list[int | slice] | None:
+    """One integer or slice for each dimension; None for an index of another kind."""
+    given = list(index) if isinstance(index, tuple) else [index]
+    ellipses = [place for place, part in enumerate(given) if part is Ellipsis]
+    place = ellipses[0] if ellipses else len(given)
+    parts = [part if isinstance(part, slice) else _integer(part) for part in given if part is not Ellipsis]
+    known = [part for part in parts if part is not None]
+    if len(ellipses) > 1 or len(known) < len(parts):
+        return None
+    missing = dims - len(known)
     if missing < 0:
-        raise IndexError(f"too many indices for a tensor of {dims} dimensions: {len(parts) - len(ellipses)}")
-    place = ellipses[0] if ellipses else len(parts)
-    return [*parts[:place], *_whole(missing), *parts[place + 1 :]]
+        raise IndexError(f"too many indices for a tensor of {dims} dimensions: {len(known)}")
+    return [*known[:place], *[slice(None)] * missing, *known[place:]]
 
 
-def _whole(count: int) -> Iterable[slice]:
-    return [slice(None)] * count
-
-
-def _integer(value: Any) -> int:
-    if not isinstance(value, bool):
-        try:
-            return operator.index(value)
-        except TypeError:
-            pass
-    raise IndexError(
-        f"only integers, slices and '...' are read from the file, not {type(value).__name__}: "
-        "index the whole tensor (get_tensor) with others"
-    )
+def _integer(value: Any) -> int | None:
+    """`value` as an integer; None if it is none. A bool is a mask."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None

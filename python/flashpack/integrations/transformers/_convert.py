@@ -69,7 +69,7 @@ def load_through_transformers(
 def _metadata(place: Place) -> dict[str, str]:
     """What the quantizer that packed the file says about its tensors."""
     with FlashPackFile(place.weights) as file:
-        metadata = file.metadata()
+        metadata = file.metadata() or {}
     return {name: value for name, value in metadata.items() if name != "format"}
 
 

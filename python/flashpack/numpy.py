@@ -1,0 +1,123 @@
+"""NumPy arrays from and to FlashPack files, by safetensors' names. Needs no torch.
+
+The package ml_dtypes gives NumPy bfloat16, the float8 types and complex32: files with these need it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _native
+from ._bytes import Content, Readable, Source, as_path, readable, saved_bytes
+from ._footer import read_index, records_of
+from ._paths import StrPath, make_parent, read_one_version, text_path
+from ._progress import run
+from ._report import remember
+from ._sources import size_of
+
+__all__ = ["load", "load_file", "save", "save_file"]
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def load_file(path: Source, *, verify: bool | None = None) -> Arrays:
+    """The tensors of a FlashPack or safetensors file as arrays of their own, in file order.
+
+    Every byte is read, and checksums are verified unless `verify=False`. `path` as in `flashpack.load_file`.
+    Raises as `flashpack.load_file`; ValueError for a dtype that NumPy has no counterpart of.
+    """
+    with as_path(path) as text:
+        return read_one_version(text, lambda: _load(text, verify))
+
+
+def load(data: Content | Readable, *, verify: bool | None = None) -> Arrays:
+    """The tensors of a file that is in memory, as `load_file` gives them."""
+    return load_file(readable(data), verify=verify)
+
+
+def save_file(
+    arrays: Mapping[str, NDArray[Any]],
+    path: StrPath,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    checksum: str | None = None,
+) -> None:
+    """Write arrays to a FlashPack file, as `flashpack.save_file` writes tensors.
+
+    Raises ValueError for no arrays and for a dtype that the format has no name for.
+    """
+    destination = text_path(path)
+    stored = {name: _storable(name, array) for name, array in arrays.items()}
+    make_parent(destination)
+    run(
+        lambda counter: _native.call(
+            "pack",
+            counter,
+            path=destination,
+            arrays=[_described(name, array) for name, array in stored.items()],
+            metadata=dict(metadata or {}),
+            checksum=checksum,
+        ),
+        label="Packing",
+        size=sum(array.nbytes for array in stored.values()),
+        silent=True,
+    )
+
+
+def save(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of the file that `save_file` writes."""
+    return saved_bytes(lambda path: save_file(arrays, path, metadata))
+
+
+def _load(path: str, verify: bool | None) -> Arrays:
+    arrays: Arrays = {
+        name: np.empty(shape, numpy_dtype(name, dtype)) for name, shape, dtype in records_of(read_index(path))
+    }
+    told = run(
+        lambda counter: _native.call(
+            "fill",
+            counter,
+            path=path,
+            arrays=[_described(name, array) for name, array in arrays.items()],
+            verify=verify,
+        ),
+        label="Loading",
+        size=size_of(path),
+        silent=True,
+    )
+    remember(told["load"])
+    return arrays
+
+
+def numpy_dtype(name: str, dtype: str) -> np.dtype[Any]:
+    """The counterpart of torch's `dtype` for record `name`. Raises ValueError if there is none."""
+    try:
+        return np.dtype(dtype)
+    except TypeError:
+        pass
+    try:
+        named: np.dtype[Any] = np.dtype(getattr(importlib.import_module("ml_dtypes"), dtype))
+        return named
+    except (ImportError, AttributeError):
+        raise ValueError(
+            f"record {name!r} is {dtype}, which NumPy lacks: pip install ml_dtypes, or load it with torch"
+        ) from None
+
+
+def _storable(name: str, array: Any) -> NDArray[Any]:
+    """`array` dense, row-major and little-endian. Raises ValueError for what is no array of numbers."""
+    if not isinstance(array, (np.ndarray, np.generic)) or isinstance(array, np.ma.MaskedArray):
+        raise ValueError(f"{name!r} is a {type(array).__name__}, not a plain NumPy array")
+    if array.dtype.name not in _native.dtypes():
+        raise ValueError(f"{name!r} cannot be packed: Unsupported dtype {array.dtype}")
+    return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+
+
+def _described(name: str, array: NDArray[Any]) -> dict[str, Any]:
+    """An array as the native side takes it: valid as long as the array lives."""
+    return {"name": name, "dtype": array.dtype.name, "shape": array.shape, "address": array.ctypes.data}
