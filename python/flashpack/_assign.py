@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -13,15 +14,16 @@ from ._commit import commit
 from ._distributed import load_together
 from ._dtensors import is_dtensor, load_local
 from ._footer import read_index, unverified_note
+from ._hints import listed
 from ._in_place import fill
 from ._load import as_device, load_tensors
-from ._match import Match, check_dtypes, check_fit, match_tensors
+from ._match import IncompatibleKeys, Match, check_ties, match_tensors
 from ._options import LoadOptions
 from ._parallel import note_own_blocks
 from ._paths import read_one_version
 from ._printable import say
 from ._ranks import world_size_of
-from ._slots import find_slots, find_tensors
+from ._slots import Slot, find_slots, find_tensors
 from ._sources import ModelPath, model_path, shown_path
 from ._storage import FlashTensorStorage, iterate_from_flash_tensor, read_blocks
 from ._usual import assign_usual
@@ -55,7 +57,7 @@ def assign_from_file(
     verify: bool | None = None,
     in_place: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
+) -> IncompatibleKeys:
     """Give `model` the weights of a file, or of several, that `load_file` takes, by their names.
 
     Live tensors keep their identity, requires_grad and optimizer references; parameters take the file's
@@ -63,9 +65,15 @@ def assign_from_file(
     something holds weak references or a graph to them, buffers by replacement. Nothing is changed unless
     everything fits.
 
+    Returns the names that the file lacks and those that the model lacks, as `load_state_dict` does. Not
+    missing is what is ignored, or tied to a name that the file has; not unexpected is a non-persistent
+    buffer: it is filled.
+
     `device`: default is the model's own, meta counting as cpu. `strict` overrides `strict_params` and
-    `strict_buffers`: whether a name that the file lacks is an error; a name that the model lacks is one
-    when any of the three is set. `coerce_dtype` casts buffers to the model's dtype instead of refusing.
+    `strict_buffers`: whether a parameter or a persistent buffer that the file lacks is an error. Unless both
+    are lenient, so is a name that the model lacks, and so are different values for one tied tensor (else a
+    warning; the last of its names counts). `coerce_dtype` casts buffers to the model's dtype instead of
+    refusing.
     `keep_flash_ref_on_model` leaves the blocks and the footer on the model as `_flash_shared_storage` and
     `_flash_shared_storage_meta`. `eager`, `verify` and `progress` as in `load_file`.
 
@@ -85,11 +93,12 @@ def assign_from_file(
     unsound file, OSError for one that cannot be read; with several ranks on all of them, and RuntimeError
     when one is lost.
     """
-    _assign(model, path, LoadOptions.pick(locals()))
+    match = _assign(model, path, LoadOptions.pick(locals()))
+    return IncompatibleKeys([], []) if match is None else match.incompatible
 
 
 def assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match:
-    """`assign_from_file` with the options as one value; returns what went where and what did not."""
+    """`assign_from_file` with the options as one value; returns what went where."""
     return _assign(model, path, options) or _all_of(model)
 
 
@@ -107,30 +116,44 @@ def _assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match | 
         return None
     note_own_blocks(model)
     slots = find_slots(model)
+    match, tensors, retained = read_one_version(text, lambda: _read(text, slots, device, options))
+    if options.in_place:
+        return match
+    commit(match.slots, tensors, slots.values())
+    for name, value in retained.items():
+        setattr(model, name, value)
+    if not options.silent:
+        _report(match, tensors, text)
+    return match
+
+
+def _read(
+    path: str, slots: Mapping[str, Slot], device: torch.device, options: LoadOptions
+) -> tuple[Match, dict[str, Tensor], dict[str, Any]]:
+    """What goes where, the tensors for it, and what stays on the model. In place, they are filled."""
     maps = device.type == "cpu" and options.surely_maps and not options.in_place
     # Else for names, shapes and dtypes alone: nothing is to be read ahead.
     mapped = load_tensors(
-        text,
+        path,
         torch.device("cpu"),
         ignore=options.ignore,
         eager=options.eager if maps else False,
         verify=False,
         silent=True,
     )
-    match = match_tensors(mapped, slots, options, shown_path(text))
+    match = match_tensors(mapped, slots, options, shown_path(path))
+    retained: dict[str, Any] = {}
     if options.in_place:
-        read_one_version(text, lambda: fill(text, match, mapped, device, options))
-        return match
-    keepsakes: dict[str, Any] = {}
-    tensors = _load(text, device, options, match, mapped if maps else None, keepsakes)
-    if tensors is not mapped:  # the file may have been replaced since it was checked
-        _check_again(shown_path(text), match, mapped, tensors, options)
-    commit(match.slots, tensors, slots.values())
-    for name, value in keepsakes.items():
-        setattr(model, name, value)
-    if not options.silent:
-        _report(match, tensors, text)
-    return match
+        check_ties(shown_path(path), match.slots, mapped, options)
+        fill(path, match, mapped, device, options)
+        return match, mapped, retained
+    tensors = _load(path, device, options, match, mapped if maps else None, retained)
+    # Of DTensors the whole, so that all ranks come to the same.
+    whole = {
+        name: mapped[name] if is_dtensor(slot.tensor) else tensors[name] for name, slot in match.slots.items()
+    }
+    check_ties(shown_path(path), match.slots, whole, options)
+    return match, tensors, retained
 
 
 def _all_of(model: nn.Module) -> Match:
@@ -141,7 +164,7 @@ def _all_of(model: nn.Module) -> Match:
 def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, options: LoadOptions) -> Match:
     """`assign` by all ranks: the model of each gets all weights, and only if those of all others do."""
     with load_together(path, device, options) as file:
-        ranks, slots = file.ranks, find_slots(model)
+        ranks, slots, described = file.ranks, find_slots(model), file.described(options.ignore)
 
         def check() -> Match:
             if options.in_place:
@@ -151,18 +174,19 @@ def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, op
                     "use_distributed_loading=True loads whole tensors: leave it out for DTensors, of which "
                     "each rank reads its own part"
                 )
-            return match_tensors(file.described(options.ignore), slots, options, str(path))
+            return match_tensors(described, slots, options, str(path))
 
         match = ranks.agree(check)
-        keepsakes: dict[str, Any] = {}
+        retained: dict[str, Any] = {}
         if options.keep_flash_ref_on_model:
             storage = FlashTensorStorage(file.blocks())
-            keepsakes = {"_flash_shared_storage": storage, "_flash_shared_storage_meta": file.footer}
+            retained = {"_flash_shared_storage": storage, "_flash_shared_storage_meta": file.footer}
             tensors = dict(iterate_from_flash_tensor(storage, file.footer, **options.ignore))
         else:
-            tensors = file.tensors(match.slots)
+            tensors = file.tensors(name for name in described if name in match.slots)
+        ranks.agree(lambda: check_ties(str(path), match.slots, tensors, options))
         ranks.agree(lambda: commit(match.slots, tensors, slots.values()))
-    for name, value in keepsakes.items():
+    for name, value in retained.items():
         setattr(model, name, value)
     if not options.silent and ranks.rank == 0:
         _report(match, tensors, file.path)
@@ -206,7 +230,7 @@ def _load(
     options: LoadOptions,
     match: Match,
     mapped: dict[str, Tensor] | None,
-    keepsakes: dict[str, Any],
+    retained: dict[str, Any],
 ) -> dict[str, Tensor]:
     """The matched tensors, of DTensors this rank's part; `mapped` if that will do."""
     if any(is_dtensor(slot.tensor) for slot in match.slots.values()):
@@ -226,27 +250,18 @@ def _load(
             silent=options.shown,
         )
     if options.keep_flash_ref_on_model:
-        return _load_whole_blocks(path, device, options, keepsakes)
+        return _load_whole_blocks(path, device, options, retained)
     return _load_matched(path, device, options, match) if mapped is None else mapped
 
 
-def _check_again(
-    path: str, match: Match, mapped: dict[str, Tensor], tensors: dict[str, Tensor], options: LoadOptions
-) -> None:
-    parts = {name for name, slot in match.slots.items() if is_dtensor(slot.tensor)}
-    whole = {name: mapped[name] if name in parts else tensor for name, tensor in tensors.items()}
-    check_fit(match.slots, whole, options, path)
-    check_dtypes(path, parts, mapped, tensors)
-
-
 def _load_whole_blocks(
-    path: str, device: torch.device, options: LoadOptions, keepsakes: dict[str, Any]
+    path: str, device: torch.device, options: LoadOptions, retained: dict[str, Any]
 ) -> dict[str, Tensor]:
     """Load by blocks, so that what stays on the model is the memory its tensors live in."""
     storage = read_blocks(path, device, eager=options.eager, verify=options.verify, silent=options.shown)
     footer = read_index(path)
-    keepsakes["_flash_shared_storage"] = storage
-    keepsakes["_flash_shared_storage_meta"] = footer
+    retained["_flash_shared_storage"] = storage
+    retained["_flash_shared_storage_meta"] = footer
     return dict(iterate_from_flash_tensor(storage, footer, **options.ignore))
 
 
@@ -259,6 +274,7 @@ def _report(match: Match, tensors: Mapping[str, Tensor], path: str) -> None:
     )
     for what, names in (("Missing", match.missing), ("Discarded", match.discarded)):
         if names:
-            say(f"{what} {len(names)} names: {names}")
-    if note := unverified_note(path):
-        say(note)
+            say(f"{what} {len(names)} names: {listed(names)}")
+    with suppress(OSError, ValueError):  # of a file that has gone meanwhile
+        if note := unverified_note(path):
+            say(note)

@@ -69,7 +69,7 @@ def _turned_into(old: Tensor, heir: Tensor) -> bool:
 def _prepare(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor]) -> _Changes:
     changes = _Changes()
     shared = _SharedRanges()
-    # One entry per tensor of the model: of the names of a tied one, the last in the file wins.
+    # One entry per tensor of the model: of the names of a tied one, the last wins.
     targets = {id(slot.tensor): (slot, tensors[name]) for name, slot in paired.items()}
     for key, (slot, value) in targets.items():
         old = slot.tensor

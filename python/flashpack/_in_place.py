@@ -25,9 +25,8 @@ def fill(
     """
     if options.keep_flash_ref_on_model:
         raise ValueError("in_place=True makes no storage that keep_flash_ref_on_model could keep")
-    targets: dict[str, Tensor] = {}
+    last: dict[int, str] = {}  # a tied tensor is filled once, under its last name
     shown = shown_path(path)
-    seen: set[int] = set()
     for name, slot in match.slots.items():
         tensor = slot.tensor
         if is_dtensor(tensor):
@@ -44,9 +43,8 @@ def fill(
                 f"{shown}: record {name!r} is {mapped[name].dtype}, but the model's tensor is "
                 f"{tensor.dtype}: in_place=True casts nothing"
             )
-        if id(tensor) not in seen:  # a tied tensor is filled once, under its first name
-            seen.add(id(tensor))
-            targets[name] = tensor.detach()
+        last[id(tensor)] = name
+    targets = {name: match.slots[name].tensor.detach() for name in last.values()}
     direct = {name: tensor for name, tensor in targets.items() if tensor.is_contiguous()}
     try:
         load_into(path, direct, verify=options.verify, silent=options.shown)

@@ -2,64 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._dtensors import is_dtensor
-from ._errors import FlashPackError
+from ._hints import clipped, listed, naming_hint, quoted, warn
 from ._options import LoadOptions
 from ._slots import Slot
 
 
+class IncompatibleKeys(NamedTuple):
+    """What `torch.nn.Module.load_state_dict` returns: the names of the model that the file lacks, and the
+    names of the file that the model lacks."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+    def __repr__(self) -> str:
+        if not self.missing_keys and not self.unexpected_keys:
+            return "<All keys matched successfully>"
+        return f"IncompatibleKeys(missing_keys={self.missing_keys}, unexpected_keys={self.unexpected_keys})"
+
+
 @dataclass(frozen=True)
 class Match:
-    """`slots`: the place of each record; the names of the file that the model lacks; and
-    the model's names that the file lacks, though neither ignored nor tied to one that it has."""
+    """`slots`: the place of each record, in the model's order; the names of the file that the model lacks;
+    and the model's names that the file lacks, though neither ignored nor tied to one that it has."""
 
     slots: dict[str, Slot]
     discarded: list[str]
     missing: list[str]
+
+    @property
+    def incompatible(self) -> IncompatibleKeys:
+        """The names without a counterpart."""
+        return IncompatibleKeys(self.missing, self.discarded)
 
 
 def match_tensors(
     tensors: Mapping[str, Tensor], slots: Mapping[str, Slot], options: LoadOptions, path: str
 ) -> Match:
     """Pair the file's tensors with the model's. Raises ValueError for whatever does not fit."""
-    paired = {name: slots[name] for name in tensors if name in slots}
+    paired = {name: slot for name, slot in slots.items() if name in tensors}
     discarded = [name for name in tensors if name not in slots]
     missing = _missing(paired, slots, options)
-    check_names(discarded, missing, options)
-    check_fit(paired, tensors, options, path)
+    check_names(path, discarded, missing, options)
+    misfits = [
+        (name, reason)
+        for name, slot in paired.items()
+        if (reason := _misfit(slot, tensors[name], options)) is not None
+    ]
+    if misfits:
+        name, reason = misfits[0]
+        more = f" ({len(misfits) - 1} more records do not fit either)" if misfits[1:] else ""
+        raise ValueError(f"Error while assigning from {clipped(path)}: record {quoted(name)} {reason}{more}")
     return Match(paired, discarded, [slot.name for slot in missing])
 
 
-def check_fit(
-    paired: Mapping[str, Slot], tensors: Mapping[str, Tensor], options: LoadOptions, path: str
+def check_ties(
+    path: str, paired: Mapping[str, Slot], tensors: Mapping[str, Tensor], options: LoadOptions
 ) -> None:
-    """Raise ValueError unless every tensor can take the place it is paired with."""
-    tied_dtypes: dict[int, torch.dtype] = {}
+    """Compare the records of each tensor that the model has under several names.
+
+    Raises ValueError for two that are not the same, or warns if the options are lenient: the last one in the
+    model's order is taken then, as by `load_state_dict`.
+    """
+    names_of: dict[int, list[str]] = {}
     for name, slot in paired.items():
-        tensor = tensors.get(name)
-        if tensor is None:
-            raise FlashPackError(f"{path}: the file was replaced while it was loaded: {name!r} is gone")
-        reason = _misfit(slot, tensor, options)
-        first = tied_dtypes.setdefault(id(slot.tensor), tensor.dtype)
-        if reason is None and first != tensor.dtype:
-            reason = f"is {tensor.dtype}, but a name tied to it in the model is {first}"
-        if reason is not None:
-            raise ValueError(f"{path}: record {name!r} {reason}")
+        names_of.setdefault(id(slot.tensor), []).append(name)
+    for first, *others in names_of.values():
+        differing = [name for name in others if not _same(tensors[first], tensors[name])]
+        if not differing:
+            continue
+        reason = (
+            f"the model has one tensor under the names {listed([first, *others])}, but the file has "
+            f"different values for {quoted(first)} and {listed(differing)}"
+        )
+        if options.refuses_unknown_names:
+            raise ValueError(f"Error while assigning from {clipped(path)}: {reason}")
+        warn(f"{clipped(path)}: {reason}: the last one is taken")
 
 
-def check_dtypes(
-    path: str, names: Iterable[str], expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
-) -> None:
-    """Raise FlashPackError where a part that was loaded is of another dtype than its whole was."""
-    for name in names:
-        if tensors[name].dtype != expected[name].dtype:
-            raise FlashPackError(f"{path}: the file was replaced while it was loaded: {name!r} is another")
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same, bit for bit."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    if one.data_ptr() == other.data_ptr():
+        return True
+    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
 
 
 def _misfit(slot: Slot, tensor: Tensor, options: LoadOptions) -> str | None:
@@ -90,14 +124,21 @@ def _missing(paired: Mapping[str, Slot], slots: Mapping[str, Slot], options: Loa
     ]
 
 
-def check_names(discarded: list[str], missing: list[Slot], options: LoadOptions) -> None:
-    if discarded and options.refuses_unknown_names:
-        raise ValueError(f"Could not assign {len(discarded)} names: {discarded}")
+def check_names(path: str, discarded: Sequence[str], missing: Sequence[Slot], options: LoadOptions) -> None:
+    """Raise ValueError for names without a counterpart, as strict as the options are."""
     params = [slot.name for slot in missing if slot.is_parameter and options.demands_params]
     buffers = [slot.name for slot in missing if not slot.is_parameter and options.demands_buffers]
+    faults = []
     if params and buffers:
-        raise ValueError(f"Missing {len(params)} parameters and {len(buffers)} buffers: {params} {buffers}")
-    if params:
-        raise ValueError(f"Missing {len(params)} parameters: {params}")
-    if buffers:
-        raise ValueError(f"Missing {len(buffers)} buffers: {buffers}")
+        faults.append(
+            f"Missing {len(params)} parameters and {len(buffers)} buffers: {listed(params)} {listed(buffers)}"
+        )
+    elif params:
+        faults.append(f"Missing {len(params)} parameters: {listed(params)}")
+    elif buffers:
+        faults.append(f"Missing {len(buffers)} buffers: {listed(buffers)}")
+    if discarded and options.refuses_unknown_names:
+        faults.append(f"Could not assign {len(discarded)} names: {listed(discarded)}")
+    if faults:
+        hint = naming_hint(discarded, [slot.name for slot in missing])
+        raise ValueError(f"{clipped(path)}: {'; '.join(faults)}" + (f"; {hint}" if hint else ""))

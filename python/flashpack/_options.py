@@ -83,8 +83,8 @@ class LoadOptions:
 
     @property
     def refuses_unknown_names(self) -> bool:
-        """A name of the file that the model lacks is an error (0.4.5: when any strict option is set)."""
-        return bool(self.strict or self.strict_params or self.strict_buffers)
+        """A name of the file that the model lacks is an error, as are two values for one tied tensor."""
+        return self.demands_params or self.demands_buffers
 
     @property
     def demands_params(self) -> bool:

@@ -41,6 +41,8 @@ def assign_usual(model: nn.Module, path: str, device: torch.device, options: Loa
         return False
     if not set(map(type, tensors)).issubset(PLAIN_TYPES):
         return False
+    if len(set(map(id, tensors))) < len(tensors):  # the records of one tied tensor are to be compared
+        return False
     return (_fill if options.in_place else _replace)(path, names, tensors, options)
 
 

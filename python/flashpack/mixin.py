@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from ._assign import assign, assign_from_file
-from ._hints import close_match, warn_of_unused
+from ._hints import clipped, close_match, listed, warn, warn_of_unused
 from ._meta_init import parameters_on_meta
 from ._options import OPTION_NAMES, LoadOptions
 from ._paths import StrPath
@@ -128,8 +127,7 @@ def _warn_of_leftovers(model: nn.Module, path: ModelPath) -> None:
     tensors = itertools.chain(model.named_parameters(), model.named_buffers())
     leftovers = [name for name, tensor in tensors if tensor.is_meta]
     if leftovers:
-        warnings.warn(
-            f"flashpack: {len(leftovers)} tensor(s) remain on the meta device after loading from {path!r} "
-            f"and have no data: {leftovers}. Using the model will crash or produce incorrect results.",
-            stacklevel=3,
+        warn(
+            f"{len(leftovers)} tensor(s) remain on the meta device after loading from {clipped(str(path))} "
+            f"and have no data: {listed(leftovers)}. Using the model will crash or produce incorrect results."
         )

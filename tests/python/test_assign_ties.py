@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
+from typing import Any
 
 import flashpack
 import pytest
 import torch
 from helpers import assert_same, bits, place_of
-from small_model import Small
-from torch import nn
+from small_model import Small, snapshot
+from torch import Tensor, nn
 
 BOTH = pytest.mark.parametrize("eager", [False, True], ids=["lazy", "eager"])
 
@@ -72,6 +73,84 @@ def test_one_name_of_a_tied_pair_is_enough(name: str, meta: bool, path: Path) ->
     flashpack.assign_from_file(model, path, strict=True)
     assert model.head.weight is model.embed.weight
     assert bits(model.embed.weight) == bits(weight)
+
+
+ROADS: dict[str, dict[str, Any]] = {
+    "mapped": {},
+    "eager": {"eager": True},
+    "in place": {"in_place": True},
+    "with blocks": {"keep_flash_ref_on_model": True},
+    "some ignored": {"ignore_names": ["none"]},
+}
+
+
+@pytest.fixture
+def differing(path: Path) -> dict[str, Tensor]:
+    """Two values for a tied pair, the names in another order than the model's."""
+    tensors = {"head.weight": torch.randn(5, 3), "embed.weight": torch.randn(5, 3)}
+    flashpack.save_file(tensors, path)
+    return tensors
+
+
+@pytest.mark.parametrize("options", [{}, {"strict": True}, {"strict_params": False, "strict_buffers": True}])
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.usefixtures("differing")
+def test_different_values_for_one_tied_parameter_are_refused(
+    road: str, options: dict[str, Any], path: Path
+) -> None:
+    model = Pair(tied=True)
+    kept = snapshot(model)
+    said = r"under the names \['embed.weight', 'head.weight'\], but the file has different values for"
+    with pytest.raises(ValueError, match=said) as caught:
+        flashpack.assign_from_file(model, path, **ROADS[road], **options)
+    assert str(path) in str(caught.value)
+    assert snapshot(model) == kept
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.usefixtures("differing")
+def test_different_values_for_one_tied_meta_parameter_are_refused(eager: bool, path: Path) -> None:
+    with torch.device("meta"):
+        model = Pair(tied=True)
+    with pytest.raises(ValueError, match="different values for"):
+        flashpack.assign_from_file(model, path, eager=eager)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("options", [{"strict": False}, {"strict_params": False}])
+@pytest.mark.parametrize("road", ROADS)
+def test_a_lenient_load_warns_of_them_and_takes_what_load_state_dict_does(
+    road: str, options: dict[str, Any], differing: dict[str, Tensor], path: Path
+) -> None:
+    model, other = Pair(tied=True), Pair(tied=True)
+    with pytest.warns(UserWarning, match="different values for 'embed.weight'.*the last one is taken"):
+        flashpack.assign_from_file(model, path, **ROADS[road], **options)
+    other.load_state_dict(differing)
+    assert bits(model.embed.weight) == bits(other.embed.weight) == bits(differing["head.weight"])
+    assert model.head.weight is model.embed.weight
+
+
+@pytest.mark.parametrize("value", [float("nan"), -0.0])
+@pytest.mark.parametrize("road", ROADS)
+def test_equal_values_are_compared_by_their_bytes(road: str, value: float, path: Path) -> None:
+    weight = torch.full((5, 3), value)
+    flashpack.save_file({"embed.weight": weight, "head.weight": weight.clone()}, path)
+    model = Pair(tied=True)
+    flashpack.assign_from_file(model, path, **ROADS[road])
+    assert bits(model.head.weight) == bits(weight)
+    flashpack.save_file({"embed.weight": weight, "head.weight": weight.nan_to_num(1).abs()}, path)
+    with pytest.raises(ValueError, match="different values"):
+        flashpack.assign_from_file(model, path, **ROADS[road])
+
+
+def test_different_values_for_one_scalar_buffer_are_refused(path: Path) -> None:
+    model, step = nn.Module(), torch.tensor(0)
+    model.register_buffer("one", step)
+    model.register_buffer("two", step)
+    flashpack.save_file({"one": torch.tensor(1), "two": torch.tensor(2)}, path)
+    with pytest.raises(ValueError, match=r"'two'"):
+        flashpack.assign_from_file(model, path)
+    assert int(model.one) == 0
 
 
 @BOTH

@@ -146,21 +146,21 @@ def test_arguments_that_the_initialiser_does_not_know_are_named_in_a_warning(pac
         loaded = MyModule.from_flashpack(packed, some_arg=4, nobody_knows=1, devcie="cuda", some_agr=5)
     assert loaded.some_arg == 4
     assert [str(each.message) for each in caught] == [
-        "flashpack ignores unknown keyword arguments: 'devcie' (did you mean 'device'?), 'nobody_knows', "
-        "'some_agr' (did you mean 'some_arg'?)"
+        "flashpack: unknown keyword arguments are ignored: ['devcie', 'nobody_knows', 'some_agr']; "
+        "did you mean 'device' for 'devcie', 'some_arg' for 'some_agr'?"
     ]
     assert caught[0].filename == __file__
 
 
 def test_an_option_misspelt_among_any_arguments_is_warned_of(weight: Path) -> None:
-    with pytest.warns(UserWarning, match=r"arguments: 'stric_params' \(did you mean 'strict_params'\?\)$"):
+    with pytest.warns(UserWarning, match="did you mean 'strict_params' for 'stric_params'"):
         built = Curious.from_flashpack(weight, stric_params=False, depth=3)
     assert built.kwargs == {"stric_params": False, "depth": 3}
 
 
 def test_many_unknown_arguments_make_a_short_warning(packed: Path) -> None:
     unknown = {f"{'x' * 5000}{number}": number for number in range(1000)}
-    with pytest.warns(UserWarning, match="and 980 more") as caught:
+    with pytest.warns(UserWarning, match=r"and \d+ more\]") as caught:
         MyModule.from_flashpack(packed, **unknown)
     assert len(str(caught[0].message)) < 4096
 

@@ -256,6 +256,24 @@ def refuses(path: str) -> list[str]:
     return [refusal(flashpack.load_sharded, target, path, mesh, tp_plan=tp_plan) for target, tp_plan in loads]
 
 
+def differing_ties(path: str) -> list[str]:
+    """What is said of two values for one tied parameter, split or whole; the model is as it was."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    said = []
+    for split, options in ((True, {}), (False, {"use_distributed_loading": True})):
+        weight = torch.zeros(8, 3)
+        held = nn.Parameter(distribute_tensor(weight, mesh, [Shard(0)]) if split else weight)
+        model = nn.ParameterDict({"embed": held, "head": held})
+        said.append(refusal(flashpack.assign_from_file, model, path, **options))
+        local = held.to_local() if isinstance(held, DTensor) else held
+        assert not local.any()
+        with pytest.warns(UserWarning, match="different values"):
+            flashpack.assign_from_file(model, path, strict=False, **options)
+        whole = held.full_tensor() if isinstance(held, DTensor) else held
+        assert_same({"": whole.detach()}, {"": flashpack.load_file(path)["head"]})
+    return said
+
+
 def dtensors_are_not_shared(path: str) -> list[str]:
     """What assign_from_file says to options that make no sense for DTensors."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))

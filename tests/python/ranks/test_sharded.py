@@ -90,6 +90,16 @@ def test_plans_that_make_no_sense_are_refused(large: Path) -> None:
             assert word in text
 
 
+def test_two_values_for_a_tied_parameter_are_refused_on_every_rank(tmp_path: Path) -> None:
+    embed = torch.ones(8, 3)
+    head = embed.clone()
+    head[7] = 2  # in the last rank's part
+    flashpack.save_file({"embed": embed, "head": head}, tmp_path / "model.flashpack")
+    for said in ranks.run(sharded.differing_ties, 2, str(tmp_path / "model.flashpack")):
+        assert isinstance(said, list), said["failed"]
+        assert all("different values for 'embed' and ['head']" in text for text in said), said
+
+
 def test_options_for_whole_tensors_are_refused_for_dtensors(large: Path) -> None:
     for said in ranks.run(sharded.dtensors_are_not_shared, 2, str(large)):
         assert isinstance(said, list), said["failed"]

@@ -59,7 +59,7 @@ def load_through_transformers(
             **wishes.for_transformers,
             **arguments,
         )
-    _check(model, info, wishes)
+    _check(model, info, place, wishes)
     model.config.name_or_path = model.name_or_path = place.source
     for name, value in keepsakes.items():
         setattr(model, name, value)
@@ -120,13 +120,11 @@ def is_quantized(config: Any) -> bool:
     return any(getattr(each, "quantization_config", None) for each in (config, text_config))
 
 
-def _check(model: PreTrainedModel, info: Mapping[str, Any], wishes: Wishes) -> None:
+def _check(model: PreTrainedModel, info: Mapping[str, Any], place: Place, wishes: Wishes) -> None:
     slots = find_slots(model)
     missing = [slots[name] for name in sorted(info["missing_keys"]) if name in slots]
     expected = [slot for slot in missing if not wishes.options.ignores(slot.name)]
-    # strict=False alone shall be enough here, as people know it from load_state_dict.
-    demanding = wishes.options.demands_params or wishes.options.demands_buffers
-    check_names(sorted(info["unexpected_keys"]) if demanding else [], expected, wishes.options)
+    check_names(str(place.weights), sorted(info["unexpected_keys"]), expected, wishes.options)
 
 
 def as_dict(info: LoadingInfo | Mapping[str, Any]) -> dict[str, Any]:
