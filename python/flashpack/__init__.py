@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         mixin,
         numpy,
         ops,
+        parallel_read,
         serialization,
         utils,
     )
@@ -38,11 +39,18 @@ if TYPE_CHECKING:
     from ._sign import sign_file
     from .integrations import patch_integrations
     from .mixin import FlashPackMixin
+    from .version import (
+        __commit_id__,
+        __version__,
+        __version_tuple__,
+        commit_id,
+        version,
+        version_tuple,
+    )
 
-    __version__: str
-    version: str
-    __version_tuple__: tuple[int | str, ...]
-    version_tuple: tuple[int | str, ...]
+_VERSION = importlib.import_module(".version", __name__)
+# The import bound the module's name, which is the string's: importing the module again leaves it alone.
+globals().pop("version", None)
 
 _HOMES = {
     "assign_from_file": "_assign",
@@ -80,6 +88,7 @@ _SUBMODULES = frozenset(
         "mixin",
         "numpy",
         "ops",
+        "parallel_read",
         "serialization",
         "utils",
     }
@@ -94,10 +103,12 @@ __all__ = [
     "FlashPackMixin",
     "LoadReport",
     "SignatureError",
+    "__commit_id__",
     "__version__",
     "__version_tuple__",
     "assign_from_file",
     "commands",
+    "commit_id",
     "constants",
     "deserialization",
     "explain",
@@ -112,6 +123,7 @@ __all__ = [
     "numpy",
     "ops",
     "pack_to_file",
+    "parallel_read",
     "patch_integrations",
     "read_flashpack_file_distributed",
     "release_pinned_pool",
@@ -127,21 +139,6 @@ __all__ = [
 ]
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("flashpack")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "0+unknown"
-
-
-def _version_tuple() -> tuple[int | str, ...]:
-    """The version's parts, numbers as such: (0, 5, 0)."""
-    parts = _version().replace("+", ".").split(".")
-    return tuple(int(part) if part.isdecimal() else part for part in parts)
-
-
 def __getattr__(name: str) -> Any:
     value: Any
     if name == "safe_open":
@@ -150,10 +147,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     elif name in _SUBMODULES:
         return importlib.import_module(f".{name}", __name__)  # binds itself as an attribute
-    elif name in ("__version__", "version"):
-        value = _version()
-    elif name in ("__version_tuple__", "version_tuple"):
-        value = _version_tuple()
+    elif name in _VERSION.__all__:
+        value = getattr(_VERSION, name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

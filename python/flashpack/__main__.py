@@ -1,8 +1,8 @@
 """`python -m flashpack` and the `flashpack` command."""
 
-from .cli import main
+from .cli import convert, main, metadata, revert
 
-__all__ = ["main"]
+__all__ = ["convert", "main", "metadata", "revert"]
 
 if __name__ == "__main__":
     main()

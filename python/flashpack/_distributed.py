@@ -17,13 +17,13 @@ from ._errors import FlashPackError
 from ._footer import Block, blocks_of, read_index, records_of
 from ._load import Device, as_device
 from ._names import is_ignored_tensor_name
-from ._options import SHARD_STRATEGIES, LoadOptions
+from ._options import LoadOptions, resolve_shard_strategy
 from ._paths import SEPARATOR, identity_of
 from ._ranks import Ranks, join, own_device, world_size_of
 from ._sources import ModelPath, model_path, shown_path
 from ._storage import FlashTensorStorage, read_flashpack_file
-from ._windows import BROADCAST, CONTIGUOUS, PAGE_BYTES, Image, Range, Window, plan_steps
-from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
+from ._windows import BROADCAST, Image, Range, Window, plan_steps
+from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS, SHARD_ALIGN_BYTES
 
 _DEFAULT_UNIT_BYTES = 1 << 20
 
@@ -75,7 +75,7 @@ class _Manner:
     def of(
         cls, path: str, src: int, sharded: bool, strategy: str | None, footer: dict[str, Any] | None
     ) -> _Manner:
-        mode = _strategy(strategy) if sharded else BROADCAST
+        mode = resolve_shard_strategy(strategy) if sharded else BROADCAST
         return cls(footer or read_index(path), mode, src, _shard_bytes())
 
 
@@ -111,7 +111,7 @@ class SharedFile:
             if not 0 <= src < ranks.size:
                 raise ValueError(f"src must be a rank from 0 to {ranks.size - 1}, not {src}")
             if strategy is not None:
-                _strategy(strategy)
+                resolve_shard_strategy(strategy)
             return _Manner.of(text, src, sharded, strategy, footer) if ranks.rank == src else None
 
         text = ranks.agree(lambda: model_path(path))
@@ -264,16 +264,6 @@ def load_together(path: ModelPath, device: torch.device, options: LoadOptions) -
         )
 
 
-def _strategy(asked: str | None) -> str:
-    strategy = asked or os.environ.get("FLASHPACK_SHARD_STRATEGY", "").strip() or CONTIGUOUS
-    if strategy not in SHARD_STRATEGIES:
-        expected = ", ".join(SHARD_STRATEGIES)
-        raise ValueError(
-            f"unknown shard strategy {strategy!r} (FLASHPACK_SHARD_STRATEGY); expected {expected}"
-        )
-    return strategy
-
-
 def _shard_bytes() -> int | None:
     text = os.environ.get("FLASHPACK_SHARD_BYTES", "").strip()
     if not text:
@@ -286,7 +276,7 @@ def _shard_bytes() -> int | None:
 def _unit(footer: dict[str, Any]) -> int:
     """Bytes that are read whole: those of a checksum, as far as direct reads can begin at any multiple."""
     chunk: int = footer.get("checksums", {}).get("chunk_bytes", _DEFAULT_UNIT_BYTES)
-    return chunk if chunk % PAGE_BYTES == 0 else chunk * PAGE_BYTES
+    return chunk if chunk % SHARD_ALIGN_BYTES == 0 else chunk * SHARD_ALIGN_BYTES
 
 
 def _allocate(size: int, device: torch.device) -> Tensor:

@@ -57,10 +57,10 @@ def read_index(path: str) -> dict[str, Any]:
 
 
 def is_flashpack_file(path: StrPath) -> bool:
-    """Whether the file is sound FlashPack. Raises OSError when it cannot be read at all."""
+    """Whether there is a file and it is sound FlashPack. Raises OSError for one that cannot be read."""
     try:
         get_flashpack_file_metadata(path)
-    except FlashPackError:
+    except (FlashPackError, FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return False
     return True
 

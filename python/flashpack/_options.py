@@ -10,9 +10,28 @@ from typing import Any
 from ._load import Device, as_device
 from ._names import is_ignored_tensor_name, name_tuple
 from ._progress import Silent
-from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
+from .constants import (
+    DEFAULT_CHUNK_BYTES,
+    DEFAULT_NUM_STREAMS,
+    DEFAULT_SHARD_STRATEGY,
+    SHARD_STRATEGIES,
+)
 
-SHARD_STRATEGIES = ("contiguous", "windows")
+
+def resolve_shard_strategy(strategy: str | None = None) -> str:
+    """`strategy` in lower case. None means what FLASHPACK_SHARD_STRATEGY names, else the default.
+
+    Raises ValueError for a name that is not one of SHARD_STRATEGIES.
+    """
+    if strategy is None:
+        strategy = os.environ.get("FLASHPACK_SHARD_STRATEGY", "").strip() or DEFAULT_SHARD_STRATEGY
+    name = strategy.strip().lower()
+    if name not in SHARD_STRATEGIES:
+        raise ValueError(
+            f"unknown shard strategy {strategy!r} (distributed_shard_strategy, FLASHPACK_SHARD_STRATEGY): "
+            f"expected {' or '.join(SHARD_STRATEGIES)}"
+        )
+    return name
 
 
 @dataclass(frozen=True)
@@ -57,11 +76,8 @@ class LoadOptions:
         for option in ("num_streams", "chunk_bytes"):
             if getattr(self, option) < 1:
                 raise ValueError(f"{option} must be at least 1, not {getattr(self, option)}")
-        if self.distributed_shard_strategy not in (None, *SHARD_STRATEGIES):
-            raise ValueError(
-                f"unknown shard strategy {self.distributed_shard_strategy!r}; "
-                f"expected one of {', '.join(SHARD_STRATEGIES)}"
-            )
+        if self.distributed_shard_strategy is not None:
+            resolve_shard_strategy(self.distributed_shard_strategy)
 
     @classmethod
     def pick(cls, arguments: Mapping[str, Any]) -> LoadOptions:

@@ -33,6 +33,18 @@ def join(device: torch.device, rank: int | None = None, world_size: int | None =
         dist.init_process_group(backend, init_method="env://", rank=rank, world_size=world_size)
 
 
+def make_group(rank: int | None, local_rank: int | None, world_size: int | None) -> None:
+    """`join` unless there is a group or one rank alone; then make this rank's CUDA device the current one."""
+    if dist.is_initialized() or world_size_of(world_size) == 1:
+        return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    join(device, rank, world_size)
+    if device.type == "cuda":
+        if local_rank is None:
+            local_rank = _environment("LOCAL_RANK", dist.get_rank())
+        torch.cuda.set_device(local_rank)
+
+
 def own_device(
     device: torch.device,
     rank: int | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,20 +11,61 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _ops
+from ._environment import flag
 from ._footer import read_index
 from ._load import Device, as_device, load_blocks, load_tensors
 from ._names import is_ignored_tensor_name
-from ._paths import read_one_version
+from ._paths import StrPath, read_one_version, text_path
 from ._progress import Silent
 from ._sources import ModelPath, model_path
 from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
+from .utils import get_packing_dtype
 
 
-@dataclass(frozen=True)
+@dataclass
+class MacroblockSpec:
+    """A macroblock: where it begins in the file, its bytes and its elements."""
+
+    dtype: torch.dtype
+    offset_bytes: int
+    length_bytes: int
+    length_elems: int
+
+
+@dataclass
+class TensorIndexRecord:
+    """A tensor in a macroblock: `offset` and `length` count the macroblock's elements."""
+
+    name: str
+    shape: list[int]
+    offset: int
+    length: int
+    macroblock: int = 0
+
+
+@dataclass
+class MacroblockPlan:
+    """A macroblock and its tensors, each of which begins at a multiple of `align_elems` elements."""
+
+    dtype: torch.dtype
+    offset_bytes: int
+    length_bytes: int
+    total_elems: int
+    align_elems: int
+    tensors: list[TensorIndexRecord]
+
+
+@dataclass
 class FlashTensorStorage:
-    """The macroblocks of a file: `blocks[i]` is 1-D, of block i's dtype and length."""
+    """The macroblocks of a file: `blocks[i]` is 1-D, of block i's dtype and length.
+
+    `backing_arrays`: the mapped file behind the blocks, as one numpy array for each, of unsigned integers
+    where numpy lacks the dtype. None for blocks with memory of their own, and without numpy.
+    """
 
     blocks: list[Tensor]
+    backing_arrays: list[Any] | None = None
 
     def block(self, idx: int) -> Tensor:
         """Macroblock `idx`."""
@@ -53,13 +95,17 @@ def read_flashpack_file(
 
     Of safetensors, and of several files, the footer that one FlashPack file of the same blocks would have.
 
-    `chunk_bytes` and `num_streams` are accepted and not needed. Errors as in `load_file`.
+    `chunk_bytes` and `num_streams` are accepted and not needed. Errors as in `load_file`, and ValueError for
+    the meta device.
     """
     text = model_path(path)
+    target = as_device(device)
+    if target.type == "meta":
+        raise ValueError(f"Unsupported device: {target}: blocks without data say no more than the footer")
 
     def read() -> tuple[FlashTensorStorage, dict[str, Any]]:
         footer = metadata or read_index(text)
-        return read_blocks(text, as_device(device), eager=eager, verify=verify, silent=silent), footer
+        return read_blocks(text, target, eager=eager, verify=verify, silent=silent), footer
 
     return read_one_version(text, read)
 
@@ -68,7 +114,52 @@ def read_blocks(
     path: str, device: torch.device, *, eager: bool | None, verify: bool | None, silent: Silent
 ) -> FlashTensorStorage:
     """The blocks of a model, by a path as `model_path` gives it."""
-    return FlashTensorStorage(load_blocks(path, device, eager=eager, verify=verify, silent=silent))
+    blocks = load_blocks(path, device, eager=eager, verify=verify, silent=silent)
+    reads = flag("FLASHPACK_CPU_PARALLEL_READ", False) if eager is None else eager
+    return FlashTensorStorage(blocks, None if reads or device.type != "cpu" else _arrays(blocks))
+
+
+def _arrays(blocks: Iterable[Tensor]) -> list[Any] | None:
+    if importlib.util.find_spec("numpy") is None:
+        return None
+    return [block.view(get_packing_dtype(block.dtype)).numpy() for block in blocks]
+
+
+def parallel_read_into_storage(
+    path: StrPath, specs: Iterable[MacroblockSpec], blocks: Iterable[Tensor], device: torch.device
+) -> None:
+    """Fill `blocks`, contiguous tensors on `device`, with the bytes of `specs` of a FlashPack file.
+
+    Checksums are verified. Raises what `load_file` raises, and ValueError for bytes outside of the payload,
+    a block of another size than its spec, or one on another device.
+    """
+    pairs = list(zip(specs, blocks, strict=True))
+    for number, (spec, block) in enumerate(pairs):
+        if block.nbytes != spec.length_bytes or block.device.type != device.type:
+            raise ValueError(
+                f"block {number} has {block.nbytes} bytes on {block.device}, but its spec has "
+                f"{spec.length_bytes}, for {device}"
+            )
+    _ops.read_payload(
+        text_path(path),
+        [spec.offset_bytes for spec, _ in pairs],
+        [block.view(-1).view(torch.uint8) for _, block in pairs],
+        verify=None,
+    )
+
+
+def sharded_read_available() -> bool:
+    """Whether ranks may share the reading of a file: unless FLASHPACK_PARALLEL_READ=0."""
+    return flag("FLASHPACK_PARALLEL_READ", True)
+
+
+def parallel_read_supported(device: torch.device) -> bool:
+    """Whether loads to `device` read with several threads: to CUDA, and to the CPU unless they map the file.
+
+    FLASHPACK_PARALLEL_READ=0 forbids it; FLASHPACK_CPU_PARALLEL_READ=1 has the CPU read.
+    """
+    wanted = device.type == "cuda" or (device.type == "cpu" and flag("FLASHPACK_CPU_PARALLEL_READ", False))
+    return wanted and sharded_read_available()
 
 
 def iterate_from_flash_tensor(
@@ -128,10 +219,13 @@ def _check_bounds(record: Mapping[str, Any], block: Tensor) -> None:
     outside = length and (offset < 0 or offset + length > block.numel())
     if min(length, *shape, 0) < 0 or outside:
         raise ValueError(
-            f"record {name!r}: elements {offset}..{offset + length} lie outside its block of {block.numel()}"
+            f"Could not get tensor for record {name!r}: elements {offset}..{offset + length} lie outside its "
+            f"block of {block.numel()}"
         )
     if math.prod(shape) != length:
-        raise ValueError(f"record {name!r}: shape {list(shape)} does not have {length} elements")
+        raise ValueError(
+            f"Could not get tensor for record {name!r}: shape {list(shape)} does not have {length} elements"
+        )
 
 
 def revert_from_file(path: ModelPath, silent: bool = True) -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-PAGE_BYTES = 4096
-BROADCAST, CONTIGUOUS, WINDOWS = "broadcast", "contiguous", "windows"
+from .constants import DEFAULT_SHARD_BYTES, SHARD_STRATEGY_CONTIGUOUS
+
+BROADCAST = "broadcast"
 # Several windows in each rank's part, so that reading one overlaps sending another; no smaller ones than
 # these, as each takes a round of messages.
 _WINDOWS_OF_A_PART = 4
@@ -84,13 +85,13 @@ def plan_steps(
     """
     part = _round_up(total if mode == BROADCAST else -(-total // ranks), unit)
     if window_bytes is None:
-        window_bytes = min(256 << 20, max(_MIN_WINDOW_BYTES, part // _WINDOWS_OF_A_PART))
+        window_bytes = min(DEFAULT_SHARD_BYTES, max(_MIN_WINDOW_BYTES, part // _WINDOWS_OF_A_PART))
     window = min(_round_up(window_bytes, unit), max(part, unit))
     if mode == BROADCAST:
         return [[Window(src, start, min(start + window, total))] for start in range(0, total, window)]
     steps = []
     for step in range(-(-part // window)):
-        if mode == CONTIGUOUS:
+        if mode == SHARD_STRATEGY_CONTIGUOUS:
             starts = [rank * part + step * window for rank in range(ranks)]
             stops = [min(start + window, (rank + 1) * part) for rank, start in enumerate(starts)]
         else:

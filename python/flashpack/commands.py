@@ -1,6 +1,23 @@
 """0.4.5's home of the conversions behind the command line."""
 
 from ._convert import convert_to_flashpack
+from ._convert_kinds import (
+    convert_to_flashpack_from_diffusers_repo_id_or_dir,
+    convert_to_flashpack_from_model,
+    convert_to_flashpack_from_state_dict,
+    convert_to_flashpack_from_state_dict_file,
+    convert_to_flashpack_from_transformers_repo_id_or_dir,
+    filter_kwargs_for_method,
+)
 from ._revert import revert_from_flashpack
 
-__all__ = ["convert_to_flashpack", "revert_from_flashpack"]
+__all__ = [
+    "convert_to_flashpack",
+    "convert_to_flashpack_from_diffusers_repo_id_or_dir",
+    "convert_to_flashpack_from_model",
+    "convert_to_flashpack_from_state_dict",
+    "convert_to_flashpack_from_state_dict_file",
+    "convert_to_flashpack_from_transformers_repo_id_or_dir",
+    "filter_kwargs_for_method",
+    "revert_from_flashpack",
+]

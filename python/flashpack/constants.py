@@ -14,3 +14,11 @@ DEFAULT_ALIGN_BYTES = 128
 DEFAULT_NUM_WRITE_WORKERS = 32
 DEFAULT_NUM_STREAMS = 4
 DEFAULT_CHUNK_BYTES = 4 * 1024 * 1024
+
+# How ranks share the reading of one file.
+SHARD_STRATEGY_CONTIGUOUS = "contiguous"  # each rank reads one part
+SHARD_STRATEGY_WINDOWS = "windows"  # they take turns
+SHARD_STRATEGIES = (SHARD_STRATEGY_CONTIGUOUS, SHARD_STRATEGY_WINDOWS)
+DEFAULT_SHARD_STRATEGY = SHARD_STRATEGY_CONTIGUOUS
+DEFAULT_SHARD_BYTES = 256 * 1024 * 1024  # the most that a rank reads at a time
+SHARD_ALIGN_BYTES = 4096  # what it reads begins at a multiple of this

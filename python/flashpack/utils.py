@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
+from ._environment import flag
 from ._names import filter_state_dict, is_ignored_tensor_name
 from ._printable import say
 
@@ -17,15 +22,26 @@ if TYPE_CHECKING:
 __all__ = [
     "diffusers_is_available",
     "dtype_to_string",
+    "effective_read_threads",
     "filter_state_dict",
     "get_module_and_attribute",
+    "get_packing_dtype",
     "human_duration",
     "human_num_elements",
     "is_ignored_tensor_name",
+    "logger",
+    "maybe_init_distributed",
+    "require_zstandard",
     "string_to_dtype",
     "timer",
+    "torch_dtype_to_numpy_dtype",
     "transformers_is_available",
 ]
+
+logger = logging.getLogger("flashpack")
+# Of a dtype that no release of torch has; `torch.float4_e2m1fn_x2` is another.
+float4_e2m1fn: torch.dtype | None = None
+_WITHOUT_NUMPY = ("bfloat16", "complex32", "float4", "float8")
 
 
 def string_to_dtype(string: str) -> torch.dtype:
@@ -34,7 +50,7 @@ def string_to_dtype(string: str) -> torch.dtype:
 
     dtype = getattr(torch, string.removeprefix("torch."), None)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"Unsupported dtype: {string!r}")
+        raise ValueError(f"Unsupported dtype string: {string!r}")
     return dtype
 
 
@@ -45,6 +61,62 @@ def dtype_to_string(dtype: torch.dtype) -> str:
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"Unsupported dtype: {dtype!r}")
     return str(dtype).removeprefix("torch.")
+
+
+def get_packing_dtype(dtype: torch.dtype) -> torch.dtype:
+    """`dtype`, or the unsigned integer of its size if numpy lacks it. Raises ValueError for others."""
+    import torch
+
+    if not dtype_to_string(dtype).startswith(_WITHOUT_NUMPY):
+        return dtype
+    packing: torch.dtype = getattr(torch, f"uint{8 * dtype.itemsize}")
+    return packing
+
+
+def torch_dtype_to_numpy_dtype(dtype: torch.dtype) -> Any:
+    """numpy's type of `get_packing_dtype(dtype)`, such as numpy.float32. Raises ValueError if it has none."""
+    import numpy
+
+    name = dtype_to_string(get_packing_dtype(dtype))
+    found = getattr(numpy, "bool_" if name == "bool" else name, None)
+    if found is None:
+        raise ValueError(f"Unsupported dtype: numpy has none for {dtype}")
+    return found
+
+
+def effective_read_threads(requested: int, *, floor: int = 1) -> int:
+    """`requested` threads, as far as there are processors for them or `floor` allows; at least one.
+
+    FLASHPACK_NO_THREAD_CLAMP=1 leaves the number as it is.
+    """
+    try:
+        processors = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # another system than Linux
+        processors = os.cpu_count() or requested
+    if flag("FLASHPACK_NO_THREAD_CLAMP", False):
+        return max(1, requested)
+    return max(1, min(requested, max(processors, floor)))
+
+
+def maybe_init_distributed(
+    rank: int | None = None, local_rank: int | None = None, world_size: int | None = None
+) -> None:
+    """Make torch.distributed's process group of several ranks, unless there is one.
+
+    What is None is taken from torchrun's variables. With CUDA, the device of this rank becomes the current
+    one. Raises ValueError for a variable that holds no number, and what torch.distributed raises.
+    """
+    from ._ranks import make_group
+
+    make_group(rank, local_rank, world_size)
+
+
+def require_zstandard() -> ModuleType:
+    """The package zstandard. Raises ImportError where it is not installed."""
+    try:
+        return importlib.import_module("zstandard")
+    except ImportError as error:
+        raise ImportError("the optional package 'zstandard' is missing: pip install zstandard") from error
 
 
 def get_module_and_attribute(model: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:

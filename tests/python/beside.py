@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,27 @@ _NO_NETWORK = re.compile(
 
 def install(name: str, requirements: Sequence[str]) -> Path:
     """The folder with `requirements` alone, filled on first use and kept among the build outputs."""
+
+    def fill(folder: Path) -> None:
+        _pip("install", "--only-binary", ":all:", "--target", folder, *requirements)
+
+    return _kept(name, requirements, fill)
+
+
+def unpack(name: str, requirement: str) -> Path:
+    """The folder with the source distribution of `requirement`, as `install` keeps it."""
+
+    def fill(folder: Path) -> None:
+        with tempfile.TemporaryDirectory() as fetched:
+            _pip("download", "--no-binary", ":all:", "--dest", fetched, requirement)
+            (archive,) = Path(fetched).iterdir()
+            shutil.unpack_archive(archive, folder)
+
+    (sources,) = _kept(name, [requirement], fill).iterdir()
+    return sources
+
+
+def _kept(name: str, requirements: Sequence[str], fill: Callable[[Path], None]) -> Path:
     build = Path(__file__).parents[2] / "target"
     wanted = f"{list(requirements)} {sys.version_info[:2]} {sys.platform}"
     folder = build / f"{name}-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
@@ -28,7 +49,7 @@ def install(name: str, requirements: Sequence[str]) -> Path:
         build.mkdir(exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=build, prefix=f"{name}-new-"))
         try:
-            _fetch(fresh, requirements)
+            fill(fresh)
             fresh.rename(folder)
         except FileExistsError:  # another run was quicker
             pass
@@ -37,11 +58,14 @@ def install(name: str, requirements: Sequence[str]) -> Path:
     return folder
 
 
-def _fetch(folder: Path, requirements: Sequence[str]) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    options = ["--no-deps", "--only-binary", ":all:", "--retries", "2", "--target", str(folder)]
+def _pip(command: str, *arguments: object) -> None:
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--retries", "2"]
     done = subprocess.run(
-        [*command, *options, *requirements], capture_output=True, text=True, check=False, timeout=600
+        [sys.executable, "-m", "pip", command, *options, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
     )
     if done.returncode and _NO_NETWORK.search(done.stderr):
         pytest.skip(f"the package index is not reachable: {done.stderr.strip().splitlines()[0]}")

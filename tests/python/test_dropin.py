@@ -379,6 +379,11 @@ def missing_buffers(path: Path) -> None:
     flashpack.assign_from_file(norm, path, strict_buffers=True)
 
 
+def other_dtype(path: Path) -> None:
+    flashpack.pack_to_file(nn.BatchNorm1d(2), path, torch.float16)
+    flashpack.assign_from_file(nn.BatchNorm1d(2), path)
+
+
 def unknown_names(path: Path) -> None:
     flashpack.pack_to_file({**nn.Linear(3, 2).state_dict(), "x": torch.ones(1), "y.z": torch.ones(1)}, path)
     flashpack.assign_from_file(nn.Linear(3, 2), path)
@@ -431,6 +436,20 @@ MESSAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
         r"1 index entries are misaligned \(e\.g\., a\)",
         lambda _: iterate([record("a", 1)]),
     ),
+    "wrong dtype": (r"Error while assigning.* record 'running_mean' is torch.float16", other_dtype),
+    "outside": (
+        r"Could not get tensor for record 'a': elements 96\.\.104",
+        lambda _: iterate([record("a", 96, shape=[8], length=8)]),
+    ),
+    "wrong shape": (
+        r"Could not get tensor for record 'a': shape \[3\]",
+        lambda _: iterate([record("a", 0, shape=[3])]),
+    ),
+    "no device": (
+        r"Unsupported device: meta",
+        lambda path: deserialization.read_flashpack_file(footer_of(path), "meta"),
+    ),
+    "strategy": (r"unknown shard strategy", lambda _: deserialization.resolve_shard_strategy("sideways")),
     "macroblock": (
         r"macroblock",
         lambda path: flashpack.load_file(footer_of(path, index=[record("a", 0, macroblock=7)])),
@@ -457,17 +476,42 @@ def test_what_is_no_flashpack_file_is_none(path: Path, content: bytes) -> None:
     assert flashpack.is_flashpack_file(path) is False
 
 
+@pytest.mark.parametrize("there", ["nothing", "a folder", "nothing in a file"])
+def test_where_there_is_no_file_is_no_flashpack_file(path: Path, there: str) -> None:
+    if there == "a folder":
+        path.mkdir()
+    if there == "nothing in a file":
+        path.write_bytes(b"")
+        path = path / "model.flashpack"
+    assert flashpack.is_flashpack_file(path) is False
+    with pytest.raises((FileNotFoundError, IsADirectoryError, NotADirectoryError)):
+        flashpack.get_flashpack_file_metadata(path)
+
+
 def test_what_cannot_be_read_is_an_io_error(path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as caught:
+    path.symlink_to(path)
+    with pytest.raises(OSError, match="symbolic links") as caught:
         flashpack.is_flashpack_file(path)
     assert caught.value.filename == str(path)
-    path.mkdir()
-    with pytest.raises(IsADirectoryError):
-        flashpack.get_flashpack_file_metadata(path)
     assert listing(path.parent) == {path.name}
 
 
+VERSIONS = """
+import flashpack
+import flashpack.version
+from flashpack.version import __version__, __version_tuple__, commit_id, version, version_tuple
+
+assert isinstance(version, str) and version == __version__
+assert flashpack.version == flashpack.__version__ == version
+assert flashpack.version_tuple == flashpack.__version_tuple__ == __version_tuple__ == version_tuple
+assert flashpack.commit_id is commit_id is None
+"""
+
+
+@pytest.mark.parametrize("first", ["import flashpack.version", "import flashpack; flashpack.version"])
+def test_the_version_and_the_module_of_that_name(first: str) -> None:
+    succeed(python("-c", first + VERSIONS))
+
+
 def test_the_version_under_each_of_its_names() -> None:
-    assert flashpack.version == flashpack.__version__
-    assert flashpack.version_tuple == flashpack.__version_tuple__
     assert ".".join(map(str, flashpack.version_tuple)) == flashpack.version.replace("+", ".")

@@ -25,6 +25,11 @@ def install() -> Path:
     return beside.install("upstream", REQUIREMENTS)
 
 
+def sources() -> Path:
+    """The folder with the source distribution of 0.4.5: `src` and `tests`."""
+    return beside.unpack("upstream-sources", "flashpack==0.4.5")
+
+
 def run(folder: Path, code: str, *args: object) -> str:
     """Run `code` where `import flashpack` gives 0.4.5; its standard output."""
     paths = [str(folder), *(entry for entry in sys.path if entry)]
