@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -13,7 +13,7 @@ from . import _ops
 from ._dtensors import is_dtensor, local_of
 from ._dtensors import rebuild as rebuild_dtensor
 from ._slots import Slot
-from ._tensors import is_uninitialized, rebuild
+from ._tensors import is_uninitialized, rebuild, swapped
 
 
 @dataclass
@@ -50,20 +50,18 @@ def _replace(slots: Iterable[Slot], replaced: Mapping[int, Tensor]) -> None:
             continue
         if id(heir) not in placed:
             placed[id(heir)] = slot.tensor if _turned_into(slot.tensor, heir) else heir
-        if placed[id(heir)] is not slot.tensor:
-            slot.put(placed[id(heir)])
+        slot.put(placed[id(heir)])
 
 
 def _turned_into(old: Tensor, heir: Tensor) -> bool:
     """Swap a meta parameter with its heir, unless weak references or a graph hold on to it."""
-    if not (isinstance(old, nn.Parameter) and old.is_meta) or type(old) is not type(heir) or is_dtensor(old):
-        return False
-    swap: Callable[[Tensor, Tensor], None] = torch.utils.swap_tensors
-    try:
-        swap(old, heir)
-    except RuntimeError:
-        return False
-    return True
+    return (
+        isinstance(old, nn.Parameter)
+        and old.is_meta
+        and type(old) is type(heir)
+        and not is_dtensor(old)
+        and swapped(old, heir)
+    )
 
 
 def _prepare(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor]) -> _Changes:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ._tensors import has_own_dispatch, is_uninitialized, rebuild
+from ._tensors import has_own_dispatch, is_uninitialized, rebuild, swapped
 
 # The parameters already moved inside the current `with`, so that one registered twice stays one.
 _moved: ContextVar[WeakTensorKeyDictionary | None] = ContextVar("flashpack_meta_parameters", default=None)
@@ -52,6 +52,9 @@ def _move_to_meta(_module: nn.Module, _name: str, parameter: nn.Parameter) -> nn
     if moved is None or parameter.is_meta or is_uninitialized(parameter) or has_own_dispatch(parameter):
         return None
     if parameter not in moved:
-        moved[parameter] = rebuild(parameter, parameter.detach().to("meta"))
+        on_meta = rebuild(parameter, parameter.detach().to("meta"))
+        if swapped(parameter, on_meta):  # whoever else holds it holds one that is loaded, too
+            return None
+        moved[parameter] = on_meta
     replacement: nn.Parameter = moved[parameter]
     return replacement

@@ -43,8 +43,13 @@ class Slot(NamedTuple):
         return has_own_dispatch(self.tensor)
 
     def put(self, tensor: Tensor) -> None:
-        """Hold `tensor` from now on. Past nn.Module's __setattr__, whose checks were made before."""
-        if self.is_parameter:
+        """Hold `tensor` from now on; a class with a `__setattr__` of its own, as nn.RNNBase, learns of it.
+
+        nn.Module's is passed by: its checks were made before, and it takes ten times as long.
+        """
+        if type(self.module).__setattr__ is not nn.Module.__setattr__:
+            setattr(self.module, self.attribute, tensor)
+        elif self.is_parameter:
             self.module._parameters[self.attribute] = cast(nn.Parameter, tensor)
         else:
             self.module._buffers[self.attribute] = tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -85,3 +86,13 @@ def rebuild(old: nn.Parameter, data: Tensor) -> nn.Parameter:
     new: nn.Parameter = Tensor._make_subclass(kind, data.detach(), old.requires_grad)
     new.__dict__.update(old.__dict__)
     return new
+
+
+def swapped(old: nn.Parameter, new: nn.Parameter) -> bool:
+    """Make each of the two what the other was; False if weak references or a graph hold on to one."""
+    swap: Callable[[Tensor, Tensor], None] = torch.utils.swap_tensors
+    try:
+        swap(old, new)
+    except RuntimeError:
+        return False
+    return True
