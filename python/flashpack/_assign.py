@@ -144,7 +144,6 @@ def _read(
     match = match_tensors(mapped, slots, options, shown_path(path))
     retained: dict[str, Any] = {}
     if options.in_place:
-        check_ties(shown_path(path), match.slots, mapped, options)
         fill(path, match, mapped, device, options)
         return match, mapped, retained
     tensors = _load(path, device, options, match, mapped if maps else None, retained)

@@ -89,10 +89,10 @@ def _prepare(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor]) -> _Chan
 
 
 def _can_set_data(old: Tensor, value: Tensor) -> bool:
-    """Whether the storage can be swapped in place: not for meta, lazy or inference tensors."""
+    """Whether the storage can be swapped in place: not for meta, lazy, inference or conjugated tensors."""
     return (
         not is_uninitialized(old)
-        and not old.is_inference()
+        and not (old.is_inference() or old.is_conj() or old.is_neg())
         and torch._has_compatible_shallow_copy_type(old, value)
     )
 

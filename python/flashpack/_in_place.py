@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import torch
 from torch import Tensor
 
 from ._dtensors import is_dtensor
+from ._hints import clipped, listed, quoted
 from ._load import load_into, load_tensors
-from ._match import Match
+from ._match import Match, check_ties
 from ._options import LoadOptions
 from ._sources import shown_path
+from ._tensors import is_uninitialized
 from ._usual import bump_versions, is_on
 
 
@@ -20,40 +22,114 @@ def fill(
 ) -> None:
     """Load the matched records into their tensors' memory.
 
-    Raises ValueError, before anything changes, where that cannot take the record: on another device, of
-    another dtype.
+    Raises ValueError, before anything changes, for memory that cannot take its record: on another device, of
+    another dtype, not there, or shared with what has another record.
     """
     if options.keep_flash_ref_on_model:
         raise ValueError("in_place=True makes no storage that keep_flash_ref_on_model could keep")
-    last: dict[int, str] = {}  # a tied tensor is filled once, under its last name
-    shown = shown_path(path)
+    shown = clipped(shown_path(path), 500)
     for name, slot in match.slots.items():
-        tensor = slot.tensor
-        if is_dtensor(tensor):
-            raise ValueError(
-                f"{shown}: the model's {name!r} is a DTensor, which is filled in place without in_place"
-            )
-        if not is_on(tensor, device):
-            raise ValueError(
-                f"{shown}: record {name!r} is for {device}, but the model's tensor is on {tensor.device}: "
-                "in_place=True moves nothing"
-            )
-        if tensor.dtype != mapped[name].dtype:
-            raise ValueError(
-                f"{shown}: record {name!r} is {mapped[name].dtype}, but the model's tensor is "
-                f"{tensor.dtype}: in_place=True casts nothing"
-            )
-        last[id(tensor)] = name
+        reason = _refusal(slot.tensor, mapped[name], device)
+        if reason is not None:
+            raise ValueError(f"{shown}: in_place=True cannot fill {quoted(name)}: {reason}")
+    check_ties(shown, match.slots, mapped, options, _shown_memory)
+    last = {_shown_memory(slot.tensor): name for name, slot in match.slots.items()}
     targets = {name: match.slots[name].tensor.detach() for name in last.values()}
-    direct = {name: tensor for name, tensor in targets.items() if tensor.is_contiguous()}
+    if names := _overlapping(targets):
+        raise ValueError(
+            f"{shown}: in_place=True cannot fill {listed(names)}: they share memory in part, so that one "
+            "would overwrite the other"
+        )
+    direct = {name: tensor for name, tensor in targets.items() if _takes_bytes(tensor)}
+    # channels_last and the like: through a row-major copy
+    copied = [name for name in targets if name not in direct]
+    loaded = load_tensors(path, device, names=copied, eager=True, verify=options.verify) if copied else {}
     try:
         load_into(path, direct, verify=options.verify, silent=options.shown)
     finally:  # also half a load
         bump_versions(list(direct.values()))
-    strided = [name for name in targets if name not in direct]
-    if strided:  # channels_last and the like: through a row-major copy
-        loaded = load_tensors(
-            path, targets[strided[0]].device, names=strided, eager=True, verify=options.verify, silent=True
-        )
-        for name in strided:
+    with torch.inference_mode():  # in which alone inference tensors can be written, and others can be, too
+        for name in copied:
             targets[name].copy_(loaded[name])
+    bump_versions([targets[name] for name in copied])
+
+
+def _refusal(tensor: Tensor, record: Tensor, device: torch.device) -> str | None:
+    """Why a tensor's memory cannot take the record; None if it can."""
+    if is_dtensor(tensor):
+        return "it is a DTensor, which is filled in place without in_place"
+    if is_uninitialized(tensor):
+        return "it belongs to a lazy module and has no memory yet"
+    if not is_on(tensor, device):
+        return f"the record is for {device}, but the model's tensor is on {tensor.device}; nothing is moved"
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return f"its layout is {'nested' if tensor.is_nested else tensor.layout}, not dense"
+    if tensor.dtype != record.dtype:
+        return f"the record is {record.dtype}, but the model's tensor is {tensor.dtype}; nothing is cast"
+    if tensor.numel() and tensor.untyped_storage().nbytes() == 0:
+        return "its storage was freed"
+    if not _is_injective(tensor):
+        return "several of its elements share memory, as those of an expanded tensor do"
+    return None
+
+
+def _is_injective(tensor: Tensor) -> bool:
+    """Whether each element has memory of its own."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return False
+            reach += (size - 1) * stride
+    return True
+
+
+def _takes_bytes(tensor: Tensor) -> bool:
+    """Whether the file's bytes can go into the tensor's memory as they are."""
+    return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+
+
+def _shown_memory(tensor: Tensor) -> Hashable:
+    """The same for tensors that show the same elements."""
+    if tensor.numel() == 0:
+        return id(tensor)
+    flat = tensor.is_contiguous()
+    layout = (tensor.numel(),) if flat else (tensor.shape, tensor.stride())
+    return (tensor.data_ptr(), tensor.dtype, tensor.is_conj(), tensor.is_neg(), layout)
+
+
+def _overlapping(targets: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors of which two have a byte in common; no two elements of one do."""
+    spans = sorted(
+        (tensor.data_ptr(), tensor.data_ptr() + _extent(tensor), name)
+        for name, tensor in targets.items()
+        if tensor.numel()
+    )
+    cluster: list[str] = []
+    start = end = 0
+    for first, last, name in [*spans, (1 << 64, 1 << 64, "")]:
+        if first >= end:
+            if len(cluster) > 1 and _collide([targets[each] for each in cluster], start, end):
+                return cluster
+            cluster, start = [], first
+        cluster.append(name)
+        end = max(end, last)
+    return []
+
+
+def _extent(tensor: Tensor) -> int:
+    """Bytes from the first element to the end of the last."""
+    steps = zip(tensor.stride(), tensor.shape, strict=True)
+    return (1 + sum(stride * (size - 1) for stride, size in steps)) * tensor.itemsize
+
+
+def _collide(tensors: list[Tensor], start: int, end: int) -> bool:
+    """Whether two of them have one of the bytes from `start` to `end` in common."""
+    taken = torch.zeros(end - start, dtype=torch.bool)
+    for tensor in tensors:
+        strides = [stride * tensor.itemsize for stride in tensor.stride()]
+        own = taken.as_strided((*tensor.shape, tensor.itemsize), (*strides, 1), tensor.data_ptr() - start)
+        if own.any():
+            return True
+        own.fill_(True)
+    return False

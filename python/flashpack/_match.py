@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,16 +64,20 @@ def match_tensors(
 
 
 def check_ties(
-    path: str, paired: Mapping[str, Slot], tensors: Mapping[str, Tensor], options: LoadOptions
+    path: str,
+    paired: Mapping[str, Slot],
+    tensors: Mapping[str, Tensor],
+    options: LoadOptions,
+    key: Callable[[Tensor], Hashable] = id,
 ) -> None:
-    """Compare the records of each tensor that the model has under several names.
+    """Compare the records of names whose tensors in the model are one, as `key` tells.
 
     Raises ValueError for two that are not the same, or warns if the options are lenient: the last one in the
     model's order is taken then, as by `load_state_dict`.
     """
-    names_of: dict[int, list[str]] = {}
+    names_of: dict[Hashable, list[str]] = {}
     for name, slot in paired.items():
-        names_of.setdefault(id(slot.tensor), []).append(name)
+        names_of.setdefault(key(slot.tensor), []).append(name)
     for first, *others in names_of.values():
         differing = [name for name in others if not _same(tensors[first], tensors[name])]
         if not differing:
@@ -89,7 +93,7 @@ def check_ties(
 
 def _same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same, bit for bit."""
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
+    if (one.numel(), one.dtype) != (other.numel(), other.dtype):
         return False
     if one.data_ptr() == other.data_ptr():
         return True

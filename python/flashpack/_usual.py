@@ -43,10 +43,21 @@ def assign_usual(model: nn.Module, path: str, device: torch.device, options: Loa
         return False
     if len(set(map(id, tensors))) < len(tensors):  # the records of one tied tensor are to be compared
         return False
-    return (_fill if options.in_place else _replace)(path, names, tensors, options)
+    try:
+        return (_fill if options.in_place else _replace)(path, names, tensors, options)
+    except RuntimeError:
+        if all(map(_is_plain, tensors)):
+            raise
+        return False  # torch itself refuses what an operator cannot take, before it runs
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_conj() and not tensor.is_neg()
 
 
 def _fill(path: str, names: str, tensors: list[Tensor], options: LoadOptions) -> bool:
+    if not all(map(Tensor.data_ptr, tensors)):  # without elements, or without the memory for them
+        return False
     try:
         filled = load_all_into(path, names, tensors, verify=options.verify, silent=options.shown)
     except BaseException:  # perhaps halfway
