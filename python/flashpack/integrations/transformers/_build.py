@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -37,7 +39,21 @@ def build_empty(cls: type[P], config: Any, tensors: Mapping[str, Tensor], argume
     """A model whose parameters have no memory; its buffers are real and have dtypes to match the file."""
     from_config: Callable[..., P] = cls._from_config
     with BUILDING, parameters_on_meta():
-        return from_config(copy.deepcopy(config), dtype=main_dtype(config, tensors), **arguments)
+        model = from_config(copy.deepcopy(config), dtype=main_dtype(config, tensors), **arguments)
+        _initialize_again(model)
+    return model
+
+
+def _initialize_again(model: PreTrainedModel) -> None:
+    """Compute the buffers as `from_pretrained` does: under torch's default dtype, not the model's.
+
+    The constructor ran under the model's dtype, in which tables of frequencies lose precision. Buffers that
+    the class does not initialize keep what the constructor gave them.
+    """
+    for module in model.modules():
+        vars(module).pop("_is_hf_initialized", None)
+    initialize: Callable[[], None] = model.initialize_weights
+    initialize()
 
 
 def main_dtype(config: Any, tensors: Mapping[str, Tensor]) -> torch.dtype:
@@ -59,6 +75,31 @@ def _is_plain_float(dtype: torch.dtype) -> bool:
     return dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
+def model_names(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, str | None]:
+    """What the model calls those of `tensors` that it knows under another name, or under none.
+
+    A base model and a model with a head differ by the prefix of their base; None is for another name of a
+    tied weight that the model has under one of its own.
+    """
+    own = model.state_dict().keys()
+    prefix = f"{model.base_model_prefix}."
+    names: dict[str, str | None] = {}
+    for name in tensors:
+        for other in (name.removeprefix(prefix), prefix + name):
+            if name not in own and other in own and other not in tensors:
+                names[name] = other
+    known = {range_of(tensor) for name, tensor in tensors.items() if name in own or name in names}
+    for name, tensor in tensors.items():
+        if name not in own and name not in names and tensor.numel() and range_of(tensor) in known:
+            names[name] = None
+    return names
+
+
+def range_of(tensor: Tensor) -> tuple[object, ...]:
+    """What names of one tied weight have in common."""
+    return (tensor.data_ptr(), tensor.dtype, tensor.shape)
+
+
 def fits(model: PreTrainedModel, tensors: Mapping[str, Tensor], wishes: Wishes) -> bool:
     """Whether the file has just what the model needs, so that nothing is to be renamed, made up or cast."""
     slots = find_slots(model)
@@ -66,8 +107,7 @@ def fits(model: PreTrainedModel, tensors: Mapping[str, Tensor], wishes: Wishes) 
         return False
     ranges: dict[int, tuple[object, ...]] = {}
     for name, tensor in tensors.items():
-        place = (tensor.data_ptr(), tensor.dtype, tensor.shape)
-        if ranges.setdefault(id(slots[name].tensor), place) != place:
+        if ranges.setdefault(id(slots[name].tensor), range_of(tensor)) != range_of(tensor):
             return False  # tied in the model, though two tensors in the file
     lacks = any(slot.is_parameter and id(slot.tensor) not in ranges for slot in slots.values())
     return not lacks and not _needs_cast(model, tensors, wishes.dtype)
@@ -76,10 +116,9 @@ def fits(model: PreTrainedModel, tensors: Mapping[str, Tensor], wishes: Wishes) 
 def _needs_cast(model: PreTrainedModel, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> bool:
     if dtype is None:
         return False
-    exceptions = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
-    if dtype != torch.float32 and any(getattr(model, name, None) for name in exceptions):
-        return True
-    return any(tensor.is_floating_point() and tensor.dtype != dtype for tensor in tensors.values())
+    return bool(model._get_dtype_plan(dtype)) or any(
+        tensor.is_floating_point() and tensor.dtype != dtype for tensor in tensors.values()
+    )
 
 
 def load_directly(model: P, place: Place, wishes: Wishes) -> tuple[P, LoadingInfo]:
@@ -87,4 +126,6 @@ def load_directly(model: P, place: Place, wishes: Wishes) -> tuple[P, LoadingInf
     loaded, info = build_and_load(lambda _: model, place.weights, wishes.options)
     loaded.tie_weights()
     nn.Module.to(loaded, wishes.device)  # buffers that are not in the file
-    return loaded, info
+    ignored = [re.compile(pattern) for pattern in loaded._keys_to_ignore_on_load_missing or ()]
+    missing = [name for name in info.missing_keys if not any(each.search(name) for each in ignored)]
+    return loaded, replace(info, missing_keys=missing)

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -22,6 +23,8 @@ from ..._revert import revert_from_flashpack
 from ..._slots import find_slots
 from ..._storage import FlashTensorStorage, iterate_from_flash_tensor, read_flashpack_file
 from .._weights import BUILDING, LoadingInfo
+from ._build import range_of
+from ._names import architecture_of, without_prefix
 from ._place import Place
 from ._wishes import Wishes
 
@@ -35,15 +38,18 @@ def load_through_transformers(
     wishes: Wishes,
     model_args: tuple[Any, ...],
     arguments: dict[str, Any],
+    names: Mapping[str, str | None],
 ) -> tuple[P, dict[str, Any]]:
     """Hand the tensors to `cls.from_pretrained`, which renames, merges, casts, ties and initialises.
+
+    `names` are the model's for those of the file that it has under others; None leaves one out.
 
     Returns the model and transformers' loading info. Raises ValueError in the words of `assign_from_file` for
     names that are missing or left over, unless the options allow it; and what transformers raises.
     """
     keepsakes: dict[str, Any] = {}
     described = is_quantized(config) and bool(_metadata(place))
-    tensors = None if described else _load(place, wishes, keepsakes)
+    tensors = None if described else _renamed(_load(place, wishes, keepsakes), names)
     # With a map transformers needs accelerate, and without one it loads to the CPU.
     device_map = None if wishes.device.type == "cpu" else {"": wishes.device}
     load: Any = cls.from_pretrained  # its annotation knows no output_loading_info
@@ -59,7 +65,8 @@ def load_through_transformers(
             **wishes.for_transformers,
             **arguments,
         )
-    _check(model, info, place, wishes)
+    info["unexpected_keys"] = _without_aliases(info["unexpected_keys"], tensors or {})
+    _check(model, info, place, wishes, config)
     model.config.name_or_path = model.name_or_path = place.source
     for name, value in keepsakes.items():
         setattr(model, name, value)
@@ -84,6 +91,11 @@ def _as_safetensors(place: Place, wanted: bool) -> Iterator[str | None]:
         for config in place.weights.parent.glob("*.json"):
             shutil.copyfile(config, Path(scratch, config.name))
         yield scratch
+
+
+def _renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str | None]) -> dict[str, Tensor]:
+    renamed = {names.get(name, name): tensor for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in renamed.items() if name is not None}
 
 
 def _load(place: Place, wishes: Wishes, keepsakes: dict[str, Any]) -> dict[str, Tensor]:
@@ -120,11 +132,29 @@ def is_quantized(config: Any) -> bool:
     return any(getattr(each, "quantization_config", None) for each in (config, text_config))
 
 
-def _check(model: PreTrainedModel, info: Mapping[str, Any], place: Place, wishes: Wishes) -> None:
-    slots = find_slots(model)
+def _without_aliases(names: Iterable[str], tensors: Mapping[str, Tensor]) -> set[str]:
+    """One name for each tied weight, the shortest, as safetensors hold it under one."""
+    kept: dict[object, str] = {}
+    for name in sorted(names, key=len):
+        tensor = tensors.get(name)
+        kept.setdefault(name if tensor is None or not tensor.numel() else range_of(tensor), name)
+    return set(kept.values())
+
+
+def _check(
+    model: PreTrainedModel, info: Mapping[str, Any], place: Place, wishes: Wishes, config: Any
+) -> None:
+    options, slots = wishes.options, find_slots(model)
     missing = [slots[name] for name in sorted(info["missing_keys"]) if name in slots]
-    expected = [slot for slot in missing if not wishes.options.ignores(slot.name)]
-    check_names(str(place.weights), sorted(info["unexpected_keys"]), expected, wishes.options)
+    expected = [slot for slot in missing if not options.ignores(slot.name)]
+    forgiven = options.strict is None and _is_of_another_class(type(model), config)
+    check_names(str(place.weights), [] if forgiven else sorted(info["unexpected_keys"]), expected, options)
+
+
+def _is_of_another_class(cls: type[PreTrainedModel], config: Any) -> bool:
+    """Whether the configuration is that of another class of transformers, with names that `cls` may lack."""
+    saved = without_prefix(config.architectures) or []
+    return architecture_of(cls) not in saved and any(hasattr(transformers, name) for name in saved)
 
 
 def as_dict(info: LoadingInfo | Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ..._paths import StrPath
 from .._weights import LoadingInfo
-from ._build import build_empty, fits, load_directly, map_tensors
+from ._build import build_empty, fits, load_directly, map_tensors, model_names
 from ._convert import as_dict, is_quantized, load_through_transformers
 from ._place import GENERATION_CONFIG, Place, read_config
 from ._save import save_model
@@ -36,12 +36,14 @@ def load_model(
     options of `assign_from_file`; settings of the configuration such as `attn_implementation`; and what the
     class itself takes, which `model_args` are for, too.
 
-    A file with just the model's names is loaded straight to the device. With others (a base model's prefix,
-    legacy names, unmerged experts, a quantised model) the tensors go through `cls.from_pretrained`.
+    A file with just the model's names is loaded straight to the device. With others (of a head over the model
+    or of its base, legacy names, unmerged experts, a quantised model) the tensors go through
+    `cls.from_pretrained`.
 
     Raises ValueError for names that are missing or left over, unless `strict` or `strict_params` is False
     (fresh values are then made for what is missing), they are ignored, or `output_loading_info` reports them
-    and no strictness is asked for; else as `assign_from_file`.
+    and no strictness is asked for; else as `assign_from_file`. What is left over of a file of another class
+    of transformers, as of a head, is an error only with `strict=True`; transformers logs it.
     """
     place = Place.take(pretrained_model_name_or_path, kwargs)
     wishes = Wishes.take(cls, device, kwargs)
@@ -58,21 +60,27 @@ def load_from(
     arguments: dict[str, Any],
 ) -> Any:
     """`load_model` with everything found; `arguments` are those for the class alone."""
-    loaded = None
-    if not (model_args or wishes.for_transformers or is_quantized(config)):
-        loaded = _try_directly(cls, config, place, wishes, arguments)
-    model, info = loaded or load_through_transformers(cls, config, place, wishes, model_args, arguments)
+    model, info = _load(cls, config, place, wishes, model_args, arguments)
     _set_generation_config(model, place, wishes)
     return (model, as_dict(info)) if wishes.output_loading_info else model
 
 
-def _try_directly(
-    cls: type[P], config: Any, place: Place, wishes: Wishes, arguments: dict[str, Any]
-) -> tuple[P, LoadingInfo] | None:
-    """The model and what was left out, or None if the file is not just what the model needs."""
-    tensors = map_tensors(place, wishes)
-    model = build_empty(cls, config, tensors, arguments)
-    return load_directly(model, place, wishes) if fits(model, tensors, wishes) else None
+def _load(
+    cls: type[P],
+    config: Any,
+    place: Place,
+    wishes: Wishes,
+    model_args: tuple[Any, ...],
+    arguments: dict[str, Any],
+) -> tuple[P, LoadingInfo | dict[str, Any]]:
+    names: dict[str, str | None] = {}
+    if not (model_args or wishes.for_transformers or is_quantized(config)):
+        tensors = map_tensors(place, wishes)
+        model = build_empty(cls, config, tensors, arguments)
+        if fits(model, tensors, wishes):
+            return load_directly(model, place, wishes)
+        names = model_names(model, tensors)
+    return load_through_transformers(cls, config, place, wishes, model_args, arguments, names)
 
 
 def _set_generation_config(model: PreTrainedModel, place: Place, wishes: Wishes) -> None:
