@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import _native
 from ._convert_source import Source, find_source
 from ._footer import is_flashpack_file
-from ._model_folder import Library, copy_companions, names_folder
+from ._model_folder import Library, copy_companions
 from ._names import filter_state_dict, is_ignored_tensor_name, name_tuple
 from ._paths import StrPath, make_parent, refuse_source, text_path
 from ._progress import run
@@ -44,14 +44,15 @@ def convert_to_flashpack(
     max_shard_size: int | str | None = None,
     **kwargs: Any,
 ) -> str:
-    """Convert to a FlashPack file and return its path.
+    """Convert to a FlashPack file and return its path, or that of the model folder that was made.
 
     The source is a model, a state dict, a weight file (.safetensors, or a torch file that
     weights_only=True accepts), a model folder, whole or sharded, or the id of a repository on a model hub.
     Weights are taken as they are unless `use_transformers` or `use_diffusers` lets that library load them.
 
-    The destination is a file, or a folder (there is one, or the path ends with a slash): then a model folder
-    is made of it, `model[.variant].flashpack` with the source's configurations and other small files. It
+    A model folder or a repository becomes a model folder: `model[.variant].flashpack` with the source's
+    configurations and other small files, unless the destination ends in .flashpack and is no folder. Other
+    sources become a file, inside the destination if that is a folder or ends with a slash. The destination
     defaults to the source with its suffix swapped, `model[.variant].flashpack` in the source folder, or, for
     a repository, `<its name>[-subfolder][.variant].flashpack` in the working directory.
 
@@ -78,8 +79,7 @@ def convert_to_flashpack(
     source = model_or_state_dict_or_path_or_repo_id
     if isinstance(source, str | os.PathLike):
         library = _library(use_transformers, use_diffusers)
-        made = _convert_path(text_path(source), destination_path, library, wishes, kwargs)
-        return str(_made(made))
+        return _convert_path(text_path(source), destination_path, library, wishes, kwargs)
     if destination_path is None:
         raise ValueError("destination_path is required for a model or a state dict")
     destination = Path(text_path(destination_path))
@@ -139,7 +139,7 @@ def _convert_path(
     library: Library | None,
     wishes: _Wishes,
     arguments: dict[str, Any],
-) -> Path:
+) -> str:
     source = find_source(text, arguments, wishes.silent)
     if arguments and library is None:
         raise TypeError(f"unexpected arguments without use_transformers or use_diffusers: {[*arguments]}")
@@ -149,9 +149,10 @@ def _convert_path(
         _convert_files(find_sources(source.place, source.variant), destination, wishes)
     else:
         _convert_by_class(source, library, destination, wishes, arguments)
-    if destination_path is not None and names_folder(destination_path) and source.place.is_dir():
-        copy_companions(source.place, destination.parent)
-    return destination
+    if not source.makes_folder(destination_path):
+        return str(_made(destination))
+    copy_companions(source.place, destination.parent)
+    return str(destination.parent)
 
 
 def _convert_files(sources: Sources, destination: Path, wishes: _Wishes) -> None:

@@ -34,14 +34,26 @@ class Source:
             return [self.place]
         return [path for path in self.place.iterdir() if path.is_file() and path.suffix != SUFFIX]
 
+    def makes_folder(self, wished: StrPath | None) -> bool:
+        """Whether a model folder is made of this one: unless `wished` is None or names a FlashPack file."""
+        if wished is None or not self.place.is_dir():
+            return False
+        return names_folder(wished) or Path(text_path(wished)).suffix.lower() != SUFFIX
+
     def destination(self, wished: StrPath | None) -> Path:
-        """The file to write: in a folder, the name that loads look for there."""
+        """The file to write: in a folder, the name that loads look for there.
+
+        Raises NotADirectoryError for a file where a model folder would go.
+        """
         if wished is None:
             return self.default
         path = Path(text_path(wished))
-        if not names_folder(wished):
-            return path
-        return path / (weights_name(self.variant) if self.place.is_dir() else self.default.name)
+        if not self.makes_folder(wished):
+            return path / self.default.name if names_folder(wished) else path
+        if path.is_file():
+            reason = f"A model folder goes to a folder, or to a file that ends in {SUFFIX}"
+            raise NotADirectoryError(errno.ENOTDIR, reason, str(path))
+        return path / weights_name(self.variant)
 
 
 def find_source(text: str, arguments: dict[str, Any], silent: bool | None) -> Source:

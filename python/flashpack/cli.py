@@ -69,8 +69,8 @@ def main() -> None:
 def convert(path_or_repo_id: str, destination_path: str | None, verbose: bool, **options: Any) -> None:
     """Convert a weight file, a model folder or a repository to FlashPack.
 
-    The destination is a file, or a folder (ending with a slash unless it exists) that becomes a model folder
-    with the configurations.
+    A folder or a repository becomes a model folder with the configurations, or a file if the destination
+    ends in .flashpack or is left out. A weight file becomes a file.
     """
     with _reporting_errors(verbose):
         from ._convert import convert_to_flashpack

@@ -112,9 +112,8 @@ def test_default_destination_of_a_file(tmp_path: Path, name: str, made: str, fol
 
 def test_a_folder_into_a_folder(source: Path, tmp_path: Path) -> None:
     (tmp_path / "into").mkdir()
-    assert convert_to_flashpack(source.parent, tmp_path / "into") == str(
-        tmp_path / "into" / "model.flashpack"
-    )
+    assert convert_to_flashpack(source.parent, tmp_path / "into") == str(tmp_path / "into")
+    assert listing(tmp_path / "into") == {"model.flashpack"}
 
 
 def test_folders_on_the_way_are_made(source: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
@@ -15,6 +16,7 @@ import tiny
 import torch
 from click.testing import CliRunner
 from diffusers import UNet2DModel
+from flashpack import commands
 from flashpack.__main__ import main
 from flashpack.commands import convert_to_flashpack, revert_from_flashpack
 from helpers import assert_same, listing, noise
@@ -47,7 +49,7 @@ def stored(folder: Path) -> dict[str, Tensor]:
 def assert_made(destination: Path, result: str, variant: str | None = None) -> None:
     """A model folder with everything that a load needs, and nothing else."""
     name = f"model.{variant}.flashpack" if variant else "model.flashpack"
-    assert result == str(destination / name)
+    assert result == str(destination)
     names = {found for found in listing(destination) if found != "generation_config.json"}
     assert names == COMPANIONS | {name}
 
@@ -67,7 +69,7 @@ def test_there_and_back(tmp_path: Path, library: str, sharded: bool, variant: st
     back = Path(revert_from_flashpack(tmp_path / "packed", f"{tmp_path / 'back'}/"))
     middle = f".{variant}" if variant else ""
     assert back == tmp_path / "back" / f"{WHOLE[library]}{middle}.safetensors"
-    assert listing(back.parent) == (listing(tmp_path / "packed") | {back.name}) - {Path(packed).name}
+    assert listing(back.parent) == (listing(tmp_path / "packed") | {back.name}) - {f"model{middle}.flashpack"}
     again = reload(library, back.parent, variant=variant)
     assert_same(again.state_dict(), model.state_dict())
     # Into aligned memory first: convolutions round otherwise in a mapped safetensors file.
@@ -286,7 +288,7 @@ def test_more_arguments_reach_the_library(tmp_path: Path) -> None:
 def test_no_file_of_the_source_is_overwritten(tmp_path: Path, name: str, library: str | None) -> None:
     source = tiny.save(tiny.bert(), tmp_path / "source")
     before = (source / name).read_bytes()
-    with pytest.raises(ValueError, match="its own source"):
+    with pytest.raises(NotADirectoryError, match=r"to a file that ends in \.flashpack"):
         convert_to_flashpack(source, source / name, use_transformers=library is not None)
     assert (source / name).read_bytes() == before
 
@@ -303,7 +305,11 @@ def slash(folder: Path) -> str:
     return f"{folder}/"
 
 
-@pytest.mark.parametrize("form", [existing, slash])
+def neither(folder: Path) -> Path:
+    return folder
+
+
+@pytest.mark.parametrize("form", [existing, slash, neither])
 def test_a_folder_as_destination(tmp_path: Path, form: Callable[[Path], Path | str]) -> None:
     source = tiny.save(tiny.bert(), tmp_path / "source")
     result = CliRunner().invoke(main, ["convert", str(source), str(form(tmp_path / "packed"))])
@@ -312,10 +318,23 @@ def test_a_folder_as_destination(tmp_path: Path, form: Callable[[Path], Path | s
     assert listing(source) & {"model.flashpack"} == set()
 
 
-def test_a_file_as_destination_stands_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["my.flashpack", "my.FLASHPACK"])
+def test_a_file_as_destination_stands_alone(tmp_path: Path, name: str) -> None:
     source = tiny.save(tiny.bert(), tmp_path / "source")
-    convert_to_flashpack(source, tmp_path / "out" / "my.flashpack")
-    assert listing(tmp_path / "out") == {"my.flashpack"}
+    assert convert_to_flashpack(source, tmp_path / "out" / name) == str(tmp_path / "out" / name)
+    assert listing(tmp_path / "out") == {name}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_by_the_class_under_the_name_of_the_release(tmp_path: Path, library: str) -> None:
+    model = build(library)
+    source = tiny.save(model, tmp_path / "source")
+    convert = getattr(commands, f"convert_to_flashpack_from_{library}_repo_id_or_dir")
+    packed = convert(str(source), str(tmp_path / "packed.v2"), "float16", silent=True)
+    assert_made(tmp_path / "packed.v2", packed)
+    assert_same(flashpack.load_file(packed), model.half().state_dict())
+    load = importlib.import_module(f"flashpack.integrations.{library}").load_model
+    assert_same(load(type(model), packed).state_dict(), model.state_dict())
 
 
 def test_companions_are_followed_through_links(tmp_path: Path) -> None:
@@ -345,7 +364,7 @@ def test_revert_of_one_variant_of_several(tmp_path: Path) -> None:
     half = convert_to_flashpack(source, f"{tmp_path / 'packed'}/", variant="fp16")
     with pytest.raises(ValueError, match=r"model\.flashpack, model\.fp16\.flashpack"):
         revert_from_flashpack(tmp_path / "packed")
-    made = revert_from_flashpack(half, f"{tmp_path / 'back'}/")
+    made = revert_from_flashpack(Path(half) / "model.fp16.flashpack", f"{tmp_path / 'back'}/")
     assert made == str(tmp_path / "back" / "model.fp16.safetensors")
     again = reload("transformers", tmp_path / "back", variant="fp16", dtype=torch.float16)
     assert_same(again.state_dict(), model.state_dict())
