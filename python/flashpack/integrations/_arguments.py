@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -73,3 +74,30 @@ def load_options(
         chosen |= {"strict": False, "strict_params": False, "strict_buffers": False}
     pick = cls._options if issubclass(cls, FlashPackMixin) else LoadOptions.pick
     return pick(chosen)
+
+
+def initialiser(cls: type[Any], default: Callable[..., Any]) -> Callable[..., Any]:
+    """The method of `cls` that its `flashpack_init_method` names, if it has both, or `default`."""
+    found: Callable[..., Any] = getattr(cls, getattr(cls, "flashpack_init_method", None) or "", default)
+    return found
+
+
+def add_switch(cls: Any, load: Callable[..., Any]) -> None:
+    """Have `cls.from_pretrained(..., use_flashpack=True)` call `load`; `flashpack_kwargs` are more arguments.
+
+    Other calls go on as ever. Does nothing to a class that inherits the method or has the switch.
+    """
+    method = vars(cls).get("from_pretrained")
+    if method is None or hasattr(method.__func__, "has_flashpack_switch"):
+        return
+    original: Callable[..., Any] = method.__func__
+
+    @functools.wraps(original)
+    def from_pretrained(cls: Any, *args: Any, use_flashpack: bool = False, **kwargs: Any) -> Any:
+        if not use_flashpack:
+            return original(cls, *args, **kwargs)
+        options = kwargs.pop("flashpack_kwargs", None) or {}
+        return load(cls, *args, **kwargs, **options)
+
+    from_pretrained.has_flashpack_switch = True  # type: ignore[attr-defined]
+    cls.from_pretrained = classmethod(from_pretrained)  # type: ignore[arg-type]

@@ -32,6 +32,7 @@ from flashpack.integrations.diffusers import (
     patch_diffusers_auto_model,
     save_model,
 )
+from flashpack.integrations.transformers import save_model as save_transformers_model
 from helpers import assert_same, flip_byte, listing, place_of, read_footer
 from torch import nn
 
@@ -405,8 +406,6 @@ def test_an_automatic_class_knows_the_names_that_0_4_5_derived(tmp_path: Path) -
 
 
 def test_an_automatic_class_loads_models_of_transformers(tmp_path: Path) -> None:
-    from flashpack.integrations.transformers._model import save_model as save_transformers_model
-
     encoder = tiny_pipelines.text_encoder()
     save_transformers_model(encoder, tmp_path)
     loaded = AutoFlashPackModel.from_pretrained_flashpack(tmp_path)
@@ -424,13 +423,33 @@ def patched() -> Iterator[list[tuple[type, dict[str, Any]]]]:
     for cls, old in before:
         for name in [name for name in vars(cls) if name not in old]:
             delattr(cls, name)
+    AutoModel.from_pretrained = next(old for cls, old in before if cls is AutoModel)["from_pretrained"]
 
 
 def test_patching_only_adds(patched: list[tuple[type, dict[str, Any]]]) -> None:
     for cls, old in patched:
         new = {name for name in vars(cls) if name not in old}
         assert new <= {"save_pretrained_flashpack", "from_pretrained_flashpack"}
-        assert all(vars(cls)[name] is value for name, value in old.items())
+        changed = {name for name, value in old.items() if vars(cls)[name] is not value}
+        assert changed == ({"from_pretrained"} if cls is AutoModel else set())
+
+
+@pytest.mark.usefixtures("patched")
+def test_a_patched_automatic_class_takes_use_flashpack(tmp_path: Path) -> None:
+    model, encoder = tiny_pipelines.unet(), tiny_pipelines.text_encoder()
+    model.save_pretrained(tmp_path / "ordinary")
+    save_model(model, tmp_path / "packed")
+    assert_same(AutoModel.from_pretrained(str(tmp_path / "ordinary")).state_dict(), model.state_dict())
+    with pytest.raises(OSError, match="diffusion_pytorch_model"):
+        AutoModel.from_pretrained(str(tmp_path / "packed"), use_flashpack=False)
+    for options in ({}, {"flashpack_kwargs": {"strict": True}}):
+        loaded = AutoModel.from_pretrained(tmp_path / "packed", use_flashpack=True, **options)
+        assert type(loaded) is type(model)
+        assert_same(loaded.state_dict(), model.state_dict())
+    save_transformers_model(encoder, tmp_path / "encoder")
+    loaded = AutoModel.from_pretrained(tmp_path / "encoder", use_flashpack=True)
+    assert type(loaded) is type(encoder)
+    assert_same(loaded.state_dict(), encoder.state_dict())
 
 
 @pytest.mark.usefixtures("patched")

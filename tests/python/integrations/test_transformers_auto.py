@@ -157,7 +157,7 @@ loads, saves = transformers.PreTrainedModel.from_pretrained, transformers.PreTra
 patch_transformers_auto_model()
 patch_transformers_auto_model()
 from transformers import AutoModelForMaskedLM
-assert vars(AutoModel.__mro__[-2])["from_pretrained"] is untouched
+assert vars(AutoModel.__mro__[-2])["from_pretrained"].__func__.__wrapped__ is untouched.__func__
 assert transformers.PreTrainedModel.from_pretrained == loads
 assert transformers.PreTrainedModel.save_pretrained is saves
 model = AutoModel.from_pretrained(sys.argv[1])
@@ -170,6 +170,17 @@ assert all(value.equal(loaded.state_dict()[name]) for name, value in model.state
 assert type(transformers.BertModel.from_pretrained_flashpack(sys.argv[2])) is transformers.BertModel
 masked = AutoModelForMaskedLM.from_pretrained_flashpack(sys.argv[2], strict=False)
 assert type(masked) is transformers.BertForMaskedLM
+classes = {AutoModel: transformers.BertModel, AutoModelForMaskedLM: transformers.BertForMaskedLM}
+for auto, expected in classes.items():
+    switched = auto.from_pretrained(sys.argv[2], use_flashpack=True, strict=False)
+    assert type(switched) is expected
+    assert switched.get_input_embeddings().weight.equal(model.embeddings.word_embeddings.weight)
+try:
+    AutoModel.from_pretrained(sys.argv[2], use_flashpack=False)
+except OSError as error:
+    assert "model.safetensors" in str(error)
+else:
+    raise AssertionError("transformers alone has loaded a FlashPack file")
 print("fine")
 """
 

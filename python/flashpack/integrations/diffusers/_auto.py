@@ -10,6 +10,7 @@ import diffusers
 
 from ..._model_folder import CONFIG, PIPELINE, require_config
 from ..._paths import StrPath
+from .._arguments import add_switch
 from .._hub import HubOptions, fetch
 from ._classes import is_transformers_model, saved_class
 from ._index import read_index
@@ -61,8 +62,9 @@ class AutoFlashPackModel(diffusers.AutoModel):
 
 
 def patch_diffusers_auto_model() -> None:
-    """Give diffusers' models, pipelines and AutoModel the two FlashPack methods; nothing else changes.
+    """Give diffusers' models, pipelines and AutoModel the two FlashPack methods.
 
+    `AutoModel.from_pretrained` with `use_flashpack=True` loads as the new method does; nothing else changes.
     May be called any number of times, before or after anything is imported from diffusers.
     """
     methods: list[tuple[Any, Any, Any]] = [
@@ -74,6 +76,7 @@ def patch_diffusers_auto_model() -> None:
         cls.from_pretrained_flashpack = classmethod(load)
         if save is not None:
             cls.save_pretrained_flashpack = save
+    add_switch(diffusers.AutoModel, load_any_model)
 
 
 def _model_class(folder: Path, subfolder: str | None) -> type:

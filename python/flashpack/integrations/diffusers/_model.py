@@ -15,7 +15,7 @@ from ..._paths import StrPath, text_path
 from ..._revert import revert_from_flashpack
 from ..._save import pack_to_file
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
-from .._arguments import load_options, one_device, one_dtype, take_load_arguments
+from .._arguments import initialiser, load_options, one_device, one_dtype, take_load_arguments
 from .._hub import HubOptions
 from .._weights import BUILDING, FileDtypes, build_and_load, fetch_weights, refuse_adapters, weights_name
 from . import _dtypes
@@ -119,7 +119,7 @@ def load_model(
 
     def build(stored: FileDtypes) -> nn.Module:
         with _dtypes.default_dtype(wanted or _dtypes.main_dtype(cls, stored)):
-            return cast(nn.Module, cls.from_config(config, **arguments))
+            return cast(nn.Module, initialiser(cls, cls.from_config)(config, **arguments))
 
     model: Any
     model, info = build_and_load(build, path, options, mend=_mend_names)

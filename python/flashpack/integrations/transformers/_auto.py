@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import transformers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ..._paths import StrPath
+from .._arguments import add_switch
 from .._weights import BUILDING
 from ._model import load_from, load_model, save_model
 from ._names import without_prefix
@@ -75,10 +77,20 @@ def auto_class_named(name: str) -> Any:
 def patch_transformers_auto_model() -> None:
     """Give transformers' auto classes `from_pretrained_flashpack`, and its models that and the save.
 
-    Adds attributes and changes none: ordinary loads and saves go on as ever. Calling it again does nothing.
+    `from_pretrained` of auto classes takes `use_flashpack=True` for the same. Ordinary loads and saves go on
+    as ever. Calling it again does nothing.
     """
     base: Any = transformers.AutoModel.__mro__[-2]  # what all of the auto classes derive from
     models: Any = PreTrainedModel
     base.from_pretrained_flashpack = classmethod(load_auto)
     models.from_pretrained_flashpack = classmethod(load_model)
     models.save_pretrained_flashpack = save_model
+    for cls in _family(base):
+        add_switch(cls, load_auto)
+
+
+def _family(cls: type[Any]) -> Iterator[type[Any]]:
+    """The class and all that derive from it: most auto classes have a `from_pretrained` of their own."""
+    yield cls
+    for each in cls.__subclasses__():
+        yield from _family(each)

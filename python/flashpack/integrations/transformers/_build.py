@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from ..._load import load_tensors
 from ..._meta_init import parameters_on_meta
 from ..._slots import find_slots
+from .._arguments import initialiser
 from .._weights import BUILDING, LoadingInfo, build_and_load
 from ._place import Place
 from ._wishes import Wishes
@@ -38,9 +39,14 @@ def map_tensors(place: Place, wishes: Wishes) -> dict[str, Tensor]:
 def build_empty(cls: type[P], config: Any, tensors: Mapping[str, Tensor], arguments: dict[str, Any]) -> P:
     """A model whose parameters have no memory; its buffers are real and have dtypes to match the file."""
     from_config: Callable[..., P] = cls._from_config
-    with BUILDING, parameters_on_meta():
-        model = from_config(copy.deepcopy(config), dtype=main_dtype(config, tensors), **arguments)
+
+    def by_class(config: Any, **arguments: Any) -> P:
+        model = from_config(config, dtype=main_dtype(config, tensors), **arguments)
         _initialize_again(model)
+        return model
+
+    with BUILDING, parameters_on_meta():
+        model: P = initialiser(cls, by_class)(copy.deepcopy(config), **arguments)
     return model
 
 

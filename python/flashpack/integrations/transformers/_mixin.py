@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
@@ -15,8 +15,11 @@ from ._wishes import Device
 class FlashPackTransformersModelMixin(PreTrainedModel, FlashPackMixin):  # type: ignore[no-untyped-call]
     """Mix into a transformers model class, before or after it.
 
-    `FlashPackMixin`'s class attributes are defaults for loading here, too.
+    `FlashPackMixin`'s class attributes are defaults for loading here, too. `flashpack_init_method` is called
+    with the configuration.
     """
+
+    flashpack_init_method: ClassVar[str | None] = "from_config"  # which model classes lack: they are called
 
     def save_pretrained_flashpack(self, save_directory: StrPath, **kwargs: Any) -> None:
         """Save to a folder, and push it if asked to: `save_model`, whose arguments these are."""
