@@ -29,7 +29,7 @@ VALGRIND_TESTS := conversion faults fixtures hardening properties transfer writi
 MIRI := nightly-2026-05-20
 MODELS := RUSTFLAGS='--cfg shuttle' cargo test --quiet --target-dir target/shuttle --test interleavings
 
-.PHONY: help build test lint fmt demo fuzz fuzzbuild models asan valgrind miri audit mutations bench reliability
+.PHONY: help build test lint fmt demo fuzz fuzzbuild models asan valgrind miri audit mutations bench parity reliability
 .PHONY: wheel wheel-test oldest matrix sdist tch sglang vllm docs clean
 
 help: ## list the tasks
@@ -102,6 +102,9 @@ bench: build $(VENV)/.bench ## run the Rust benchmarks, then the Python ones (an
 	$(BIN)/python benches/python/many_tensors.py
 	$(BIN)/python benches/python/emulated_transfer.py
 	$(BIN)/python benches/python/run.py $(BENCH)
+
+parity: build ## compare loads of tiny models with those of the libraries themselves (minutes)
+	$(BIN)/python tests/python/integrations/diffusers_parity.py
 
 reliability: build ## attack loads and saves, those of 0.4.5 and safetensors too (ten minutes)
 	rm -rf target/faults && mkdir -p target/faults
