@@ -105,6 +105,7 @@ bench: build $(VENV)/.bench ## run the Rust benchmarks, then the Python ones (an
 
 parity: build ## compare loads of tiny models with those of the libraries themselves (minutes)
 	$(BIN)/python tests/python/integrations/diffusers_parity.py
+	$(BIN)/python tests/python/integrations/transformers_parity.py
 
 reliability: build ## attack loads and saves, those of 0.4.5 and safetensors too (ten minutes)
 	rm -rf target/faults && mkdir -p target/faults

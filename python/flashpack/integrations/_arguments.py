@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
+from .._hints import warn_of_unused
 from .._load import as_device
 from .._options import OPTION_NAMES, LoadOptions
 from ..mixin import FlashPackMixin
@@ -101,3 +102,12 @@ def add_switch(cls: Any, load: Callable[..., Any]) -> None:
 
     from_pretrained.has_flashpack_switch = True  # type: ignore[attr-defined]
     cls.from_pretrained = classmethod(from_pretrained)  # type: ignore[arg-type]
+
+
+def warn_of_ignored(given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Warn of options that the libraries' own save_pretrained takes and that have no effect here, and others.
+
+    Those that ask for nothing else than what is done are silent.
+    """
+    silent = {"save_function": None, "safe_serialization": True, "use_flashpack": given.get("use_flashpack")}
+    warn_of_unused([name for name in given if name not in silent or given[name] is not silent[name]], known)

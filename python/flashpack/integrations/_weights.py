@@ -49,6 +49,12 @@ def find_weights(folder: Path, variant: str | None = None) -> Path:
     return path
 
 
+def has_weights(folder: Path, variant: str | None = None) -> bool:
+    """Whether `folder` has weights, whole or as shards."""
+    path = folder / weights_name(variant)
+    return path.is_file() or index_path(path).is_file()
+
+
 def shard_names(variant: str | None = None) -> list[str]:
     """Patterns of what there is instead of the file `weights_name` when it was too large."""
     name = Path(weights_name(variant))

@@ -1,4 +1,4 @@
-"""Compares loads of FlashPack folders with diffusers' own of safetensors, over its models.
+"""Compares loads of FlashPack folders with diffusers' own of safetensors: models and pipelines.
 
 As a program (`make parity`) it takes every configuration there is, or those named.
 """
@@ -10,12 +10,17 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import tiny_diffusers
 import torch
+import transformers
 from flashpack.integrations.diffusers import load_model, save_model
+from flashpack.integrations.diffusers._pipeline import load_pipeline
+from flashpack.integrations.diffusers._pipeline_save import save_pipeline
 from parity import Difference, differences
+from torch import nn
 
 DTYPES = (None, torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn)
 
@@ -41,19 +46,49 @@ def compare(
             yield name, own, dtype, "config"
 
 
+def compare_pipelines(name: str, folder: Path, own: torch.dtype) -> Iterator[Difference]:
+    """What differs when a pipeline that diffusers loaded as `own` loads from a folder and from one file."""
+    kind, absent = getattr(diffusers, name), tiny_diffusers.absent(name)
+    tiny_diffusers.pipeline(name).save_pretrained(folder / "first")
+    pipeline = kind.from_pretrained(folder / "first", torch_dtype=own, **absent)
+    pipeline.save_pretrained(folder / "own")
+    first = next(place for place, part in pipeline.components.items() if isinstance(part, nn.Module))
+    for saved in (folder / "packed", folder / "one.flashpack"):
+        save_pipeline(pipeline, saved)
+        for dtype in (None, torch.float32, torch.float16, {first: torch.bfloat16}):
+            expected = kind.from_pretrained(folder / "own", torch_dtype=dtype or own, **absent)
+            actual = load_pipeline(kind, saved, dtype=dtype, **absent)
+            for difference in pipeline_differences(actual, expected):
+                yield name, own, saved.name, dtype, *difference
+
+
+def pipeline_differences(actual: Any, expected: Any) -> Iterator[Difference]:
+    """Each component that is of another class, or whose tensors differ."""
+    for place, component in expected.components.items():
+        other = actual.components[place]
+        if type(other) is not type(component):
+            yield place, type(other), type(component)
+        elif isinstance(component, nn.Module):
+            for difference in differences(other, component):
+                yield place, *difference
+
+
 def main(names: list[str]) -> int:
     warnings.simplefilter("ignore")
     diffusers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    chosen = names or list(tiny_diffusers.CONFIGS)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()
+    chosen = names or [*tiny_diffusers.CONFIGS, *tiny_diffusers.PIPELINES]
     differing = set()
     for name in chosen:
         for own in (torch.float32, torch.bfloat16):
             with tempfile.TemporaryDirectory() as folder:
-                for difference in compare(name, Path(folder), own):
+                check = compare_pipelines if name in tiny_diffusers.PIPELINES else compare
+                for difference in check(name, Path(folder), own):
                     differing.add(name)
                     print(*difference, flush=True)
-    print(f"{len(differing)} of {len(chosen)} configurations differ")
+    print(f"{len(differing)} of {len(chosen)} models and pipelines differ")
     return len(differing)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import diffusers
 
-from ..._model_folder import CONFIG, PIPELINE, require_config
+from ..._model_folder import CONFIG, PIPELINE
 from ..._paths import StrPath
 from .._arguments import add_switch
 from .._hub import HubOptions, fetch
-from ._classes import is_transformers_model, saved_class
+from ._classes import is_transformers_model, model_class, named_class
 from ._index import read_index
 from ._mixin import save_and_push
 from ._model import load_model
@@ -80,22 +80,10 @@ def patch_diffusers_auto_model() -> None:
 
 
 def _model_class(folder: Path, subfolder: str | None) -> type:
-    library, name = _named_class(folder, subfolder)
-    found = saved_class(library, name)
-    if found is None:
-        raise ValueError(f"{folder / (subfolder or '')}: the class {name!r} is not in {library!r}")
-    return found
-
-
-def _named_class(folder: Path, subfolder: str | None) -> tuple[str, str]:
+    place = folder / (subfolder or "")
+    entry = None
     if subfolder and (folder / PIPELINE).is_file():
         entry = read_index(folder).entries.get(subfolder)
-        if entry is not None:
-            return entry.library, entry.name
-    place = folder / (subfolder or "")
-    config = require_config(place)
-    if isinstance(config.get("_class_name"), str):
-        return "diffusers", config["_class_name"]
-    if config.get("architectures"):
-        return "transformers", config["architectures"][0]
-    raise ValueError(f"{place}: {CONFIG} names no class (_class_name or architectures)")
+    library, name = named_class(place) if entry is None else (entry.library, entry.name)
+    found: type = model_class(place, library, name)
+    return found

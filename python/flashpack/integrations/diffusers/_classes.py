@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import inspect
+import itertools
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +18,11 @@ import diffusers
 from diffusers.configuration_utils import ConfigMixin
 from torch import nn
 
+from ..._model_folder import CONFIG, require_config
+
 # What a file may have imported: a module of any other name would run whatever goes by that name here.
 _IMPORTED = ("diffusers", "transformers")
+_SEVERAL = (("controlnets",), ("adapters",))  # the arguments of classes that hold several models
 PREFIX = "FlashPack"  # of the classes that 0.4.5 derived from others as it loaded them
 
 
@@ -45,6 +50,37 @@ def is_diffusers_module(cls: type) -> bool:
     return issubclass(cls, nn.Module) and issubclass(cls, ConfigMixin)
 
 
+def holds_several(cls: type) -> bool:
+    """Whether models of `cls` are made of several others and have no config, as MultiControlNetModel."""
+    return issubclass(cls, diffusers.ModelMixin) and tuple(inspect.signature(cls).parameters) in _SEVERAL
+
+
+def member_folders(folder: Path) -> Iterator[Path]:
+    """Where diffusers saves the models that one class holds: `folder`, then `folder`_1, `folder`_2, ..."""
+    yield folder
+    for number in itertools.count(1):
+        yield folder.with_name(f"{folder.name}_{number}")
+
+
+def members_of(model: Any, folder: Path) -> dict[Path, Any]:
+    """The models to save for `model`, itself or those that it holds, by their folders.
+
+    Raises FileExistsError where a load would take what is there for one more of them.
+    """
+    if not holds_several(type(model)):
+        return {folder: model}
+    (members,) = model.children()
+    folders = member_folders(folder)
+    found = {next(folders): unwrapped(member) for member in members}
+    if (following := next(folders)).exists():
+        raise FileExistsError(
+            errno.EEXIST,
+            f"a load would take this for one more of the {len(found)} models: remove it first",
+            str(following),
+        )
+    return found
+
+
 def exact_class(library: str, name: str) -> type | None:
     """The class `name` of a module, theirs or imported already, or of the diffusers pipeline of that name."""
     found = getattr(_module(library), name, None)
@@ -56,6 +92,24 @@ def saved_class(library: str, name: str) -> type | None:
     original = name.removeprefix(PREFIX)
     homes = ((library, name), (library, original), ("diffusers", original), ("transformers", original))
     return next((found for home in homes if (found := exact_class(*home)) is not None), None)
+
+
+def named_class(folder: Path) -> tuple[str, str]:
+    """The library and the class that the configuration in `folder` names. Raises ValueError for none."""
+    config = require_config(folder)
+    if isinstance(config.get("_class_name"), str):
+        return "diffusers", config["_class_name"]
+    if config.get("architectures"):
+        return "transformers", config["architectures"][0]
+    raise ValueError(f"{folder}: {CONFIG} names no class (_class_name or architectures)")
+
+
+def model_class(folder: Path, library: str, name: str) -> Any:
+    """`saved_class` of a model that is in `folder`. Raises ValueError when there is none."""
+    found = saved_class(library, name)
+    if found is None:
+        raise ValueError(f"{folder}: the class {name!r} is not in {library!r}")
+    return found
 
 
 def component_class(place: Path, component: str, entry: Entry, hints: Mapping[str, tuple[type, ...]]) -> type:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._weights import weights_name
+from .._weights import has_weights
 from . import _model
-from ._classes import is_diffusers_module, is_transformers_model
+from ._classes import holds_several, is_diffusers_module, is_transformers_model
 
 _LIBRARY_WEIGHTS = (".safetensors", ".bin")
 
@@ -28,6 +28,15 @@ class Loading:
     dtype: Dtypes
     variant: str | None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is saved in the folder `place` of a pipeline: a component, or one of the models that one holds."""
+
+    component: str
+    place: str
+    model: Any
 
 
 def dtype_of(dtypes: Dtypes, component: str) -> Any:
@@ -64,7 +73,7 @@ def load_weights(cls: type, name: str, folder: Path, loading: Loading, variant: 
         from ..transformers._model import load_model
 
         return load_model(cls, folder, loading.device, **options)
-    if is_diffusers_module(cls):
+    if is_diffusers_module(cls) or holds_several(cls):
         return _model.load_model(cls, folder, loading.device, **options)
     raise TypeError(f"{folder}: {cls.__name__} is neither a transformers model nor a diffusers.ConfigMixin")
 
@@ -77,9 +86,9 @@ def packed_variants(folder: Path, names: Mapping[str, Any], variant: str | None)
     """
     chosen: dict[str, str | None] = {}
     for name in names:
-        if variant is not None and (folder / name / weights_name(variant)).is_file():
+        if variant is not None and has_weights(folder / name, variant):
             chosen[name] = variant
-        elif (folder / name / weights_name()).is_file() and not _library_variant(folder / name, variant):
+        elif has_weights(folder / name) and not _library_variant(folder / name, variant):
             chosen[name] = None
     if variant is not None and variant not in chosen.values() and not library_variant(folder, names, variant):
         raise FileNotFoundError(

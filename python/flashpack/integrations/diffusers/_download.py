@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..._paths import StrPath
 from .._hub import HubOptions, fetch
-from .._weights import weights_name
-from ._classes import is_diffusers_module, is_transformers_model, saved_class
+from .._weights import has_weights, shard_names, weights_name
+from ._classes import holds_several, is_diffusers_module, is_transformers_model, saved_class
 from ._index import Index, read_index
 
 # Configs, tokenizers (vocabularies, merges, sentencepiece models, chat templates), code of custom components.
@@ -19,7 +19,7 @@ def fetch_pipeline(source: StrPath, hub: HubOptions, variant: str | None) -> tup
 
     Raises what `fetch` and `read_index` raise.
     """
-    folder = fetch(source, hub, [*_SMALL, f"*/{weights_name(variant)}"])
+    folder = fetch(source, hub, [*_SMALL, *_packed("*", variant)])
     index = read_index(folder)
     if Path(source).is_dir():
         return folder, index
@@ -31,7 +31,7 @@ def fetch_pipeline(source: StrPath, hub: HubOptions, variant: str | None) -> tup
             folder = fetch(source, hub, patterns)
     lacking = [name for name in _unpacked(folder, index, [variant]) if not _has_safetensors(folder / name)]
     if variant is not None and lacking:
-        folder = fetch(source, hub, [f"{name}/{weights_name()}" for name in lacking])
+        folder = fetch(source, hub, [pattern for name in lacking for pattern in _packed(name, None)])
         lacking = _unpacked(folder, index, [variant, None])
     lacking = [name for name in lacking if not _has_safetensors(folder / name)]
     if lacking:
@@ -39,19 +39,25 @@ def fetch_pipeline(source: StrPath, hub: HubOptions, variant: str | None) -> tup
     return folder, index
 
 
+def _packed(component: str, variant: str | None) -> list[str]:
+    return [f"{component}/{name}" for name in (weights_name(variant), *shard_names(variant))]
+
+
 def _unpacked(folder: Path, index: Index, variants: list[str | None]) -> list[str]:
-    """The components that are models and have no FlashPack file of these variants."""
-    names = [weights_name(variant) for variant in variants]
-    return [
-        component
-        for component, entry in index.entries.items()
-        if not any((folder / component / name).is_file() for name in names)
-        and _is_model(saved_class(entry.library, entry.name))
-    ]
+    """The components that are models and have no FlashPack file of these variants.
+
+    One that holds several models comes with a pattern for the folders of all but the first.
+    """
+    names: list[str] = []
+    for component, entry in index.entries.items():
+        cls = saved_class(entry.library, entry.name)
+        if _is_model(cls) and not any(has_weights(folder / component, variant) for variant in variants):
+            names += [component, f"{component}_*"] if cls and holds_several(cls) else [component]
+    return names
 
 
 def _is_model(cls: type | None) -> bool:
-    return cls is None or is_transformers_model(cls) or is_diffusers_module(cls)
+    return cls is None or is_transformers_model(cls) or is_diffusers_module(cls) or holds_several(cls)
 
 
 def _has_safetensors(folder: Path) -> bool:

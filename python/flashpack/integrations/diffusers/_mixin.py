@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import ModelMixin
+from torch import Tensor
 
 from ..._model_folder import CONFIG
 from ..._paths import StrPath
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from ...mixin import FlashPackMixin
+from .._arguments import warn_of_ignored
 from .._hub import PushOptions
 from .._weights import written_weights
+from ._classes import holds_several
 from ._model import load_model, save_model
 from ._push import push_folder
 
@@ -36,16 +41,22 @@ def save_and_push(
     variant: str | None = None,
     max_shard_size: int | str | None = None,
     checksum: str | None = None,
-    **kwargs: Any,  # noqa: ARG001 (0.4.5 ignored what it did not know)
+    state_dict: Mapping[str, Tensor] | None = None,
+    **kwargs: Any,
 ) -> None:
     """Write config.json and model[.variant].flashpack into `save_directory`; push them if asked to.
 
-    `target_dtype` casts floating tensors. `max_shard_size` and `checksum` as in `pack_to_file`. `repo_id`
-    defaults to the folder's name in the token's account. Processes that are not the main one do nothing.
+    `state_dict` is saved instead of the model's own. `target_dtype` casts floating tensors. `max_shard_size`
+    and `checksum` as in `pack_to_file`. `repo_id` defaults to the folder's name in the token's account.
+    Processes that are not the main one do nothing. Other keyword arguments have no effect, and a warning
+    names them.
 
-    Raises what `pack_to_file` raises, NotADirectoryError when `save_directory` is a file, and what
+    Raises what `save_model` raises, ValueError for several models that are to be pushed, and what
     huggingface_hub raises.
     """
+    warn_of_ignored(kwargs, inspect.signature(save_and_push).parameters)
+    if push_to_hub and holds_several(type(model)):
+        raise ValueError(f"{type(model).__name__} holds several models: push them one by one")
     if not is_main_process:
         return
     path = save_model(
@@ -58,6 +69,7 @@ def save_and_push(
         num_workers=num_workers,
         max_shard_size=max_shard_size,
         checksum=checksum,
+        state_dict=state_dict,
     )
     if push_to_hub:
         push = PushOptions(repo_id, token, private, create_pr, commit_message)

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from ..._hints import warn_of_unused
+from ..._options import OPTION_NAMES
 from ..._paths import StrPath, text_path
 from .._arguments import one_device, one_dtype, take_load_arguments
 from .._hub import HubOptions
@@ -20,6 +23,13 @@ from ._components import Loading, library_variant, load_weights, packed_variants
 from ._download import fetch_pipeline
 from ._index import Index, as_diffusers_reads
 from ._pipeline_save import save_pipeline
+
+# What DiffusionPipeline.from_pretrained takes for what it loads itself, beside components and hub options.
+_LIBRARY_ARGUMENTS = {
+    *("custom_pipeline", "custom_revision", "disable_mmap", "load_connected_pipeline", "low_cpu_mem_usage"),
+    *("max_memory", "offload_folder", "offload_state_dict", "provider", "provider_options", "sess_options"),
+    *("trust_remote_code", "use_onnx", "use_safetensors"),
+}
 
 
 def load_pipeline(
@@ -37,9 +47,10 @@ def load_pipeline(
     """A pipeline of `cls` from a folder, a repository or one .flashpack file, on `device` (default: the CPU).
 
     Components with a FlashPack file are loaded from it, all others as diffusers loads them; those given as
-    keyword arguments are taken as they are. `dtype`: for all, or by component, with "default" for the
-    rest; those of the files without. `variant` falls back to a component's plain weights. Other arguments
-    are hub options, options of `assign_from_file`, and what `cls.from_pretrained` takes.
+    keyword arguments are taken as they are. `dtype`: for all, or by component, with "default" for the rest
+    (float32 if left out); without it those of the files. `variant` falls back to a component's plain weights.
+    Other arguments are hub options, options of `assign_from_file`, and what `cls.from_pretrained` takes; a
+    warning names what none of them takes.
 
     Called on DiffusionPipeline or FlashPackDiffusionPipeline, the class is the one that was saved.
 
@@ -51,9 +62,13 @@ def load_pipeline(
             "quantization_config is for from_pretrained: FlashPack files load as they were saved"
         )
     dtypes = dtype if isinstance(dtype, dict) else torch_dtype
-    dtypes = dtypes if isinstance(dtypes, dict) else one_dtype(dtype, torch_dtype)
+    if isinstance(dtypes, dict):
+        dtypes = {"default": torch.float32, **dtypes}  # as in diffusers
+    else:
+        dtypes = one_dtype(dtype, torch_dtype)
     loading = Loading(one_device(device, device_map), dtypes, variant, take_load_arguments(arguments))
     hub = HubOptions.take(arguments)
+    arguments.pop("use_flashpack", None)  # of what diffusers' own loader is to load, nothing is FlashPack
     path = Path(text_path(pretrained_model_name_or_path))
     if path.is_file() and path.suffix == SUFFIX:
         from ._single_file import load_single_file
@@ -69,10 +84,29 @@ def load_pipeline(
 
 
 def _class_of(cls: Any, arguments: dict[str, Any], index: Index) -> Any:
+    found = _resolved(cls, arguments, index)
+    _drop_unknown(found, arguments)
+    return found
+
+
+def _resolved(cls: Any, arguments: dict[str, Any], index: Index) -> Any:
     if cls is not DiffusionPipeline and cls is not FlashPackDiffusionPipeline:
         return cls
     custom = arguments.get("custom_pipeline") is not None
     return DiffusionPipeline if custom else pipeline_class(index.content.get("_class_name"))
+
+
+def _drop_unknown(cls: Any, arguments: dict[str, Any]) -> None:
+    """Warn of `arguments` that neither the pipeline's initialiser nor diffusers takes, and remove them."""
+    taken = inspect.signature(cls.__init__).parameters
+    if cls is DiffusionPipeline or any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+        return
+    unknown = arguments.keys() - taken.keys() - _LIBRARY_ARGUMENTS
+    warn_of_unused(
+        unknown, {*taken, *_LIBRARY_ARGUMENTS, *OPTION_NAMES, *inspect.signature(load_pipeline).parameters}
+    )
+    for name in unknown:
+        del arguments[name]
 
 
 def _load_folder(

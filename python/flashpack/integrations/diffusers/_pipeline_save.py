@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,20 @@ import torch
 from ..._model_folder import PIPELINE
 from ..._paths import StrPath, text_path
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
+from .._arguments import warn_of_ignored
 from .._hub import PushOptions
 from .._weights import SUFFIX, refuse_adapters
-from ._classes import unwrapped
-from ._components import dtype_of, is_packable, save_weights
+from ._classes import members_of, unwrapped
+from ._components import Part, dtype_of, is_packable, save_weights
 from ._push import push_folder
 
 
 def save_pipeline(
     pipeline: Any,
     save_directory: StrPath,
-    safe_serialization: bool = True,  # noqa: ARG001 (0.4.5's signature; there is one format)
+    safe_serialization: bool = True,
     variant: str | None = None,
-    max_shard_size: int | str | None = None,  # noqa: ARG001 (of 0.4.5's signature: each component is one file)
+    max_shard_size: int | str | None = None,
     push_to_hub: bool = False,
     commit_message: str | None = None,
     create_pr: bool = False,
@@ -36,73 +38,91 @@ def save_pipeline(
     num_workers: int = DEFAULT_NUM_WRITE_WORKERS,
     target_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
     checksum: str | None = None,
-    **kwargs: Any,  # noqa: ARG001 (0.4.5 ignored what it did not know)
+    **kwargs: Any,
 ) -> None:
     """Save every component: those with weights as config.json and model[.variant].flashpack in its folder.
 
     A path that ends in .flashpack, and is no folder, becomes one file with all of them in it. `target_dtype`
-    casts floating tensors: of all components, or by component, with "default" for the rest. `checksum` as in
-    `pack_to_file`. `repo_id` defaults to the folder's name. Processes that are not the main one do nothing.
+    casts floating tensors: of all components, or by component, with "default" for the rest. `checksum` and
+    `max_shard_size`, of each component, as in `pack_to_file`. The models of a component that holds several
+    go to folders of its name and _1, _2, ... behind it. `repo_id` defaults to the folder's name. Processes
+    that are not the main one do nothing. Other keyword arguments have no effect, and a warning names them.
 
     Raises what `pack_to_file` raises, TypeError for a component that could not be loaded again (before
     anything is written), ValueError for a component with PEFT adapters inside, a dtype of an unknown one, or
-    a single file that is to be pushed or be a variant, and what huggingface_hub raises.
+    a single file that is to be pushed, split or a variant, FileExistsError where folders of an earlier save
+    would be taken for models of this one, and what huggingface_hub raises.
     """
+    if kwargs.get("state_dict") is not None:
+        raise ValueError("state_dict: a pipeline has many; give it to save_pretrained_flashpack of a model")
+    given = {**kwargs, "safe_serialization": safe_serialization}
+    warn_of_ignored(given, inspect.signature(save_pipeline).parameters)
     if not is_main_process:
         return
-    parts = _parts_of(pipeline, target_dtype)
-    packing = {
+    path = Path(text_path(save_directory))
+    parts = _parts_of(pipeline, target_dtype, path)
+    packing: dict[str, Any] = {
         "align_bytes": align_bytes,
         "silent": silent,
         "num_workers": num_workers,
         "checksum": checksum,
     }
-    path = Path(text_path(save_directory))
     if path.suffix == SUFFIX and not path.is_dir():
-        if push_to_hub or variant is not None:
-            raise ValueError(f"{path}: a single file can be neither pushed nor a variant; save to a folder")
+        if push_to_hub or variant is not None or max_shard_size is not None:
+            raise ValueError(
+                f"{path}: a single file can be neither pushed nor split nor a variant; save to a folder"
+            )
         from ._single_file import save_single_file
 
         save_single_file(pipeline, parts, path, target_dtype, packing)
         return
 
-    def save(name: str, model: Any, folder: Path) -> None:
-        save_weights(model, folder, variant=variant, target_dtype=dtype_of(target_dtype, name), **packing)
+    packing |= {"variant": variant, "max_shard_size": max_shard_size}
+
+    def save(part: Part, folder: Path) -> None:
+        save_weights(part.model, folder, target_dtype=dtype_of(target_dtype, part.component), **packing)
 
     save_parts(pipeline, parts, path, save)
     if push_to_hub:
         push = PushOptions(repo_id, token, private, create_pr, commit_message)
-        push_folder(path, push, [PIPELINE, *(f"{name}/*" for name in parts)], is_pipeline=True)
+        push_folder(path, push, [PIPELINE, *(f"{part.place}/*" for part in parts)], is_pipeline=True)
 
 
 def save_parts(
-    pipeline: Any, parts: Mapping[str, Any], folder: Path, save: Callable[[str, Any, Path], None]
+    pipeline: Any, parts: Iterable[Part], folder: Path, save: Callable[[Part, Path], None]
 ) -> None:
-    """Save `pipeline` into `folder`; `save` is called for each component with weights."""
+    """Save `pipeline` into `folder`; `save` is called for each part with weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, part in parts.items():
-        if is_packable(part):
-            save(name, part, folder / name)
+    for part in parts:
+        if is_packable(part.model):
+            save(part, folder / part.place)
         else:
-            part.save_pretrained(folder / name)
+            part.model.save_pretrained(folder / part.place)
     pipeline.save_config(folder)
 
 
-def _parts_of(pipeline: Any, target_dtype: Any) -> dict[str, Any]:
+def _parts_of(pipeline: Any, target_dtype: Any, folder: Path) -> list[Part]:
     """The components that are there, unwrapped, once all of them are known to be savable."""
-    parts = {name: unwrapped(part) for name, part in pipeline.components.items() if part is not None}
-    for name, part in parts.items():
+    components = {name: unwrapped(part) for name, part in pipeline.components.items() if part is not None}
+    parts = [
+        Part(name, place.name, model)
+        for name, component in components.items()
+        for place, model in members_of(component, folder / name).items()
+    ]
+    for part in parts:
         try:
-            savable = is_packable(part) or hasattr(part, "save_pretrained")
-            refuse_adapters(part)
+            savable = is_packable(part.model) or hasattr(part.model, "save_pretrained")
+            refuse_adapters(part.model)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"component {name!r}: {error}") from None
+            raise type(error)(f"component {part.place!r}: {error}") from None
         if not savable:
-            raise TypeError(f"component {name!r}: {type(part).__name__} cannot be saved: no save_pretrained")
+            raise TypeError(
+                f"component {part.place!r}: {type(part.model).__name__} cannot be saved: no save_pretrained"
+            )
     if isinstance(target_dtype, Mapping):
-        unknown = target_dtype.keys() - parts.keys() - {"default"}
+        unknown = target_dtype.keys() - components.keys() - {"default"}
         if unknown:
             raise ValueError(
-                f"target_dtype names unknown components: {sorted(unknown)}; there are {sorted(parts)}"
+                f"target_dtype names unknown components: {sorted(unknown)}; there are {sorted(components)}"
             )
     return parts

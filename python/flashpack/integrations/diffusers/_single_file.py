@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,26 +19,35 @@ from ..._save import pack_to_file
 from .._arguments import load_options
 from .._weights import BUILDING, FileDtypes, build_and_fill
 from . import _dtypes
-from ._classes import class_hints, component_class, is_diffusers_module, is_transformers_model
-from ._components import Dtypes, Loading, dtype_of
+from ._classes import (
+    class_hints,
+    component_class,
+    holds_several,
+    is_diffusers_module,
+    is_transformers_model,
+    member_folders,
+    model_class,
+    named_class,
+)
+from ._components import Dtypes, Loading, Part, dtype_of
 from ._embedded import embed_files, restore_files
-from ._index import as_diffusers_reads, read_index
+from ._index import Index, as_diffusers_reads, read_index
 from ._pipeline_save import save_parts
 
 
 def save_single_file(
-    pipeline: Any, parts: Mapping[str, Any], path: Path, target_dtype: Dtypes, packing: Mapping[str, Any]
+    pipeline: Any, parts: Iterable[Part], path: Path, target_dtype: Dtypes, packing: Mapping[str, Any]
 ) -> None:
-    """Write the components `parts` of `pipeline` to `path`.
+    """Write the `parts` of `pipeline` to `path`.
 
     Raises what `pack_to_file` raises, and ValueError for a quantized component.
     """
     tensors: dict[str, Tensor] = {}
 
-    def save(name: str, model: Any, folder: Path) -> None:
-        _save_config(model, folder)
-        state = _cast(model.state_dict(), dtype_of(target_dtype, name))
-        tensors.update({f"{name}.{key}": value for key, value in state.items()})
+    def save(part: Part, folder: Path) -> None:
+        _save_config(part.model, folder)
+        state = _cast(part.model.state_dict(), dtype_of(target_dtype, part.component))
+        tensors.update({f"{part.place}.{key}": value for key, value in state.items()})
 
     with TemporaryDirectory(prefix="flashpack-") as scratch:
         folder = Path(scratch)
@@ -76,31 +86,51 @@ def load_single_file(
         cls = class_of(index)
         hints = class_hints(cls)
         wanted = [name for name in index.entries if name not in arguments]
-        parts = _load_parts(path, [record["name"] for record in footer["index"]], wanted, loading)
+        parts = _load_parts(path, [record["name"] for record in footer["index"]], index, wanted, loading)
         loaded = {}
-        for name, tensors in parts.items():
+        for name in dict.fromkeys(_component_of(place, index) for place in parts):
             found = component_class(path, name, index.entries[name], hints)
-            loaded[name] = _load_part(found, name, folder / name, tensors, path, loading)
+            loaded[name] = _load_component(found, folder / name, parts, path, loading)
         given = {**loaded, **arguments}
         with as_diffusers_reads(folder, index, given) as view, BUILDING:
             return cls.from_pretrained(view, **given)
 
 
+def _component_of(place: str, index: Index) -> str:
+    """The component that a part belongs to: of several models in one, all but the first have numbers."""
+    return place if place in index.entries else place.rpartition("_")[0]
+
+
 def _load_parts(
-    path: Path, names: list[str], wanted: list[str], loading: Loading
+    path: Path, names: list[str], index: Index, wanted: list[str], loading: Loading
 ) -> dict[str, dict[str, Tensor]]:
-    """The tensors of the wanted components, read together, by component."""
+    """The tensors of the wanted components, read together, by part."""
     options = load_options(object, loading.arguments, loading.device, reports=False)
     parts: dict[str, dict[str, Tensor]] = {}
-    chosen = [name for name in names if name.partition(".")[0] in wanted]
+    chosen = [name for name in names if _component_of(name.partition(".")[0], index) in wanted]
     device = torch.device(loading.device or "cpu")
     tensors = load_tensors(
         str(path), device, names=chosen, eager=options.eager, verify=options.verify, silent=options.shown
     )
     for name, tensor in tensors.items():
-        component, _, rest = name.partition(".")
-        parts.setdefault(component, {})[rest] = tensor
+        place, _, rest = name.partition(".")
+        parts.setdefault(place, {})[rest] = tensor
     return parts
+
+
+def _load_component(
+    cls: Any, folder: Path, parts: Mapping[str, Mapping[str, Tensor]], path: Path, loading: Loading
+) -> Any:
+    name = folder.name
+    if not holds_several(cls):
+        return _load_part(cls, name, folder, parts[name], path, loading)
+    members = itertools.takewhile(lambda place: place.name in parts, member_folders(folder))
+    return cls(
+        [
+            _load_part(model_class(place, *named_class(place)), name, place, parts[place.name], path, loading)
+            for place in members
+        ]
+    )
 
 
 def _load_part(
