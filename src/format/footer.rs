@@ -179,6 +179,12 @@ fn explain(text: &str, error: &serde_json::Error) -> Error {
     if error.is_syntax() || error.is_eof() {
         return Error::format(format!("Corrupt footer: not JSON: {error}"));
     }
+    if let Some(key) = unknown_key(&error.to_string()) {
+        return Error::format(format!(
+            "has a macroblock or record with the key {key:?}, which this version does not know and which may \
+             change what the bytes mean: update flashpack, or pack the file again without it"
+        ));
+    }
     let mut deserializer = serde_json::Deserializer::from_str(text);
     match serde_path_to_error::deserialize::<_, Object<RawFooter<'_>>>(&mut deserializer) {
         Err(located) if located.path().iter().next().is_none() => {
@@ -187,6 +193,11 @@ fn explain(text: &str, error: &serde_json::Error) -> Error {
         Err(located) => Error::format(format!("Corrupt footer: key {}: {}", located.path(), located.inner())),
         Ok(_) => Error::format(format!("Corrupt footer: {error}")),
     }
+}
+
+/// The key that serde refuses in `message`, if that is what it says: such errors have no structure.
+fn unknown_key(message: &str) -> Option<&str> {
+    Some(message.strip_prefix("unknown field `")?.split_once("`, expected")?.0)
 }
 
 /// A non-negative integer; serde's own `u64` would name Rust's type in its messages.
@@ -279,18 +290,28 @@ pub(super) struct RawFooter<'a> {
     pub(super) signature: Option<Object<RawSignature<'a>>>,
     #[serde(default)]
     pub(super) metadata: BTreeMap<String, String>,
+    /// How the one macroblock of [`FORMAT_V3`] is compressed.
+    #[serde(borrow)]
+    pub(super) fpz: Option<&'a RawValue>,
 }
 
+// Unknown keys of the footer are extensions, which a reader may ignore. In a macroblock or a record they would say
+// something about the bytes.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct RawBlock<'a> {
     #[serde(borrow)]
     pub(super) dtype: Cow<'a, str>,
     pub(super) offset_bytes: Count,
     pub(super) length_bytes: Count,
     pub(super) length_elems: Count,
+    /// How the macroblock is compressed.
+    #[serde(borrow)]
+    pub(super) fpz: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct RawRecord<'a> {
     #[serde(borrow)]
     pub(super) name: Cow<'a, str>,

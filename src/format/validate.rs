@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
@@ -83,7 +84,24 @@ fn byte_length(elems: u64, dtype: DType, of: &str) -> Result<u64> {
         .ok_or_else(|| overflow(&format!("the number of {dtype} elements of {of}"), elems))
 }
 
+/// Refuses what flashpack's fpz packs: their elements are split into planes of bytes and compressed.
+fn refuse_compressed(fpz: Option<&RawValue>, of: &str) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Fpz {
+        codec: String,
+    }
+    let Some(fpz) = fpz else {
+        return Ok(());
+    };
+    let codec = serde_json::from_str(fpz.get()).map_or_else(|_| "unknown".to_owned(), |Fpz { codec }| codec);
+    Err(Error::format(format!(
+        "{of} is compressed (fpz, codec {codec:?}), which this version does not read: pack the model again without \
+         fpz, by the flashpack that made this file"
+    )))
+}
+
 fn single_block(raw: &RawFooter<'_>) -> Result<(Vec<Macroblock>, u64)> {
+    refuse_compressed(raw.fpz, "the macroblock")?;
     let name = raw.target_dtype.as_deref().ok_or_else(|| missing("target_dtype", &raw.format))?;
     let dtype = dtype(name, "the macroblock")?;
     let bytes = byte_length(raw.total_elems.0, dtype, "the macroblock")?;
@@ -106,6 +124,7 @@ fn several_blocks(raw: &RawFooter<'_>) -> Result<(Vec<Macroblock>, u64)> {
 
 fn check_block(number: usize, raw: &RawBlock<'_>) -> Result<Macroblock> {
     let of = format!("macroblock {number}");
+    refuse_compressed(raw.fpz, &of)?;
     let dtype = dtype(&raw.dtype, &of)?;
     let bytes = byte_length(raw.length_elems.0, dtype, &of)?;
     if bytes != raw.length_bytes.0 {
