@@ -154,7 +154,7 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
             Ok(json!({
                 "payload_bytes": report.payload_bytes,
                 "verified_bytes": report.verified_bytes,
-                "algorithm": report.algorithm.map(Algorithm::name),
+                "algorithm": report.algorithm,
                 "signed_by": report.signer.map(|key| key.fingerprint()),
                 "load": Report::last().map(|load| load.to_json()),
             })

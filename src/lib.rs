@@ -1,15 +1,16 @@
 //! FlashPack: model weights as contiguous, aligned macroblocks with a JSON footer, and the fastest way to load them.
 //!
-//! Layers, each of which calls only those above it:
+//! Layers: each module uses only those above it, and in its own row those to its left. `tests/layering.rs` reads this table.
 //!
 //! | module | what |
 //! | --- | --- |
+//! | `error`, `sync`, `progress`, [`stats`], `options` | what all use: errors, locks, progress, time spent, environment |
 //! | [`format`](mod@format) | the file: bytes in, values out; validated once into an [`Index`](format::Index) |
-//! | [`io`] | sources of bytes, mappings, the read engine, atomic writes |
-//! | [`device`] | memory that loads fill; staging buffers and the transfer engine to devices |
 //! | [`plan`] | pure: index and selection to what is read where, and where each tensor lies |
-//! | [`model`] | what a path stands for: one file or several |
-//! | [`load`], [`pack`], [`verify`](mod@verify), [`sign`](mod@sign), [`convert`], [`explain`](mod@explain) | the jobs, each a short composition of the above |
+//! | [`io`] | sources of bytes, mappings, the engine that reads what is planned, atomic writes |
+//! | [`device`] | memory that loads fill; staging buffers and the transfer engine to devices |
+//! | `reader`, [`model`] | an open file; what a path stands for: one file or several |
+//! | [`load`], [`pack`], [`sign`](mod@sign), [`verify`](mod@verify), [`convert`], [`explain`](mod@explain) | the jobs, each a short composition of the above |
 //! | `capi`, `bridge` | the C interface (feature `capi`) and the cxx bridge to torch (feature `torch`) |
 //! | `var_store` | loads into tch's variable stores (feature `tch`) |
 

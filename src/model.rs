@@ -1,6 +1,9 @@
 //! What a path stands for: a FlashPack file, a safetensors file, or several of them that are one model.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::{
     error::{At, Error, Result, zeroed},
@@ -9,7 +12,10 @@ use crate::{
         safetensors::{self, Header},
         shards::Shards,
     },
-    io::{FileSource, Files, Source},
+    io::{
+        FileSource, Files, Pages, Source,
+        file::{MAX_OPEN_FILES, Shelf},
+    },
     reader::Reader,
 };
 
@@ -48,7 +54,7 @@ impl Model {
         if let Some(list) = path.to_str().filter(|text| text.contains(SEPARATOR)) {
             let paths: Vec<PathBuf> = list.split(SEPARATOR).map(PathBuf::from).collect();
             let label = PathBuf::from(format!("{} and {} more", paths[0].display(), paths.len() - 1));
-            let files = paths.iter().map(|path| open_file(path)).collect::<Result<Vec<_>>>()?;
+            let files = open_files(&paths)?;
             let labels = paths.iter().map(|path| path.display().to_string());
             return Self::join(&label, labels, files, None);
         }
@@ -71,8 +77,8 @@ impl Model {
             let what = format!("{} of {} shards are missing: {missing:?}", missing.len(), names.len());
             return Err(Error::format(what).at(path));
         }
-        let open = |name: &&str| open_file(&path.with_file_name(name));
-        let files = names.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let paths: Vec<_> = names.iter().map(|name| path.with_file_name(name)).collect();
+        let files = open_files(&paths)?;
         Self::join(path, names.iter().map(ToString::to_string), files, Some(&shards))
     }
 
@@ -88,7 +94,7 @@ impl Model {
         if let Some(shards) = shards {
             shards.check(&indices).at(path)?;
         }
-        let index = Index::join(indices).at(path)?;
+        let index = Index::join(indices, Pages::here().bytes as u64).at(path)?;
         Ok(Self { files: Files::new(path, files, &index), index, seals, footer: None })
     }
 
@@ -97,6 +103,17 @@ impl Model {
     pub fn footer(&self) -> String {
         self.footer.clone().unwrap_or_else(|| footer::render(&self.index))
     }
+}
+
+/// Opens all of `paths`; if they are many, only some of them stay open.
+fn open_files(paths: &[PathBuf]) -> Result<Vec<(FileSource, Index)>> {
+    let shelf = Arc::<Shelf>::default();
+    let are_many = paths.len() > MAX_OPEN_FILES;
+    let open = |path: &PathBuf| {
+        let (file, index) = open_file(path)?;
+        Ok((if are_many { file.on_shelf(&shelf) } else { file }, index))
+    };
+    paths.iter().map(open).collect()
 }
 
 fn open_file(path: &Path) -> Result<(FileSource, Index)> {

@@ -24,10 +24,10 @@ use crate::{
         signature::{self, hex},
     },
     io::{Files, Source, read::ChunkReader, write::AtomicFile},
+    plan::every_digest,
     progress::Progress,
     reader::Reader,
     stats::Clock,
-    verify::every_chunk,
 };
 
 /// More than any file with one key has.
@@ -141,7 +141,7 @@ fn copy_payload(
     let chunks = ChunkReader { source, index, progress, clock: &clock };
     let mut buffer = zeroed(checksums.chunk_bytes().min(index.payload_bytes())).at(source.path())?;
     let mut lap = clock.start();
-    for chunk in every_chunk(index, checksums).iter().flatten() {
+    for chunk in every_digest(index).iter().flatten() {
         let bytes = usize::try_from(chunk.end() - chunk.offset).expect("chunks have at most 64 MiB");
         chunks.read_whole(chunk, &mut buffer[..bytes], &mut lap)?;
         file.write(&buffer[..bytes])?;

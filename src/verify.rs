@@ -3,32 +3,32 @@
 use std::{path::Path, time::Instant};
 
 use crate::{
-    error::{Error, ErrorKind, Result},
-    format::{Checksums, Index, checksum::Algorithm},
+    error::Result,
+    format::Index,
     io::{self, Source, read::ChunkReader},
     model::Model,
     options::Environment,
-    plan::{Chunk, Part},
+    plan::every_digest,
     progress::Progress,
     sign::{self, PublicKey},
     stats::{self, Clock},
 };
 
 /// What [`verify`] found in a sound file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// Bytes of the payload.
     pub payload_bytes: u64,
-    /// Bytes compared with digests: the whole payload, or none.
+    /// Bytes compared with digests: the payloads of the files that have some.
     pub verified_bytes: u64,
-    /// The digest function, if the file has digests this library knows.
-    pub algorithm: Option<Algorithm>,
+    /// The digest functions of these, if there are any that this library knows.
+    pub algorithm: Option<String>,
     /// Whose signature it has.
     pub signer: Option<PublicKey>,
 }
 
-/// Checks the model at `path`, as [`Model::open`] takes it, and, if its files have digests, every byte of their
-/// payloads, padding included. With a `key`, each file must be signed by its holder; without, a signature must be one
+/// Checks the model at `path`, as [`Model::open`] takes it, and of each file that has digests every byte of the
+/// payload, padding included. With a `key`, each file must be signed by its holder; without, a signature must be one
 /// by the key that stands beside it, which proves nothing of who that is.
 ///
 /// # Errors
@@ -38,10 +38,6 @@ pub fn verify(path: &Path, key: Option<&PublicKey>, progress: Progress<'_>) -> R
     let began = Instant::now();
     let Model { files, index, seals, .. } = Model::open(path)?;
     let signer = sign::check(&files, &seals, key)?;
-    if key.is_some() && index.checksums().is_none() {
-        let what = "holds files whose digests are of chunks of several sizes: verify each file by itself";
-        return Err(Error::new(ErrorKind::Signature, what).at(path));
-    }
     let (files, route) = files.choose(Some(false));
     let (open, clock) = (began.elapsed(), Clock::default());
     let (report, threads) = check(&files, &index, progress, &clock)?;
@@ -68,25 +64,12 @@ fn check<S: Source>(
     clock: &Clock,
 ) -> Result<(Report, usize)> {
     let environment = Environment::read()?;
-    let payload_bytes = index.parts().iter().map(|part| part.end - part.start).sum();
-    let Some(checksums) = index.checksums() else {
-        return Ok((Report { payload_bytes, verified_bytes: 0, algorithm: None, signer: None }, 0));
-    };
-    let tasks = every_chunk(index, checksums);
+    let payload_bytes = index.parts().iter().map(|part| part.range().end - part.range().start).sum();
+    let tasks = every_digest(index);
+    let verified_bytes = tasks.iter().flatten().map(|chunk| chunk.end() - chunk.offset).sum();
     let threads = environment.read_threads.get().min(tasks.len());
-    progress.start(payload_bytes);
+    progress.start(verified_bytes);
     let chunks = ChunkReader { source, index, progress, clock };
     io::read::read(&chunks, &tasks, Vec::new(), threads)?;
-    let algorithm = Some(checksums.algorithm());
-    Ok((Report { payload_bytes, verified_bytes: payload_bytes, algorithm, signer: None }, threads))
-}
-
-/// The whole payload, a task for each digest.
-pub(crate) fn every_chunk(index: &Index, checksums: &Checksums) -> Vec<Vec<Chunk>> {
-    let chunk = |digest: usize| {
-        let offset = digest as u64 * checksums.chunk_bytes();
-        let bytes = checksums.chunk_bytes().min(index.payload_end(offset) - offset);
-        vec![Chunk { offset, parts: vec![Part { bytes, target: None }], digest: Some(digest) }]
-    };
-    (0..checksums.digests().len()).map(chunk).collect()
+    Ok((Report { payload_bytes, verified_bytes, algorithm: index.algorithms(), signer: None }, threads))
 }

@@ -2,12 +2,14 @@
 
 mod common;
 
-use common::{load, packed_by_default, settings, tensor};
+use std::sync::Arc;
+
+use common::{check_source, load, packed_by_default, settings, tensor};
 use flashpack::{
     ErrorKind, Reader,
-    format::DType,
+    format::{DType, Index},
     io::{
-        FileSource, Source,
+        FileSource, Files, Input, Mapping,
         memory::{Faults, MemorySource},
     },
     plan::{Ignore, Mode, Selection, Verify},
@@ -65,23 +67,53 @@ fn a_file_that_shrinks_after_it_was_opened_is_an_io_error() {
 }
 
 #[test]
-fn sources_agree() {
+fn sources_keep_their_contract() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bytes");
     let bytes = model();
     std::fs::write(&path, &bytes).unwrap();
-    let (file, memory) = (FileSource::open(&path).unwrap(), MemorySource::new(bytes.clone()));
-    assert_eq!(file.len(), memory.len());
-    for (offset, length) in [(0, 1), (0, bytes.len()), (4095, 2), (bytes.len() - 1, 1), (bytes.len(), 0)] {
-        let mut from = [vec![0; length], vec![1; length]];
-        file.read_exact_at(&mut from[0], offset as u64).unwrap();
-        memory.read_exact_at(&mut from[1], offset as u64).unwrap();
-        assert_eq!(from[0], bytes[offset..offset + length]);
-        assert_eq!(from[0], from[1]);
+    let open = || FileSource::open(&path).unwrap();
+    check_source(&MemorySource::new(bytes.clone()), &bytes);
+    check_source(&open(), &bytes);
+    check_source(&open().on_shelf(&Arc::default()), &bytes);
+    check_source(&Input::choose(open(), Some(true)).0, &bytes);
+    let index = Reader::open(&path).unwrap().into_parts().1;
+    check_source(&Files::new(&path, vec![open()], &index), &bytes);
+}
+
+#[test]
+fn joined_files_keep_the_contract_of_sources() {
+    let folder = tempfile::tempdir().unwrap();
+    let sizes = [70_000, 5, 0, 1_500_000];
+    let paths: Vec<_> = (0..sizes.len()).map(|number| folder.path().join(number.to_string())).collect();
+    for (path, size) in paths.iter().zip(sizes) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        std::fs::write(path, packed_by_default(&[tensor(name, DType::Uint8, &[size])])).unwrap();
     }
-    for source in [&file as &dyn Source, &memory] {
-        let error = source.read_exact_at(&mut [0; 2], bytes.len() as u64 - 1).unwrap_err();
-        assert!(error.to_string().contains("truncated"), "{error}");
+    for page_bytes in [4 << 10, 64 << 10, 2 << 20] {
+        let opened = paths.iter().map(|path| Reader::open(path).unwrap().into_parts());
+        let (files, indices): (Vec<_>, Vec<_>) =
+            opened.map(|(file, index, _)| (file, (String::new(), index))).unzip();
+        let index = Index::join(indices, page_bytes).unwrap();
+        let mut expected = vec![0; usize::try_from(index.payload_bytes()).unwrap()];
+        for (path, part) in paths.iter().zip(index.parts()) {
+            assert!(part.range().start.is_multiple_of(page_bytes));
+            let place =
+                usize::try_from(part.range().start).unwrap()..usize::try_from(part.range().end).unwrap();
+            let bytes = std::fs::read(path).unwrap();
+            expected[place.clone()].copy_from_slice(&bytes[..place.len()]);
+        }
+        let files = Files::new(folder.path(), files, &index);
+        check_source(&files, &expected);
+        let map = Mapping::new(&files).unwrap();
+        // SAFETY: the mapping lives as long as the slice, and nobody writes to it.
+        let mapped = unsafe { std::slice::from_raw_parts(map.data(), map.len()) };
+        for part in index.parts() {
+            let place =
+                usize::try_from(part.range().start).unwrap()..usize::try_from(part.range().end).unwrap();
+            assert!(mapped[place.clone()] == expected[place], "where pages have {page_bytes} bytes");
+        }
+        check_source(&files.choose(Some(true)).0, &expected);
     }
 }
 

@@ -5,14 +5,15 @@ mod common;
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use common::{Tensor, models, pack, settings, tensor};
+use common::{Tensor, models, pack, pack_by, settings, tensor};
 use flashpack::{
     Error, ErrorKind, Progress, Reader,
-    format::{DType, Index, layout::Order},
-    io::memory::MemorySource,
+    format::{DType, Index, checksum::Algorithm, layout::Order},
+    io::{Source as _, file::MAX_OPEN_FILES, memory::MemorySource},
     load::{self, Options, Place},
     model::{Model, SEPARATOR},
     plan::{Ignore, Memory, Mode, ReadPlan, Selection, Verify},
+    stats::Report,
     verify::verify,
 };
 use proptest::prelude::*;
@@ -201,8 +202,88 @@ fn files_without_digests_and_safetensors_join_too() {
     for eager in [false, true] {
         assert_eq!(loaded(&index, eager, None).unwrap(), expected);
     }
-    assert_eq!(loaded(&index, true, Some(true)).unwrap_err().kind(), ErrorKind::Unsupported);
-    assert_eq!(verify(&index, None, Progress::SILENT).unwrap().algorithm, None);
+    let error = loaded(&index, true, Some(true)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("file 1 of 2 holds no checksums"), "{error}");
+    let report = verify(&index, None, Progress::SILENT).unwrap();
+    assert_eq!((report.verified_bytes, report.algorithm.as_deref()), (5600, Some("xxh3_64")));
+    assert!(report.payload_bytes > 5600);
+}
+
+/// Files with the digests of both kinds and without any: [`Verify::Whole`] checks each by its own.
+#[test]
+fn each_file_is_verified_by_its_own_digests() {
+    let folder = tempfile::tempdir().unwrap();
+    let tensors = ["a", "b", "c"].map(|name| tensor(name, DType::Uint8, &[3 << 20]));
+    let names = ["a.flashpack", "b.flashpack", "c.safetensors"];
+    let paths = names.map(|name| folder.path().join(name));
+    pack(&paths[0], &tensors[..1], Order::Given, 128).unwrap();
+    pack_by(Algorithm::Blake3, &paths[1], &tensors[1..2], Order::Given, 128).unwrap();
+    write_safetensors(&paths[2], &tensors[2..], 0);
+    let load_all = |order: [usize; 3]| {
+        let loaded = loaded(&list(folder.path(), &order.map(|number| names[number])), true, None)?;
+        Ok::<_, Error>((loaded, Report::last().unwrap()))
+    };
+    let orders = [[0, 1, 2], [2, 1, 0], [1, 2, 0]];
+    for order in orders {
+        let (loaded, report) = load_all(order).unwrap();
+        assert!(loaded == contents(&tensors));
+        assert_eq!((report.bytes, report.verified_bytes), (9 << 20, 6 << 20));
+    }
+    for damaged in 0..2 {
+        let mut bytes = fs::read(&paths[damaged]).unwrap();
+        bytes[(2 << 20) + 1000] ^= 1;
+        fs::write(&paths[damaged], &bytes).unwrap();
+        for order in orders {
+            let error = load_all(order).unwrap_err();
+            let words = format!("{}: chunk 2 is damaged, bytes 2097152..3145728", paths[damaged].display());
+            assert!(error.kind() == ErrorKind::Checksum && error.to_string().starts_with(&words), "{error}");
+        }
+        bytes[(2 << 20) + 1000] ^= 1;
+        fs::write(&paths[damaged], &bytes).unwrap();
+    }
+}
+
+/// The checksums in the description of several files tell which algorithms there are and what they leave out.
+#[test]
+fn files_of_several_kinds_describe_their_checksums() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, other) = ([tensor("a", DType::Uint8, &[5000])], [tensor("b", DType::Uint8, &[70])]);
+    pack(&folder.path().join("1.flashpack"), &one, Order::Given, 128).unwrap();
+    pack_by(Algorithm::Blake3, &folder.path().join("2.flashpack"), &other, Order::Given, 128).unwrap();
+    write_safetensors(&folder.path().join("3.safetensors"), &[tensor("c", DType::Uint8, &[9])], 0);
+    let told = |names: &[&str]| {
+        let footer = Model::open(&list(folder.path(), names)).unwrap().footer();
+        serde_json::from_str::<serde_json::Value>(&footer).unwrap()["checksums"].clone()
+    };
+    let both = told(&["1.flashpack", "2.flashpack"]);
+    assert_eq!((&both["algorithm"], both.get("unverified_bytes")), (&"blake3 and xxh3_64".into(), None));
+    let partly = told(&["1.flashpack", "3.safetensors"]);
+    let bytes = fs::metadata(folder.path().join("3.safetensors")).unwrap().len();
+    assert_eq!((&partly["algorithm"], &partly["unverified_bytes"]), (&"xxh3_64".into(), &bytes.into()));
+}
+
+#[test]
+fn more_files_load_than_may_be_open_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let tensors: Vec<_> = (0..MAX_OPEN_FILES + 9)
+        .map(|number| tensor(&format!("t{number}"), DType::Float32, &[100 + number as u64]))
+        .collect();
+    let names: Vec<_> = (0..tensors.len()).map(|number| format!("{number}.flashpack")).collect();
+    let shards: Vec<_> = names.iter().map(String::as_str).zip(tensors.chunks(1)).collect();
+    let index = write_set(folder.path(), &shards);
+    let model = Model::open(&index).unwrap();
+    let root = folder.path().canonicalize().unwrap();
+    let open =
+        fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+    assert!(open.filter(|path| path.starts_with(&root)).count() <= MAX_OPEN_FILES);
+    for eager in [false, true] {
+        assert_eq!(loaded(&index, eager, None).unwrap(), contents(&tensors));
+    }
+    fs::rename(folder.path().join("1.flashpack"), folder.path().join("0.flashpack")).unwrap();
+    let mut bytes = [0; 8];
+    let error = model.files.read_exact_at(&mut bytes, 0).unwrap_err();
+    assert!(error.to_string().contains("was changed or replaced after it was opened"), "{error}");
 }
 
 #[test]
@@ -239,7 +320,10 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn joined_files_keep_their_bytes_apart(mut files in prop::collection::vec(models(), 2..5)) {
+    fn joined_files_keep_their_bytes_apart(
+        mut files in prop::collection::vec(models(), 2..5),
+        page_bytes in prop::sample::select(vec![4_u64 << 10, 64 << 10, 4 << 20]),
+    ) {
         for (number, file) in files.iter_mut().enumerate() {
             for tensor in file {
                 tensor.spec.name.insert_str(0, &format!("{number}."));
@@ -247,10 +331,11 @@ proptest! {
         }
         let indices: Vec<Index> = files.iter().map(|file| parsed(file)).collect();
         let labelled = indices.iter().cloned().map(|index| (String::new(), index)).collect();
-        let joined = Index::join(labelled).unwrap();
-        let (mut records, mut digests, mut end) = (joined.records().iter(), 0, 0);
-        for (index, part) in indices.iter().zip(joined.parts()) {
-            prop_assert!(part.start >= end && part.start.is_multiple_of(1 << 20));
+        let joined = Index::join(labelled, page_bytes).unwrap();
+        let (mut records, mut end) = (joined.records().iter(), 0);
+        for (index, joined_part) in indices.iter().zip(joined.parts()) {
+            let part = joined_part.range();
+            prop_assert!(part.start >= end && part.start.is_multiple_of(page_bytes.max(1 << 20)));
             prop_assert_eq!(part.end - part.start, index.payload_bytes());
             end = part.end;
             for own in index.records() {
@@ -260,13 +345,11 @@ proptest! {
                 let (file, within) = (joined.file_range(record), index.file_range(own));
                 prop_assert!(within.is_empty() || file == (part.start + within.start..part.start + within.end));
             }
-            let expected = index.checksums().unwrap().digests();
-            prop_assert_eq!(&joined.checksums().unwrap().digests()[digests..][..expected.len()], expected);
+            prop_assert_eq!(joined_part.checksums(), index.checksums());
             if !part.is_empty() {
-                prop_assert_eq!(part.start >> 20, digests as u64);
-                prop_assert_eq!(joined.payload_end(part.start), part.end);
+                prop_assert_eq!(joined.part_at(part.start), joined_part);
+                prop_assert_eq!(joined.part_at(part.end - 1), joined_part);
             }
-            digests += expected.len();
         }
         prop_assert_eq!(joined.payload_bytes(), end);
     }

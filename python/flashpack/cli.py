@@ -148,6 +148,8 @@ def verify(path: str, key: str | None, verbose: bool) -> None:
             what = f"the structure is sound; the file has no checksums for its {result.payload_bytes} bytes"
         else:
             what = f"{result.verified_bytes} bytes match their {result.algorithm} checksums"
+            if unverified := result.payload_bytes - result.verified_bytes:
+                what += f", {unverified} bytes are in files without any"
         if key:
             what += f"; signed by the key {result.signed_by}"
         _succeed(f"{Path(path).absolute()}: {what}")

@@ -11,8 +11,8 @@ use measure::Rate;
 use crate::{
     device::{pool, transfer},
     error::Result,
+    format::Part,
     io::{
-        Source,
         prefetch::{self, Verdict},
         residency::Residency,
     },
@@ -40,12 +40,12 @@ pub fn explain(path: &Path, selection: Selection<'_>, options: Options) -> Resul
 fn source(prepared: &Prepared) -> Value {
     let Prepared { files, route, index, .. } = prepared;
     json!({
-        "file_bytes": files.len(),
+        "file_bytes": files.file_bytes(),
         "payload_bytes": index.payload_bytes(),
         "cached_part": route.residency.map(Residency::part),
         "direct": route.direct,
         "why": route.why.text(),
-        "algorithm": index.checksums().map(|checksums| checksums.algorithm().name()),
+        "algorithm": index.algorithms(),
     })
 }
 
@@ -80,7 +80,8 @@ fn bound(prepared: Prepared) -> Result<Value> {
     let (threads, verified) = (plan.threads.max(1), plan.verified_bytes());
     let from_disk = prepared.route.is_from_disk();
     let copy = measure::copying(threads.min(processors()))?;
-    let digests = prepared.index.checksums().filter(|_| verified > 0);
+    // Of several algorithms the first: files of one model seldom differ.
+    let digests = prepared.index.parts().iter().find_map(Part::checksums).filter(|_| verified > 0);
     let hash = digests.map(|digests| measure::hashing(digests.algorithm(), threads)).transpose()?;
     let (source, source_seconds) = reading(prepared)?;
     let hash_seconds = hash.map_or(0.0, |rate| rate.seconds(verified));

@@ -8,7 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
 
 use super::{
-    FORMAT_V3, FORMAT_V4, Index, MAGIC, MAX_FOOTER_BYTES, Shape, Signature, TRAILER_BYTES,
+    Checksums, FORMAT_V3, FORMAT_V4, Index, MAGIC, MAX_FOOTER_BYTES, Part, Shape, Signature, TRAILER_BYTES,
+    checksum::Algorithm,
     signature::{self, RenderedSignature},
     validate,
 };
@@ -116,16 +117,30 @@ pub fn render(index: &Index) -> String {
                 macroblock: single.is_none().then(|| record.block()),
             })
             .collect(),
-        checksums: index.checksums().map(|checksums| RenderedChecksums {
-            algorithm: checksums.algorithm().name(),
-            chunk_bytes: checksums.chunk_bytes(),
-            digests: checksums.digests_hex(),
-            footer: checksums.footer().to_string(),
-        }),
+        checksums: rendered_checksums(index),
         signature: index.signature().map(Signature::rendered),
         metadata: index.metadata(),
     };
     serde_json::to_string(&footer).expect("strings and integers always serialize")
+}
+
+/// The digests of `index`. Those of several files say together which bytes they are, but nothing can be verified by
+/// them: each file's own have to be used.
+fn rendered_checksums(index: &Index) -> Option<RenderedChecksums> {
+    let unverified = index.parts().iter().filter(|part| part.checksums().is_none());
+    let unverified_bytes = unverified.map(|part| part.range().end - part.range().start).sum();
+    let all = || index.parts().iter().filter_map(Part::checksums);
+    let footers = all().map(|checksums| checksums.footer().to_string()).collect::<String>();
+    Some(RenderedChecksums {
+        algorithm: index.algorithms()?,
+        chunk_bytes: all().map(Checksums::chunk_bytes).max()?,
+        digests: all().map(Checksums::digests_hex).collect(),
+        footer: match index.checksums() {
+            Some(_) => footers,
+            None => Algorithm::default().digest(footers.as_bytes()).to_string(),
+        },
+        unverified_bytes,
+    })
 }
 
 /// The footer `json` of a sound file with `signature` instead of any it had. All else stays as it is spelled there.
@@ -356,7 +371,7 @@ struct Rendered<'a> {
     macroblocks: Option<Vec<RenderedBlock<'a>>>,
     index: Vec<RenderedRecord<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    checksums: Option<RenderedChecksums<'a>>,
+    checksums: Option<RenderedChecksums>,
     #[serde(skip_serializing_if = "Option::is_none")]
     signature: Option<RenderedSignature>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -382,9 +397,16 @@ struct RenderedRecord<'a> {
 }
 
 #[derive(Serialize)]
-struct RenderedChecksums<'a> {
-    algorithm: &'a str,
+struct RenderedChecksums {
+    algorithm: String,
     chunk_bytes: u64,
     digests: String,
     footer: String,
+    #[serde(skip_serializing_if = "is_zero")]
+    unverified_bytes: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+const fn is_zero(value: &u64) -> bool {
+    *value == 0
 }

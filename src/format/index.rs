@@ -1,6 +1,10 @@
 //! The validated index of a file. Fields are private: whoever holds an [`Index`] holds the proof of its rules.
 
-use std::{collections::BTreeMap, fmt::Write as _, ops::Range};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    ops::Range,
+};
 
 use super::{
     DType, Seal, Shape, Signature,
@@ -112,7 +116,7 @@ impl Checksums {
         self.chunk_bytes
     }
 
-    /// One digest per chunk, in file order from offset 0.
+    /// One digest per chunk, in order from the start of the payload.
     #[must_use]
     pub const fn digests(&self) -> &[Digest] {
         &self.digests
@@ -142,11 +146,36 @@ pub struct Index {
     pub(super) blocks: Box<[Macroblock]>,
     pub(super) records: Box<[Record]>,
     pub(super) by_name: NameOrder,
-    pub(super) checksums: Option<Checksums>,
     pub(super) signature: Option<Signature>,
     pub(super) metadata: BTreeMap<String, String>,
-    /// Where the payloads of the files lie that were joined; empty for one file.
-    pub(super) parts: Box<[Range<u64>]>,
+    /// The payloads of the files, in order; at least one.
+    pub(super) parts: Box<[Part]>,
+}
+
+/// The payload of one file: all of an index that was not joined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub(super) range: Range<u64>,
+    pub(super) checksums: Option<Checksums>,
+}
+
+impl Part {
+    /// A whole payload of `bytes`.
+    pub(super) fn whole(bytes: u64, checksums: Option<Checksums>) -> Box<[Self]> {
+        [Self { range: 0..bytes, checksums }].into()
+    }
+
+    /// Where the index has it.
+    #[must_use]
+    pub const fn range(&self) -> &Range<u64> {
+        &self.range
+    }
+
+    /// Its digests, in an algorithm and of chunks of its own; none if its file has none that this library knows.
+    #[must_use]
+    pub const fn checksums(&self) -> Option<&Checksums> {
+        self.checksums.as_ref()
+    }
 }
 
 impl Index {
@@ -174,10 +203,22 @@ impl Index {
         &self.records
     }
 
-    /// Digests, if the writer left any in an algorithm this library knows.
+    /// Digests of a file, if the writer left any in an algorithm this library knows. Of several files each
+    /// [`Part`] has its own, and all together have none.
     #[must_use]
-    pub const fn checksums(&self) -> Option<&Checksums> {
-        self.checksums.as_ref()
+    pub fn checksums(&self) -> Option<&Checksums> {
+        match &*self.parts {
+            [part] => part.checksums(),
+            _ => None,
+        }
+    }
+
+    /// The names of the algorithms that the digests of its parts are by; none if no part has any.
+    #[must_use]
+    pub fn algorithms(&self) -> Option<String> {
+        let all = self.parts.iter().filter_map(Part::checksums).map(|checksums| checksums.algorithm().name());
+        let names: BTreeSet<_> = all.collect();
+        (!names.is_empty()).then(|| Vec::from_iter(names).join(" and "))
     }
 
     /// The signature, if there is one in an algorithm this library knows. Nobody has checked it.
@@ -202,18 +243,20 @@ impl Index {
         &self.metadata
     }
 
-    /// Where each file's payload lies, in the order of the files: one that was not joined begins at 0.
+    /// Each file's payload, in the order of the files: one that was not joined begins at 0.
     #[must_use]
-    pub fn parts(&self) -> Vec<Range<u64>> {
-        let whole = 0..self.payload_bytes;
-        if self.parts.is_empty() { vec![whole] } else { self.parts.to_vec() }
+    pub const fn parts(&self) -> &[Part] {
+        &self.parts
     }
 
-    /// The end of the payload that `offset` lies in: no chunk with a digest reaches further.
+    /// The part that the byte at `offset` lies in or, in a gap between two, before; the last one for those behind it.
+    ///
+    /// # Panics
+    /// Never: there is at least one part.
     #[must_use]
-    pub fn payload_end(&self, offset: u64) -> u64 {
-        let part = self.parts.partition_point(|part| part.end <= offset);
-        self.parts.get(part).map_or(self.payload_bytes, |part| part.end)
+    pub fn part_at(&self, offset: u64) -> &Part {
+        let part = self.parts.partition_point(|part| part.range.end <= offset);
+        self.parts.get(part).or(self.parts.last()).expect("an index has a part")
     }
 
     /// The number of the record called `name`.

@@ -1,8 +1,11 @@
 //! Several files as one: their indices over one range of offsets, in which the files lie one behind the other.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::collections::BTreeMap;
 
-use super::{BLOCK_ALIGN_BYTES, Checksums, Index, checksum::Algorithm, index::NameOrder};
+use super::{
+    BLOCK_ALIGN_BYTES, Checksums, Index,
+    index::{NameOrder, Part},
+};
 use crate::error::{Error, Result};
 
 /// Footer metadata that tells the shards of one save from those of another.
@@ -10,31 +13,31 @@ pub const SET_KEY: &str = "flashpack_set";
 
 impl Index {
     /// Joins the indices of `files`, each with what errors call it. [`Index::parts`] tells where each file's payload
-    /// comes to lie: at a multiple of a page and of the digests' chunks, so that those stay whole. There are digests
-    /// if every file has some, by one function and of chunks of one size; that of the index is that of the files' own.
-    /// Of their signatures none is one of all files.
+    /// comes to lie: at a multiple of `page_bytes`, so that it can be mapped there, and of the chunks of all digests.
+    /// Each part keeps its file's digests. Of the files' signatures none is one of all files.
     ///
     /// # Errors
     /// [`ErrorKind::Format`](crate::ErrorKind::Format) if two files hold a name, or all exceed 2^63 bytes.
-    pub fn join(mut files: Vec<(String, Self)>) -> Result<Self> {
+    pub fn join(mut files: Vec<(String, Self)>, page_bytes: u64) -> Result<Self> {
         if files.len() == 1 {
             let (_, mut index) = files.remove(0);
             index.metadata.remove(SET_KEY);
             return Ok(index);
         }
-        let kind = common_digests(&files);
-        let unit = kind.map_or(0, |(_, chunk_bytes)| chunk_bytes).max(BLOCK_ALIGN_BYTES);
+        let chunk_bytes = files.iter().filter_map(|(_, index)| index.checksums()).map(Checksums::chunk_bytes);
+        // All of them are powers of two.
+        let unit = chunk_bytes.fold(page_bytes.max(BLOCK_ALIGN_BYTES), u64::max);
         let too_large = || Error::format("the files together exceed 2^63 bytes");
-        let (mut blocks, mut records, mut parts, mut digests) = (vec![], vec![], vec![], vec![]);
-        let (mut metadata, mut labels, mut footers, mut end) =
-            (BTreeMap::new(), vec![], String::new(), 0_u64);
+        let (mut blocks, mut records, mut parts) = (vec![], vec![], vec![]);
+        let (mut metadata, mut labels, mut end) = (BTreeMap::new(), vec![], 0_u64);
         for (label, index) in files {
             let base = end.checked_next_multiple_of(unit).ok_or_else(too_large)?;
             end = base.checked_add(index.payload_bytes).ok_or_else(too_large)?;
             if i64::try_from(end).is_err() {
                 return Err(too_large());
             }
-            parts.push(base..end);
+            let moved = |part: Part| Part { range: base + part.range.start..base + part.range.end, ..part };
+            parts.extend(index.parts.into_iter().map(moved));
             let first_block = blocks.len();
             for mut block in index.blocks {
                 block.offset += base;
@@ -44,10 +47,6 @@ impl Index {
             for mut record in index.records {
                 record.block += first_block;
                 records.push(record);
-            }
-            if let Some(checksums) = index.checksums {
-                digests.extend(checksums.digests);
-                write!(footers, "{}", checksums.footer).expect("strings take everything");
             }
             metadata.extend(index.metadata);
         }
@@ -61,30 +60,15 @@ impl Index {
                 file_of(other)
             ))
         })?;
-        let checksums = kind.map(|(algorithm, chunk_bytes)| Checksums {
-            algorithm,
-            chunk_bytes,
-            digests: digests.into(),
-            footer: algorithm.digest(footers.as_bytes()),
-        });
         Ok(Self {
             align_bytes: 0,
             payload_bytes: end,
             blocks: blocks.into(),
             records: records.into(),
             by_name,
-            checksums,
             signature: None,
             metadata,
             parts: parts.into(),
         })
     }
-}
-
-/// The function and the size of the digests' chunks, if all files have digests and agree.
-fn common_digests(files: &[(String, Index)]) -> Option<(Algorithm, u64)> {
-    let kind = |checksums: &Checksums| (checksums.algorithm(), checksums.chunk_bytes());
-    let mut kinds = files.iter().map(|(_, index)| index.checksums().map(kind));
-    let first = kinds.next()??;
-    kinds.all(|kind| kind == Some(first)).then_some(first)
 }

@@ -5,7 +5,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use super::{
     BLOCK_ALIGN_BYTES, Checksums, DType, Index, Macroblock, Record, checksum,
     checksum::{Algorithm, Digest},
-    index::NameOrder,
+    index::{NameOrder, Part},
     validate::{align_elems, product},
 };
 use crate::error::{Error, Result};
@@ -133,10 +133,9 @@ impl Layout {
             blocks: blocks.into(),
             records,
             by_name,
-            checksums: None,
             signature: None,
             metadata,
-            parts: Box::default(),
+            parts: Part::whole(end, None),
         };
         Ok(Self { index, writes })
     }
@@ -157,7 +156,7 @@ impl Layout {
     #[must_use]
     pub fn into_index(mut self, algorithm: Algorithm, digests: Vec<Digest>) -> Index {
         let footer = checksum::index_digest(&self.index, algorithm, checksum::CHUNK_BYTES, &digests);
-        self.index.checksums = Some(Checksums {
+        self.index.parts[0].checksums = Some(Checksums {
             algorithm,
             chunk_bytes: checksum::CHUNK_BYTES,
             digests: digests.into(),

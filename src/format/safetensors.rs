@@ -6,7 +6,7 @@ use safetensors::tensor::Metadata;
 
 use super::{
     DType, Index, Macroblock, Record, Shape,
-    index::NameOrder,
+    index::{NameOrder, Part},
     validate::{duplicate, product},
 };
 use crate::error::{Error, ErrorKind, Result, ensure_memory};
@@ -127,10 +127,9 @@ impl Header {
             by_name: NameOrder::new(&records).map_err(|(one, other)| duplicate(&records, one, other))?,
             blocks: blocks.into(),
             records: records.into(),
-            checksums: None,
             signature: None,
             metadata: self.metadata,
-            parts: Box::default(),
+            parts: Part::whole(self.payload_bytes, None),
         })
     }
 }

@@ -9,7 +9,7 @@ use super::{
     Checksums, DType, FORMAT_V3, Index, Macroblock, Record, Signature,
     checksum::{self, Algorithm, Digest},
     footer::{Count, Object, RawBlock, RawChecksums, RawFooter, RawRecord, RawSignature},
-    index::NameOrder,
+    index::{NameOrder, Part},
     signature,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -49,13 +49,13 @@ pub(super) fn validate(raw: RawFooter<'_>, footer_offset: u64) -> Result<Index> 
         by_name: NameOrder::new(&records).map_err(|(one, other)| duplicate(&records, one, other))?,
         blocks: blocks.into(),
         records,
-        checksums: None,
         signature: raw.signature.map(|Object(raw)| check_signature(&raw)).transpose()?.flatten(),
         metadata: raw.metadata,
-        parts: Box::default(),
+        parts: Part::whole(payload_bytes, None),
     };
     refuse_overlapping_records(&index)?;
-    index.checksums = raw.checksums.map(|Object(raw)| check_checksums(&raw, &index)).transpose()?.flatten();
+    let checksums = raw.checksums.map(|Object(raw)| check_checksums(&raw, &index)).transpose()?.flatten();
+    index.parts[0].checksums = checksums;
     Ok(index)
 }
 

@@ -2,13 +2,11 @@
 
 use memmap2::{Advice, MmapMut, MmapOptions};
 
+use super::Pages;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Size of the huge pages that `MADV_HUGEPAGE` asks for on `x86_64` and `aarch64` with 4 KiB base pages.
-const HUGE_PAGE_BYTES: usize = 2 << 20;
-
 /// Zeroed private memory, page-aligned, and on huge pages when it is large enough for one: filling it then takes one
-/// page fault per 2 MiB instead of 512, which is what limits reads into fresh memory.
+/// page fault for (mostly) 2 MiB instead of 512, which is what limits reads into fresh memory.
 #[derive(Debug)]
 pub struct HostBuffer {
     map: MmapMut,
@@ -22,14 +20,21 @@ impl HostBuffer {
     /// # Errors
     /// [`ErrorKind::Memory`] if the address space or the system's limits do not allow it.
     pub fn new(len: usize) -> Result<Self> {
-        let huge = len >= HUGE_PAGE_BYTES;
-        let slack = if huge { HUGE_PAGE_BYTES } else { 0 };
-        let reserve = len.max(1).checked_add(slack);
+        Self::on(Pages::here(), len)
+    }
+
+    /// [`HostBuffer::new`] on a machine with such pages.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn on(pages: Pages, len: usize) -> Result<Self> {
+        let huge = pages.huge_bytes.filter(|huge| len >= *huge);
+        let reserve = len.max(1).checked_add(huge.unwrap_or(0));
         let map = reserve.ok_or_else(|| refused(len, "too large")).and_then(|reserve| {
             MmapOptions::new().len(reserve).map_anon().map_err(|error| refused(len, &error.to_string()))
         })?;
-        let start = if huge { map.as_ptr().align_offset(HUGE_PAGE_BYTES) } else { 0 };
-        if huge {
+        let start = huge.map_or(0, |huge| map.as_ptr().align_offset(huge));
+        if huge.is_some() {
             // Advice: a kernel without huge pages serves small ones, slower.
             let _ = map.advise(Advice::HugePage);
         }

@@ -1,9 +1,7 @@
 //! Reading past the page cache.
 
 use std::{
-    fs::File,
     io,
-    os::unix::fs::{FileExt, OpenOptionsExt as _},
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -18,7 +16,7 @@ pub(super) const DIRECT_ALIGN_BYTES: usize = 4096;
 #[derive(Debug)]
 pub struct DirectFile {
     buffered: FileSource,
-    direct: File,
+    direct: FileSource,
     refused: AtomicBool,
 }
 
@@ -29,21 +27,10 @@ impl DirectFile {
     /// # Errors
     /// There is no failure, only the buffered file again.
     pub fn new(buffered: FileSource) -> Result<Self, FileSource> {
-        // Not waiting: by now the path may name a pipe.
-        let direct = (OFlags::DIRECT | OFlags::NONBLOCK).bits().cast_signed();
-        match File::options().read(true).custom_flags(direct).open(buffered.path()) {
-            Ok(direct) if same_file(buffered.file(), &direct) => {
-                Ok(Self { buffered, direct, refused: AtomicBool::new(false) })
-            }
-            Ok(_) | Err(_) => Err(buffered),
+        match buffered.again(OFlags::DIRECT) {
+            Ok(direct) => Ok(Self { buffered, direct, refused: AtomicBool::new(false) }),
+            Err(_) => Err(buffered),
         }
-    }
-}
-
-fn same_file(one: &File, other: &File) -> bool {
-    match (rustix::fs::fstat(one), rustix::fs::fstat(other)) {
-        (Ok(one), Ok(other)) => (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino),
-        _ => false,
     }
 }
 

@@ -6,10 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{FileSource, Input, Route, Source, residency::Residency};
+use super::{FileSource, Input, Route, Source, residency::Residency, source::ends_early};
 use crate::{error::Result, format::Index};
 
-/// One file or several. Offsets count through the payloads, and what lies between two payloads reads as zeros.
+/// One file, or the payloads of several: offsets count through these, and what lies between two of them reads as zeros.
 #[derive(Debug)]
 pub struct Files {
     path: PathBuf,
@@ -27,8 +27,15 @@ impl Files {
     /// `files`, in the order in which `index` has joined them; errors that concern them all name `path`.
     #[must_use]
     pub fn new(path: &Path, files: Vec<FileSource>, index: &Index) -> Self {
+        let places = index.parts().iter().map(|part| part.range().clone());
         let part = |(file, place)| Part { input: Input::Buffered(file), place };
-        Self { path: path.to_owned(), parts: files.into_iter().zip(index.parts()).map(part).collect() }
+        Self { path: path.to_owned(), parts: files.into_iter().zip(places).map(part).collect() }
+    }
+
+    /// Bytes of all the files, footers and headers included.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.input.len()).sum()
     }
 
     /// Decides for each file how it is read: see [`Input::choose`].
@@ -76,25 +83,24 @@ impl Files {
         self.parts.into_iter().map(own).collect()
     }
 
-    /// The part that the byte at `offset` lies in or behind.
+    /// The part that the byte at `offset` lies in or behind, and where the next one begins or all end.
     fn part(&self, offset: u64) -> (&Part, u64) {
         let next = self.parts.partition_point(|part| part.place.start <= offset).max(1);
-        let end = self.parts.get(next).map_or(u64::MAX, |part| part.place.start);
+        let end = self.parts.get(next).map_or_else(|| self.len().max(offset), |part| part.place.start);
         (&self.parts[next - 1], end)
     }
 
     /// The beginning of `buffer` that a single file, or the gap behind it, has the bytes of; in which file and where.
+    /// It is empty at the end of all.
     fn first<'b>(&self, buffer: &'b mut [u8], offset: u64) -> (&'b mut [u8], Option<(&Input, u64)>) {
+        if let [Part { input, .. }] = &*self.parts {
+            return (buffer, Some((input, offset)));
+        }
         let (part, next) = self.part(offset);
-        let last = self.parts.len() == 1;
-        let (end, source) = if last || offset < part.place.end {
-            let end = if last { u64::MAX } else { part.place.end };
-            (end, Some((&part.input, offset - part.place.start)))
-        } else {
-            (next, None)
-        };
+        let in_part = offset < part.place.end;
+        let end = if in_part { part.place.end } else { next };
         let bytes = buffer.len().min(usize::try_from(end - offset).unwrap_or(usize::MAX));
-        (&mut buffer[..bytes], source)
+        (&mut buffer[..bytes], in_part.then(|| (&part.input, offset - part.place.start)))
     }
 }
 
@@ -121,6 +127,7 @@ impl Source for Files {
             let count = bytes.len();
             match source {
                 Some((input, offset)) => input.read_exact_at(bytes, offset)?,
+                None if count == 0 => return Err(ends_early(offset, buffer.len()).at(&self.path)),
                 None => bytes.fill(0),
             }
             buffer = &mut buffer[count..];
@@ -130,7 +137,10 @@ impl Source for Files {
     }
 
     fn len(&self) -> u64 {
-        self.parts.iter().map(|part| part.input.len()).sum()
+        match &*self.parts {
+            [part] => part.input.len(),
+            parts => parts.last().map_or(0, |part| part.place.end),
+        }
     }
 
     fn is_direct(&self) -> bool {

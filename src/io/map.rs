@@ -6,12 +6,9 @@ use std::{
 };
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
-use rustix::{
-    mm::{MapFlags, ProtFlags},
-    param::page_size,
-};
+use rustix::mm::{MapFlags, ProtFlags};
 
-use super::{FileSource, Files, Source};
+use super::{FileSource, Files, Pages, Source};
 use crate::error::{Error, IoContext, Result};
 
 /// A whole file, or the payloads of several as [`Files`] lays them out, mapped privately: reads come from the page cache on first touch, writes stay in this process.
@@ -47,11 +44,12 @@ impl Mapping {
         let options = options.len(len).no_reserve_swap();
         // SAFETY: the mapping is private, so this process's writes reach nobody else. Another process may still
         // change or truncate the file; no Rust reference to the bytes is ever made, only raw pointers leave here.
-        let map = unsafe { options.map_copy(source.file()) }.during("cannot map", source.path())?;
+        let map = source.file().and_then(|file| unsafe { options.map_copy(&*file) });
+        let map = map.during("cannot map", source.path())?;
         Ok(Self { map: map.into(), alive: Arc::new(()) })
     }
 
-    /// Maps each payload over its place in a reservation of all.
+    /// Maps each payload over its place, which begins with a page, in a reservation of all.
     fn of_files(files: &Files) -> Result<Self> {
         let end = files.iter().map(|(_, place)| place.end).max().unwrap_or(0);
         let len = usize::try_from(end)
@@ -63,12 +61,13 @@ impl Mapping {
             let bytes = usize::try_from(place.end - place.start).expect("within the reservation");
             let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
             let protection = ProtFlags::READ | ProtFlags::WRITE;
+            let open = file.file().during("cannot map", file.path())?;
             // SAFETY: the place lies in the reservation, which nobody has seen yet and which unmaps it all when it is
             // dropped; indices are joined at multiples of pages, so no two files share one. What else holds for
             // one file holds for each.
             unsafe {
                 let address = map.as_mut_ptr().add(offset).cast();
-                rustix::mm::mmap(address, bytes, protection, flags, file.file(), 0)
+                rustix::mm::mmap(address, bytes, protection, flags, &*open, 0)
             }
             .during("cannot map", file.path())?;
         }
@@ -110,10 +109,10 @@ impl Mapping {
 /// pages where the file system has them; before Linux 5.18 it does nothing.
 ///
 /// # Errors
-/// The kernel has no huge pages, or none of 2 MiB.
+/// The kernel has no huge pages of a useful size.
 pub(super) fn fault_huge_pages(map: &MmapRaw) -> io::Result<()> {
-    if page_size() != 4096 {
-        return Err(io::ErrorKind::Unsupported.into()); // theirs are up to 512 MiB
+    if Pages::here().huge_bytes.is_none() {
+        return Err(io::ErrorKind::Unsupported.into());
     }
     map.advise(Advice::HugePage)
 }
@@ -124,7 +123,7 @@ pub(super) fn may_be_cached(map: &MmapRaw, offset: u64) -> bool {
         return true;
     };
     let mut state = 1;
-    let page = map.as_mut_ptr().wrapping_add(offset - offset % page_size());
+    let page = map.as_mut_ptr().wrapping_add(offset - offset % Pages::here().bytes);
     // SAFETY: looks at one page and writes one byte about it; a page that is not mapped is an error, and changes nothing.
     let failed = unsafe { libc::mincore(page.cast(), 1, &raw mut state) };
     failed != 0 || state & 1 == 1

@@ -98,7 +98,7 @@ fn are_dense(ranges: &[Range<u64>]) -> bool {
 /// of its own: in one of the whole file the process would seem to hold it twice.
 fn populate(file: &FileSource, window: &Range<u64>) -> io::Result<()> {
     let bytes = usize::try_from(window.end - window.start).map_err(io::Error::other)?;
-    let map = MmapOptions::new().offset(window.start).len(bytes).map_raw_read_only(file.file())?;
+    let map = MmapOptions::new().offset(window.start).len(bytes).map_raw_read_only(&*file.file()?)?;
     fault_huge_pages(&map)?;
     map.advise(Advice::PopulateRead)
 }
@@ -107,7 +107,7 @@ fn populate(file: &FileSource, window: &Range<u64>) -> io::Result<()> {
 /// to read them again three times as long.
 fn fetch(file: &FileSource, window: &Range<u64>) -> io::Result<()> {
     let bytes = NonZeroU64::new(window.end - window.start);
-    Ok(rustix::fs::fadvise(file.file(), window.start, bytes, rustix::fs::Advice::WillNeed)?)
+    Ok(rustix::fs::fadvise(&*file.file()?, window.start, bytes, rustix::fs::Advice::WillNeed)?)
 }
 
 /// Bytes of memory that the system could give without swapping; 0 if it does not say.

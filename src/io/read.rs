@@ -190,12 +190,6 @@ fn copy_runs(rows: &Rows, file: &Range<u64>, piece: &[u8], memory: &mut [u8]) {
     }
 }
 
-/// The number of the digest of the chunk that begins at `offset`.
-fn digest_at(index: &Index, offset: u64) -> usize {
-    let chunk_bytes = index.checksums().map_or(1, Checksums::chunk_bytes);
-    usize::try_from(offset / chunk_bytes).unwrap_or(0)
-}
-
 /// Reads chunks and checks their digests.
 pub struct ChunkReader<'a, S> {
     /// Where the bytes come from.
@@ -214,7 +208,7 @@ impl<S: Source> ChunkReader<'_, S> {
     /// # Errors
     /// As [`read`].
     pub fn read_whole(&self, chunk: &Chunk, buffer: &mut [u8], lap: &mut Lap<'_>) -> Result<()> {
-        let mut hasher = self.hasher(chunk.digest);
+        let mut hasher = self.hasher(chunk.offset, chunk.digest);
         self.fill(buffer, chunk.offset, hasher.as_mut(), lap)?;
         self.finish(chunk.digest.zip(hasher), chunk.offset, chunk.end(), lap)?;
         self.progress.advance(buffer.len() as u64)
@@ -223,7 +217,7 @@ impl<S: Source> ChunkReader<'_, S> {
     fn run(&self, task: Vec<BoundChunk<'_>>, scratch: &mut Vec<u8>, lap: &mut Lap<'_>) -> Result<()> {
         for chunk in task {
             let (offset, digest) = (chunk.offset, chunk.digest);
-            let mut hasher = self.hasher(digest);
+            let mut hasher = self.hasher(offset, digest);
             let mut cursor = offset;
             let mut parts = chunk.parts;
             let mut rest = parts.as_mut_slice();
@@ -342,9 +336,10 @@ impl<S: Source> ChunkReader<'_, S> {
         Ok(bytes)
     }
 
-    /// What computes the digest to compare with that of this number.
-    fn hasher(&self, digest: Option<usize>) -> Option<Hasher> {
-        let algorithm = || self.index.checksums().map(Checksums::algorithm).unwrap_or_default();
+    /// What computes the digest of the chunk at `offset` to compare with that of this number.
+    fn hasher(&self, offset: u64, digest: Option<usize>) -> Option<Hasher> {
+        let checksums = || self.index.part_at(offset).checksums();
+        let algorithm = || checksums().map(Checksums::algorithm).unwrap_or_default();
         digest.map(|_| Hasher::new(algorithm()))
     }
 
@@ -359,15 +354,14 @@ impl<S: Source> ChunkReader<'_, S> {
     }
 
     fn check(&self, number: usize, start: u64, end: u64, actual: Digest) -> Result<()> {
-        let digests = self.index.checksums().map(Checksums::digests);
+        let digests = self.index.part_at(start).checksums().map(Checksums::digests);
         match digests.and_then(|digests| digests.get(number)) {
             Some(&expected) if expected != actual => {
                 let (path, base) = self.source.file_at(start);
                 Err(Error::new(
                     ErrorKind::Checksum,
                     format!(
-                        "chunk {} is damaged, bytes {}..{} {}: expected digest {expected}, got {actual}",
-                        number - digest_at(self.index, base),
+                        "chunk {number} is damaged, bytes {}..{} {}: expected digest {expected}, got {actual}",
                         start - base,
                         end - base,
                         self.contents(start..end)

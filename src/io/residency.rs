@@ -65,9 +65,10 @@ impl Residency {
     /// Looks at `probes` of `bytes` places, spread by chance; `place` tells where in the file each is.
     fn probe_at(file: &FileSource, probes: u64, bytes: u64, place: impl Fn(u64) -> u64) -> Option<Self> {
         let chance = RandomState::new();
+        let open = file.file().ok()?;
         let map = usize::try_from(file.len())
             .ok()
-            .and_then(|len| MmapOptions::new().len(len).map_raw_read_only(file.file()).ok());
+            .and_then(|len| MmapOptions::new().len(len).map_raw_read_only(&*open).ok());
         let (mut resident, mut absent, mut unconfirmed) = (0, 0, 0);
         for probe in 0..probes {
             let stride = bytes / probes;
@@ -76,7 +77,7 @@ impl Residency {
                 absent += 1;
                 continue;
             }
-            match can_be_read_at_once(file.file(), offset) {
+            match can_be_read_at_once(&open, offset) {
                 Some(true) => resident += 1,
                 Some(false) => {}
                 None => unconfirmed += 1,
@@ -187,7 +188,7 @@ impl Route {
         let residency = Residency::probe(file);
         let why = match (told, residency) {
             (Some(_), _) => Why::Told,
-            (None, None) if !is_on_overlay(file.file()) => Why::Unknown,
+            (None, None) if !is_on_overlay(file) => Why::Unknown,
             (None, Some(found)) if found.is_most() => Why::Resident,
             (None, _) if sample_is_fast(file) => Why::Fast,
             (None, Some(_)) => Why::Absent,
@@ -233,8 +234,9 @@ fn can_be_read_at_once(file: &File, offset: u64) -> Option<bool> {
 }
 
 /// Whether the file lies on an overlay, as those of container images do: below it is a disk, which can be asked directly.
-fn is_on_overlay(file: &File) -> bool {
-    rustix::fs::fstatfs(file).is_ok_and(|system| u64::try_from(system.f_type) == Ok(OVERLAY))
+fn is_on_overlay(file: &FileSource) -> bool {
+    let system = file.file().and_then(|file| Ok(rustix::fs::fstatfs(&file)?));
+    system.is_ok_and(|system| u64::try_from(system.f_type) == Ok(OVERLAY))
 }
 
 /// Whether most pieces of a part of the file, at a place left to chance, arrive at the speed of memory.

@@ -42,14 +42,7 @@ pub trait Source: Sync {
     fn read_exact_at(&self, mut buffer: &mut [u8], mut offset: u64) -> Result<()> {
         while !buffer.is_empty() {
             match self.read_at(buffer, offset) {
-                Ok(0) => {
-                    let missing = buffer.len();
-                    return Err(Error::new(
-                        ErrorKind::Io,
-                        format!("ends at byte {offset}, {missing} bytes early: truncated while it was read"),
-                    )
-                    .at(self.path()));
-                }
+                Ok(0) => return Err(ends_early(offset, buffer.len()).at(self.path())),
                 Ok(count) => {
                     buffer = &mut buffer[count..];
                     offset += count as u64;
@@ -63,4 +56,10 @@ pub trait Source: Sync {
         }
         Ok(())
     }
+}
+
+/// The error of a source that ends at `offset`, `missing` bytes before what is wanted of it.
+pub(super) fn ends_early(offset: u64, missing: usize) -> Error {
+    let what = format!("ends at byte {offset}, {missing} bytes early: truncated while it was read");
+    Error::new(ErrorKind::Io, what)
 }

@@ -6,8 +6,8 @@ use super::{
     Chunk, DIRECT_BYTES, MERGE_GAP_BYTES, Part, Selection, Settings, Target, Verify, place::Segment,
 };
 use crate::{
-    error::{Result, ensure_memory},
-    format::Index,
+    error::{Error, ErrorKind, Result, ensure_memory},
+    format::{Checksums, Index},
 };
 
 /// A chunk with at most this many unwanted bytes is read whole, so that its digest can be verified.
@@ -25,48 +25,87 @@ pub(super) fn cut(
     settings: Settings,
     selection: Selection<'_>,
 ) -> Result<Vec<Vec<Chunk>>> {
-    let sliced = selection.is_sliced();
-    let gap_bytes = if selection.is_partial() { 0 } else { MERGE_GAP_BYTES };
     let surplus = match settings.verify {
         Verify::Never => None,
         Verify::Whole if selection.is_whole(index) => Some(u64::MAX), // what nobody wants is padding
-        Verify::Whole if sliced => Some(SLICED_SURPLUS_BYTES),
+        Verify::Whole if selection.is_sliced() => Some(SLICED_SURPLUS_BYTES),
         Verify::Whole => Some(WHOLE_CHUNK_SURPLUS_BYTES),
         Verify::Everything => Some(u64::MAX),
     };
-    let verify = surplus.zip(index.checksums());
-    let step = verify.map_or(settings.read_chunk_bytes, |(_, checksums)| checksums.chunk_bytes()).max(1);
-    ensure_room(segments, step)?;
-    let task_bytes = settings.read_chunk_bytes.max(step);
+    let gap_bytes = if selection.is_partial() { 0 } else { MERGE_GAP_BYTES };
+    ensure_room(segments, least_step(index, surplus, settings))?;
     let mut tasks: Vec<Vec<Chunk>> = Vec::new();
-    let mut task = u64::MAX;
+    let mut task = None;
     let mut rest = segments;
     let mut from = 0;
     while let Some(first) = rest.first() {
-        let start = first.file.start.max(from);
-        let window =
-            start - start % step..(start - start % step).saturating_add(step).min(index.payload_end(start));
-        let (pieces, used) = pieces_within(rest, from, window.end);
+        let window = Window::around(first.file.start.max(from), index, surplus, settings)?;
+        let range = &window.range;
+        let (pieces, used) = pieces_within(rest, from, range.end);
         rest = &rest[used..];
-        from = window.end;
-        let whole = verify.is_some_and(|(surplus, _)| {
-            let covered: u64 = pieces.iter().map(|piece| piece.file.end - piece.file.start).sum();
-            window.end - window.start - covered <= surplus
-        });
-        if task != window.start / task_bytes {
-            task = window.start / task_bytes;
+        from = range.end;
+        if task.replace(window.task) != Some(window.task) {
             tasks.push(Vec::new());
         }
         let chunks = tasks.last_mut().expect("a task was just begun");
-        if whole {
-            let digest = usize::try_from(window.start / step).ok();
-            chunks.push(Chunk { offset: window.start, parts: parts_of(&window, &pieces), digest });
+        let covered: u64 = pieces.iter().map(|piece| piece.file.end - piece.file.start).sum();
+        let left_out = range.end - range.start - covered;
+        if window.digest.is_some() && surplus.is_some_and(|surplus| left_out <= surplus) {
+            let parts = parts_of(range, &pieces);
+            chunks.push(Chunk { offset: range.start, parts, digest: window.digest });
         } else {
-            chunks.extend(unverified(&window, &pieces, settings.direct, gap_bytes));
+            chunks.extend(unverified(range, &pieces, settings.direct, gap_bytes));
         }
     }
     tasks.retain(|chunks| !chunks.is_empty());
     Ok(tasks)
+}
+
+/// Bytes of one part of the index that become a chunk at most.
+struct Window {
+    range: Range<u64>,
+    /// The number of the digest over exactly these bytes, if there is one and anybody wants it.
+    digest: Option<usize>,
+    /// What windows of one task have in common.
+    task: (u64, u64),
+}
+
+impl Window {
+    /// The window that the byte at `start` lies in. A gap between two parts is a window of its own.
+    fn around(start: u64, index: &Index, surplus: Option<u64>, settings: Settings) -> Result<Self> {
+        let part = index.part_at(start);
+        let Range { start: base, end } = *part.range();
+        if start < base {
+            return Ok(Self { range: start..base, digest: None, task: (start, 0) });
+        }
+        let checksums = surplus.and(part.checksums());
+        if settings.verify == Verify::Everything && checksums.is_none() {
+            return Err(no_checksums(index, start));
+        }
+        let step = checksums.map_or(settings.read_chunk_bytes, Checksums::chunk_bytes).max(1);
+        let number = (start - base) / step;
+        let first = base + number * step;
+        Ok(Self {
+            range: first..first.saturating_add(step).min(end),
+            digest: checksums.and(usize::try_from(number).ok()),
+            task: (base, (first - base) / settings.read_chunk_bytes.max(step)),
+        })
+    }
+}
+
+/// The least bytes that a window has, but for the last one of a part.
+fn least_step(index: &Index, surplus: Option<u64>, settings: Settings) -> u64 {
+    let checksums = index.parts().iter().filter_map(|part| surplus.and(part.checksums()));
+    checksums.map(Checksums::chunk_bytes).fold(settings.read_chunk_bytes, u64::min).max(1)
+}
+
+fn no_checksums(index: &Index, offset: u64) -> Error {
+    let file = index.parts().partition_point(|part| part.range().end <= offset) + 1;
+    let what = match index.parts().len() {
+        1 => "the file holds no checksums".to_owned(),
+        count => format!("file {file} of {count} holds no checksums"),
+    };
+    Error::new(ErrorKind::Unsupported, format!("cannot be verified: {what}"))
 }
 
 /// An error instead of an abort for a file of holes, whose petabytes would make a plan too large for memory.

@@ -13,8 +13,8 @@ use std::{fmt, num::NonZeroUsize, ops::Range, sync::Arc};
 pub use slices::{Cut, Rows};
 
 use crate::{
-    error::{Error, ErrorKind, Result},
-    format::{DType, Index, Shape},
+    error::Result,
+    format::{self, Checksums, DType, Index, Shape},
 };
 
 /// Ranges this close are read as one: two direct-I/O units cost less than another request.
@@ -126,7 +126,7 @@ pub enum Verify {
     Never,
     /// Every chunk that is read (almost) whole anyway; nothing, if the file has no digests.
     Whole,
-    /// Every byte that is loaded, reading more where chunks are not whole; the file must have digests.
+    /// Every byte that is loaded, reading more where chunks are not whole; their files must have digests.
     Everything,
 }
 
@@ -185,7 +185,8 @@ pub struct Chunk {
     pub offset: u64,
     /// Where they go.
     pub parts: Vec<Part>,
-    /// The number of the digest over exactly these bytes, if they are to be verified.
+    /// The number of the digest over exactly these bytes among those of their [`Part`](crate::format::Part) of the
+    /// index, if they are to be verified.
     pub digest: Option<usize>,
 }
 
@@ -256,16 +257,10 @@ impl ReadPlan {
     /// Plans the load of `selection`.
     ///
     /// # Errors
-    /// [`ErrorKind::Argument`] for a name, a part of a tensor or bytes that the file does not have;
-    /// [`ErrorKind::Unsupported`] if [`Verify::Everything`] meets a file without digests; [`ErrorKind::Memory`] if the
-    /// plan itself is too large.
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a name, a part of a tensor or bytes that the file does
+    /// not have; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if [`Verify::Everything`] meets bytes of a
+    /// file without digests; [`ErrorKind::Memory`](crate::ErrorKind::Memory) if the plan itself is too large.
     pub fn new(index: &Index, selection: Selection<'_>, settings: Settings) -> Result<Self> {
-        if settings.verify == Verify::Everything && index.checksums().is_none() {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "cannot be verified: the file holds no checksums",
-            ));
-        }
         let mut views = select::select(index, selection)?;
         let mut memory = Vec::new();
         let mut segments = match settings.mode {
@@ -323,6 +318,22 @@ impl ReadPlan {
     pub fn read_bytes(&self) -> u64 {
         self.tasks.iter().flatten().flat_map(|chunk| &chunk.parts).map(|part| part.bytes).sum()
     }
+}
+
+/// All bytes that have a digest, a task for each.
+#[must_use]
+pub fn every_digest(index: &Index) -> Vec<Vec<Chunk>> {
+    let of_part = |part: &format::Part| {
+        let Range { start, end } = *part.range();
+        let chunk_bytes = part.checksums().map_or(1, Checksums::chunk_bytes);
+        let count = part.checksums().map_or(0, |checksums| checksums.digests().len());
+        (0..count).map(move |digest| {
+            let offset = start + digest as u64 * chunk_bytes;
+            let bytes = chunk_bytes.min(end - offset);
+            vec![Chunk { offset, parts: vec![Part { bytes, target: None }], digest: Some(digest) }]
+        })
+    };
+    index.parts().iter().flat_map(of_part).collect()
 }
 
 impl fmt::Display for ReadPlan {

@@ -5,9 +5,10 @@
 use std::{collections::BTreeMap, num::NonZeroUsize, path::Path};
 
 use flashpack::{
-    Progress, Reader, Result,
+    ErrorKind, Progress, Reader, Result,
     format::{
         DEFAULT_ALIGN_BYTES, DType,
+        checksum::Algorithm,
         layout::{Order, TensorSpec},
     },
     io::{self, Source, read::ChunkReader},
@@ -33,8 +34,19 @@ pub fn tensor(name: &str, dtype: DType, shape: &[u64]) -> Tensor {
 }
 
 pub fn pack(path: &Path, tensors: &[Tensor], order: Order, align_bytes: u64) -> Result<u64> {
+    pack_by(Algorithm::default(), path, tensors, order, align_bytes)
+}
+
+pub fn pack_by(
+    algorithm: Algorithm,
+    path: &Path,
+    tensors: &[Tensor],
+    order: Order,
+    align_bytes: u64,
+) -> Result<u64> {
     let specs: Vec<_> = tensors.iter().map(|tensor| tensor.spec.clone()).collect();
-    let mut packer = Packer::create(path, &specs, order, align_bytes, BTreeMap::new(), Progress::SILENT)?;
+    let packer = Packer::create(path, &specs, order, align_bytes, BTreeMap::new(), Progress::SILENT)?;
+    let mut packer = packer.digested_by(algorithm);
     let writes: Vec<_> = packer.writes().iter().map(|write| write.tensor).collect();
     for number in writes {
         packer.write(&tensors[number].bytes)?;
@@ -73,6 +85,31 @@ pub fn execute<S: Source>(reader: &Reader<S>, plan: &ReadPlan) -> Result<Vec<Vec
     let chunks = ChunkReader { source: reader.source(), index: reader.index(), progress, clock: &clock };
     io::read::read(&chunks, &plan.tasks, slices, plan.threads)?;
     Ok(memory)
+}
+
+/// What every source must do, whose bytes are `expected`.
+pub fn check_source(source: &dyn Source, expected: &[u8]) {
+    let len = expected.len();
+    assert_eq!((source.len(), source.is_empty()), (len as u64, len == 0));
+    for (offset, length) in [(0, 1), (0, len), (4095, 2), (len / 2, len / 2), (len - 1, 1), (len, 0)] {
+        let mut read = vec![0xAA; length];
+        source.read_exact_at(&mut read, offset as u64).unwrap();
+        assert!(read == expected[offset..offset + length], "{length} bytes at {offset}");
+    }
+    for step in [4096, 1_000_003] {
+        let mut read = Vec::new();
+        let mut piece = vec![0xAA; step];
+        while let count @ 1.. = source.read_at(&mut piece, read.len() as u64).unwrap() {
+            read.extend_from_slice(&piece[..count]);
+        }
+        assert!(read == expected, "in steps of {step}");
+    }
+    for past in [0, 1, 4095, 1 << 20] {
+        assert_eq!(source.read_at(&mut [0xAA; 9], (len + past) as u64).unwrap(), 0, "{past} past the end");
+    }
+    let error = source.read_exact_at(&mut [0; 2], len as u64 - 1).unwrap_err();
+    let words = format!("ends at byte {len}, 1 bytes early: truncated");
+    assert!(error.kind() == ErrorKind::Io && error.to_string().contains(&words), "{error}");
 }
 
 /// Loads by name from any source, eagerly: name and bytes of each tensor.

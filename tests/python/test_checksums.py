@@ -169,3 +169,27 @@ def test_a_file_without_checksums_loads_and_says_so(
         result = CliRunner().invoke(main, ["revert", str(path), str(tmp_path / "a.safetensors"), *option])
         assert result.exit_code == 0
         assert ("no checksums" in result.output) is says
+
+
+@pytest.mark.parametrize("other", ["blake3", "safetensors"])
+def test_each_file_of_a_list_is_verified_by_its_own_checksums(other: str, path: Path, tmp_path: Path) -> None:
+    beside, more = tmp_path / "beside", {"more": noise(torch.uint8, (3 * MIB,))}
+    flashpack.save_file(tensors(), path)
+    if other == "blake3":
+        flashpack.save_file(more, beside, checksum="blake3")
+    else:
+        save_file(more, beside)
+    for files in ([path, beside], [beside, path]):
+        assert_same(flashpack.load_file(files, eager=True), tensors() | more)
+        report = flashpack.last_load()
+        assert report is not None
+        found = flashpack.verify_file(files)
+        assert found.algorithm == ("blake3 and xxh3_64" if other == "blake3" else "xxh3_64")
+        verified = found.payload_bytes - (0 if other == "blake3" else beside.stat().st_size)
+        assert found.verified_bytes == report.verified_bytes == verified
+    flip_byte(path, 1000)
+    for files in ([path, beside], [beside, path]):
+        with pytest.raises(flashpack.ChecksumError, match="chunk 0 is damaged"):
+            flashpack.load_file(files, eager=True)
+        with pytest.raises(flashpack.ChecksumError, match="chunk 0 is damaged"):
+            flashpack.verify_file(files)
