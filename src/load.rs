@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::io::Errno;
+
 use crate::{
     device::{
         Device,
@@ -68,6 +70,13 @@ impl Block {
         }
     }
 
+    const fn buffer(&self) -> Option<&HostBuffer> {
+        match self {
+            Self::Mapped(_) => None,
+            Self::Buffer(buffer) => Some(buffer),
+        }
+    }
+
     fn as_mut_slice(&mut self) -> &mut [u8] {
         match self {
             Self::Mapped(_) => &mut [],
@@ -124,6 +133,8 @@ pub struct Prepared {
     pub(crate) route: Route,
     pub(crate) index: Index,
     plan: ReadPlan,
+    /// What the plan maps.
+    mapping: Option<Mapping>,
     /// Whether the tensors are called by their numbers.
     numbered: bool,
     pub(crate) reads_ahead: bool,
@@ -162,7 +173,6 @@ fn prepare_model(
     options: Options,
 ) -> Result<Prepared> {
     let environment = Environment::read()?;
-    let Model { files, index, .. } = model;
     let mode = match options.place {
         Place::Host if options.eager.unwrap_or(environment.eager) => Mode::Eager,
         Place::Host => Mode::Lazy,
@@ -170,29 +180,56 @@ fn prepare_model(
         Place::GivenHost => Mode::InPlace,
         Place::GivenDevice => Mode::StagedInPlace,
     };
-    let plan = |direct: bool| {
-        let mut settings = settings(mode, options.verify, direct, environment);
-        if selection.is_sliced() && options.verify.is_none() {
-            settings.verify = Verify::Whole; // what cannot be mapped is read, also by a load that maps the rest
+    let Model { files, index, .. } = model;
+    let asked = Asked { index: &index, selection, options, environment };
+    let (mut files, mut route, mut plan) = asked.decide(files, mode)?;
+    let mapping = match plan.memory.contains(&Memory::Mapping).then(|| Mapping::new(&files)).transpose() {
+        Err(error) if error.errno() == Some(Errno::NODEV.raw_os_error()) => {
+            (files, route, plan) = asked.decide(files, Mode::Eager)?;
+            None
         }
-        ReadPlan::new(&index, selection, settings)
+        mapping => mapping?,
     };
-    let maps = mode == Mode::Lazy && !selection.is_partial();
-    let (files, route) = if maps && options.verify == Some(true) {
-        let route = Route { residency: files.residency(), ..Route::MAPPED };
-        (files, route)
-    } else if maps {
-        (files, Route::MAPPED)
-    } else if selection.is_whole(&index) {
-        files.choose(environment.direct_io)
-    } else {
-        let parts = plan(false).at(files.path())?.read_ranges();
-        files.choose_for_parts(environment.direct_io, &parts)
-    };
-    let plan = plan(files.is_direct()).at(files.path())?;
     let numbered = matches!(selection, Selection::Blocks | Selection::Payload(_));
     let (reads_ahead, open) = (options.eager.is_none(), began.elapsed());
-    Ok(Prepared { files, route, index, plan, numbered, reads_ahead, open })
+    Ok(Prepared { files, route, index, plan, mapping, numbered, reads_ahead, open })
+}
+
+/// What a load is to do, and for whom.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    index: &'a Index,
+    selection: Selection<'a>,
+    options: Options,
+    environment: Environment,
+}
+
+impl Asked<'_> {
+    /// The plan, and by which way it reads the files.
+    fn decide(self, files: Files, mode: Mode) -> Result<(Files, Route, ReadPlan)> {
+        let Self { index, selection, options, environment } = self;
+        let plan = |direct: bool| {
+            let mut settings = settings(mode, options.verify, direct, environment);
+            if selection.is_sliced() && options.verify.is_none() {
+                settings.verify = Verify::Whole; // what cannot be mapped is read, also by a load that maps the rest
+            }
+            ReadPlan::new(index, selection, settings)
+        };
+        let maps = mode == Mode::Lazy && !selection.is_partial();
+        let (files, route) = if maps && options.verify == Some(true) {
+            let route = Route { residency: files.residency(), ..Route::MAPPED };
+            (files, route)
+        } else if maps {
+            (files, Route::MAPPED)
+        } else if selection.is_whole(index) {
+            files.choose(environment.direct_io)
+        } else {
+            let parts = plan(false).at(files.path())?.read_ranges();
+            files.choose_for_parts(environment.direct_io, &parts)
+        };
+        let plan = plan(files.is_direct()).at(files.path())?;
+        Ok((files, route, plan))
+    }
 }
 
 fn settings(mode: Mode, verify: Option<bool>, direct: bool, environment: Environment) -> Settings {
@@ -249,21 +286,32 @@ impl Prepared {
     }
 
     /// [`Prepared::into_host`] for those who need no names.
-    pub(crate) fn into_blocks(self, progress: Progress<'_>) -> Result<(Vec<Block>, Vec<View>)> {
-        let mut blocks = provide(&self.plan, &self.files).at(self.files.path())?;
-        self.fill(blocks.iter_mut().map(Block::as_mut_slice).collect(), progress)?;
+    pub(crate) fn into_blocks(mut self, progress: Progress<'_>) -> Result<(Vec<Block>, Vec<View>)> {
+        let mut blocks = provide(&self.plan, self.mapping.take()).at(self.files.path())?;
+        let is_direct = self.files.is_direct();
+        let buffers =
+            |blocks: &[Block], act: fn(&HostBuffer)| blocks.iter().filter_map(Block::buffer).for_each(act);
+        if is_direct {
+            buffers(&blocks, HostBuffer::keep_from_children);
+        }
+        let memory = blocks.iter_mut().map(Block::as_mut_slice).collect();
+        self.timed(progress, |reader| io::read::read(reader, &self.plan.tasks, memory, self.plan.threads))?;
+        if is_direct {
+            buffers(&blocks, HostBuffer::share_with_children);
+        }
         if let (true, Some(Block::Mapped(mapping))) = (self.reads_ahead, blocks.first()) {
             prefetch(self.files, &self.plan.mapped_ranges(), mapping);
         }
         Ok((blocks, self.plan.views))
     }
 
-    /// Fills `memory`, a slice for each memory of the plan.
+    /// Fills `memory` of any kind, a slice for each memory of the plan.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] and [`ErrorKind::Checksum`]; the memory then holds some of the bytes.
     pub fn fill(&self, memory: Vec<&mut [u8]>, progress: Progress<'_>) -> Result<()> {
-        self.timed(progress, |reader| io::read::read(reader, &self.plan.tasks, memory, self.plan.threads))
+        let ReadPlan { tasks, threads, .. } = &self.plan;
+        self.timed(progress, |reader| io::read::read_anywhere(reader, tasks, memory, *threads))
     }
 
     /// Fills a device's memories, those of the plan; see [`transfer::transfer`].
@@ -288,29 +336,35 @@ impl Prepared {
         work: impl FnOnce(&ChunkReader<'_, Files>) -> Result<()>,
     ) -> Result<()> {
         let (began, clock) = (Instant::now(), Clock::default());
+        let bytes = self.plan.read_bytes();
+        progress.start(bytes);
+        work(&ChunkReader { source: &self.files, index: &self.index, progress, clock: &clock })?;
+        // Only the first read tells whether the file system takes direct ones.
+        let route = Route { direct: self.files.is_direct(), ..self.route };
         let report = Report {
-            bytes: self.plan.read_bytes(),
+            bytes,
             verified_bytes: self.plan.verified_bytes(),
             threads: self.plan.threads,
-            direct: self.route.direct,
-            from_disk: self.route.is_from_disk(),
+            direct: route.direct,
+            from_disk: route.is_from_disk(),
             open: self.open,
             ..Report::default()
         };
-        progress.start(report.bytes);
-        work(&ChunkReader { source: &self.files, index: &self.index, progress, clock: &clock })?;
         report.with_times(&clock, began.elapsed()).remember();
         Ok(())
     }
 }
 
-fn provide(plan: &ReadPlan, files: &Files) -> Result<Vec<Block>> {
-    let provide = |memory: &Memory| match *memory {
-        Memory::Mapping => Mapping::new(files).map(Block::Mapped),
+fn provide(plan: &ReadPlan, mut mapping: Option<Mapping>) -> Result<Vec<Block>> {
+    let mut provide = |memory: &Memory| match *memory {
+        Memory::Mapping => {
+            let none = || Error::new(ErrorKind::Internal, "the plan maps the file twice");
+            mapping.take().map(Block::Mapped).ok_or_else(none)
+        }
         Memory::Buffer(bytes) => usize::try_from(bytes)
             .map_err(|_| Error::new(ErrorKind::Memory, format!("{bytes} bytes exceed the address space")))
             .and_then(HostBuffer::new)
             .map(Block::Buffer),
     };
-    plan.memory.iter().map(provide).collect()
+    plan.memory.iter().map(&mut provide).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::{
     cell::Cell,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -31,12 +31,14 @@ pub struct Clock {
     stages: [AtomicU64; STAGES],
     /// From a thread's first moment to its last.
     present: AtomicU64,
+    threads: AtomicUsize,
 }
 
 impl Clock {
     /// Begins to time the calling thread.
     #[must_use]
     pub fn start(&self) -> Lap<'_> {
+        self.threads.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
         Lap { clock: self, began: now, last: now, spent: [Duration::ZERO; STAGES] }
     }
@@ -45,6 +47,11 @@ impl Clock {
     #[must_use]
     pub fn spent(&self, stage: Stage) -> Duration {
         Duration::from_nanos(self.stages[stage as usize].load(Ordering::Relaxed))
+    }
+
+    /// Threads that were timed.
+    fn threads(&self) -> usize {
+        self.threads.load(Ordering::Relaxed)
     }
 
     fn present(&self) -> Duration {
@@ -151,11 +158,14 @@ pub struct Report {
 const WAITING_PART: u32 = 5;
 
 impl Report {
-    /// Adds the times of `clock`, whose threads worked for `reading`.
+    /// Adds the times of `clock`, whose threads worked for `reading`: no more than were planned, fewer if the system had
+    /// no more.
     #[must_use]
     pub fn with_times(self, clock: &Clock, reading: Duration) -> Self {
-        let threads = u32::try_from(self.threads).unwrap_or(u32::MAX);
+        let started = self.threads.min(clock.threads());
+        let threads = u32::try_from(started).unwrap_or(u32::MAX);
         Self {
+            threads: started,
             wall: self.open + reading,
             staging: clock.spent(Stage::Staging),
             device: clock.spent(Stage::Device),
@@ -263,9 +273,18 @@ mod tests {
         drop(lap);
         assert!(clock.spent(Stage::Read) >= Duration::from_millis(2));
         assert!(clock.spent(Stage::Hash) < clock.spent(Stage::Read));
+        drop(clock.start());
         let made = report().with_times(&clock, seconds(1));
-        assert_eq!(made.idle + clock.present(), seconds(2));
+        assert_eq!((made.threads, made.idle + clock.present()), (2, seconds(2)));
         assert_eq!((made.read, made.wall), (clock.spent(Stage::Read), seconds(1)));
+    }
+
+    #[test]
+    fn threads_that_could_not_be_started_are_not_reported() {
+        let clock = Clock::default();
+        drop(clock.start());
+        let made = Report { threads: 16, ..report() }.with_times(&clock, seconds(1));
+        assert_eq!((made.threads, made.idle + clock.present()), (1, seconds(1)));
     }
 
     #[test]

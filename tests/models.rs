@@ -230,17 +230,17 @@ fn each_file_is_verified_by_its_own_digests() {
         assert!(loaded == contents(&tensors));
         assert_eq!((report.bytes, report.verified_bytes), (9 << 20, 6 << 20));
     }
-    for damaged in 0..2 {
-        let mut bytes = fs::read(&paths[damaged]).unwrap();
+    for damaged in &paths[..2] {
+        let mut bytes = fs::read(damaged).unwrap();
         bytes[(2 << 20) + 1000] ^= 1;
-        fs::write(&paths[damaged], &bytes).unwrap();
+        fs::write(damaged, &bytes).unwrap();
         for order in orders {
             let error = load_all(order).unwrap_err();
-            let words = format!("{}: chunk 2 is damaged, bytes 2097152..3145728", paths[damaged].display());
+            let words = format!("{}: chunk 2 is damaged, bytes 2097152..3145728", damaged.display());
             assert!(error.kind() == ErrorKind::Checksum && error.to_string().starts_with(&words), "{error}");
         }
         bytes[(2 << 20) + 1000] ^= 1;
-        fs::write(&paths[damaged], &bytes).unwrap();
+        fs::write(damaged, &bytes).unwrap();
     }
 }
 

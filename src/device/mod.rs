@@ -61,7 +61,7 @@ pub trait Device: Sync {
 
 /// Host memory that copies start from.
 pub trait Staging: Send {
-    /// The bytes, starting at a multiple of 4096. Call only while idle.
+    /// The bytes, starting at a multiple of [`DIRECT_ALIGN_BYTES`](crate::plan::DIRECT_ALIGN_BYTES). Call only while idle.
     fn bytes(&mut self) -> &mut [u8];
 
     /// Length of [`Staging::bytes`].

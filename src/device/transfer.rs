@@ -9,7 +9,7 @@ use crate::{
         Source,
         read::{ChunkReader, Work, run_threads},
     },
-    plan::{Chunk, Target},
+    plan::{Chunk, DIRECT_ALIGN_BYTES, Target},
     stats::{Lap, Stage},
 };
 
@@ -19,8 +19,6 @@ pub const DEPTH: usize = 2;
 /// Most bytes of file in one buffer: with two readers all staging stays within 8 MiB of cache (reads through 16 took 7%
 /// longer), and a copy is long enough that queueing it (some microseconds) does not count.
 pub const MAX_TASK_BYTES: u64 = 2 << 20;
-/// Staged bytes lie at the same place within such a unit as in the file, so that direct reads can land in them.
-const STAGING_ALIGN_BYTES: u64 = 4096;
 /// Sizes of staging buffers are multiples of this.
 pub const STAGING_STEP_BYTES: u64 = 1 << 20;
 
@@ -130,9 +128,9 @@ impl<D: Device> Lane<'_, D> {
     }
 }
 
-/// Where in the file the first byte of a task's buffer lies.
+/// Where in the file the first byte of a task's buffer lies: direct reads land in it.
 fn origin_of(task: &[Chunk]) -> u64 {
-    task.first().map_or(0, |first| first.offset - first.offset % STAGING_ALIGN_BYTES)
+    task.first().map_or(0, |first| first.offset - first.offset % DIRECT_ALIGN_BYTES)
 }
 
 /// Bytes that suffice to stage any of the tasks, rounded so that loads of like sizes share buffers.

@@ -65,11 +65,15 @@ impl HostBuffer {
     }
 
     /// Lets no child process share the pages: a write after `fork` would give this process other pages than the ones
-    /// that a device has been told of.
-    #[cfg(feature = "cuda")]
+    /// that a device, or a direct read under way, has been told of.
     pub(crate) fn keep_from_children(&self) {
         // Advice, as above: a kernel that refuses it copies pinned pages for the child.
         let _ = self.map.advise(Advice::DontFork);
+    }
+
+    /// Lets children that are forked from now on have the pages.
+    pub(crate) fn share_with_children(&self) {
+        let _ = self.map.advise(Advice::DoFork);
     }
 
     /// Address of the first byte.

@@ -9,10 +9,9 @@ use std::{
 use rustix::{fs::OFlags, io::Errno};
 
 use super::{FileSource, Route, Source, residency::Why};
+use crate::plan::DIRECT_ALIGN_BYTES;
 
-/// Offsets, lengths and addresses of direct reads are multiples of this: no file system asks for more.
-pub(super) const DIRECT_ALIGN_BYTES: usize = 4096;
-/// A file, read with `O_DIRECT` wherever alignment allows and the file system does not refuse.
+/// A file, read with `O_DIRECT` wherever the memory is aligned as the file and the file system does not refuse.
 #[derive(Debug)]
 pub struct DirectFile {
     buffered: FileSource,
@@ -34,22 +33,44 @@ impl DirectFile {
     }
 }
 
+/// Memory for one unit of direct reads.
+#[repr(align(4096))]
+struct Unit([u8; UNIT_BYTES]);
+
+const UNIT_BYTES: usize = 4096;
+const _: () = assert!(UNIT_BYTES as u64 == DIRECT_ALIGN_BYTES && align_of::<Unit>() == UNIT_BYTES);
+
+impl DirectFile {
+    /// The beginning of `buffer` from the unit that `offset` lies in, of which it is not to have the whole.
+    fn read_within_unit(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let phase = within_unit(offset);
+        let mut unit = Unit([0; UNIT_BYTES]);
+        let read = self.direct.read_at(&mut unit.0, offset - phase as u64)?;
+        let bytes = unit.0[..read].get(phase..).unwrap_or_default();
+        let count = bytes.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&bytes[..count]);
+        Ok(count)
+    }
+}
+
+fn within_unit(offset: u64) -> usize {
+    usize::try_from(offset % DIRECT_ALIGN_BYTES).expect("less than a unit")
+}
+
 impl Source for DirectFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let phase = usize::try_from(offset % DIRECT_ALIGN_BYTES as u64).expect("less than a page");
-        let in_step = buffer.as_ptr().addr() % DIRECT_ALIGN_BYTES == phase;
+        let phase = within_unit(offset);
+        let in_step = buffer.as_ptr().addr() % UNIT_BYTES == phase;
         if !in_step || self.refused.load(Ordering::Relaxed) {
             return self.buffered.read_at(buffer, offset);
         }
-        let head = (DIRECT_ALIGN_BYTES - phase) % DIRECT_ALIGN_BYTES;
-        let whole = buffer.len().saturating_sub(head) / DIRECT_ALIGN_BYTES * DIRECT_ALIGN_BYTES;
-        if whole == 0 {
-            return self.buffered.read_at(buffer, offset);
-        }
-        if head > 0 {
-            return self.buffered.read_at(&mut buffer[..head], offset);
-        }
-        match self.direct.read_at(&mut buffer[..whole], offset) {
+        let whole = buffer.len() / UNIT_BYTES * UNIT_BYTES;
+        let read = if phase > 0 || whole == 0 {
+            self.read_within_unit(buffer, offset)
+        } else {
+            self.direct.read_at(&mut buffer[..whole], offset)
+        };
+        match read {
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
                 self.refused.store(true, Ordering::Relaxed);
                 self.buffered.read_at(buffer, offset)
@@ -60,6 +81,10 @@ impl Source for DirectFile {
 
     fn len(&self) -> u64 {
         self.buffered.len()
+    }
+
+    fn is_direct(&self) -> bool {
+        !self.refused.load(Ordering::Relaxed)
     }
 
     fn path(&self) -> &Path {
@@ -128,7 +153,7 @@ impl Source for Input {
     }
 
     fn is_direct(&self) -> bool {
-        matches!(self, Self::Direct(_))
+        matches!(self, Self::Direct(file) if file.is_direct())
     }
 
     fn path(&self) -> &Path {

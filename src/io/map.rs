@@ -2,14 +2,13 @@
 
 use std::{
     io,
+    os::fd::AsRawFd as _,
     sync::{Arc, Weak},
 };
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
-use rustix::mm::{MapFlags, ProtFlags};
-
 use super::{FileSource, Files, Pages, Source};
 use crate::error::{Error, IoContext, Result};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 
 /// A whole file, or the payloads of several as [`Files`] lays them out, mapped privately: reads come from the page cache on first touch, writes stay in this process.
 ///
@@ -59,17 +58,19 @@ impl Mapping {
         for (file, place) in files.iter().filter(|(_, place)| !place.is_empty()) {
             let offset = usize::try_from(place.start).expect("within the reservation");
             let bytes = usize::try_from(place.end - place.start).expect("within the reservation");
-            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
             let open = file.file().during("cannot map", file.path())?;
             // SAFETY: the place lies in the reservation, which nobody has seen yet and which unmaps it all when it is
             // dropped; indices are joined at multiples of pages, so no two files share one. What else holds for
             // one file holds for each.
-            unsafe {
+            let mapped = unsafe {
                 let address = map.as_mut_ptr().add(offset).cast();
-                rustix::mm::mmap(address, bytes, protection, flags, &*open, 0)
+                libc::mmap64(address, bytes, protection, flags, open.as_raw_fd(), 0)
+            };
+            if mapped == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error()).during("cannot map", file.path());
             }
-            .during("cannot map", file.path())?;
         }
         Ok(Self { map, alive: Arc::new(()) })
     }

@@ -6,14 +6,14 @@ use std::{
     sync::{Arc, PoisonError},
 };
 
-use super::{Source, direct::DIRECT_ALIGN_BYTES};
+use super::{HostBuffer, Source};
 use crate::{
     error::{Error, ErrorKind, Result},
     format::{
         Checksums, Index, Record,
         checksum::{Digest, Hasher},
     },
-    plan::{Chunk, Part, Rows, Target},
+    plan::{Chunk, DIRECT_ALIGN_BYTES, Part, Rows, Target},
     progress::Progress,
     stats::{Clock, Lap, Stage},
     sync::{self, Mutex},
@@ -24,7 +24,8 @@ use crate::{
 const PIECE_BYTES: usize = 512 << 10;
 
 /// Reads `tasks` into `memory` with `threads` threads, verifying the chunks that name a digest.
-/// `memory` has a slice for each memory of the plan; those that no chunk names (mappings) may be empty.
+/// `memory` has a slice for each memory of the plan; those that no chunk names (mappings) may be empty. It shares no page
+/// with anything else, so direct reads land in it.
 ///
 /// # Errors
 /// The first failure; the rest of the work is then abandoned. [`ErrorKind::Checksum`] names chunk and bytes.
@@ -34,10 +35,31 @@ pub fn read<S: Source>(
     memory: Vec<&mut [u8]>,
     threads: usize,
 ) -> Result<()> {
-    let work = Work::new(bind(tasks, memory));
+    read_bound(reader, bind(tasks, memory, true), threads)
+}
+
+/// [`read`] into memory of any kind: that of direct reads is copied to it.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_anywhere<S: Source>(
+    reader: &ChunkReader<'_, S>,
+    tasks: &[Vec<Chunk>],
+    memory: Vec<&mut [u8]>,
+    threads: usize,
+) -> Result<()> {
+    read_bound(reader, bind(tasks, memory, !reader.source.is_direct()), threads)
+}
+
+fn read_bound<'m, S: Source>(
+    reader: &ChunkReader<'_, S>,
+    tasks: impl Iterator<Item = Vec<BoundChunk<'m>>> + Send,
+    threads: usize,
+) -> Result<()> {
+    let work = Work::new(tasks);
     run_threads(threads, || {
         let mut lap = reader.clock.start();
-        let mut scratch = Vec::new();
+        let mut scratch = Scratch::default();
         while let Some(task) = work.next() {
             work.stop_on_error(reader.run(task, &mut scratch, &mut lap))?;
         }
@@ -104,19 +126,61 @@ struct BoundChunk<'m> {
 }
 
 enum Bound<'m> {
+    /// Read straight into the memory.
     Fill(&'m mut [u8]),
-    /// Bytes of the file, of which those of the runs go to the memory.
+    /// Read elsewhere and copied to the memory.
+    Copy(&'m mut [u8]),
+    /// Bytes of the file, of which those of the runs are copied to the memory.
     Gather(Range<u64>, &'m mut [u8], Arc<Rows>),
     Skip(u64),
 }
 
-impl Bound<'_> {
+impl<'m> Bound<'m> {
     const fn bytes(&self) -> u64 {
         match self {
-            Self::Fill(memory) => memory.len() as u64,
+            Self::Fill(memory) | Self::Copy(memory) => memory.len() as u64,
             Self::Gather(file, ..) => file.end - file.start,
             Self::Skip(bytes) => *bytes,
         }
+    }
+
+    /// The first `bytes` of it, and the others.
+    fn split(self, bytes: u64) -> (Self, Self) {
+        match self {
+            Self::Fill(memory) => {
+                let (now, later) = memory.split_at_mut(to_usize(bytes));
+                (Self::Fill(now), Self::Fill(later))
+            }
+            Self::Copy(memory) => {
+                let (now, later) = memory.split_at_mut(to_usize(bytes));
+                (Self::Copy(now), Self::Copy(later))
+            }
+            Self::Gather(Range { start, end }, memory, rows) => {
+                let middle = start + bytes;
+                let wanted = rows.gathered(&(start..middle));
+                let (now, later) = memory.split_at_mut(to_usize(wanted.end - wanted.start));
+                let first = Self::Gather(start..middle, now, Arc::clone(&rows));
+                (first, Self::Gather(middle..end, later, rows))
+            }
+            Self::Skip(all) => (Self::Skip(bytes), Self::Skip(all - bytes)),
+        }
+    }
+
+    /// The same, which begins at `offset` of the file, in parts of no more than a piece each unless it is read straight
+    /// into its memory.
+    fn in_pieces(self, offset: u64) -> impl Iterator<Item = Self> + use<'m> {
+        let mut rest = Some((self, offset));
+        iter::from_fn(move || {
+            let (part, offset) = rest.take()?;
+            // Up to where pieces begin, which is where units of direct reads do.
+            let room = PIECE_BYTES as u64 - offset % PIECE_BYTES as u64;
+            if part.bytes() <= room || matches!(part, Self::Fill(_)) {
+                return Some(part);
+            }
+            let (now, later) = part.split(room);
+            rest = Some((later, offset + room));
+            Some(now)
+        })
     }
 }
 
@@ -130,19 +194,33 @@ fn read_together(parts: &[Bound<'_>]) -> usize {
     parts.iter().take_while(fits).count().max(1)
 }
 
-/// Memory for a piece from `offset` of the file, at the same place within a unit of direct reads, so that they can land there.
-fn in_step(scratch: &mut Vec<u8>, offset: u64) -> &mut [u8] {
-    scratch.resize(PIECE_BYTES + 2 * DIRECT_ALIGN_BYTES, 0);
-    let phase = to_usize(offset % DIRECT_ALIGN_BYTES as u64);
-    let start = scratch.as_ptr().align_offset(DIRECT_ALIGN_BYTES) + phase;
-    &mut scratch[start..start + PIECE_BYTES]
+/// Memory for a piece, in pages of its own.
+#[derive(Default)]
+struct Scratch(Option<HostBuffer>);
+
+impl Scratch {
+    /// Memory for `bytes`, at most a piece, from `offset` of the file: at the same place within a unit of direct reads, so
+    /// that they can land there. If they do (`direct`), no child process shares it.
+    fn in_step(&mut self, bytes: u64, offset: u64, direct: bool) -> Result<&mut [u8]> {
+        if self.0.is_none() {
+            let memory = HostBuffer::new(PIECE_BYTES + to_usize(DIRECT_ALIGN_BYTES))?;
+            if direct {
+                memory.keep_from_children();
+            }
+            self.0 = Some(memory);
+        }
+        let phase = to_usize(offset % DIRECT_ALIGN_BYTES);
+        let memory = self.0.as_mut().expect("it was just made").as_mut_slice();
+        Ok(&mut memory[phase..phase + to_usize(bytes)])
+    }
 }
 
-/// Hands each task its disjoint slices of `memory`. Chunks come in file order and a plan places in file order, so
+/// Hands each task its disjoint slices of `memory`, where reads land if `lands`. Chunks come in file order and a plan places in file order, so
 /// each memory is split front to back.
 fn bind<'p, 'm: 'p>(
     tasks: &'p [Vec<Chunk>],
     memory: Vec<&'m mut [u8]>,
+    lands: bool,
 ) -> impl Iterator<Item = Vec<BoundChunk<'m>>> + Send + use<'p, 'm> {
     let mut unfilled: Vec<(u64, &mut [u8])> = memory.into_iter().map(|memory| (0, memory)).collect();
     let mut take = move |memory: usize, offset: u64, bytes: u64| {
@@ -158,18 +236,20 @@ fn bind<'p, 'm: 'p>(
             let mut end = chunk.offset;
             let mut bind_part = |part: &Part| {
                 let file = end..end + part.bytes;
-                end = file.end;
+                let offset = mem::replace(&mut end, file.end);
                 let Some(target) = &part.target else {
-                    return Bound::Skip(part.bytes);
+                    return Bound::Skip(part.bytes).in_pieces(offset);
                 };
                 let (memory, place) = target.place(&file);
                 let slice = take(memory, place.start, place.end - place.start);
-                match target {
-                    Target::Bytes(..) => Bound::Fill(slice),
+                let bound = match target {
+                    Target::Bytes(..) if lands => Bound::Fill(slice),
+                    Target::Bytes(..) => Bound::Copy(slice),
                     Target::Rows(_, rows) => Bound::Gather(file, slice, Arc::clone(rows)),
-                }
+                };
+                bound.in_pieces(offset)
             };
-            let parts = chunk.parts.iter().map(&mut bind_part).collect();
+            let parts = chunk.parts.iter().flat_map(&mut bind_part).collect();
             BoundChunk { offset: chunk.offset, parts, digest: chunk.digest }
         };
         tasks.next().map(|chunks| chunks.iter().map(&mut bind_chunk).collect())
@@ -214,7 +294,7 @@ impl<S: Source> ChunkReader<'_, S> {
         self.progress.advance(buffer.len() as u64)
     }
 
-    fn run(&self, task: Vec<BoundChunk<'_>>, scratch: &mut Vec<u8>, lap: &mut Lap<'_>) -> Result<()> {
+    fn run(&self, task: Vec<BoundChunk<'_>>, scratch: &mut Scratch, lap: &mut Lap<'_>) -> Result<()> {
         for chunk in task {
             let (offset, digest) = (chunk.offset, chunk.digest);
             let mut hasher = self.hasher(offset, digest);
@@ -225,10 +305,6 @@ impl<S: Source> ChunkReader<'_, S> {
                 let (now, later) = rest.split_at_mut(read_together(rest));
                 cursor += match now {
                     [Bound::Fill(memory)] => self.fill(memory, cursor, hasher.as_mut(), lap)?,
-                    [Bound::Skip(bytes)] => self.skip(*bytes, cursor, hasher.as_mut(), scratch, lap)?,
-                    [Bound::Gather(file, memory, rows)] => {
-                        self.gather(file, memory, rows, hasher.as_mut(), scratch, lap)?
-                    }
                     several => self.scatter(several, cursor, hasher.as_mut(), scratch, lap)?,
                 };
                 rest = later;
@@ -267,66 +343,23 @@ impl<S: Source> ChunkReader<'_, S> {
         Ok(memory.len() as u64)
     }
 
-    fn skip(
-        &self,
-        bytes: u64,
-        offset: u64,
-        mut hasher: Option<&mut Hasher>,
-        scratch: &mut Vec<u8>,
-        lap: &mut Lap<'_>,
-    ) -> Result<u64> {
-        let mut done = 0;
-        while done < bytes {
-            let step = usize::try_from(bytes - done).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
-            let piece = &mut in_step(scratch, offset + done)[..step];
-            done += self.fill(piece, offset + done, hasher.as_deref_mut(), lap)?;
-        }
-        Ok(bytes)
-    }
-
-    /// Reads the bytes `file` of the file piece by piece, and gathers those of `rows` in `memory`.
-    fn gather(
-        &self,
-        file: &Range<u64>,
-        memory: &mut [u8],
-        rows: &Rows,
-        mut hasher: Option<&mut Hasher>,
-        scratch: &mut Vec<u8>,
-        lap: &mut Lap<'_>,
-    ) -> Result<u64> {
-        let mut position = file.start;
-        let mut gathered = 0;
-        while position < file.end {
-            // Up to a unit of direct reads, so that the next piece begins with one.
-            let step = PIECE_BYTES as u64 - position % DIRECT_ALIGN_BYTES as u64;
-            let now = position..file.end.min(position + step);
-            let piece = &mut in_step(scratch, position)[..to_usize(now.end - now.start)];
-            self.fill(piece, position, hasher.as_deref_mut(), lap)?;
-            let wanted = rows.gathered(&now);
-            let end = gathered + to_usize(wanted.end - wanted.start);
-            copy_runs(rows, &now, piece, &mut memory[gathered..end]);
-            lap.end(Stage::Read);
-            (gathered, position) = (end, now.end);
-        }
-        Ok(file.end - file.start)
-    }
-
-    /// Reads `parts` at once and copies each to its place: a request costs more than copying some hundred bytes.
+    /// Reads `parts`, no more than a piece, at once and copies each to its place: a request costs more than copying some
+    /// hundred bytes.
     fn scatter(
         &self,
         parts: &mut [Bound<'_>],
         offset: u64,
         hasher: Option<&mut Hasher>,
-        scratch: &mut Vec<u8>,
+        scratch: &mut Scratch,
         lap: &mut Lap<'_>,
     ) -> Result<u64> {
         let bytes = parts.iter().map(Bound::bytes).sum();
-        let mut filled = &mut in_step(scratch, offset)[..to_usize(bytes)];
+        let mut filled = scratch.in_step(bytes, offset, self.source.is_direct())?;
         self.fill(filled, offset, hasher, lap)?;
         for part in parts {
             let (now, later) = mem::take(&mut filled).split_at_mut(to_usize(part.bytes()));
             match part {
-                Bound::Fill(memory) => memory.copy_from_slice(now),
+                Bound::Fill(memory) | Bound::Copy(memory) => memory.copy_from_slice(now),
                 Bound::Gather(file, memory, rows) => copy_runs(rows, file, now, memory),
                 Bound::Skip(_) => {}
             }

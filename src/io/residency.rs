@@ -20,8 +20,10 @@ const PART_PROBE_BYTES: u64 = 64 << 10;
 /// Bytes read, in pieces that are timed, when the page cache seems not to hold a file.
 const SAMPLE_BYTES: u64 = 4 << 20;
 const SAMPLE_PIECE_BYTES: usize = 512 << 10;
-/// The type of an overlay, as `statfs` gives it.
+/// Types of file systems, as `statfs` gives them.
 const OVERLAY: u64 = 0x794c_7630;
+const TMPFS: u64 = 0x0102_1994;
+const RAMFS: u64 = 0x8584_58f6;
 /// A sample this fast came from memory whatever the kernel says (a network file system's own cache): 4 GB/s is more
 /// than one thread gets from any disk.
 const CACHED_BYTES_PER_NANOSECOND: u128 = 4;
@@ -133,6 +135,8 @@ pub enum Why {
     Absent,
     /// An overlay, which does not tell, and a sample came at the speed of a disk.
     Slow,
+    /// The file system is memory, whatever `FLASHPACK_DIRECT_IO` says.
+    InMemory,
     /// Reads were to go past the page cache, and the file system refuses that.
     Refused,
 }
@@ -149,6 +153,7 @@ impl Why {
             Self::Fast => "a sample of the file came at the speed of memory",
             Self::Absent => "it holds little of the file",
             Self::Slow => "a sample of the file did not come at the speed of memory",
+            Self::InMemory => "the file lies in memory",
             Self::Refused => "the file system refuses direct reads",
         }
     }
@@ -183,12 +188,12 @@ impl Route {
     #[must_use]
     pub fn choose(file: &FileSource, told: Option<bool>) -> Self {
         if told == Some(true) {
-            return Self { direct: true, why: Why::Told, residency: None };
+            return Self::past_the_page_cache(file);
         }
         let residency = Residency::probe(file);
         let why = match (told, residency) {
             (Some(_), _) => Why::Told,
-            (None, None) if !is_on_overlay(file) => Why::Unknown,
+            (None, None) if !is_on(file, &[OVERLAY]) => Why::Unknown,
             (None, Some(found)) if found.is_most() => Why::Resident,
             (None, _) if sample_is_fast(file) => Why::Fast,
             (None, Some(_)) => Why::Absent,
@@ -201,7 +206,7 @@ impl Route {
     #[must_use]
     pub fn choose_for_parts(file: &FileSource, told: Option<bool>, parts: &[Range<u64>]) -> Self {
         if told == Some(true) {
-            return Self { direct: true, why: Why::Told, residency: None };
+            return Self::past_the_page_cache(file);
         }
         file.expect_scattered_reads();
         let residency = Residency::probe_parts(file, parts);
@@ -212,6 +217,12 @@ impl Route {
             (None, Some(_)) => Why::Absent,
         };
         Self { direct: why == Why::Absent, why, residency }
+    }
+
+    /// That of a load which is told to go past the page cache.
+    fn past_the_page_cache(file: &FileSource) -> Self {
+        let direct = !is_on(file, &[TMPFS, RAMFS]);
+        Self { direct, why: if direct { Why::Told } else { Why::InMemory }, residency: None }
     }
 
     /// Whether a disk takes most of the time: next to memory it is so slow that a few percent of the bytes suffice.
@@ -233,10 +244,11 @@ fn can_be_read_at_once(file: &File, offset: u64) -> Option<bool> {
     }
 }
 
-/// Whether the file lies on an overlay, as those of container images do: below it is a disk, which can be asked directly.
-fn is_on_overlay(file: &FileSource) -> bool {
+/// Whether the file lies on a file system of one of these types. Below an overlay, as those of container images are, is a
+/// disk, which can be asked directly.
+fn is_on(file: &FileSource, types: &[u64]) -> bool {
     let system = file.file().and_then(|file| Ok(rustix::fs::fstatfs(&file)?));
-    system.is_ok_and(|system| u64::try_from(system.f_type) == Ok(OVERLAY))
+    system.is_ok_and(|system| u64::try_from(system.f_type).is_ok_and(|found| types.contains(&found)))
 }
 
 /// Whether most pieces of a part of the file, at a place left to chance, arrive at the speed of memory.

@@ -20,7 +20,7 @@ pub trait Source: Sync {
         self.len() == 0
     }
 
-    /// Whether reads, or some of them, go past the page cache.
+    /// Whether reads, or some of them, go past the page cache. A file system may refuse that at the first one.
     fn is_direct(&self) -> bool {
         false
     }

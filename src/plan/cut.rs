@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{
-    Chunk, DIRECT_BYTES, MERGE_GAP_BYTES, Part, Selection, Settings, Target, Verify, place::Segment,
+    Chunk, DIRECT_ALIGN_BYTES, MERGE_GAP_BYTES, Part, Selection, Settings, Target, Verify, place::Segment,
 };
 use crate::{
     error::{Error, ErrorKind, Result, ensure_memory},
@@ -12,8 +12,8 @@ use crate::{
 
 /// A chunk with at most this many unwanted bytes is read whole, so that its digest can be verified.
 const WHOLE_CHUNK_SURPLUS_BYTES: u64 = 64 << 10;
-/// The same for slices: at both ends of a run no more than two direct-I/O units.
-const SLICED_SURPLUS_BYTES: u64 = 4096;
+/// The same for slices: no more than a unit of direct reads, which is read at the ends of a run in any case.
+const SLICED_SURPLUS_BYTES: u64 = DIRECT_ALIGN_BYTES;
 
 /// Least memory of a chunk in a plan: its own, one part's, and a task's.
 const CHUNK_PLAN_BYTES: u64 = (size_of::<Chunk>() + size_of::<Part>() + size_of::<Vec<Chunk>>()) as u64;
@@ -143,8 +143,8 @@ fn chunk_of(group: &[Segment], room: Range<u64>, direct: bool) -> Option<Chunk> 
             // Runs are gathered from a buffer, which may as well hold whole units of direct I/O. The end of one piece
             // and the beginning of the next may share a unit: the first takes it up to where it ends itself.
             if direct {
-                file.start = (file.start - file.start % DIRECT_BYTES).max(room.start);
-                let end = file.end.next_multiple_of(DIRECT_BYTES);
+                file.start = (file.start - file.start % DIRECT_ALIGN_BYTES).max(room.start);
+                let end = file.end.next_multiple_of(DIRECT_ALIGN_BYTES);
                 file.end = if end <= room.end { end } else { file.end };
             }
             vec![Part { bytes: file.end - file.start, target: first.target.clone() }]

@@ -17,12 +17,13 @@ use crate::{
     format::{self, Checksums, DType, Index, Shape},
 };
 
-/// Ranges this close are read as one: two direct-I/O units cost less than another request.
+/// Ranges this close are read as one: so few bytes cost less than another request.
 const MERGE_GAP_BYTES: u64 = 8192;
 /// Tensors on a device start at multiples of this, whatever their place in the file: kernels load so much at once.
 const DEVICE_ALIGN_BYTES: u64 = 16;
-/// Direct reads begin and end at multiples of this.
-const DIRECT_BYTES: u64 = 4096;
+/// Offsets, lengths and addresses of direct reads are multiples of this. A file system that asks for more refuses them.
+/// Memory that they are to land in lies at the same place within such a unit as its bytes in the file.
+pub const DIRECT_ALIGN_BYTES: u64 = 4096;
 
 /// Which tensors a load returns.
 #[derive(Clone, Copy, Debug)]

@@ -7,13 +7,11 @@ use std::{
 };
 
 use super::{
-    MERGE_GAP_BYTES, Memory, Target,
+    DIRECT_ALIGN_BYTES, MERGE_GAP_BYTES, Memory, Target,
     select::{Shown, Wanted},
     slices::Rows,
 };
 
-/// Offsets in memory and file agree modulo this, so that direct I/O can land in place and tensors keep their alignment.
-const PLACEMENT_BYTES: u64 = 4096;
 /// Alignment in memory of a block whose place in the file is no multiple of its element size (torch's own for the CPU).
 const FALLBACK_ALIGN_BYTES: u64 = 64;
 
@@ -171,9 +169,9 @@ fn place(cursor: u64, file_offset: u64, align_bytes: u64) -> u64 {
     if !file_offset.is_multiple_of(align_bytes) {
         return cursor.next_multiple_of(FALLBACK_ALIGN_BYTES);
     }
-    let phase = file_offset % PLACEMENT_BYTES;
-    let here = cursor - cursor % PLACEMENT_BYTES + phase;
-    if here >= cursor { here } else { here + PLACEMENT_BYTES }
+    let phase = file_offset % DIRECT_ALIGN_BYTES;
+    let here = cursor - cursor % DIRECT_ALIGN_BYTES + phase;
+    if here >= cursor { here } else { here + DIRECT_ALIGN_BYTES }
 }
 
 /// The bytes behind mapped views, to be read for their digests only.

@@ -107,7 +107,7 @@ def failing_maps(folder: Path) -> int:
     path = packed(folder)
     return sum(
         load_wholly_or_not_at_all(fault, path, way, (1,), kind)
-        for code, kind in ((errno.ENODEV, OSError), (errno.ENOMEM, MemoryError))
+        for code, kind in ((errno.EACCES, OSError), (errno.ENOMEM, MemoryError))
         for way in WAYS
         for fault in at_every_call(f"map:N:e{code}", path)
     )
