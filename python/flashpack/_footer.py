@@ -27,7 +27,7 @@ class Block:
 @dataclass(frozen=True, slots=True)
 class Verification:
     """Result of `verify_file`: sizes in bytes; `algorithm` is None for a file without checksums, "blake3 and
-    xxh3_64" for a model whose files differ in it. `verified_bytes` are those of the files that have checksums.
+    xxh3_64" for a model whose files differ in it. `verified_bytes` counts the files that have checksums.
 
     `signed_by` is the fingerprint of the key that signed it, None if none did. It proves something only if
     `verify_file` was given that key: anybody can sign with a key of their own.
@@ -86,7 +86,7 @@ def verify_file(path: ModelPath, key: StrPath | None = None, *, silent: bool | N
 
 
 def unverified_note(path: str) -> str | None:
-    """What to say of a model with bytes that nothing can be compared with; None for one with checksums of all."""
+    """What to say of a model that has bytes without checksums; None for any other."""
     checksums = read_index(path).get("checksums")
     if checksums is None:
         return f"{shown_path(path)}: the file has no checksums, nothing was verified"
