@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import _ops
 from ._names import is_utf8
+from ._offloaded import whole_state_dict
 from ._paths import StrPath, make_parent, text_path
 from ._progress import run
 from ._shards import parse_size, split, write_shards
@@ -131,7 +132,7 @@ def _write(path: str, tensors: dict[str, Tensor], *, silent: bool | None, **opti
 
 def _state_of(source: Mapping[str, Tensor] | nn.Module) -> Mapping[str, Any]:
     if isinstance(source, nn.Module):
-        return cast("Mapping[str, Any]", source.state_dict())
+        return whole_state_dict(source)
     if isinstance(source, Mapping):
         return source
     raise TypeError(f"expected a torch.nn.Module or a dict of tensors, not {type(source).__name__}")

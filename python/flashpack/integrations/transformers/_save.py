@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.dynamic_module_utils import custom_object_save
 
+from ..._hints import warn
 from ..._model_folder import CONFIG
+from ..._offloaded import whole_state_dict
 from ..._paths import StrPath, text_path
 from ..._save import pack_to_file
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
@@ -41,24 +44,40 @@ def save_model(
     variant: str | None = None,
     max_shard_size: int | str | None = None,
     checksum: str | None = None,
-    **kwargs: Any,  # noqa: ARG001 (0.4.5's signature)
+    state_dict: Mapping[str, Tensor] | None = None,
+    save_original_format: bool = False,
+    distributed_checkpoint: bool = False,
+    safe_serialization: bool = True,
+    save_function: Callable[..., Any] | None = None,
+    save_peft_format: bool = True,  # noqa: ARG001 (models with adapters are refused)
 ) -> None:
     """Write the weights to `model.flashpack` (`model.<variant>.flashpack`) of a folder, with configurations.
 
     The folder is made unless it exists. `target_dtype`, `align_bytes`, `silent`, `num_workers`,
     `max_shard_size` and `checksum` as in `pack_to_file`. Only the main process writes and pushes; what is
-    pushed is what was written, to `repo_id` or a repository named as the folder. Other keyword arguments
-    are accepted and not needed.
+    pushed is what was written, to `repo_id` or a repository named as the folder. Parameters that accelerate
+    has offloaded are read into memory to be saved.
+
+    `state_dict` is saved instead of the model's own. `save_original_format=True` stores the names and shapes
+    of the checkpoints that the class was published with, as transformers' `save_pretrained` does; by default
+    the model's own are stored, which load without conversion. The rest of what `save_pretrained` takes makes
+    no difference to a FlashPack file: a `save_function` and `safe_serialization=False` cause a warning.
 
     Raises NotADirectoryError for a path to a file; ValueError for a model that cannot be stored: quantised
-    without serialisation, with PEFT adapters inside, or with a tensor that `pack_to_file` refuses.
+    without serialisation, with PEFT adapters inside, or with a tensor that `pack_to_file` refuses; for a
+    `state_dict` of a quantised model, and for `distributed_checkpoint=True`.
     """
+    if distributed_checkpoint:
+        raise ValueError("distributed_checkpoint=True: FlashPack files hold whole tensors; gather them first")
+    _warn_of_writers(save_function, safe_serialization)
     folder = Path(text_path(save_directory))
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"expected a folder to save to, not a file: {folder}")
     if not is_main_process:
         return
-    state, metadata = _state_of(model)
+    state, metadata = _state_of(model, state_dict)
+    if save_original_format:
+        state = revert_weight_conversion(model, dict(state))
     pack_to_file(
         state,
         folder / weights_name(variant),
@@ -76,19 +95,31 @@ def save_model(
         push(folder, options, lambda full_id: _write_card(model, folder, full_id, token), written)
 
 
-def _state_of(model: PreTrainedModel) -> tuple[Mapping[str, Tensor], dict[str, str]]:
-    """What is stored of a model: its state dict, or what its quantiser makes of that, with metadata."""
+def _warn_of_writers(save_function: object, safe_serialization: bool) -> None:
+    ignored = [] if save_function is None else ["save_function"]
+    if not safe_serialization:
+        ignored.append("safe_serialization=False")
+    if ignored:
+        warn(f"{' and '.join(ignored)}: ignored, as FlashPack writes its own format")
+
+
+def _state_of(
+    model: PreTrainedModel, given: Mapping[str, Tensor] | None
+) -> tuple[Mapping[str, Tensor], dict[str, str]]:
+    """What is stored: `given`, the model's state dict, or what its quantiser makes of that; and metadata."""
     refuse_adapters(model)
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None:
-        return model.state_dict(), {}
+        return whole_state_dict(model) if given is None else given, {}
+    if given is not None:
+        raise ValueError(f"{type(model).__name__} is quantised: only its own state_dict can be saved")
     if not quantizer.is_serializable():
         raise ValueError(f"{type(model).__name__} is quantised in a way that transformers cannot serialise")
     state, metadata = quantizer.get_state_dict_and_metadata(model)
     texts = {
         str(name): value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()
     }
-    return model.state_dict() if state is None else state, texts
+    return whole_state_dict(model) if state is None else state, texts
 
 
 def _save_configs(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None) -> list[str]:
