@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .._hints import warn_of_unused
+from .._hints import close_match, listed, warn
 from .._load import as_device
 from .._options import OPTION_NAMES, LoadOptions
 from ..mixin import FlashPackMixin
@@ -104,10 +104,21 @@ def add_switch(cls: Any, load: Callable[..., Any]) -> None:
     cls.from_pretrained = classmethod(from_pretrained)  # type: ignore[arg-type]
 
 
-def warn_of_ignored(given: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Warn of options that the libraries' own save_pretrained takes and that have no effect here, and others.
+# Arguments of the libraries' save_pretrained that do not matter to a FlashPack file, and their usual values.
+_WITHOUT_EFFECT = {"safe_serialization": True, "save_function": None}
 
-    Those that ask for nothing else than what is done are silent.
+
+def check_save_arguments(given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Warn of those arguments of the libraries' save_pretrained that have no effect on a FlashPack file.
+
+    Raises TypeError for an argument that neither the libraries nor `known` have: it may have been meant to
+    change what is saved.
     """
-    silent = {"save_function": None, "safe_serialization": True, "use_flashpack": given.get("use_flashpack")}
-    warn_of_unused([name for name in given if name not in silent or given[name] is not silent[name]], known)
+    unknown = [name for name in given if name not in {*_WITHOUT_EFFECT, "use_flashpack"}]
+    if unknown:
+        match = close_match(unknown[0], known)
+        hint = f"; did you mean {match!r}?" if match else ""
+        raise TypeError(f"save_pretrained_flashpack() got unknown arguments {listed(unknown)}{hint}")
+    ignored = [name for name, usual in _WITHOUT_EFFECT.items() if given.get(name, usual) is not usual]
+    if ignored:
+        warn(f"save_pretrained_flashpack() ignores {listed(ignored)}: FlashPack writes its own format")

@@ -150,9 +150,17 @@ def test_keywords_of_diffusers_own_methods_pass(unet: Any, tmp_path: Path) -> No
     load_pipeline(type(pipeline), tmp_path / "pipeline", low_cpu_mem_usage=True, use_safetensors=True)
 
 
-def test_keywords_that_nothing_takes_get_a_warning(unet: Any, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="did you mean 'variant' for 'varient'"):
+def test_a_save_refuses_keywords_that_nothing_takes(unet: Any, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"'varient'.*; did you mean 'variant'\?"):
         unet.save_pretrained_flashpack(tmp_path / "unet", varient="fp16")
+    with pytest.raises(TypeError, match="'dtype'"):
+        unet.save_pretrained_flashpack(tmp_path / "unet", dtype=torch.float16)
+    with pytest.raises(TypeError, match=r"'target_dtyp'.*; did you mean 'target_dtype'\?"):
+        save_pipeline(tiny_pipelines.ddpm(), tmp_path / "pipeline", target_dtyp=torch.float16)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_keywords_that_have_no_effect_get_a_warning(unet: Any, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="'safe_serialization', 'save_function'"):
         unet.save_pretrained_flashpack(tmp_path / "unet", safe_serialization=False, save_function=torch.save)
     with pytest.warns(UserWarning, match="did you mean 'device' for 'devcie'"):

@@ -15,7 +15,7 @@ from ..._model_folder import CONFIG
 from ..._paths import StrPath
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from ...mixin import FlashPackMixin
-from .._arguments import warn_of_ignored
+from .._arguments import check_save_arguments
 from .._hub import PushOptions
 from .._weights import written_weights
 from ._classes import holds_several
@@ -48,13 +48,13 @@ def save_and_push(
 
     `state_dict` is saved instead of the model's own. `target_dtype` casts floating tensors. `max_shard_size`
     and `checksum` as in `pack_to_file`. `repo_id` defaults to the folder's name in the token's account.
-    Processes that are not the main one do nothing. Other keyword arguments have no effect, and a warning
-    names them.
+    Processes that are not the main one do nothing. `safe_serialization` and `save_function`, which diffusers
+    takes, have no effect, and a warning names them.
 
-    Raises what `save_model` raises, ValueError for several models that are to be pushed, and what
-    huggingface_hub raises.
+    Raises what `save_model` raises, TypeError for another keyword argument, ValueError for several models
+    that are to be pushed, and what huggingface_hub raises.
     """
-    warn_of_ignored(kwargs, inspect.signature(save_and_push).parameters)
+    check_save_arguments(kwargs, inspect.signature(save_and_push).parameters)
     if push_to_hub and holds_several(type(model)):
         raise ValueError(f"{type(model).__name__} holds several models: push them one by one")
     if not is_main_process:

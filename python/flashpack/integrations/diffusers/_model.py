@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..._hints import warn_of_unused
 from ..._model_folder import CONFIG, checked_subfolder, require_config
+from ..._offloaded import whole_state_dict
 from ..._options import OPTION_NAMES
 from ..._paths import StrPath, text_path
 from ..._revert import revert_from_flashpack
@@ -89,7 +90,7 @@ def save_model(
 def _state_of(model: Any, given: Mapping[str, Tensor] | None) -> tuple[Mapping[str, Tensor], dict[str, str]]:
     """The state dict, of a quantized model as its quantizer stores it, with what it notes beside it."""
     refuse_adapters(model)
-    state = model.state_dict() if given is None else given
+    state = whole_state_dict(model) if given is None else given
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None:
         return state, {}

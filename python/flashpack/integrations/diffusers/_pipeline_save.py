@@ -12,7 +12,7 @@ import torch
 from ..._model_folder import PIPELINE
 from ..._paths import StrPath, text_path
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
-from .._arguments import warn_of_ignored
+from .._arguments import check_save_arguments
 from .._hub import PushOptions
 from .._weights import SUFFIX, refuse_adapters
 from ._classes import members_of, unwrapped
@@ -46,17 +46,19 @@ def save_pipeline(
     casts floating tensors: of all components, or by component, with "default" for the rest. `checksum` and
     `max_shard_size`, of each component, as in `pack_to_file`. The models of a component that holds several
     go to folders of its name and _1, _2, ... behind it. `repo_id` defaults to the folder's name. Processes
-    that are not the main one do nothing. Other keyword arguments have no effect, and a warning names them.
+    that are not the main one do nothing. `safe_serialization` and `save_function`, which diffusers takes,
+    have no effect, and a warning names them.
 
-    Raises what `pack_to_file` raises, TypeError for a component that could not be loaded again (before
-    anything is written), ValueError for a component with PEFT adapters inside, a dtype of an unknown one, or
-    a single file that is to be pushed, split or a variant, FileExistsError where folders of an earlier save
-    would be taken for models of this one, and what huggingface_hub raises.
+    Raises what `pack_to_file` raises; TypeError for another keyword argument and, before anything is
+    written, for a component that could not be loaded again; ValueError for a component with PEFT adapters
+    inside, a dtype of an unknown one, or a single file that is to be pushed, split or a variant;
+    FileExistsError where folders of an earlier save would be taken for models of this one; and what
+    huggingface_hub raises.
     """
     if kwargs.get("state_dict") is not None:
         raise ValueError("state_dict: a pipeline has many; give it to save_pretrained_flashpack of a model")
     given = {**kwargs, "safe_serialization": safe_serialization}
-    warn_of_ignored(given, inspect.signature(save_pipeline).parameters)
+    check_save_arguments(given, inspect.signature(save_pipeline).parameters)
     if not is_main_process:
         return
     path = Path(text_path(save_directory))

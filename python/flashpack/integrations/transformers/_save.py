@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.dynamic_module_utils import custom_object_save
 
-from ..._hints import warn
 from ..._model_folder import CONFIG
 from ..._offloaded import whole_state_dict
 from ..._paths import StrPath, text_path
 from ..._save import pack_to_file
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
+from .._arguments import check_save_arguments
 from .._hub import CARD_NAME, PushOptions, push
 from .._weights import refuse_adapters, weights_name, written_weights
 from ._names import architecture_of
@@ -69,7 +69,7 @@ def save_model(
     """
     if distributed_checkpoint:
         raise ValueError("distributed_checkpoint=True: FlashPack files hold whole tensors; gather them first")
-    _warn_of_writers(save_function, safe_serialization)
+    check_save_arguments({"save_function": save_function, "safe_serialization": safe_serialization}, ())
     folder = Path(text_path(save_directory))
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"expected a folder to save to, not a file: {folder}")
@@ -93,14 +93,6 @@ def save_model(
     if push_to_hub:
         options = PushOptions(repo_id, token, private, create_pr, commit_message)
         push(folder, options, lambda full_id: _write_card(model, folder, full_id, token), written)
-
-
-def _warn_of_writers(save_function: object, safe_serialization: bool) -> None:
-    ignored = [] if save_function is None else ["save_function"]
-    if not safe_serialization:
-        ignored.append("safe_serialization=False")
-    if ignored:
-        warn(f"{' and '.join(ignored)}: ignored, as FlashPack writes its own format")
 
 
 def _state_of(
