@@ -18,6 +18,7 @@ from ._hints import listed
 from ._in_place import fill
 from ._load import as_device, load_tensors
 from ._match import IncompatibleKeys, Match, check_ties, match_tensors
+from ._module.offloaded import find_held, refresh_groups
 from ._options import LoadOptions
 from ._parallel import note_own_blocks
 from ._paths import read_one_version
@@ -115,11 +116,12 @@ def _assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match | 
             _report(_all_of(model), dict(zip(*find_tensors(model), strict=True)), text)
         return None
     note_own_blocks(model)
-    slots = find_slots(model)
+    slots, held = find_slots(model), find_held(model)
     match, tensors, retained = read_one_version(text, lambda: _read(text, slots, device, options))
     if options.in_place:
         return match
-    commit(match.slots, tensors, slots.values())
+    commit(match.slots, tensors, slots.values(), held)
+    refresh_groups(model, {id(slot.tensor): slot.tensor for slot in match.slots.values()})
     for name, value in retained.items():
         setattr(model, name, value)
     if not options.silent:
@@ -163,6 +165,7 @@ def _all_of(model: nn.Module) -> Match:
 def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, options: LoadOptions) -> Match:
     """`assign` by all ranks: the model of each gets all weights, and only if those of all others do."""
     with load_together(path, device, options) as file:
+        held = find_held(model)
         ranks, slots, described = file.ranks, find_slots(model), file.described(options.ignore)
 
         def check() -> Match:
@@ -184,7 +187,8 @@ def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, op
         else:
             tensors = file.tensors(name for name in described if name in match.slots)
         ranks.agree(lambda: check_ties(str(path), match.slots, tensors, options))
-        ranks.agree(lambda: commit(match.slots, tensors, slots.values()))
+        ranks.agree(lambda: commit(match.slots, tensors, slots.values(), held))
+        refresh_groups(model, {id(slot.tensor): slot.tensor for slot in match.slots.values()})
     for name, value in retained.items():
         setattr(model, name, value)
     if not options.silent and ranks.rank == 0:

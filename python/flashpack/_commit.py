@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import _ops
 from ._dtensors import is_dtensor, local_of
 from ._dtensors import rebuild as rebuild_dtensor
+from ._module.offloaded import Held
 from ._slots import Slot
 from ._tensors import is_uninitialized, rebuild, swapped
 
@@ -27,11 +28,20 @@ class _Changes:
     replaced: dict[int, Tensor] = field(default_factory=dict)
 
 
-def commit(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor], slots: Iterable[Slot]) -> None:
-    """Put `tensors` in their paired places; `slots` are all of the model's, so that ties follow along."""
+def commit(
+    paired: Mapping[str, Slot],
+    tensors: Mapping[str, Tensor],
+    slots: Iterable[Slot],
+    held: Mapping[str, Held] | None = None,
+) -> None:
+    """Put `tensors` in their paired places; `slots` are all of the model's, so that ties follow along.
+
+    Those of the names in `held` go where the model's weights wait.
+    """
+    held = held or {}
     # Clones and parameters made in inference mode could never be trained.
     with torch.inference_mode(False), torch.no_grad():
-        changes = _prepare(paired, tensors)
+        changes = _prepare({name: slot for name, slot in paired.items() if name not in held}, tensors)
         for memory, value in changes.filled:
             memory.copy_(value)
     if changes.live:
@@ -39,6 +49,10 @@ def commit(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor], slots: Ite
         # As load_state_dict: a backward pass that saved the old values must notice.
         torch.autograd.graph.increment_version(changes.live)
     _replace(slots, changes.replaced)
+    for name, slot in paired.items():
+        if name in held:
+            value = tensors[name].cpu()
+            slot.put(held[name].replace(slot, value if slot.is_parameter else value.to(slot.tensor.dtype)))
 
 
 def _replace(slots: Iterable[Slot], replaced: Mapping[int, Tensor]) -> None:

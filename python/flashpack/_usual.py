@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ._load import load_all_for, load_all_into, native_device
+from ._module.offloaded import is_grouped
 from ._names import is_utf8
 from ._options import LoadOptions
 from ._paths import SEPARATOR
@@ -25,7 +26,7 @@ def assign_usual(model: nn.Module, path: str, device: torch.device, options: Loa
 
     Else False: nothing has changed, and matching the names one by one tells what does not fit.
     """
-    if options.keep_flash_ref_on_model or any(options.ignore.values()):
+    if options.keep_flash_ref_on_model or any(options.ignore.values()) or is_grouped(model):
         return False
     if device.type not in ("cpu", "cuda"):
         return False
