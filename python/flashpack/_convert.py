@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import _native
 from ._convert_source import Source, find_source
 from ._footer import is_flashpack_file
-from ._model_folder import Library, copy_companions
+from ._model_folder import STEM, Library, copy_companions, find_companions
 from ._names import filter_state_dict, is_ignored_tensor_name, name_tuple
 from ._paths import StrPath, make_parent, refuse_source, text_path
 from ._progress import run
@@ -51,7 +51,9 @@ def convert_to_flashpack(
     Weights are taken as they are unless `use_transformers` or `use_diffusers` lets that library load them.
 
     A model folder or a repository becomes a model folder: `model[.variant].flashpack` with the source's
-    configurations and other small files, unless the destination ends in .flashpack and is no folder. Other
+    configurations and other small files, unless the destination ends in .flashpack and is no folder. An
+    adapter of PEFT or diffusers keeps its name (`adapter_model.flashpack`). Folders of further adapters, and
+    those that sentence-transformers' modules.json lists, are copied as they are: no `dtype` for them. Other
     sources become a file, inside the destination if that is a folder or ends with a slash. The destination
     defaults to the source with its suffix swapped, `model[.variant].flashpack` in the source folder, or, for
     a repository, `<its name>[-subfolder][.variant].flashpack` in the working directory.
@@ -143,15 +145,17 @@ def _convert_path(
     source = find_source(text, arguments, wishes.silent)
     if arguments and library is None:
         raise TypeError(f"unexpected arguments without use_transformers or use_diffusers: {[*arguments]}")
-    destination = source.destination(destination_path)
+    weights = find_sources(source.place, source.variant) if library is None else None
+    destination = source.destination(destination_path, weights.packed_stem if weights else STEM)
     refuse_source(destination, source.files())
-    if library is None:
-        _convert_files(find_sources(source.place, source.variant), destination, wishes)
-    else:
+    companions = find_companions(source.place) if source.makes_folder(destination_path) else None
+    if weights:
+        _convert_files(weights, destination, wishes)
+    elif library:
         _convert_by_class(source, library, destination, wishes, arguments)
-    if not source.makes_folder(destination_path):
+    if companions is None:
         return str(_made(destination))
-    copy_companions(source.place, destination.parent)
+    copy_companions(source.place, companions, destination.parent)
     return str(destination.parent)
 
 

@@ -22,11 +22,14 @@ _WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt"})
 
 @dataclass(frozen=True)
 class Source:
-    """A weight file or a model folder on disk. `name` is the file for a result without a destination."""
+    """A weight file or a model folder on disk. `default` is the file made of it without a destination.
+
+    None stands for one in the model folder itself.
+    """
 
     place: Path
     variant: str | None
-    default: Path
+    default: Path | None
 
     def files(self) -> list[Path]:
         """What the conversion must not write onto. Earlier results in the folder may be replaced."""
@@ -40,20 +43,22 @@ class Source:
             return False
         return names_folder(wished) or Path(text_path(wished)).suffix.lower() != SUFFIX
 
-    def destination(self, wished: StrPath | None) -> Path:
-        """The file to write: in a folder, the name that loads look for there.
+    def destination(self, wished: StrPath | None, stem: str) -> Path:
+        """The file to write: in a folder, the name that loads look for there, or `stem` in its place.
 
         Raises NotADirectoryError for a file where a model folder would go.
         """
+        name = weights_name(self.variant, stem=stem)
+        default = self.default or self.place / name
         if wished is None:
-            return self.default
+            return default
         path = Path(text_path(wished))
         if not self.makes_folder(wished):
-            return path / self.default.name if names_folder(wished) else path
+            return path / default.name if names_folder(wished) else path
         if path.is_file():
             reason = f"A model folder goes to a folder, or to a file that ends in {SUFFIX}"
             raise NotADirectoryError(errno.ENOTDIR, reason, str(path))
-        return path / weights_name(self.variant)
+        return path / name
 
 
 def find_source(text: str, arguments: dict[str, Any], silent: bool | None) -> Source:
@@ -68,11 +73,13 @@ def find_source(text: str, arguments: dict[str, Any], silent: bool | None) -> So
     options = HubOptions.take(arguments)
     subfolder = checked_subfolder(arguments.pop("subfolder", None))
     variant = arguments.pop("variant", None) or None
-    packed = weights_name(variant)
+    weights_name(variant)  # a variant that is none fails before any work
     path = Path(text)
+    default: Path | None = None
     if path.exists():
         place = path / subfolder
-        default = place / packed if place.is_dir() else with_suffix(place, _WEIGHT_SUFFIXES, SUFFIX)
+        if not place.is_dir():
+            default = with_suffix(place, _WEIGHT_SUFFIXES, SUFFIX)
     elif is_repo_id(text) and path.suffix.lower() not in (*_WEIGHT_SUFFIXES, SUFFIX):
         from ._download import download_model
 

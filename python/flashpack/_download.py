@@ -7,7 +7,7 @@ import glob
 from collections.abc import Iterable
 from pathlib import Path
 
-from ._model_folder import COMPANIONS, PIPELINE
+from ._model_folder import COMPANIONS, PIPELINE, module_folders
 from ._sources import KINDS, find_index, shards_of, single_names
 from .integrations._hub import HubOptions, fetch
 
@@ -33,6 +33,9 @@ def download_model(
     place = fetch_matching(COMPANIONS)
     if (place / PIPELINE).is_file():
         return place
+    modules = module_folders(place) if place.is_dir() else []
+    if modules:
+        fetch_matching(f"{glob.escape(name)}/*" for name in modules)
 
     def fetch_names(names: Iterable[str]) -> bool:
         """Fetch those that the repository has; whether one of them is there."""

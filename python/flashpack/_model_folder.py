@@ -7,19 +7,29 @@ import fnmatch
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias
 
-from ._paths import StrPath, replacing, text_path
+from ._paths import StrPath, make_parent, replacing, text_path
 
 SUFFIX = ".flashpack"
 STEM = "model"  # as flashpack 0.4.5 and diffusers' own use_flashpack=True name the file
 SAFETENSORS = ".safetensors"
 CONFIG = "config.json"
 PIPELINE = "model_index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+# PEFT and diffusers find adapters by these names, so their weights keep them.
+ADAPTER_STEMS = ("adapter_model", "pytorch_lora_weights", "learned_embeds")
+_OWN_STEMS = (STEM, *ADAPTER_STEMS)
 
 # What a model needs beside its weights: configurations, tokenizers, templates, its own code.
-COMPANIONS = ("*.json", "*.jinja", "*.model", "*.py", "*.tiktoken", "*.txt")
+COMPANIONS = (
+    *("*.json", "*.jinja", "*.py", "*.txt"),
+    *("*.bpe", "*.codes", "*.model", "*.spm", "*.tiktoken", "*.tokenizer"),
+)
+_MODULES = "modules.json"  # of sentence-transformers: the sub-folders of the model's other modules
+_CHAT_TEMPLATES = "additional_chat_templates"  # of transformers
 _INDEXES = ("*.index.json", "*.index.*.json", PIPELINE)  # they would speak of files that are not there
 
 Library: TypeAlias = Literal["diffusers", "transformers"]
@@ -40,18 +50,21 @@ def weights_name(variant: str | None = None, suffix: str = SUFFIX, stem: str = S
     return f"{stem}.{variant}{suffix}" if variant else f"{stem}{suffix}"
 
 
-def library_weights_name(folder: Path, variant: str | None = None) -> str:
-    """What the library of the model in `folder` names its weights as safetensors."""
-    return weights_name(variant, SAFETENSORS, _STEMS[library_of(folder)])
+def library_weights_name(path: Path) -> str:
+    """What the library of the model in the folder of the FlashPack file `path` names it as safetensors."""
+    stem = path.name.partition(".")[0]
+    return weights_name(
+        variant_of(path), SAFETENSORS, stem if stem in ADAPTER_STEMS else _STEMS[library_of(path.parent)]
+    )
 
 
 def is_weights_name(name: str) -> bool:
-    """Whether `name` is model[.variant].flashpack."""
-    return name.startswith(f"{STEM}.") and name.endswith(SUFFIX)
+    """Whether `name` is model[.variant].flashpack, or an adapter's name in its place."""
+    return name.partition(".")[0] in _OWN_STEMS and name.endswith(SUFFIX)
 
 
 def variant_of(path: Path) -> str | None:
-    """The variant in the name model[.variant].flashpack; None for any other name."""
+    """The variant in a name that `is_weights_name` knows; None for any other name."""
     if not is_weights_name(path.name):
         return None
     return path.name.removesuffix(SUFFIX).partition(".")[2] or None
@@ -126,14 +139,46 @@ def refuse_pipeline(folder: Path) -> None:
     )
 
 
-def copy_companions(source: Path, destination: Path) -> None:
-    """Copy the small files that a model needs beside its weights. OSError, with some of them copied."""
-    if source.resolve() == destination.resolve():
+def find_companions(folder: Path) -> list[Path]:
+    """The files, relative to `folder`, that its model needs beside its own weights.
+
+    These are small files, chat templates, and everything in `module_folders`. Raises as that.
+    """
+    small = [
+        path
+        for path in folder.iterdir()
+        if _matches(path.name, COMPANIONS) and not _matches(path.name, _INDEXES)
+    ]
+    within = [*module_folders(folder), _CHAT_TEMPLATES]
+    deep = [path for name in within for path in (folder / name).rglob("*")]
+    return sorted({path.relative_to(folder) for path in (*small, *deep) if path.is_file()})
+
+
+def module_folders(folder: Path) -> list[str]:
+    """The sub-folders with weights of their own: modules of sentence-transformers, further adapters of PEFT.
+
+    Raises ValueError for a module outside of the folder.
+    """
+    adapters = [path.parent.name for path in sorted(folder.glob(f"*/{ADAPTER_CONFIG}"))]
+    return [*filter(None, map(checked_subfolder, _listed_modules(folder))), *adapters]
+
+
+def _listed_modules(folder: Path) -> list[str]:
+    try:
+        listed: Any = json.loads((folder / _MODULES).read_bytes())
+        return [str(module["path"]) for module in listed]
+    except (FileNotFoundError, ValueError, RecursionError, LookupError, TypeError):
+        return []  # not there, or of the same name but no list of modules
+
+
+def copy_companions(folder: Path, companions: Iterable[Path], destination: Path) -> None:
+    """Copy these files of `folder`. Raises OSError, with some of them copied."""
+    if folder.resolve() == destination.resolve():
         return
-    for path in sorted(source.iterdir()):
-        if path.is_file() and _matches(path.name, COMPANIONS) and not _matches(path.name, _INDEXES):
-            with replacing(destination / path.name) as temporary:
-                shutil.copyfile(path, temporary)
+    for path in companions:
+        make_parent(destination / path)
+        with replacing(destination / path) as temporary:
+            shutil.copyfile(folder / path, temporary)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -7,15 +7,16 @@ from pathlib import Path
 from . import _native
 from ._footer import verify_file
 from ._model_folder import (
+    ADAPTER_CONFIG,
     CONFIG,
     SAFETENSORS,
     SUFFIX,
     copy_companions,
+    find_companions,
     find_packed,
     is_weights_name,
     library_weights_name,
     names_folder,
-    variant_of,
 )
 from ._paths import StrPath, make_parent, refuse_source, replacing, text_path, with_suffix
 from ._progress import run
@@ -47,6 +48,8 @@ def revert_from_flashpack(
     destination = _destination(named, folder, given.is_dir(), destination_path)
     refuse_source(destination, [source])
     size = size_of(str(source))
+    copies = folder is not None and destination_path is not None and names_folder(destination_path)
+    companions = find_companions(folder) if folder and copies else []
     make_parent(destination)
     if destination.suffix.lower() == SAFETENSORS:
         run(
@@ -57,8 +60,8 @@ def revert_from_flashpack(
         )
     else:
         _save_with_torch(source, destination)
-    if folder is not None and destination_path is not None and names_folder(destination_path):
-        copy_companions(folder, destination.parent)
+    if folder and companions:
+        copy_companions(folder, companions, destination.parent)
     return str(destination)
 
 
@@ -73,7 +76,8 @@ def packed_source(given: Path) -> Path:
 
 def _is_model_folder(source: Path) -> bool:
     """Whether the file is the weights of the model folder that it lies in."""
-    return is_weights_name(source.name) and (source.parent / CONFIG).is_file()
+    configs = [source.parent / CONFIG, source.parent / ADAPTER_CONFIG]
+    return is_weights_name(source.name) and any(config.is_file() for config in configs)
 
 
 def _destination(source: Path, folder: Path | None, whole: bool, wished: StrPath | None) -> Path:
@@ -81,7 +85,7 @@ def _destination(source: Path, folder: Path | None, whole: bool, wished: StrPath
     if wished is not None and into is not None and not names_folder(wished):
         return into
     if folder is not None and (whole or into is not None):
-        return (into or folder) / library_weights_name(folder, variant_of(source))
+        return (into or folder) / library_weights_name(source)
     default = with_suffix(source, _OWN_SUFFIX, SAFETENSORS)
     return default if into is None else into / default.name
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from . import _native
-from ._model_folder import SAFETENSORS, SUFFIX, library_of, weights_name
+from ._model_folder import ADAPTER_STEMS, SAFETENSORS, STEM, SUFFIX, library_of, weights_name
 from ._paths import SEPARATOR, StrPath, text_path
 from ._progress import INLINE_BYTES
 from ._shards import index_path
@@ -21,7 +21,7 @@ KINDS = (SAFETENSORS, ".bin")  # what is converted: safetensors go before what i
 LOADABLE = (SUFFIX, SAFETENSORS)  # what loads as it is
 # A file, a folder, the index of shards, the name they were saved under, or a list of files.
 ModelPath: TypeAlias = StrPath | Sequence[StrPath]
-_STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
+_STEMS = ("model", "diffusion_pytorch_model", "pytorch_model", *ADAPTER_STEMS)
 _SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.)")
 _METADATA = "__metadata__"  # the one key of a header that is no tensor
 _HEADER_LENGTH_BYTES = 8
@@ -36,6 +36,12 @@ class Sources:
 
     files: list[Path]
     promised: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def packed_stem(self) -> str:
+        """The stem of the FlashPack file that is made of them in a folder."""
+        stem = re.split(r"[.-]", self.files[0].name)[0]
+        return stem if stem in ADAPTER_STEMS else STEM
 
     @property
     def are_safetensors(self) -> bool:
