@@ -76,7 +76,10 @@ def assign_from_file(
     warning; the last of its names counts). `coerce_dtype` casts buffers to the model's dtype instead of
     refusing.
     `keep_flash_ref_on_model` leaves the blocks and the footer on the model as `_flash_shared_storage` and
-    `_flash_shared_storage_meta`. `eager`, `verify` and `progress` as in `load_file`.
+    `_flash_shared_storage_meta`. The tensors then share the blocks' storages, as on CUDA they always do, and
+    diffusers' `save_pretrained(max_shard_size=...)` writes them as one shard: use
+    `save_pretrained_flashpack(max_shard_size=...)`, or clone them first.
+    `eager`, `verify` and `progress` as in `load_file`.
 
     `in_place=True` fills the memory that the model's tensors have already: every data_ptr stays, as CUDA
     graphs and hot swaps of weights need, and no second copy of the model is made. Shapes and dtypes must be
