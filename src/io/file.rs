@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     fs::File,
     io,
-    os::unix::fs::{FileExt, MetadataExt as _},
+    os::unix::fs::{FileExt, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -138,7 +138,7 @@ impl Shelf {
 }
 
 fn open_again(path: &Path, flags: OFlags, expected: Identity) -> io::Result<File> {
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
     if identity(&file.metadata()?) == expected {
         return Ok(file);
     }
