@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._cast import cast, load_cast
 from ._commit import commit
 from ._distributed import load_together
 from ._dtensors import is_dtensor, load_local
@@ -17,12 +18,13 @@ from ._footer import read_index, unverified_note
 from ._hints import listed
 from ._in_place import fill
 from ._load import as_device, load_tensors
-from ._match import IncompatibleKeys, Match, check_ties, match_tensors
+from ._match import IncompatibleKeys, Match, check_ties, dtypes_of, match_tensors
 from ._module.offloaded import find_held, refresh_groups
 from ._options import LoadOptions
 from ._parallel import note_own_blocks
 from ._paths import read_one_version
 from ._printable import say
+from ._progress import Silent
 from ._ranks import world_size_of
 from ._slots import Slot, find_slots, find_tensors
 from ._sources import ModelPath, model_path, shown_path
@@ -58,13 +60,14 @@ def assign_from_file(
     verify: bool | None = None,
     in_place: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    dtype: torch.dtype | str = "file",
 ) -> IncompatibleKeys:
     """Give `model` the weights of a file, or of several, that `load_file` takes, by their names.
 
     Live tensors keep their identity, requires_grad and optimizer references; parameters take the file's
-    dtype. Tensors on the meta device become real ones, ties kept: parameters as the same objects unless
-    something holds weak references or a graph to them, buffers by replacement. Nothing is changed unless
-    everything fits.
+    dtype, unless `dtype` says otherwise. Tensors on the meta device become real ones, ties kept: parameters
+    as the same objects unless something holds weak references or a graph to them, buffers by replacement.
+    Nothing is changed unless everything fits.
 
     Returns the names that the file lacks and those that the model lacks, as `load_state_dict` does. Not
     missing is what is ignored, or tied to a name that the file has; not unexpected is a non-persistent
@@ -75,6 +78,9 @@ def assign_from_file(
     are lenient, so is a name that the model lacks, and so are different values for one tied tensor (else a
     warning; the last of its names counts). `coerce_dtype` casts buffers to the model's dtype instead of
     refusing.
+
+    `dtype`: "file"; "model" to keep the dtypes of the model, as `load_state_dict` does; or a torch dtype, or
+    its name, for all parameters and buffers. Floating tensors alone are cast, while they are loaded.
     `keep_flash_ref_on_model` leaves the blocks and the footer on the model as `_flash_shared_storage` and
     `_flash_shared_storage_meta`. The tensors then share the blocks' storages, as on CUDA they always do, and
     diffusers' `save_pretrained(max_shard_size=...)` writes them as one shard: use
@@ -82,12 +88,12 @@ def assign_from_file(
     `eager`, `verify` and `progress` as in `load_file`.
 
     `in_place=True` fills the memory that the model's tensors have already: every data_ptr stays, as CUDA
-    graphs and hot swaps of weights need, and no second copy of the model is made. Shapes and dtypes must be
-    the file's. Bytes go straight to the model, so a read that fails halfway leaves it with some of them;
-    whatever can be checked is checked before the first byte.
+    graphs and hot swaps of weights need, and no second copy of the model is made. Shapes and, unless `dtype`
+    casts, dtypes must be the file's. Bytes go straight to the model, so a read that fails halfway leaves it
+    with some of them; whatever can be checked is checked before the first byte.
 
     DTensors (of `fully_shard`, `parallelize_module` and the like) get this rank's part, and only that is
-    read; those in memory are filled in place and must have the file's dtype.
+    read; those in memory are filled in place and must have the dtype that is loaded.
 
     `use_distributed_loading=True`, called by every rank of torch.distributed (which is initialized as
     torchrun's variables say if need be): the file is read once in all, by rank 0, or with
@@ -147,17 +153,60 @@ def _read(
         silent=True,
     )
     match = match_tensors(mapped, slots, options, shown_path(path))
-    retained: dict[str, Any] = {}
     if options.in_place:
         fill(path, match, mapped, device, options)
-        return match, mapped, retained
-    tensors = _load(path, device, options, match, mapped if maps else None, retained)
+        return match, mapped, {}
+    dtypes, retained = dtypes_of(match.slots, mapped, options), {}
+    parts = [name for name, slot in match.slots.items() if is_dtensor(slot.tensor)]
+    if options.keep_flash_ref_on_model:
+        if parts:
+            raise ValueError(
+                f"{shown_path(path)}: keep_flash_ref_on_model=True: DTensors do not lie in whole blocks"
+            )
+        # By blocks, so that what stays on the model is the memory that its tensors live in.
+        how: dict[str, Any] = {"eager": options.eager, "verify": options.verify, "silent": options.shown}
+        retained = _retained(read_blocks(path, device, **how), read_index(path))
+        tensors = cast(_in_blocks(retained, options), dtypes)
+    elif maps and not parts:
+        tensors = cast(mapped, dtypes)
+    else:
+        tensors = _load(path, device, options, match.slots, mapped, dtypes)
     # Of DTensors the whole, so that all ranks come to the same.
-    whole = {
-        name: mapped[name] if is_dtensor(slot.tensor) else tensors[name] for name, slot in match.slots.items()
-    }
-    check_ties(shown_path(path), match.slots, whole, options)
+    check_ties(shown_path(path), match.slots, tensors | {name: mapped[name] for name in parts}, options)
     return match, tensors, retained
+
+
+def _retained(storage: FlashTensorStorage, footer: dict[str, Any]) -> dict[str, Any]:
+    return {"_flash_shared_storage": storage, "_flash_shared_storage_meta": footer}
+
+
+def _in_blocks(retained: dict[str, Any], options: LoadOptions) -> dict[str, Tensor]:
+    storage, footer = retained.values()
+    return dict(iterate_from_flash_tensor(storage, footer, **options.ignore))
+
+
+def _load(
+    path: str,
+    device: torch.device,
+    options: LoadOptions,
+    slots: Mapping[str, Slot],
+    mapped: Mapping[str, Tensor],
+    dtypes: Mapping[str, torch.dtype],
+) -> dict[str, Tensor]:
+    """The records of `slots`, each of its dtype; of DTensors this rank's part."""
+    wanted = {name: slot.tensor for name, slot in slots.items()}
+    packed = {name: blocks for name, slot in slots.items() if (blocks := slot.blocks) is not None}
+    how: dict[str, Any] = {"eager": options.eager, "verify": options.verify}
+
+    def load(names: list[str], silent: Silent) -> dict[str, Tensor]:
+        if not any(map(is_dtensor, wanted.values())):
+            return load_tensors(path, device, names=names, silent=silent, **how)
+        some = {name: wanted[name] for name in names}
+        return load_local(path, some, device, packed=packed, silent=silent, **how)
+
+    if all(mapped[name].dtype == dtype for name, dtype in dtypes.items()):
+        return load(list(dtypes), options.shown)
+    return load_cast(load, read_index(path), dtypes, options.shown)
 
 
 def _all_of(model: nn.Module) -> Match:
@@ -182,13 +231,13 @@ def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, op
             return match_tensors(described, slots, options, str(path))
 
         match = ranks.agree(check)
+        dtypes = dtypes_of(match.slots, described, options)
         retained: dict[str, Any] = {}
         if options.keep_flash_ref_on_model:
-            storage = FlashTensorStorage(file.blocks())
-            retained = {"_flash_shared_storage": storage, "_flash_shared_storage_meta": file.footer}
-            tensors = dict(iterate_from_flash_tensor(storage, file.footer, **options.ignore))
+            retained = _retained(FlashTensorStorage(file.blocks()), file.footer)
+            tensors = ranks.agree(lambda: cast(_in_blocks(retained, options), dtypes))
         else:
-            tensors = file.tensors(name for name in described if name in match.slots)
+            tensors = load_cast(file.load, file.footer, dtypes, options.shown)
         ranks.agree(lambda: check_ties(str(path), match.slots, tensors, options))
         ranks.agree(lambda: commit(match.slots, tensors, slots.values(), held))
         refresh_groups(model, {id(slot.tensor): slot.tensor for slot in match.slots.values()})
@@ -217,58 +266,6 @@ def _own_device(model: nn.Module) -> torch.device:
         return as_device(stated)
     tensors = itertools.chain(model.parameters(), model.buffers())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
-
-
-def _load_matched(path: str, device: torch.device, options: LoadOptions, match: Match) -> dict[str, Tensor]:
-    return load_tensors(
-        path,
-        device,
-        names=list(match.slots),
-        eager=options.eager,
-        verify=options.verify,
-        silent=options.shown,
-    )
-
-
-def _load(
-    path: str,
-    device: torch.device,
-    options: LoadOptions,
-    match: Match,
-    mapped: dict[str, Tensor] | None,
-    retained: dict[str, Any],
-) -> dict[str, Tensor]:
-    """The matched tensors, of DTensors this rank's part; `mapped` if that will do."""
-    if any(is_dtensor(slot.tensor) for slot in match.slots.values()):
-        if options.keep_flash_ref_on_model:
-            raise ValueError(
-                f"{shown_path(path)}: keep_flash_ref_on_model=True: DTensors do not lie in whole blocks"
-            )
-        wanted = {name: slot.tensor for name, slot in match.slots.items()}
-        packed = {name: blocks for name, slot in match.slots.items() if (blocks := slot.blocks) is not None}
-        return load_local(
-            path,
-            wanted,
-            device,
-            packed=packed,
-            eager=options.eager,
-            verify=options.verify,
-            silent=options.shown,
-        )
-    if options.keep_flash_ref_on_model:
-        return _load_whole_blocks(path, device, options, retained)
-    return _load_matched(path, device, options, match) if mapped is None else mapped
-
-
-def _load_whole_blocks(
-    path: str, device: torch.device, options: LoadOptions, retained: dict[str, Any]
-) -> dict[str, Tensor]:
-    """Load by blocks, so that what stays on the model is the memory its tensors live in."""
-    storage = read_blocks(path, device, eager=options.eager, verify=options.verify, silent=options.shown)
-    footer = read_index(path)
-    retained["_flash_shared_storage"] = storage
-    retained["_flash_shared_storage_meta"] = footer
-    return dict(iterate_from_flash_tensor(storage, footer, **options.ignore))
 
 
 def _report(match: Match, tensors: Mapping[str, Tensor], path: str) -> None:

@@ -51,8 +51,7 @@ def commit(
     _replace(slots, changes.replaced)
     for name, slot in paired.items():
         if name in held:
-            value = tensors[name].cpu()
-            slot.put(held[name].replace(slot, value if slot.is_parameter else value.to(slot.tensor.dtype)))
+            slot.put(held[name].replace(slot, tensors[name].cpu()))
 
 
 def _replace(slots: Iterable[Slot], replaced: Mapping[int, Tensor]) -> None:
@@ -85,8 +84,6 @@ def _prepare(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor]) -> _Chan
     targets = {id(slot.tensor): (slot, tensors[name]) for name, slot in paired.items()}
     for key, (slot, value) in targets.items():
         old = slot.tensor
-        if not slot.is_parameter and value.dtype != old.dtype:
-            value = value.to(old.dtype)
         if is_dtensor(old):  # of which `value` is this rank's part
             if old.is_meta:
                 changes.replaced[key] = rebuild_dtensor(old, value)

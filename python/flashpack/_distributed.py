@@ -6,7 +6,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from ._load import Device, as_device
 from ._names import is_ignored_tensor_name
 from ._options import LoadOptions, resolve_shard_strategy
 from ._paths import SEPARATOR, identity_of
+from ._progress import Silent
 from ._ranks import Ranks, join, own_device, world_size_of
 from ._sources import ModelPath, model_path, shown_path
 from ._storage import FlashTensorStorage, read_flashpack_file
@@ -151,6 +152,10 @@ class SharedFile:
             places[name] = (_part(block, record["offset"], record["length"]), record["shape"])
         flat = self._read({part for part, _ in places.values()})
         return {name: flat[part].view(shape) for name, (part, shape) in places.items()}
+
+    def load(self, names: Iterable[str], silent: Silent) -> dict[str, Tensor]:
+        """`tensors`, with progress of its own."""
+        return replace(self, progress=silent if callable(silent) else None).tensors(names)
 
     def blocks(self) -> list[Tensor]:
         """The macroblocks, each 1-D."""

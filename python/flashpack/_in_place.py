@@ -7,11 +7,14 @@ from collections.abc import Hashable, Mapping
 import torch
 from torch import Tensor
 
+from ._cast import cast_parts, part_of
 from ._dtensors import is_dtensor
+from ._footer import read_index
 from ._hints import clipped, listed, quoted
 from ._load import load_into, load_tensors
-from ._match import Match, check_ties
+from ._match import Match, check_ties, dtypes_of
 from ._options import LoadOptions
+from ._progress import Silent
 from ._sources import shown_path
 from ._tensors import is_uninitialized
 from ._usual import bump_versions, is_on
@@ -28,8 +31,9 @@ def fill(
     if options.keep_flash_ref_on_model:
         raise ValueError("in_place=True makes no storage that keep_flash_ref_on_model could keep")
     shown = clipped(shown_path(path), 500)
+    dtypes = dtypes_of(match.slots, mapped, options)
     for name, slot in match.slots.items():
-        reason = _refusal(slot.tensor, mapped[name], device)
+        reason = _refusal(slot.tensor, dtypes[name], device)
         if reason is not None:
             raise ValueError(f"{shown}: in_place=True cannot fill {quoted(name)}: {reason}")
     check_ties(shown, match.slots, mapped, options, _shown_memory)
@@ -40,22 +44,41 @@ def fill(
             f"{shown}: in_place=True cannot fill {listed(names)}: they share memory in part, so that one "
             "would overwrite the other"
         )
-    direct = {name: tensor for name, tensor in targets.items() if _takes_bytes(tensor)}
-    # channels_last and the like: through a row-major copy
-    copied = [name for name in targets if name not in direct]
-    loaded = load_tensors(path, device, names=copied, eager=True, verify=options.verify) if copied else {}
+    direct = {
+        name: tensor
+        for name, tensor in targets.items()
+        if mapped[name].dtype == tensor.dtype and _takes_bytes(tensor)
+    }
+    copied = {name: tensor for name, tensor in targets.items() if name not in direct}
+    whole, first = (sum(tensor.nbytes for tensor in each.values()) for each in (targets, copied))
     try:
-        load_into(path, direct, verify=options.verify, silent=options.shown)
+        if copied:
+            _copy(path, copied, device, options.verify, part_of(options.shown, 0, first, whole))
+        silent = part_of(options.shown, first, whole - first, whole)
+        load_into(path, direct, verify=options.verify, silent=silent)
     finally:  # also half a load
-        bump_versions(list(direct.values()))
-    with torch.inference_mode():  # in which alone inference tensors can be written, and others can be, too
-        for name in copied:
-            targets[name].copy_(loaded[name])
-    bump_versions([targets[name] for name in copied])
+        bump_versions(list(targets.values()))
 
 
-def _refusal(tensor: Tensor, record: Tensor, device: torch.device) -> str | None:
-    """Why a tensor's memory cannot take the record; None if it can."""
+def _copy(
+    path: str, targets: Mapping[str, Tensor], device: torch.device, verify: bool | None, silent: Silent
+) -> None:
+    """Fill what does not take the file's bytes as they are: channels_last and the like, and other dtypes."""
+
+    def load(names: list[str], silent: Silent) -> dict[str, Tensor]:
+        return load_tensors(path, device, names=names, eager=True, verify=verify, silent=silent)
+
+    dtypes = {name: tensor.dtype for name, tensor in targets.items()}
+    for part in cast_parts(load, read_index(path), dtypes, silent):
+        with (
+            torch.inference_mode()
+        ):  # in which alone inference tensors can be written, and others can be, too
+            for name, tensor in part.items():
+                targets[name].copy_(tensor)
+
+
+def _refusal(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why a tensor's memory cannot take a record that is of `dtype` by then; None if it can."""
     if is_dtensor(tensor):
         return "it is a DTensor, which is filled in place without in_place"
     if is_uninitialized(tensor):
@@ -64,8 +87,8 @@ def _refusal(tensor: Tensor, record: Tensor, device: torch.device) -> str | None
         return f"the record is for {device}, but the model's tensor is on {tensor.device}; nothing is moved"
     if tensor.layout is not torch.strided or tensor.is_nested:
         return f"its layout is {'nested' if tensor.is_nested else tensor.layout}, not dense"
-    if tensor.dtype != record.dtype:
-        return f"the record is {record.dtype}, but the model's tensor is {tensor.dtype}; nothing is cast"
+    if tensor.dtype != dtype:
+        return f'the record is {dtype}, but the model\'s tensor is {tensor.dtype} (dtype="model" casts)'
     if tensor.numel() and tensor.untyped_storage().nbytes() == 0:
         return "its storage was freed"
     if not _is_injective(tensor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from . import _ops
 from ._bytes import Source, as_path
+from ._cast import cast, duplicate, is_castable, load_cast, requested_dtype
 from ._footer import read_index, records_of
 from ._names import name_tuple
 from ._native import Counter
+from ._paths import read_one_version
 from ._progress import Silent, run
 from ._report import remember
 from ._slices import Cuts, SliceLike, parse_slices
@@ -47,6 +50,7 @@ def load_file(
     eager: bool | None = None,
     verify: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
+    dtype: torch.dtype | str = "file",
 ) -> dict[str, Tensor]:
     """The tensors of a FlashPack or safetensors file, in file order, or those of `names` in that order.
 
@@ -65,25 +69,62 @@ def load_file(
     `verify=False`.
     On a CUDA device tensors are ready in the order of the current stream, and verified. `progress` is told
     the bytes read and the bytes in all as a long load goes on; what it raises cancels the load.
-    Tensors that are stored once (tied weights) share memory.
+    Tensors that are stored once (tied weights) share memory. `dtype`, or its name, is what floating tensors
+    are cast to while they are loaded; all others, and by default all, have the file's.
 
     Raises FlashPackError or ChecksumError for a file that is not sound, OSError for one that cannot be
-    read, ValueError for a name or a part that it does not hold.
+    read, ValueError for a name or a part that it does not hold, or a dtype that is not floating.
     """
+    floats = requested_dtype(dtype)
+    if floats == "model":
+        raise ValueError('dtype="model" is for loads into a model')
     wanted = None if names is None else list(dict.fromkeys(name_tuple("names", names)))
     cuts = parse_slices(slices)
     with as_path(path) as text:
         if cuts and wanted is None:
             wanted = [name for name, _, _ in records_of(read_index(text))]
-        return load_tensors(
-            text,
-            as_device(device),
-            names=wanted,
-            slices=cuts,
-            eager=eager,
-            verify=verify,
-            silent=progress or True,
-        )
+        load = functools.partial(load_tensors, text, as_device(device), eager=eager, verify=verify)
+        silent: Silent = progress or True
+        if floats == "file":
+            return load(names=wanted, slices=cuts, silent=silent)
+        _ops_slices(wanted or (), cuts)  # of any other tensor is refused here
+        maps = torch.device(device).type == "cpu" and surely_maps(eager, verify) and not cuts
+        return read_one_version(text, lambda: _load_as(floats, load, text, wanted, cuts, maps, silent))
+
+
+def _load_as(
+    floats: torch.dtype,
+    load: Callable[..., dict[str, Tensor]],
+    path: str,
+    names: Sequence[str] | None,
+    cuts: Mapping[str, Cuts],
+    maps: bool,
+    silent: Silent,
+) -> dict[str, Tensor]:
+    """The tensors of `names`, or all of the file, by `load`, floating ones as `floats`."""
+    footer = read_index(path)
+    stored: dict[str, torch.dtype] = {name: getattr(torch, dtype) for name, _, dtype in records_of(footer)}
+    wanted = list(stored) if names is None else names
+    if unknown := [name for name in wanted if name not in stored]:
+        return load(names=unknown)  # which says so
+    dtypes = {name: floats if is_castable(stored[name]) else stored[name] for name in wanted}
+    if maps:
+        return cast(load(names=wanted, silent=silent), dtypes)
+
+    def load_some(some: list[str], silent: Silent) -> dict[str, Tensor]:
+        parts = {name: cuts[name] for name in some if name in cuts}
+        return load(names=some, slices=parts, silent=silent)
+
+    return load_cast(load_some, footer, dtypes, silent)
+
+
+def surely_maps(eager: bool | None, verify: bool | None) -> bool:
+    """Whether a CPU load with these options only maps the file: it reads no payload.
+
+    The native side reads the environment variable; here it only matters whether there is one.
+    """
+    maps = not eager if eager is not None else "FLASHPACK_CPU_PARALLEL_READ" not in os.environ
+    return maps and not verify
 
 
 def load_tensors(
@@ -299,18 +340,3 @@ def _to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     if device.type in ("cpu", "cuda"):  # where the native side put them
         return list(tensors)
     return duplicate(tensors, lambda tensor: tensor.to(device))
-
-
-def duplicate(tensors: Iterable[Tensor], copy: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """A copy of every tensor by `copy`, made once for each distinct range of memory."""
-    copies: dict[tuple[int, int, torch.dtype], Tensor] = {}
-    result = []
-    for tensor in tensors:
-        key = (tensor.data_ptr(), tensor.numel(), tensor.dtype)
-        if tensor.numel() == 0:  # no memory to share: every empty tensor has the same address
-            result.append(copy(tensor))
-            continue
-        if key not in copies:
-            copies[key] = copy(tensor)
-        result.append(copies[key].view(tensor.shape))
-    return result

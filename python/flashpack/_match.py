@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._cast import is_castable
 from ._dtensors import is_dtensor
 from ._hints import clipped, listed, naming_hint, quoted, warn
 from ._options import LoadOptions
@@ -100,20 +101,43 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
 
 
+def dtypes_of(
+    paired: Mapping[str, Slot], tensors: Mapping[str, Tensor], options: LoadOptions
+) -> dict[str, torch.dtype]:
+    """The dtype that each of the tensors has in the model once it is loaded, in the tensors' order."""
+    return {
+        name: _dtype_of(paired[name], tensor.dtype, options)
+        for name, tensor in tensors.items()
+        if name in paired
+    }
+
+
+def _dtype_of(slot: Slot, dtype: torch.dtype, options: LoadOptions) -> torch.dtype:
+    if options.coerce_dtype and not slot.is_parameter:
+        return slot.tensor.dtype
+    wanted = slot.tensor.dtype if options.dtype == "model" else options.dtype
+    if isinstance(wanted, torch.dtype) and is_castable(wanted) and is_castable(dtype):
+        return wanted
+    return dtype
+
+
 def _misfit(slot: Slot, tensor: Tensor, options: LoadOptions) -> str | None:
+    own, dtype = slot.tensor.dtype, _dtype_of(slot, tensor.dtype, options)
     if not slot.takes_shape(tensor.shape):
         return f"has shape {list(tensor.shape)}, but the model's tensor has shape {list(slot.tensor.shape)}"
     if slot.is_opaque:
         return f"cannot be assigned: the model's tensor is a {type(slot.tensor).__name__} without plain data"
-    if is_dtensor(slot.tensor) and not slot.tensor.is_meta and slot.tensor.dtype != tensor.dtype:
-        return f"is {tensor.dtype}, but the model's DTensor, which is filled in place, is {slot.tensor.dtype}"
-    if slot.is_parameter:
-        if slot.tensor.requires_grad and not (tensor.is_floating_point() or tensor.is_complex()):
-            return f"is {tensor.dtype}, but the model's parameter requires a gradient"
-    elif slot.tensor.dtype != tensor.dtype and not options.coerce_dtype:
+    if is_dtensor(slot.tensor) and not slot.tensor.is_meta and own != dtype:
+        return f"is {dtype}, but the model's DTensor, which is filled in place, is {own}"
+    if slot.is_parameter and slot.tensor.requires_grad and not (dtype.is_floating_point or dtype.is_complex):
+        return f"is {dtype}, but the model's parameter requires a gradient"
+    if own != dtype and options.dtype == "model":
         return (
-            f"is {tensor.dtype}, but the model's buffer is {slot.tensor.dtype}: "
-            "dtype mismatch (coerce_dtype=True casts buffers)"
+            f'is {dtype}, but the model\'s tensor is {own}: dtype mismatch (dtype="model" casts floats alone)'
+        )
+    if own != dtype and not slot.is_parameter and dtype != options.dtype:
+        return (
+            f"is {dtype}, but the model's buffer is {own}: dtype mismatch (coerce_dtype=True casts buffers)"
         )
     return None
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ._load import Device, as_device
+from ._cast import DtypeLike, requested_dtype
+from ._load import Device, as_device, surely_maps
 from ._names import is_ignored_tensor_name, name_tuple
 from ._progress import Silent
 from .constants import (
@@ -43,6 +44,7 @@ class LoadOptions:
     `verify`: check the file's checksums while loading; None means unless it only maps the file.
     `progress`: called with the bytes done and the bytes in all, instead of a bar.
     `in_place`: fill the memory that the model's tensors have, instead of giving them other memory.
+    `dtype`: "file", "model" or a dtype, as `requested_dtype` gives it: what floating tensors are cast to.
     """
 
     device: Device | None = None
@@ -67,8 +69,14 @@ class LoadOptions:
     verify: bool | None = None
     in_place: bool = False
     progress: Callable[[int, int], None] | None = None
+    dtype: DtypeLike = "file"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", requested_dtype(self.dtype))
+        if self.keep_flash_ref_on_model and self.dtype != "file":
+            raise ValueError(
+                f"keep_flash_ref_on_model=True keeps the file's memory: it cannot hold dtype={self.dtype}"
+            )
         if self.device is not None:
             object.__setattr__(self, "device", as_device(self.device))
         for option in ("ignore_names", "ignore_prefixes", "ignore_suffixes"):
@@ -119,12 +127,8 @@ class LoadOptions:
 
     @property
     def surely_maps(self) -> bool:
-        """A CPU load with these options only maps the file: it reads no payload.
-
-        The native side reads the environment variable; here it only matters whether there is one.
-        """
-        maps = not self.eager if self.eager is not None else "FLASHPACK_CPU_PARALLEL_READ" not in os.environ
-        return maps and not self.verify
+        """A CPU load with these options only maps the file: it reads no payload."""
+        return surely_maps(self.eager, self.verify)
 
 
 OPTION_NAMES = frozenset(field.name for field in fields(LoadOptions))

@@ -93,7 +93,8 @@ def _destination(source: Path, folder: Path | None, whole: bool, wished: StrPath
 def _save_with_torch(source: Path, destination: Path) -> None:
     import torch
 
-    from ._load import duplicate, load_file
+    from ._cast import duplicate
+    from ._load import load_file
 
     verify_file(source)  # the new file has no checksums to find damage by
     tensors = load_file(source)

@@ -26,7 +26,12 @@ def assign_usual(model: nn.Module, path: str, device: torch.device, options: Loa
 
     Else False: nothing has changed, and matching the names one by one tells what does not fit.
     """
-    if options.keep_flash_ref_on_model or any(options.ignore.values()) or is_grouped(model):
+    if (
+        options.keep_flash_ref_on_model
+        or any(options.ignore.values())
+        or isinstance(options.dtype, torch.dtype)
+        or is_grouped(model)
+    ):
         return False
     if device.type not in ("cpu", "cuda"):
         return False

@@ -54,14 +54,17 @@ class FlashPackMixin:
 
         Keyword arguments that are options of `assign_from_file` are taken as such. `args` and those of the
         other keyword arguments that the initialiser knows go to it; the rest have no effect, and a warning
-        names them. `rank`, `local_rank` and `world_size` go to both. `device` defaults to the CPU.
+        names them. `rank`, `local_rank` and `world_size` go to both, `dtype` to an initialiser that has a
+        parameter of this name, else to the load. `device` defaults to the CPU.
 
         Raises what `assign_from_file` raises; warns about tensors that the file left on the meta device.
         """
-        options = cls._options({**kwargs, "device": "cpu" if device is None else device, "silent": silent})
         build = init_fn or cls._initialiser()
+        own = _init_arguments(build, kwargs)
+        chosen = {name: value for name, value in kwargs.items() if name not in own or name in _RANKS}
+        options = cls._options({**chosen, "device": "cpu" if device is None else device, "silent": silent})
         with parameters_on_meta():
-            model: M = build(*args, **_init_arguments(build, kwargs))
+            model: M = build(*args, **own)
         if not isinstance(model, nn.Module):
             raise TypeError(f"from_flashpack needs a torch.nn.Module, not {type(model).__name__}")
         assign(model, path, options)
@@ -114,7 +117,7 @@ def _init_arguments(build: Callable[..., Any], kwargs: dict[str, Any]) -> dict[s
     parameters = inspect.signature(build).parameters.values()
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     named = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
-    others = kwargs.keys() - OPTION_NAMES
+    others = (kwargs.keys() - OPTION_NAMES) | ({"dtype"} & named & kwargs.keys())
     known = OPTION_NAMES | named | {"init_fn"}
     unnamed = others - named
     # Those that only **kwargs takes may end there, too.

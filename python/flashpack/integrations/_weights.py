@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from .._assign import assign
+from .._cast import cast
 from .._commit import commit
 from .._footer import read_index, records_of
 from .._load import load_tensors
-from .._match import Match, match_tensors
+from .._match import Match, check_ties, dtypes_of, match_tensors
 from .._meta_init import parameters_on_meta
 from .._model_folder import SUFFIX as SUFFIX
 from .._model_folder import checked_subfolder
@@ -173,7 +174,8 @@ def _assign_tensors(
     slots = find_slots(model)
     wanted = filter_state_dict(tensors, **options.ignore)
     match = match_tensors(wanted, slots, options, str(path))
-    commit(match.slots, wanted, slots.values())
+    check_ties(str(path), match.slots, wanted, options)
+    commit(match.slots, cast(wanted, dtypes_of(match.slots, wanted, options)), slots.values())
     return match
 
 

@@ -16,8 +16,10 @@ import torch
 from torch import nn
 
 from .._assign import assign
+from .._cast import cast
 from .._commit import commit
 from .._load import load_tensors
+from .._match import dtypes_of
 from .._options import LoadOptions
 from .._paths import StrPath, text_path
 from .._slots import find_slots
@@ -133,7 +135,8 @@ def _load_to_devices(model: nn.Module, path: str, places: Mapping[str, Device], 
             by_device.setdefault(torch.device(device), []).append(name)
     for device, names in by_device.items():
         tensors = load_tensors(path, device, names=names, verify=options.verify, silent=options.shown)
-        commit({name: slots[name] for name in names}, tensors, slots.values())
+        paired = {name: slots[name] for name in names}
+        commit(paired, cast(tensors, dtypes_of(paired, tensors, options)), slots.values())
 
 
 def _place_of(name: str, places: Mapping[str, Device]) -> Device:

@@ -274,6 +274,34 @@ def differing_ties(path: str) -> list[str]:
     return said
 
 
+def other_dtypes(path: str) -> list[str]:
+    """Loads of a bfloat16 model from a float32 file: sharded, live and on meta, and by all ranks together."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    stored = flashpack.load_file(path)
+    halves = {name: each.bfloat16() if each.is_floating_point() else each for name, each in stored.items()}
+    loads: list[tuple[bool, str, dict[str, Any]]] = [
+        (True, device, {"dtype": dtype}) for device in ("cpu", "meta") for dtype in ("model", "bfloat16")
+    ]
+    loads += [
+        (False, "cpu", {"use_distributed_loading": True, "distributed_sharded": sharded, "dtype": dtype})
+        for sharded in (False, True)
+        for dtype in ("model", torch.bfloat16)
+    ]
+    for split, device, options in loads:
+        with torch.device(device):
+            model = Large().bfloat16()
+        if split:
+            fully_shard(model, mesh=mesh)
+        flashpack.assign_from_file(model, path, device="cpu", **options)
+        state = model.state_dict()
+        whole = {
+            name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in state.items()
+        }
+        assert_same({name: each.detach() for name, each in whole.items()}, halves)
+    model = fully_shard(Large().bfloat16(), mesh=mesh)
+    return [refusal(flashpack.assign_from_file, model, path, dtype=dtype) for dtype in ("file", "float16")]
+
+
 def dtensors_are_not_shared(path: str) -> list[str]:
     """What assign_from_file says to options that make no sense for DTensors."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))

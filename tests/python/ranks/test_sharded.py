@@ -100,6 +100,15 @@ def test_two_values_for_a_tied_parameter_are_refused_on_every_rank(tmp_path: Pat
         assert all("different values for 'embed' and ['head']" in text for text in said), said
 
 
+def test_parts_and_shared_loads_are_cast(large: Path) -> None:
+    for said in ranks.run(sharded.other_dtypes, 2, str(large)):
+        assert isinstance(said, list), said["failed"]
+        assert [
+            f"is torch.{dtype}, but the model's DTensor" in text
+            for dtype, text in zip(("float32", "float16"), said, strict=True)
+        ] == [True, True], said
+
+
 def test_options_for_whole_tensors_are_refused_for_dtensors(large: Path) -> None:
     for said in ranks.run(sharded.dtensors_are_not_shared, 2, str(large)):
         assert isinstance(said, list), said["failed"]
