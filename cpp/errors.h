@@ -5,11 +5,14 @@
 #include <stdexcept>
 #include <string>
 
+#include "flashpack/src/bridge.rs.h"
+
 namespace flashpack {
 
 // The caller passed something that cannot work.
 [[noreturn]] inline void fail_argument(const std::string& message) {
-  throw std::runtime_error(message + R"( [flashpack:{"kind":"argument","errno":null,"path":null}])");
+  throw std::runtime_error(std::string(printable(message)) +
+                           R"( [flashpack:{"kind":"argument","errno":null,"path":null}])");
 }
 
 }  // namespace flashpack

@@ -5,7 +5,9 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fmt,
+    os::unix::ffi::OsStrExt as _,
     panic::{self, AssertUnwindSafe},
     path::Path,
 };
@@ -108,26 +110,27 @@ mod ffi {
     }
 
     extern "Rust" {
-        fn footer(path: &str) -> Result<String>;
-        fn verify(path: &str, progress: ProgressWords) -> Result<i64>;
+        fn printable(message: &CxxString) -> String;
+        fn footer(path: &CxxString) -> Result<String>;
+        fn verify(path: &CxxString, progress: ProgressWords) -> Result<i64>;
 
         type Load;
         fn load_names(
-            path: &str,
+            path: &CxxString,
             names: &CxxVector<CxxString>,
             cuts: &[i64],
             options: &LoadOptions,
         ) -> Result<Box<Load>>;
         fn load_except(
-            path: &str,
+            path: &CxxString,
             names: &CxxVector<CxxString>,
             prefixes: &CxxVector<CxxString>,
             suffixes: &CxxVector<CxxString>,
             options: &LoadOptions,
         ) -> Result<Box<Load>>;
-        fn load_all(path: &str, names: &str, options: &LoadOptions) -> Result<Box<Load>>;
-        fn load_blocks(path: &str, options: &LoadOptions) -> Result<Box<Load>>;
-        fn load_payload(path: &str, ranges: &[i64], options: &LoadOptions) -> Result<Box<Load>>;
+        fn load_all(path: &CxxString, names: &str, options: &LoadOptions) -> Result<Box<Load>>;
+        fn load_blocks(path: &CxxString, options: &LoadOptions) -> Result<Box<Load>>;
+        fn load_payload(path: &CxxString, ranges: &[i64], options: &LoadOptions) -> Result<Box<Load>>;
         fn name(self: &Load, number: usize) -> Result<&str>;
         fn places(self: &Load) -> &Vec<usize>;
         fn views(self: &Load) -> &Vec<View>;
@@ -157,7 +160,7 @@ mod ffi {
         type PackInProgress;
         fn stored_dtype(name: &str, dtype: i32, wanted: i32) -> Result<i32>;
         fn pack(
-            path: &str,
+            path: &CxxString,
             tensors: &[TensorSpec],
             keep_order: bool,
             align_bytes: i64,
@@ -206,12 +209,22 @@ impl ProgressWords {
     }
 }
 
-fn footer(path: &str) -> std::result::Result<String, Tagged> {
-    guarded(|| Ok(Reader::open(Path::new(path))?.footer().to_owned()))
+/// The path in the operating system's own bytes, which need not be UTF-8.
+fn native(path: &CxxString) -> &Path {
+    Path::new(OsStr::from_bytes(path.as_bytes()))
 }
 
-fn verify(path: &str, progress: ProgressWords) -> std::result::Result<i64, Tagged> {
-    guarded(|| Ok(crate::verify::verify(Path::new(path), None, progress.get())?.verified_bytes.cast_signed()))
+/// `message` as UTF-8, which is all that torch can make an exception of.
+fn printable(message: &CxxString) -> String {
+    message.to_string_lossy().into_owned()
+}
+
+fn footer(path: &CxxString) -> std::result::Result<String, Tagged> {
+    guarded(|| Ok(Reader::open(native(path))?.footer().to_owned()))
+}
+
+fn verify(path: &CxxString, progress: ProgressWords) -> std::result::Result<i64, Tagged> {
+    guarded(|| Ok(crate::verify::verify(native(path), None, progress.get())?.verified_bytes.cast_signed()))
 }
 
 /// What the last load of this thread did, as JSON; null before the first.
@@ -254,16 +267,16 @@ fn wanted(options: &LoadOptions) -> load::Options {
     load::Options { eager: choice(options.eager), verify: choice(options.verify), place }
 }
 
-fn load(path: &str, selection: Selection<'_>, options: &LoadOptions) -> Result<Box<Load>> {
-    let prepared = load::prepare(Path::new(path), selection, wanted(options))?;
+fn load(path: &CxxString, selection: Selection<'_>, options: &LoadOptions) -> Result<Box<Load>> {
+    let prepared = load::prepare(native(path), selection, wanted(options))?;
     Ok(Box::new(Load::new(prepared, Vec::new())))
 }
 
 /// A load of all tensors if `names`, which [`SEPARATOR`] divides, are theirs; else of none.
-fn load_all(path: &str, names: &str, options: &LoadOptions) -> std::result::Result<Box<Load>, Tagged> {
+fn load_all(path: &CxxString, names: &str, options: &LoadOptions) -> std::result::Result<Box<Load>, Tagged> {
     guarded(|| {
         let names: Vec<&str> = names.split(SEPARATOR).collect();
-        let prepared = load::prepare_all(Path::new(path), &names, wanted(options))?;
+        let prepared = load::prepare_all(native(path), &names, wanted(options))?;
         let load = prepared.map_or_else(Load::default, |(prepared, places)| Load::new(prepared, places));
         Ok(Box::new(load))
     })
@@ -271,7 +284,7 @@ fn load_all(path: &str, names: &str, options: &LoadOptions) -> std::result::Resu
 
 /// `cuts` are four numbers each: of a name, of a dimension, the first index and the one after the last.
 fn load_names(
-    path: &str,
+    path: &CxxString,
     names: &CxxVector<CxxString>,
     cuts: &[i64],
     options: &LoadOptions,
@@ -298,7 +311,11 @@ fn load_names(
 }
 
 /// `ranges` are two numbers each: the first byte and the one after the last.
-fn load_payload(path: &str, ranges: &[i64], options: &LoadOptions) -> std::result::Result<Box<Load>, Tagged> {
+fn load_payload(
+    path: &CxxString,
+    ranges: &[i64],
+    options: &LoadOptions,
+) -> std::result::Result<Box<Load>, Tagged> {
     guarded(|| {
         let (pairs, []) = ranges.as_chunks::<2>() else {
             return Err(Error::argument("ranges are not a list of starts and ends in turn"));
@@ -311,7 +328,7 @@ fn load_payload(path: &str, ranges: &[i64], options: &LoadOptions) -> std::resul
 }
 
 fn load_except(
-    path: &str,
+    path: &CxxString,
     names: &CxxVector<CxxString>,
     prefixes: &CxxVector<CxxString>,
     suffixes: &CxxVector<CxxString>,
@@ -324,7 +341,7 @@ fn load_except(
     })
 }
 
-fn load_blocks(path: &str, options: &LoadOptions) -> std::result::Result<Box<Load>, Tagged> {
+fn load_blocks(path: &CxxString, options: &LoadOptions) -> std::result::Result<Box<Load>, Tagged> {
     guarded(|| load(path, Selection::Blocks, options))
 }
 
@@ -357,7 +374,7 @@ struct PackInProgress {
 }
 
 fn pack(
-    path: &str,
+    path: &CxxString,
     tensors: &[TensorSpec],
     keep_order: bool,
     align_bytes: i64,
@@ -377,7 +394,7 @@ fn pack(
         };
         let metadata: BTreeMap<_, _> =
             pairs.iter().map(|[key, value]| (key.clone(), value.clone())).collect();
-        let packer = Packer::create(Path::new(path), &specs, order, align_bytes, metadata, progress.get())?;
+        let packer = Packer::create(native(path), &specs, order, align_bytes, metadata, progress.get())?;
         let packer = packer.digested_by(algorithm);
         let order = packer.writes().iter().map(|write| write.tensor).collect();
         Ok(Box::new(PackInProgress { packer, order }))

@@ -4,8 +4,11 @@ mod arrays;
 
 use std::{
     collections::{BTreeMap, HashSet},
+    ffi::OsString,
+    ops::Deref,
+    os::unix::ffi::OsStringExt as _,
     panic::{self, AssertUnwindSafe},
-    path::PathBuf,
+    path::{Path, PathBuf},
     ptr, slice,
 };
 
@@ -20,7 +23,7 @@ use crate::{
     format::{DEFAULT_ALIGN_BYTES, DType, checksum::Algorithm},
     io::FileSource,
     load::{Options, Place},
-    model::{Model, read_shards},
+    model::{Model, read_shards, screen},
     plan::{Ignore, Selection},
     progress::Progress,
     reader::Reader,
@@ -29,48 +32,79 @@ use crate::{
     verify::verify,
 };
 
+/// A path: its text, or a list of its bytes where they are not UTF-8.
+#[derive(Debug, Deserialize)]
+#[serde(from = "RawPath")]
+struct NativePath(PathBuf);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawPath {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+impl From<RawPath> for NativePath {
+    fn from(raw: RawPath) -> Self {
+        Self(match raw {
+            RawPath::Text(text) => text.into(),
+            RawPath::Bytes(bytes) => OsString::from_vec(bytes).into(),
+        })
+    }
+}
+
+impl Deref for NativePath {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
 /// What a caller may ask for.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "op", rename_all = "lowercase", deny_unknown_fields)]
 enum Request {
     /// The validated footer's JSON, as it stands in the file.
-    Footer { path: PathBuf },
+    Footer { path: NativePath },
     /// The index of a model as the JSON of a footer: a FlashPack file, safetensors, or shards of either.
-    Index { path: PathBuf },
+    Index { path: NativePath },
     /// Which tensor lies in which file, by the index of shards.
-    Shards { path: PathBuf },
+    Shards { path: NativePath },
+    /// Refuse a file that is not what a conversion reads: safetensors, or with `torch` what torch.load reads.
+    Screen { path: NativePath, torch: bool },
     /// Check footer and payload, and that who holds the private half of the key has signed them.
     Verify {
-        path: PathBuf,
+        path: NativePath,
         #[serde(default)]
-        key: Option<PathBuf>,
+        key: Option<NativePath>,
     },
     /// Sign a file with a private key.
-    Sign { path: PathBuf, key: PathBuf },
+    Sign { path: NativePath, key: NativePath },
     /// safetensors to FlashPack.
     Convert(ConvertRequest),
     /// Every element type: torch's name, and safetensors' where it has one.
     Dtypes,
     /// Fill arrays of the caller's with the records of their names.
     Fill {
-        path: PathBuf,
+        path: NativePath,
         arrays: Vec<Array>,
         #[serde(default)]
         verify: Option<bool>,
     },
     /// Pack arrays of the caller's into a file.
     Pack {
-        path: PathBuf,
+        path: NativePath,
         arrays: Vec<Array>,
         metadata: BTreeMap<String, String>,
         #[serde(default)]
         checksum: Option<String>,
     },
     /// FlashPack to safetensors.
-    Revert { path: PathBuf, destination: PathBuf },
+    Revert { path: NativePath, destination: NativePath },
     /// What a load would do.
     Explain {
-        path: PathBuf,
+        path: NativePath,
         /// To a device, through staging memory.
         staged: bool,
         #[serde(default)]
@@ -85,8 +119,8 @@ enum Request {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ConvertRequest {
-    sources: Vec<PathBuf>,
-    destination: PathBuf,
+    sources: Vec<NativePath>,
+    destination: NativePath,
     #[serde(default)]
     dtype: Option<String>,
     #[serde(default)]
@@ -111,8 +145,9 @@ impl ConvertRequest {
         let unknown = |name: String| Error::argument(format!("Unsupported dtype: {name:?}"));
         let dtype =
             self.dtype.map(|name| DType::from_name(&name).ok_or_else(|| unknown(name))).transpose()?;
+        let sources: Vec<_> = self.sources.into_iter().map(|source| source.0).collect();
         let request = convert::Request {
-            sources: &self.sources,
+            sources: &sources,
             destination: &self.destination,
             dtype,
             align_bytes: self.align_bytes.unwrap_or(DEFAULT_ALIGN_BYTES),
@@ -148,6 +183,10 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
         Request::Footer { path } => Ok(Reader::open(&path)?.footer().to_owned()),
         Request::Index { path } => Ok(Model::open(&path)?.footer()),
         Request::Shards { path } => Ok(json!(read_shards(&FileSource::open(&path)?)?.weight_map).to_string()),
+        Request::Screen { path, torch } => {
+            screen(&FileSource::open(&path)?, torch)?;
+            Ok(json!(null).to_string())
+        }
         Request::Verify { path, key } => {
             let key = key.map(|key| PublicKey::read(&key)).transpose()?;
             let report = verify(&path, key.as_ref(), progress)?;
@@ -196,7 +235,8 @@ unsafe fn answer(request: &[u8], progress: Progress<'_>) -> Result<String> {
         .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "internal error: a panic was caught")))
 }
 
-/// Carries out the JSON `request`, whose field `op` names the operation.
+/// Carries out the JSON `request`, whose field `op` names the operation. A path that is not UTF-8 is given as a list
+/// of its bytes.
 ///
 /// Returns 0 and the result, or 1 and the text of an [`Error`] with its tag, as UTF-8 in `*reply` and
 /// `*reply_len`, to be freed by [`flashpack_free`]. `progress` is null or three words as [`Progress`] describes.

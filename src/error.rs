@@ -1,6 +1,11 @@
 //! One error type: what went wrong, in which file, with which numbers.
 
-use std::{fmt, hint, io, path::Path};
+use std::{
+    fmt, hint, io,
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Value, json};
 
 /// Longest message: names and shapes in it may come from a file that is out to harm.
 const MAX_MESSAGE_BYTES: usize = 4096;
@@ -51,7 +56,7 @@ impl ErrorKind {
 pub struct Error {
     kind: ErrorKind,
     errno: Option<i32>,
-    path: Option<String>,
+    path: Option<PathBuf>,
     message: String,
     /// The byte of the file that it is about, if it is about one.
     position: Option<u64>,
@@ -91,7 +96,7 @@ impl Error {
     #[must_use]
     pub fn at(mut self, path: &Path) -> Self {
         if self.path.is_none() {
-            self.path = Some(path.display().to_string());
+            self.path = Some(path.to_owned());
         }
         self
     }
@@ -121,10 +126,15 @@ impl Error {
         self.errno
     }
 
-    /// The message followed by a JSON tag with kind, errno and path: what crosses a language boundary.
+    /// The message followed by a JSON tag with kind, errno and path: what crosses a language boundary. A path that is
+    /// not UTF-8 is a list of its bytes there.
     #[must_use]
     pub fn to_tagged_string(&self) -> String {
-        let tag = serde_json::json!({"kind": self.kind.name(), "errno": self.errno, "path": self.path});
+        let path = self.path.as_deref().map_or(Value::Null, |path| match path.to_str() {
+            Some(text) => text.into(),
+            None => path.as_os_str().as_encoded_bytes().into(),
+        });
+        let tag = json!({"kind": self.kind.name(), "errno": self.errno, "path": path});
         format!("{self} [flashpack:{tag}]")
     }
 }
@@ -132,7 +142,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.path {
-            Some(path) => write!(f, "{path}: {}", self.message),
+            Some(path) => write!(f, "{}: {}", path.display(), self.message),
             None => f.write_str(&self.message),
         }
     }

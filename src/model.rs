@@ -1,6 +1,8 @@
 //! What a path stands for: a FlashPack file, a safetensors file, or several of them that are one model.
 
 use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -9,6 +11,7 @@ use crate::{
     error::{At, Error, Result, zeroed},
     format::{
         Index, MAGIC, MAX_FOOTER_BYTES, Seal, footer,
+        foreign::{self, Foreign},
         safetensors::{self, Header},
         shards::Shards,
     },
@@ -16,7 +19,7 @@ use crate::{
         FileSource, Files, Pages, Source,
         file::{MAX_OPEN_FILES, Shelf},
     },
-    reader::Reader,
+    reader::{Reader, recognise},
 };
 
 /// Between the paths of a list of files: no path holds it.
@@ -40,6 +43,8 @@ enum Kind {
     FlashPack,
     Safetensors,
     Shards,
+    /// None of these: opened as a FlashPack file, which says what is wrong with it.
+    Other,
 }
 
 impl Model {
@@ -51,8 +56,10 @@ impl Model {
     /// sound or do not belong together, [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a type of
     /// safetensors that has no counterpart.
     pub fn open(path: &Path) -> Result<Self> {
-        if let Some(list) = path.to_str().filter(|text| text.contains(SEPARATOR)) {
-            let paths: Vec<PathBuf> = list.split(SEPARATOR).map(PathBuf::from).collect();
+        let bytes = path.as_os_str().as_bytes();
+        if bytes.contains(&(SEPARATOR as u8)) {
+            let each = bytes.split(|&byte| byte == SEPARATOR as u8);
+            let paths: Vec<PathBuf> = each.map(|bytes| OsStr::from_bytes(bytes).into()).collect();
             let label = PathBuf::from(format!("{} and {} more", paths[0].display(), paths.len() - 1));
             let files = open_files(&paths)?;
             let labels = paths.iter().map(|path| path.display().to_string());
@@ -144,7 +151,36 @@ pub fn read_shards(file: &FileSource) -> Result<Shards> {
     }
     let mut json = zeroed(file.len()).at(file.path())?;
     file.read_exact_at(&mut json, 0)?;
-    Shards::parse(&json).at(file.path())
+    let parsed = Shards::parse(&json);
+    if parsed.is_err()
+        && !is_named(file, ".json")
+        && let Some(foreign) = recognise(file)?
+    {
+        return Err(Error::format(format!("holds no weights: it is {}", foreign.what)).at(file.path()));
+    }
+    parsed.at(file.path())
+}
+
+/// Refuses a file that a conversion cannot read as what it takes it for: safetensors, or what torch.load reads.
+///
+/// # Errors
+/// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::Format`](crate::ErrorKind::Format).
+pub fn screen(file: &FileSource, torch: bool) -> Result<()> {
+    let what = match kind(file)? {
+        Kind::FlashPack => "already a FlashPack file".to_owned(),
+        Kind::Safetensors if torch => {
+            "a safetensors file: give it a name that ends in .safetensors".to_owned()
+        }
+        Kind::Shards if read_shards(file).is_ok() => {
+            "an index of shards: convert the folder that it lies in".to_owned()
+        }
+        Kind::Safetensors => return Ok(()),
+        Kind::Shards | Kind::Other => match recognise(file)? {
+            Some(it) if !(torch && it.reader == foreign::Reader::Torch) => it.what,
+            _ => return Ok(()),
+        },
+    };
+    Err(Error::format(format!("is {what}")).at(file.path()))
 }
 
 /// Reads the header of a safetensors file.
@@ -152,17 +188,28 @@ pub fn read_shards(file: &FileSource) -> Result<Shards> {
 /// # Errors
 /// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::Format`](crate::ErrorKind::Format).
 pub fn read_header(file: &FileSource) -> Result<Header> {
-    let mut prefix = [0; safetensors::PREFIX_BYTES];
-    if file.len() < prefix.len() as u64 {
-        return Err(safetensors::too_short(file.len()).at(file.path()));
-    }
-    file.read_exact_at(&mut prefix, 0)?;
-    let mut json = zeroed(safetensors::header_bytes(prefix, file.len()).at(file.path())?).at(file.path())?;
-    file.read_exact_at(&mut json, prefix.len() as u64)?;
-    Header::parse(&json, file.len()).at(file.path())
+    parse_header(file)
+        .or_else(|error| match recognise(file)? {
+            Some(Foreign { what, reader }) if reader != foreign::Reader::Safetensors => {
+                Err(safetensors::damaged(&format!("it is {what}")))
+            }
+            _ => Err(error),
+        })
+        .at(file.path())
 }
 
-/// Tells the formats apart. A file that is none of them is a damaged one of what its name says.
+fn parse_header(file: &FileSource) -> Result<Header> {
+    let mut prefix = [0; safetensors::PREFIX_BYTES];
+    if file.len() < prefix.len() as u64 {
+        return Err(safetensors::too_short(file.len()));
+    }
+    file.read_exact_at(&mut prefix, 0)?;
+    let mut json = zeroed(safetensors::header_bytes(prefix, file.len())?)?;
+    file.read_exact_at(&mut json, prefix.len() as u64)?;
+    Header::parse(&json, file.len())
+}
+
+/// Tells the formats apart: by content, and a file whose content is none of them by its name.
 fn kind(file: &FileSource) -> Result<Kind> {
     let mut tail = [0; MAGIC.len()];
     if let Some(offset) = file.len().checked_sub(tail.len() as u64) {
@@ -174,12 +221,15 @@ fn kind(file: &FileSource) -> Result<Kind> {
     let mut start = [0; safetensors::PREFIX_BYTES + 1];
     let bytes = usize::try_from(file.len()).map_or(start.len(), |len| len.min(start.len()));
     file.read_exact_at(&mut start[..bytes], 0)?;
-    let named = |suffix: &str| file.path().to_str().is_some_and(|path| path.ends_with(suffix));
-    Ok(if safetensors::claims(&start[..bytes], file.len()) || named(".safetensors") {
+    Ok(if safetensors::claims(&start[..bytes], file.len()) || is_named(file, ".safetensors") {
         Kind::Safetensors
-    } else if start[..bytes].trim_ascii_start().first() == Some(&b'{') || named(".json") {
+    } else if start[..bytes].trim_ascii_start().first() == Some(&b'{') || is_named(file, ".json") {
         Kind::Shards
     } else {
-        Kind::FlashPack
+        Kind::Other
     })
+}
+
+fn is_named(file: &FileSource, suffix: &str) -> bool {
+    file.path().as_os_str().as_bytes().ends_with(suffix.as_bytes())
 }

@@ -3,13 +3,42 @@
 use std::path::Path;
 
 use crate::{
-    error::{At, Result, zeroed},
-    format::{Index, TRAILER_BYTES, footer},
+    error::{At, Error, Result, zeroed},
+    format::{
+        Index, MAGIC, TRAILER_BYTES, footer,
+        foreign::{self, Foreign},
+    },
     io::{FileSource, Source},
 };
 
 /// Bytes read from the file's end at first: with most footers that is all it takes.
 const TAIL_BYTES: u64 = 64 << 10;
+
+/// What the file of `source` is, if it is one of the formats that are known and not read.
+///
+/// # Errors
+/// [`ErrorKind::Io`](crate::ErrorKind::Io).
+pub fn recognise(source: &impl Source) -> Result<Option<Foreign>> {
+    let part = |from: u64| {
+        let mut bytes = zeroed((source.len() - from).min(foreign::START_BYTES as u64)).at(source.path())?;
+        source.read_exact_at(&mut bytes, from)?;
+        Ok(bytes)
+    };
+    let (start, end) = (part(0)?, part(source.len().saturating_sub(foreign::START_BYTES as u64))?);
+    Ok(foreign::recognise(&start, &end, source.len()))
+}
+
+/// The error of a file without a footer, with what the file is instead.
+fn named(error: Error, foreign: Option<Foreign>) -> Error {
+    match foreign {
+        Some(Foreign { what, .. }) => {
+            let words = error.to_string();
+            let words = words.split(':').next().unwrap_or_default();
+            Error::format(format!("{words}: this is no FlashPack file; it is {what}"))
+        }
+        _ => error,
+    }
+}
 
 /// A file whose footer has been read and validated.
 #[derive(Debug)]
@@ -41,7 +70,11 @@ impl<S: Source> Reader<S> {
         let tail_offset = len - tail.len() as u64;
         source.read_exact_at(&mut tail, tail_offset)?;
         let trailer = tail.len().saturating_sub(TRAILER_BYTES);
-        let (offset, json_bytes) = footer::locate(len, &tail[trailer..]).at(source.path())?;
+        let (offset, json_bytes) = match footer::locate(len, &tail[trailer..]) {
+            Ok(found) => found,
+            Err(error) if tail.ends_with(&MAGIC) => return Err(error.at(source.path())),
+            Err(error) => return Err(named(error, recognise(&source)?).at(source.path())),
+        };
         let json = if json_bytes <= trailer {
             tail.drain(..trailer - json_bytes);
             tail.truncate(json_bytes);

@@ -7,6 +7,8 @@ import json
 import re
 from typing import Any
 
+from ._paths import local_path
+
 # The last one is ours: in the JSON that follows, a path's own quotes are escaped.
 _TAG = ' [flashpack:{"'
 _OS_SUFFIX = re.compile(r" \(os error \d+\)")
@@ -42,14 +44,13 @@ def from_native(text: str) -> BaseException | None:
     if not tag:
         return None
     details: dict[str, Any] = json.JSONDecoder().raw_decode('{"' + tail)[0]
-    if details["kind"] == "io":
-        return _os_error(message, details["errno"], details["path"])
+    native, path, reason = details["path"], None, message
+    if native is not None:
+        # The native side's own message has a question mark for what is not UTF-8.
+        shown = native if isinstance(native, str) else bytes(native).decode(errors="replace")
+        path, reason = local_path(native), message.removeprefix(f"{shown}: ")
+        if reason != message:
+            message = f"{path.encode(errors='backslashreplace').decode()}: {reason}"
+    if details["kind"] == "io":  # OSError picks the subclass from errno, and shows the path itself
+        return OSError(details["errno"] or errno.EIO, _OS_SUFFIX.sub("", reason), path)
     return _KINDS.get(details["kind"], RuntimeError)(message)
-
-
-def _os_error(message: str, number: int | None, path: str | None) -> OSError:
-    """OSError picks the subclass from errno; it shows the path itself, so the message must not."""
-    reason = _OS_SUFFIX.sub("", message)
-    if path is not None:
-        reason = reason.removeprefix(f"{path}: ")
-    return OSError(errno.EIO if number is None else number, reason, path)

@@ -8,15 +8,18 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ._errors import FlashPackError, from_native
+from ._paths import native_path
 
 LIBRARY_FOLDER = Path(__file__).with_name("_lib")
 
 # [0] bytes done and [1] bytes in all are written by the native side; setting [2] to 1 cancels.
 Counter: TypeAlias = "ctypes.Array[ctypes.c_int64]"
+_PATHS = ("path", "destination", "key")  # and "sources"
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
 
 
@@ -50,7 +53,7 @@ def call(op: str, progress: Counter | None = None, **fields: object) -> Any:
     The interpreter lock is released meanwhile. Raises what `from_native` makes of the error.
     """
     library = _library()
-    request = json.dumps({"op": op, **fields}).encode()
+    request = json.dumps({"op": op, **fields, **_native_paths(fields)}, default=list).encode()
     reply, length = _BYTES(), ctypes.c_size_t()
     status = library.flashpack_call(
         request, len(request), progress, ctypes.byref(reply), ctypes.byref(length)
@@ -69,6 +72,16 @@ def dtypes() -> dict[str, str | None]:
     """What the format has names for: torch's name of each dtype, and safetensors' where it has one."""
     names: dict[str, str | None] = call("dtypes")
     return names
+
+
+def _native_paths(fields: Mapping[str, object]) -> dict[str, object]:
+    """Those of the fields that hold paths, as the operating system knows them."""
+    paths: dict[str, object] = {
+        name: native_path(text) for name in _PATHS if isinstance(text := fields.get(name), str)
+    }
+    if isinstance(sources := fields.get("sources"), list):
+        paths["sources"] = [native_path(source) for source in sources]
+    return paths
 
 
 def _decoded(text: str, path: object) -> Any:

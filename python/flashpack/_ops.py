@@ -17,6 +17,7 @@ from torch import Tensor
 from . import _fakes
 from ._errors import from_native
 from ._native import LIBRARY_FOLDER, Counter
+from ._paths import native_path
 
 
 def library_path() -> str:
@@ -34,6 +35,8 @@ def _load_library() -> None:
             f"{path} cannot be loaded (torch {torch.__version__}, at least 2.11 is needed): {error}"
         ) from error
     _fakes.register()
+    # torch imports what reads a bool on first use. A save at the interpreter's end could no longer do so.
+    torch.ops.aten.Int.bool(True)
 
 
 _load_library()
@@ -236,6 +239,8 @@ def _progress(counter: Counter | None) -> Tensor | None:
 
 def _run(name: str, *args: Any, **options: Any) -> Any:
     try:
+        if args and isinstance(args[0], str):  # a path: torch takes bytes for a string, too
+            args = (native_path(args[0]), *args[1:])
         # No operator takes part in a graph; torch would collect what each tensor given has in one.
         with torch.inference_mode(False), torch.no_grad():
             return getattr(torch.ops.flashpack, name)(*args, **options)

@@ -24,17 +24,31 @@ _KEPT_NAME_BYTES = 180  # of a file system's 255: what a temporary name keeps of
 
 
 def text_path(path: StrPath) -> str:
-    """`path` as text the native side can open. Raises TypeError or ValueError (not UTF-8, NUL inside)."""
+    """`path` as text. Raises TypeError, or ValueError (NUL inside, or not in the file system's encoding)."""
     text = os.fspath(path)
     if not isinstance(text, str):
         raise TypeError(f"path must be str or os.PathLike[str], not {type(path).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"path is not valid UTF-8: {text!r}") from None
     if not text or "\0" in text:
         raise ValueError(f"not a path: {text!r}")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError(f"not a path in the file system's encoding: {text!r}") from None
     return text
+
+
+def native_path(text: str) -> str | bytes:
+    """The bytes by which Python's own functions know the file: as text if they are UTF-8."""
+    encoded = os.fsencode(text)
+    try:
+        return encoded.decode()
+    except UnicodeDecodeError:
+        return encoded
+
+
+def local_path(native: str | Iterable[int]) -> str:
+    """The inverse of `native_path`, of text or of the numbers of the bytes."""
+    return os.fsdecode(native.encode() if isinstance(native, str) else bytes(native))
 
 
 def read_one_version(path: str, read: Callable[[], T]) -> T:

@@ -34,18 +34,19 @@ def run(work: Callable[[Counter | None], T], *, label: str, size: int, silent: S
     `size` is the number of bytes to go through: small calls run inline, with no counter. `silent`: True
     shows nothing, False always shows the bar, None shows it on a terminal, and a callable is told the bytes
     done and the bytes in all, ten times a second and at the end. KeyboardInterrupt, or what the callable
-    raises, cancels the native call, waits until it has cleaned up, and is raised again.
+    raises, cancels the native call, waits until it has cleaned up, and is raised again. While the interpreter
+    ends, when no thread can start, the call runs inline.
     """
-    if size < INLINE_BYTES:
-        result = work(None)
-        if callable(silent):
-            silent(size, size)
-        return result
+    if size < INLINE_BYTES or sys.is_finalizing():
+        return _run_inline(work, size, silent)
     counter = new_counter()
     future: Future[T] = Future()
     thread = threading.Thread(target=_settle, args=(future, lambda: work(counter)), name="flashpack")
     try:
-        thread.start()  # inside: an interrupt can find it started and us not yet back
+        try:
+            thread.start()  # inside: an interrupt can find it started and us not yet back
+        except RuntimeError:  # at exit since Python 3.12, or too many threads
+            return _run_inline(work, size, silent)
         _watch(future, counter, label, silent)
     except BaseException:
         counter[2] = 1
@@ -54,6 +55,13 @@ def run(work: Callable[[Counter | None], T], *, label: str, size: int, silent: S
     result = future.result()
     if callable(silent):
         silent(counter[1], counter[1])
+    return result
+
+
+def _run_inline(work: Callable[[Counter | None], T], size: int, silent: Silent) -> T:
+    result = work(None)
+    if callable(silent):
+        silent(size, size)
     return result
 
 
@@ -81,7 +89,7 @@ def _watch(future: Future[Any], counter: Counter, label: str, silent: Silent) ->
         while not wait([future], _POLL_SECONDS).done:
             if shows_bar and time.monotonic() - started > _QUIET_SECONDS:
                 with _unheard():
-                    bar = bar or _new_bar(label)
+                    bar = _new_bar(label) if bar is None else bar
                     _update(bar, counter)
             if callable(silent):
                 silent(counter[0], counter[1])

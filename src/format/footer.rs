@@ -28,7 +28,7 @@ pub fn locate(file_bytes: u64, trailer: &[u8]) -> Result<(u64, usize)> {
     let (length, magic) = trailer.split_at(8);
     if magic != MAGIC {
         return Err(Error::format(format!(
-            "Bad magic: the file ends in \"{}\" instead of \"{}\"",
+            "Bad magic: the file ends in \"{}\" instead of \"{}\": it is truncated, or no FlashPack file",
             magic.escape_ascii(),
             MAGIC.escape_ascii()
         )));
@@ -175,7 +175,13 @@ pub fn check_length(json: &str) -> Result<()> {
 }
 
 fn unexpected_format(format: &str) -> Error {
-    Error::format(format!("Unexpected format: {format:?} is neither {FORMAT_V3:?} nor {FORMAT_V4:?}"))
+    let version = |format: &str| format.strip_prefix("flashpack_v")?.parse::<u64>().ok();
+    let advice = if version(format) > version(FORMAT_V4) {
+        ": a newer version of flashpack wrote it, upgrade with `pip install --upgrade flashpack`"
+    } else {
+        ""
+    };
+    Error::format(format!("Unexpected format: {format:?} is neither {FORMAT_V3:?} nor {FORMAT_V4:?}{advice}"))
 }
 
 /// Says why `text` did not parse: an unknown format first (its keys may differ), else the path of the key at fault.

@@ -3,12 +3,14 @@
 //! A file is payload, footer JSON, footer length (`u64`, little endian), [`MAGIC`]. [`footer`] reads the JSON,
 //! `validate` turns it once into an [`Index`], [`layout`] makes the index of a new file, [`checksum`] its digests,
 //! [`signature`] is what vouches for those.
+//! [`foreign`] recognises what is something else.
 //! [`mod@safetensors`] makes an index of that format's header, [`join`] one of several, [`shards`] reads which files
 //! belong together.
 
 pub mod checksum;
 mod dtype;
 pub mod footer;
+pub mod foreign;
 mod index;
 pub mod join;
 pub mod layout;

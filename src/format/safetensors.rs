@@ -66,7 +66,8 @@ pub fn too_short(file_bytes: u64) -> Error {
     damaged(&format!("{file_bytes} bytes are too few for a header"))
 }
 
-fn damaged(why: &str) -> Error {
+/// The error of a file that is damaged, or was never of this format, for the reason given.
+pub fn damaged(why: &str) -> Error {
     Error::format(format!("is not a sound safetensors file: {why}"))
 }
 
@@ -81,7 +82,15 @@ impl Header {
         let payload = (PREFIX_BYTES + json.len()) as u64;
         let (tensors, room) = (header.data_len() as u64, file_bytes.saturating_sub(payload));
         if tensors != room || i64::try_from(file_bytes).is_err() {
-            return Err(damaged(&format!("its tensors take {tensors} bytes, but {room} follow the header")));
+            let cut = match payload.checked_add(tensors) {
+                Some(whole) if tensors > room => {
+                    format!(": it is truncated, {file_bytes} of {whole} bytes are there: download it again")
+                }
+                _ => String::new(),
+            };
+            return Err(damaged(&format!(
+                "its tensors take {tensors} bytes, but {room} follow the header{cut}"
+            )));
         }
         let tensor = |name: String| {
             let info = header.info(&name).expect("the name comes from the header itself");
