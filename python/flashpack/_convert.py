@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from . import _native
 from ._convert_source import Source, find_source
 from ._footer import is_flashpack_file
+from ._hints import warn_of_unmatched
 from ._model_folder import STEM, Library, copy_companions, find_companions
 from ._names import filter_state_dict, is_ignored_tensor_name, name_tuple
 from ._paths import StrPath, make_parent, refuse_source, text_path
 from ._progress import run
 from ._shards import index_path, parse_size, split, write_shards
-from ._sources import Sources, check_promises, find_sources, header_dtypes, header_sizes
+from ._sources import Sources, check_promises, find_sources, header_dtypes, header_names, header_sizes
 from .constants import DEFAULT_ALIGN_BYTES
-from .utils import dtype_to_string, string_to_dtype
+from .utils import dtype_name, dtype_to_string, string_to_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 _NATIVE_CASTS = frozenset({"float64", "float32", "float16", "bfloat16"})
 _NATIVE_ORIGINS = frozenset({"F64", "F32", "F16"})  # safetensors' names; BF16 is the one without an F
-_DTYPE_ALIASES = {"double": "float64", "float": "float32", "half": "float16"}
 
 
 def convert_to_flashpack(
@@ -42,6 +42,7 @@ def convert_to_flashpack(
     *,
     checksum: str | None = None,
     max_shard_size: int | str | None = None,
+    key: str | None = None,
     **kwargs: Any,
 ) -> str:
     """Convert to a FlashPack file and return its path, or that of the model folder that was made.
@@ -58,8 +59,11 @@ def convert_to_flashpack(
     defaults to the source with its suffix swapped, `model[.variant].flashpack` in the source folder, or, for
     a repository, `<its name>[-subfolder][.variant].flashpack` in the working directory.
 
-    `dtype` casts floating tensors only; `checksum` and `max_shard_size` as in `pack_to_file`: if there are
-    shards, the path returned is their index's. Further arguments: `subfolder`, `variant`; `revision`,
+    `dtype`, torch's or a name such as "bfloat16", "bf16" or "torch.half", casts floating tensors only. `key`
+    chooses the state dict of a torch checkpoint that holds more: "model", or "ema.model" where dicts are
+    nested; without it "state_dict" is taken if there is one, with a warning that names what is left out.
+    `checksum` and `max_shard_size` as in `pack_to_file`: if there are shards, the path returned is their
+    index's. Further arguments: `subfolder`, `variant`; `revision`,
     `token`, `cache_dir`, `local_files_only`, `force_download` for repositories; with a library, more of its
     from_pretrained's.
 
@@ -77,6 +81,7 @@ def convert_to_flashpack(
         silent,
         checksum,
         None if max_shard_size is None else parse_size(max_shard_size),
+        key,
     )
     source = model_or_state_dict_or_path_or_repo_id
     if isinstance(source, str | os.PathLike):
@@ -85,8 +90,18 @@ def convert_to_flashpack(
     if destination_path is None:
         raise ValueError("destination_path is required for a model or a state dict")
     destination = Path(text_path(destination_path))
-    _pack(source if isinstance(source, Mapping) else source.state_dict(), destination, wishes)
+    _pack(_state_of(source, key), destination, wishes)
     return str(_made(destination))
+
+
+def _state_of(source: nn.Module | Mapping[str, Tensor], key: str | None) -> Mapping[str, Tensor]:
+    if isinstance(source, Mapping):
+        from ._torch_files import choose_state_dict
+
+        return choose_state_dict(source, key, "the dict")
+    if key is not None:
+        raise ValueError("key chooses a state dict of a torch checkpoint, and this is a model")
+    return source.state_dict()
 
 
 def _made(destination: Path) -> Path:
@@ -109,6 +124,7 @@ class _Wishes:
     silent: bool | None
     checksum: str | None
     shard_bytes: int | None = None
+    key: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in _NATIVE_CASTS:
@@ -131,8 +147,7 @@ class _Wishes:
 def _dtype_name(dtype: torch.dtype | str | None) -> str | None:
     if dtype is None:
         return None
-    name = dtype.removeprefix("torch.") if isinstance(dtype, str) else dtype_to_string(dtype)
-    return _DTYPE_ALIASES.get(name, name)
+    return dtype_name(dtype if isinstance(dtype, str) else dtype_to_string(dtype))
 
 
 def _convert_path(
@@ -161,6 +176,10 @@ def _convert_path(
 
 def _convert_files(sources: Sources, destination: Path, wishes: _Wishes) -> None:
     refuse_source(destination, sources.files)
+    if wishes.key is not None and sources.are_safetensors:
+        raise ValueError(f"{sources.files[0]}: key chooses a state dict of a torch file, and this is none")
+    for file in sources.files:
+        _native.call("screen", path=str(file), torch=not sources.are_safetensors)
     if wishes.can_stream(sources):
         _stream(sources, destination, wishes)
     else:
@@ -170,6 +189,8 @@ def _convert_files(sources: Sources, destination: Path, wishes: _Wishes) -> None
 def _convert_by_class(
     source: Source, library: Library, destination: Path, wishes: _Wishes, arguments: Mapping[str, Any]
 ) -> None:
+    if wishes.key is not None:
+        raise ValueError(f"key chooses a state dict of a torch file, and {library} loads the model")
     if not source.place.is_dir():
         raise ValueError(f"{source.place}: {library} loads model folders, not files")
     from ._model_classes import load_model
@@ -181,6 +202,8 @@ def _convert_by_class(
 def _stream(sources: Sources, destination: Path, wishes: _Wishes) -> None:
     """safetensors go through the native side: bytes stream, no model and no torch."""
     check_promises(sources)
+    if any(wishes.ignore.values()):
+        warn_of_unmatched(wishes.ignore, (name for file in sources.files for name in header_names(file)))
 
     def write(path: Path, names: Sequence[str] | None, metadata: Mapping[str, str] | None) -> None:
         run(
@@ -215,12 +238,9 @@ def _stream(sources: Sources, destination: Path, wishes: _Wishes) -> None:
 
 
 def _read_and_pack(sources: Sources, destination: Path, wishes: _Wishes) -> None:
-    for file in sources.files:
-        if is_flashpack_file(file):
-            raise ValueError(f"{file}: already a FlashPack file")
     from ._torch_files import read_metadata, read_state_dict
 
-    _pack(read_state_dict(sources), destination, wishes, read_metadata(sources))
+    _pack(read_state_dict(sources, wishes.key), destination, wishes, read_metadata(sources))
 
 
 def _pack(
@@ -229,6 +249,7 @@ def _pack(
     from ._save import pack_to_file
 
     dtype = None if wishes.dtype is None else string_to_dtype(wishes.dtype)
+    warn_of_unmatched(wishes.ignore, state)
     kept = filter_state_dict(state, **wishes.ignore)
     pack_to_file(
         kept,

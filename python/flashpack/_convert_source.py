@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ._hints import warn
 from ._model_folder import (
     SUFFIX,
     checked_subfolder,
@@ -77,6 +78,10 @@ def find_source(text: str, arguments: dict[str, Any], silent: bool | None) -> So
     path = Path(text)
     default: Path | None = None
     if path.exists():
+        if options.revision:
+            warn(f"{path}: revision is for repositories, and this is on disk")
+        if variant and path.is_file():
+            warn(f"{path}: variant chooses among a folder's files, and this is a file")
         place = path / subfolder
         if not place.is_dir():
             default = with_suffix(place, _WEIGHT_SUFFIXES, SUFFIX)

@@ -6,7 +6,9 @@ import difflib
 import os
 import sys
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from ._names import is_ignored_tensor_name
 
 _PACKAGE = os.path.dirname(__file__) + os.sep  # noqa: PTH120 (compared with the text of other paths)
 
@@ -123,6 +125,17 @@ def warn_of_unused(unused: Iterable[str], known: Iterable[str]) -> None:
         f"unknown keyword arguments are ignored: {listed(names)}"
         + (f"; did you mean {meant}?" if meant else "")
     )
+
+
+def warn_of_unmatched(ignore: Mapping[str, Sequence[str]], names: Iterable[str]) -> None:
+    """Warn about each of ignore_names, ignore_prefixes and ignore_suffixes that fits none of `names`."""
+    known = list(names)
+    for option, values in ignore.items():
+        for value in values:
+            if not any(is_ignored_tensor_name(name, **{option: [value]}) for name in known):
+                hint = close_match(value, known) if option == "ignore_names" else None
+                meant = f" (did you mean {quoted(hint)}?)" if hint else ""
+                warn(f"{option}: {quoted(value)} fits no tensor's name{meant}")
 
 
 def warn(message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import _native
-from ._footer import verify_file
+from ._footer import get_flashpack_file_metadata, verify_file
 from ._model_folder import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -21,8 +21,12 @@ from ._model_folder import (
 from ._paths import StrPath, make_parent, refuse_source, replacing, text_path, with_suffix
 from ._progress import run
 from ._shards import INDEX_SUFFIX
-from ._sources import find_index, model_path, size_of
+from ._sources import find_index, model_path, shards_of, size_of
 
+# Names of other formats than torch's, which is written under any other.
+_FOREIGN_SUFFIXES = frozenset(
+    {".flashpack", ".gguf", ".h5", ".json", ".msgpack", ".npy", ".npz", ".onnx", ".pb", ".tflite", ".zip"}
+)
 _OWN_SUFFIX = frozenset({".flashpack"})
 
 
@@ -38,8 +42,8 @@ def revert_from_flashpack(
     .safetensors appended), or to the model folder. safetensors stream; torch.save needs memory for the whole
     model.
 
-    Raises ValueError for a destination that is the source and for a folder with several FlashPack files,
-    FlashPackError for an unsound file, OSError.
+    Raises ValueError for a destination that is the source or whose suffix is another format's, and for a
+    folder with several FlashPack files, FlashPackError for an unsound file or another format's, OSError.
     """
     given = Path(text_path(path))
     source = packed_source(given)
@@ -47,6 +51,12 @@ def revert_from_flashpack(
     named = source.with_name(source.name.removesuffix(INDEX_SUFFIX))
     destination = _destination(named, folder, given.is_dir(), destination_path)
     refuse_source(destination, [source])
+    if destination.suffix.lower() in _FOREIGN_SUFFIXES:
+        raise ValueError(
+            f"{destination}: cannot write {destination.suffix}, only .safetensors and torch's own format"
+        )
+    for file in _files_of(source):
+        get_flashpack_file_metadata(file)  # or it raises: a safetensors file has nothing to revert
     size = size_of(str(source))
     copies = folder is not None and destination_path is not None and names_folder(destination_path)
     companions = find_companions(folder) if folder and copies else []
@@ -63,6 +73,13 @@ def revert_from_flashpack(
     if folder and companions:
         copy_companions(folder, companions, destination.parent)
     return str(destination)
+
+
+def _files_of(source: Path) -> list[Path]:
+    """The file, or the shards of which it is the index."""
+    if not source.name.endswith(INDEX_SUFFIX):
+        return [source]
+    return [source.with_name(name) for name in sorted(set(shards_of(source).values()))]
 
 
 def packed_source(given: Path) -> Path:

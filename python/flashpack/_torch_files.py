@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,18 +13,24 @@ import torch
 from torch import Tensor
 
 from ._errors import FlashPackError
+from ._hints import listed, warn
 from ._sources import Sources, check_promises, refuse_broken_promises
 
+_ESCAPE_CODE = re.compile(r"\x1b\[[\d;]*m")
+_MAX_REASON = 500
 
-def read_state_dict(sources: Sources) -> dict[str, Tensor]:
+
+def read_state_dict(sources: Sources, key: str | None = None) -> dict[str, Tensor]:
     """The tensors of all files, mapped rather than read wherever the format allows.
 
-    Raises ValueError for a file that is no state dict, that needs pickled code, or repeats a name.
+    `key` as in `choose_state_dict`. Raises ValueError for a file that is no state dict, that needs pickled
+    code, or repeats a name.
     """
     if sources.are_safetensors:
         check_promises(sources)
-    read = _read_safetensors if sources.are_safetensors else _read_torch
-    parts = {file.name: read(file) for file in sources.files}
+        parts = {file.name: _read_safetensors(file) for file in sources.files}
+    else:
+        parts = {file.name: _read_torch(file, key) for file in sources.files}
     refuse_broken_promises(sources, {shard: set(part) for shard, part in parts.items()})
     return _merge(parts)
 
@@ -64,20 +71,80 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
         raise FlashPackError(f"{path}: is not a sound safetensors file: {error}") from error
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def _read_torch(path: Path, key: str | None) -> dict[str, Tensor]:
     mapped = zipfile.is_zipfile(path)  # torch's older format cannot be mapped
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # damage can make the unpickler fail in any way
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: torch.load(weights_only=True) refuses the file: {reason}") from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    except Exception as error:  # noqa: BLE001 (damage can make the unpickler fail in any way)
+        reason = _refusal(error)  # without torch's advice to run whatever code the file holds
+        raise ValueError(f"{path}: torch.load(weights_only=True) refuses the file: {reason}") from None
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict")
-    for name in content:
+    state = choose_state_dict(content, key, str(path))
+    for name in state:
         if not isinstance(name, str):
             raise ValueError(f"{path}: not a state dict: tensor names must be strings, not {name!r}")
-    return dict(content)
+    return dict(state)
+
+
+def _refusal(error: Exception) -> str:
+    text = _ESCAPE_CODE.sub("", str(error))
+    if code := re.search(r"Unsupported (?:global|class).*?(?:GLOBAL|class) ([\w.]+)", text):
+        return (
+            f"it holds {code[1]}, which runs code of its own; if you trust the file, load it in Python and "
+            "save its state dict alone"
+        )
+    reason = re.search(r"WeightsUnpickler error: (.+)", text)
+    return (reason[1] if reason else text.partition("\n")[0])[:_MAX_REASON]
+
+
+def choose_state_dict(content: Mapping[Any, Any], key: str | None, name: str) -> Mapping[Any, Any]:
+    """The state dict under `key`, dotted where dicts are nested, of what `name` holds.
+
+    Without `key`: all of it, or what lies under "state_dict", with a warning that names what is left out.
+    Raises ValueError for a key that is not there, and for a checkpoint whose state dicts have other keys.
+    """
+    if key is not None:
+        found = _under(content, key)
+        if not isinstance(found, Mapping):
+            raise ValueError(f"{name}: has no state dict under the key {key!r}{_choice(content)}")
+        return found
+    state = content.get("state_dict")
+    if isinstance(state, Mapping):
+        left = [str(each) for each in content if each != "state_dict"]
+        if left:
+            warn(f"{name}: takes the {len(state)} entries of 'state_dict' and leaves out {listed(left)}")
+        return state
+    if content and not any(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{name}: is not a state dict: there is no tensor at its top{_choice(content)}")
+    return content
+
+
+def _under(content: Any, key: str) -> Any:
+    """What lies under `key`: one key, or dotted ones. None if nothing does."""
+    if not isinstance(content, Mapping):
+        return None
+    if key in content:
+        return content[key]
+    found = (
+        _under(content[each], key.removeprefix(f"{each}."))
+        for each in content
+        if isinstance(each, str) and key.startswith(f"{each}.")
+    )
+    return next((each for each in found if each is not None), None)
+
+
+def _choice(content: Mapping[Any, Any]) -> str:
+    found = list(_state_dicts(content, "", 3))
+    return f"; choose one of its state dicts with --key (key=): {listed(found)}" if found else ""
+
+
+def _state_dicts(content: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[str]:
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, Mapping) and depth:
+            if any(isinstance(each, Tensor) for each in value.values()):
+                yield f"{prefix}{key}"
+            else:
+                yield from _state_dicts(value, f"{prefix}{key}.", depth - 1)

@@ -3,41 +3,66 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ._printable import printable
+from ._printable import is_open, printable
 
 _LAYOUT = "\n\t"
+_ESCAPE_CODE = re.compile(r"\x1b\[[\d;]*m")
+_INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
 _VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Show progress and, on failure, the traceback.")
 
 
 @contextmanager
 def _reporting_errors(verbose: bool = False) -> Iterator[None]:
-    """Any failure becomes one line 'Error: …' and exit code 1."""
+    """Any failure becomes one line 'Error: …' and exit code 1; each warning becomes one line, too."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            yield
+    except KeyboardInterrupt:
+        _tell("Interrupted", fg="red")
+        raise SystemExit(_INTERRUPTED) from None
+    except BrokenPipeError:
+        raise  # click ends quietly when nobody reads on
     except Exception as error:  # noqa: BLE001 (the last line of defence before the user)
         if verbose:
             traceback.print_exc()
-        click.secho(f"Error: {printable(error, sys.stderr.encoding, keep=_LAYOUT)}", fg="red", err=True)
+        _tell(f"Error: {error}", fg="red")
         raise SystemExit(1) from None
 
 
+def _tell(text: str, *, fg: str, err: bool = True) -> None:
+    """One line on standard error, or output; nothing where that is closed, or cannot be written to."""
+    stream = sys.stderr if err else sys.stdout
+    text = _ESCAPE_CODE.sub("", text)
+    if is_open(stream):
+        with suppress(OSError):
+            click.secho(printable(text, stream.encoding, keep=_LAYOUT if err else ""), fg=fg, err=err)
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    _tell(f"Warning: {message}", fg="yellow")
+
+
 def _succeed(message: str) -> None:
-    click.secho(f"Success: {printable(message, sys.stdout.encoding)}", fg="green")
+    _tell(f"Success: {message}", fg="green", err=False)
 
 
-def _encodable(text: str) -> str:
+def _print(text: str) -> None:
     """`text`, styles and all, with escapes for what standard output has no code for."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    if sys.stdout is not None:
+        encoding = sys.stdout.encoding or "utf-8"
+        click.echo(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _silence(verbose: bool) -> bool | None:
@@ -57,11 +82,14 @@ def main() -> None:
 @click.option("--subfolder", help="Subfolder of the source folder or repository that holds the weights.")
 @click.option("--variant", help="Variant of the weights, such as fp16.")
 @click.option("--revision", help="Branch, tag or commit of the repository.")
-@click.option("--dtype", help="Cast floating tensors to this torch dtype.")
+@click.option("--dtype", help="Cast floating tensors to this dtype, such as bfloat16 or fp16.")
+@click.option("--key", help="Take the state dict under this key of a torch checkpoint, such as ema.model.")
 @click.option("--max-shard-size", help="Write several files, none larger than this, such as 5GB.")
-@click.option("--ignore-names", multiple=True, help="Leave out the tensor of this name (repeatable).")
-@click.option("--ignore-prefixes", multiple=True, help="Leave out names that start so (repeatable).")
-@click.option("--ignore-suffixes", multiple=True, help="Leave out names that end so (repeatable).")
+@click.option("--ignore-names", multiple=True, help="Skip the tensor with this name (repeatable).")
+@click.option(
+    "--ignore-prefixes", multiple=True, help="Skip tensors whose name starts with this (repeatable)."
+)
+@click.option("--ignore-suffixes", multiple=True, help="Skip tensors whose name ends with this (repeatable).")
 @click.option("--checksum", help="What makes the digests: xxh3_64, the default, or blake3.")
 @click.option("--use-transformers", is_flag=True, help="Let transformers load the model.")
 @click.option("--use-diffusers", is_flag=True, help="Let diffusers load the model.")
@@ -95,7 +123,7 @@ def revert(path: str, destination_path: str | None, verbose: bool) -> None:
 
         result = revert_from_flashpack(path, destination_path, silent=_silence(verbose))
         if verbose and (note := unverified_note(str(packed_source(Path(path))))):
-            click.echo(printable(note, sys.stdout.encoding))
+            _print(printable(note))
         _succeed(f"Saved to {Path(result).absolute()}")
 
 
@@ -113,7 +141,7 @@ def metadata(path: str, show_index: bool, as_json: bool) -> None:
         footer = read_index(model_path(path))
         if not show_index:
             del footer["index"]
-        click.echo(json.dumps(footer, indent=2) if as_json else _encodable("\n".join(describe(footer))))
+        _print(json.dumps(footer, indent=2) if as_json else "\n".join(describe(footer)))
 
 
 @main.command()
@@ -136,23 +164,30 @@ def sign(path: str, key: str, verbose: bool) -> None:
 @click.option("--key", type=click.Path(), help="Public key that the file must be signed by.")
 @_VERBOSE
 def verify(path: str, key: str | None, verbose: bool) -> None:
-    """Check the structure and every checksum of a file: exit code 0 when it is sound, 1 when not."""
+    """Check the structure and every checksum of a file: exit code 0 when it is sound, 1 when not.
+
+    A file without checksums gets a warning instead of 'Success': only its structure could be checked.
+    """
     with _reporting_errors(verbose):
         from ._footer import verify_file
         from ._report import last_load
 
         result = verify_file(path, key, silent=_silence(verbose))
         if verbose:
-            click.echo(last_load())
+            _print(str(last_load()))
+        where = Path(path).absolute()
         if result.algorithm is None:
-            what = f"the structure is sound; the file has no checksums for its {result.payload_bytes} bytes"
-        else:
-            what = f"{result.verified_bytes} bytes match their {result.algorithm} checksums"
-            if unverified := result.payload_bytes - result.verified_bytes:
-                what += f", {unverified} bytes are in files without any"
+            _warn(
+                f"{where}: the structure is sound, but nothing vouches for its {result.payload_bytes} bytes: "
+                "the file has no checksums"
+            )
+            return
+        what = f"{result.verified_bytes} bytes match their {result.algorithm} checksums"
+        if unverified := result.payload_bytes - result.verified_bytes:
+            what += f", {unverified} bytes are in files without any"
         if key:
             what += f"; signed by the key {result.signed_by}"
-        _succeed(f"{Path(path).absolute()}: {what}")
+        _succeed(f"{where}: {what}")
 
 
 @main.command()
@@ -165,4 +200,4 @@ def explain(path: str, device: str, eager: bool | None, verbose: bool) -> None:
     with _reporting_errors(verbose):
         from ._explain import explain
 
-        click.echo(_encodable(printable(explain(path, device, eager=eager), keep=_LAYOUT)))
+        _print(printable(explain(path, device, eager=eager), keep=_LAYOUT))

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ._environment import flag
+from ._hints import close_match
 from ._names import filter_state_dict, is_ignored_tensor_name
 from ._printable import say
 
@@ -44,13 +45,32 @@ float4_e2m1fn: torch.dtype | None = None
 _WITHOUT_NUMPY = ("bfloat16", "complex32", "float4", "float8")
 
 
+_DTYPE_ALIASES = {
+    "double": "float64",
+    "float": "float32",
+    "half": "float16",
+    **{f"{prefix}{bits}": f"float{bits}" for prefix in ("fp", "f") for bits in (16, 32, 64)},
+    **dict.fromkeys(("bf16", "bfloat"), "bfloat16"),
+}
+
+
+def dtype_name(name: str) -> str:
+    """`name` as torch spells it: in lower case, without `torch.`, and in full for fp16, bf16 and so on."""
+    plain = name.strip().lower().removeprefix("torch.")
+    return _DTYPE_ALIASES.get(plain, plain)
+
+
 def string_to_dtype(string: str) -> torch.dtype:
-    """torch's dtype of this name, with or without `torch.`. Raises ValueError for any other text."""
+    """torch's dtype of this name, as `dtype_name` takes it. Raises ValueError for any other text."""
     import torch
 
-    dtype = getattr(torch, string.removeprefix("torch."), None)
+    name = dtype_name(string)
+    dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"Unsupported dtype string: {string!r}")
+        known = [each for each in dir(torch) if isinstance(getattr(torch, each), torch.dtype)]
+        likely = [each for each in known if name and each.startswith(name)]
+        meant = " or ".join(likely) or close_match(name, known) or "bfloat16, float16, float32"
+        raise ValueError(f"Unsupported dtype string: {string!r} (did you mean {meant}?)")
     return dtype
 
 

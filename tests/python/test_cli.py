@@ -254,7 +254,10 @@ def test_verify_damaged_index(packed: Path) -> None:
 
 def test_verify_without_checksums_says_so(packed: Path) -> None:
     without_checksums(packed)
-    assert_success(run("verify", packed), packed, "no checksums")
+    result = run("verify", packed)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.startswith(f"Warning: {packed}: ")
+    assert "no checksums" in result.stderr
 
 
 @pytest.mark.parametrize("command", HELP)
@@ -543,3 +546,34 @@ def test_a_footer_that_python_cannot_decode(path: Path, odd: str) -> None:
         flashpack.get_flashpack_file_metadata(path)
     assert not flashpack.is_flashpack_file(path)
     assert run("metadata", path).exit_code == 1
+
+
+@pytest.mark.parametrize("command", [c for c in HELP if c != "metadata"])
+def test_an_interrupt_ends_with_130(command: str, monkeypatch: pytest.MonkeyPatch, packed: Path) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flashpack._native.call", interrupt)
+    key = FIXTURES / "keys" / "private.pem"
+    result = run(command, packed, *(["--key", key] if command == "sign" else []))
+    assert result.exit_code == 130
+    assert (result.stdout, result.stderr) == ("", "Interrupted\n")
+
+
+@pytest.mark.parametrize("stdout", ["ascii", "closed"])
+@pytest.mark.parametrize("command", ["convert", "verify", "metadata", "explain"])
+def test_standard_output_that_cannot_say_it(command: str, stdout: str, source: Path) -> None:
+    path = source.rename(source.with_name("modèle 模型.safetensors"))
+    shell = [sys.executable, "-m", "flashpack", command, str(path)]
+    if stdout == "closed":
+        shell = ["/bin/sh", "-c", '"$@" >&-', "sh", *shell]
+    done = subprocess.run(
+        shell,
+        env=environment(PYTHONIOENCODING="ascii"),
+        capture_output=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Error" not in done.stderr
+    assert command != "convert" or path.with_suffix(".flashpack").is_file()

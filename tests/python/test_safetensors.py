@@ -220,5 +220,5 @@ def test_on_the_command_line(source: Path) -> None:
     footer = json.loads(run("metadata", str(source), "--show-index", "--json"))
     assert [record["name"] for record in footer["index"]] == ["a"]
     assert "a [3, 2]" in run("metadata", str(source), "--show-index")
-    assert "no checksums" in run("verify", str(source))
+    assert run("verify", str(source)) == ""  # but a warning: there is nothing to compare with
     assert "1 tensors" in run("explain", str(source))
