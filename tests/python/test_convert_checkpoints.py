@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import pathlib
+import sys
 import traceback
 import warnings
 from pathlib import Path
@@ -169,3 +170,10 @@ def test_revert_of_a_safetensors_file(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["revert", str(tmp_path / "m.safetensors"), str(tmp_path / "out.pt")])
     assert (result.exit_code, result.stdout) == (1, "")
     assert "it is a safetensors file" in result.stderr
+
+
+def test_a_repository_without_the_hub_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    result = CliRunner().invoke(main, ["convert", "someone/model"])
+    assert result.exit_code == 1
+    assert "pip install flashpack[hub]" in result.stderr

@@ -62,7 +62,9 @@ def fetch(source: StrPath, options: HubOptions, patterns: Iterable[str], *, quie
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise ImportError(f"{text} is no folder; fetching a repository takes huggingface_hub") from error
+        raise ImportError(
+            f"{text} is no folder, and repositories need huggingface_hub: pip install flashpack[hub]"
+        ) from error
 
     arguments = {field.name: getattr(options, field.name) for field in fields(options)}
     if quiet:
