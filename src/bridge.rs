@@ -233,7 +233,7 @@ fn last_load() -> String {
 }
 
 fn pinned_usage() -> PinnedUsage {
-    let usage = cuda::PINNED.usage();
+    let usage = cuda::pinned().usage();
     PinnedUsage {
         bytes: usage.bytes.cast_signed() as i64,
         peak_bytes: usage.peak_bytes.cast_signed() as i64,
@@ -242,7 +242,7 @@ fn pinned_usage() -> PinnedUsage {
 }
 
 fn release_pinned() {
-    cuda::PINNED.clear();
+    cuda::pinned().clear();
 }
 
 fn strings(values: &CxxVector<CxxString>) -> Vec<String> {
@@ -434,7 +434,7 @@ impl PackInProgress {
             // SAFETY: the caller vouches for stream and memory.
             let device = unsafe { Cuda::new(stream.device, stream.stream, vec![memory.address as u64]) }?;
             let sink = |bytes: &[u8]| self.packer.write(bytes);
-            fetch(&device, &cuda::PINNED, 0, memory.bytes as u64, sink)
+            fetch(&device, cuda::pinned(), 0, memory.bytes as u64, sink)
         })
     }
 }

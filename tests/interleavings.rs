@@ -104,6 +104,9 @@ struct Async {
     /// The n-th copy, counted from 1, is refused; 0: none is.
     fail_copy: usize,
     fail_stage: bool,
+    /// What stands for the copies of the n-th buffer tells of a failure when they are done.
+    fail_event: usize,
+    marked: Mutex<usize>,
 }
 
 impl Async {
@@ -119,6 +122,8 @@ impl Async {
             copies: Mutex::default(),
             fail_copy,
             fail_stage: false,
+            fail_event: 0,
+            marked: Mutex::default(),
         }
     }
 
@@ -156,7 +161,7 @@ impl Device for Async {
         if self.fail_stage {
             return Err(refused("memory"));
         }
-        Ok(Buffer { bytes: Arc::new(vec![0; bytes]), busy: None })
+        Ok(Buffer { bytes: Arc::new(vec![0; bytes]), busy: None, failed: false })
     }
 
     fn stream(&self) -> Result<Arc<Stream>> {
@@ -191,6 +196,9 @@ impl Device for Async {
     fn mark_busy(&self, stream: &Arc<Stream>, staging: &mut Buffer) -> Result<()> {
         let number = stream.state.lock().unwrap().queued;
         staging.busy = Some((stream.clone(), number));
+        let mut marked = self.marked.lock().unwrap();
+        *marked += 1;
+        staging.failed = *marked == self.fail_event;
         Ok(())
     }
 
@@ -200,9 +208,10 @@ impl Device for Async {
         Ok(())
     }
 
-    fn drain(&self, stream: &Arc<Stream>) {
+    fn drain(&self, stream: &Arc<Stream>) -> Result<()> {
         let number = stream.state.lock().unwrap().queued;
         stream.wait_for(number);
+        Ok(())
     }
 }
 
@@ -210,6 +219,7 @@ struct Buffer {
     /// Queued copies hold it, too: as long as they do, nobody may write to it.
     bytes: Arc<Vec<u8>>,
     busy: Option<(Arc<Stream>, usize)>,
+    failed: bool,
 }
 
 impl Staging for Buffer {
@@ -223,14 +233,15 @@ impl Staging for Buffer {
 
     fn is_idle(&mut self) -> Result<bool> {
         let idle = |(stream, number): &(Arc<Stream>, usize)| stream.state.lock().unwrap().done >= *number;
-        Ok(self.busy.as_ref().is_none_or(idle))
+        let idle = self.busy.as_ref().is_none_or(idle);
+        if idle && self.failed { Err(refused("an event")) } else { Ok(idle) }
     }
 
     fn wait_idle(&mut self) -> Result<()> {
         if let Some((stream, number)) = self.busy.take() {
             stream.wait_for(number);
         }
-        Ok(())
+        if self.failed { Err(refused("an event")) } else { Ok(()) }
     }
 }
 
@@ -326,6 +337,35 @@ fn after_a_failure_nothing_is_in_flight_and_no_buffer_is_lost() {
 }
 
 #[test]
+fn copies_that_fail_after_their_load_keep_no_other_load_from_ending() {
+    let (image, bytes) = model();
+    let reader = open(&image, Faults::default());
+    let plan = plan(&reader);
+    let shared = Arc::new((reader, plan, bytes));
+    for buffers in [1, 2] {
+        let shared = shared.clone();
+        explore(move || {
+            let pool = Arc::new(Pool::new(buffers * BUFFER));
+            let failing = {
+                let (shared, pool) = (shared.clone(), pool.clone());
+                thread::spawn(move || {
+                    let device = Async { fail_event: 6, ..Async::new(&shared.1, 0) };
+                    run(&shared.0, &shared.1, &device, &pool, 2).unwrap();
+                    device.close();
+                })
+            };
+            let device = Async::new(&shared.1, 0);
+            run(&shared.0, &shared.1, &device, &pool, 2).unwrap();
+            assert_eq!(device.seen_by_caller(), [&shared.2[..]]);
+            failing.join().unwrap();
+            device.close();
+            pool.clear();
+            assert_eq!(pool.usage().bytes, 0);
+        });
+    }
+}
+
+#[test]
 fn who_waits_for_memory_that_then_is_refused_wakes() {
     let plan = plan(&open(&model().0, Faults::default()));
     let check = move || {
@@ -333,10 +373,9 @@ fn who_waits_for_memory_that_then_is_refused_wakes() {
         let (able, unable) = (Async::new(&plan, 0), Async { fail_stage: true, ..Async::new(&plan, 0) });
         let other = {
             let pool = pool.clone();
-            thread::spawn(move || drop(pool.acquire(&unable, BUFFER).map(|buffer| pool.release(buffer))))
+            thread::spawn(move || drop(pool.acquire(&unable, BUFFER)))
         };
-        let buffer = pool.acquire(&able, BUFFER).unwrap();
-        pool.release(buffer);
+        drop(pool.acquire(&able, BUFFER).unwrap());
         other.join().unwrap();
     };
     shuttle::check_dfs(check, None);

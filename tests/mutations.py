@@ -28,7 +28,6 @@ FOLDERS = ["src", "cpp", "benches", "python"]
 TESTS = [f"tests/python/cuda/test_{name}.py" for name in ("saving", "engine", "engine_faults")]
 
 NOTHING = "CUresult::CUDA_SUCCESS"
-NO_WAIT = "Ok::<(), crate::error::Error>(())"
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class Mutation:
 MUTATIONS = [
     Mutation(
         "reuse",
-        "a buffer is filled again before its copy is done",
-        (("transfer.rs", "let waited = oldest.wait_idle();", f"let waited = {NO_WAIT};"),),
+        "a buffer is filled again, or its bytes are used, before its copy is done",
+        (("lane.rs", "oldest.wait_idle()?;", ""),),
     ),
     Mutation(
         "allocation",
@@ -65,27 +64,53 @@ MUTATIONS = [
         "free",
         "pinned memory is freed while copies still run",
         (
-            ("cuda.rs", "let _ = self.wait_idle();", "self.busy = None;"),
-            ("pool.rs", "let _ = buffer.wait_idle();", "let _ = &mut buffer;"),
+            (
+                "cuda.rs",
+                "if self.wait_idle().and_then(|()| self.unregister())",
+                "self.busy = None;\n        if self.unregister()",
+            ),
         ),
     ),
     Mutation(
         "context",
         "pinned memory is freed on a thread that is in no context",
-        (("cuda.rs", "&& let Ok(_entered) = Entered::new(context)", ""),),
-    ),
-    Mutation(
-        "fetch",
-        "bytes from the device are used before they have arrived",
-        (("fetch.rs", "match buffer.wait_idle().and_then(", f"match {NO_WAIT}.and_then("),),
+        (
+            (
+                "cuda.rs",
+                "let _entered = Entered::new(context)?;\n        // SAFETY: registered by",
+                "let _ = context;\n        // SAFETY: registered by",
+            ),
+        ),
     ),
     Mutation(
         "drain",
         "a load that fails lets buffers and memory go while copies still run",
-        (
-            ("transfer.rs", "device.drain(&lane.stream);", ""),
-            ("transfer.rs", "self.device.drain(&self.stream);", ""),
-        ),
+        (("lane.rs", "&& self.device.drain(&self.stream).is_err()", "&& false"),),
+    ),
+    Mutation(
+        "failed",
+        "a buffer whose copies failed stays in the pool",
+        (("pool.rs", "idle => Some((position, idle.is_ok())),", "idle => Some((position, idle.unwrap())),"),),
+    ),
+    Mutation(
+        "lease",
+        "the pool counts a buffer that could not be made",
+        (("pool.rs", "None => state.total -= self.bytes,", "None => {}"),),
+    ),
+    Mutation(
+        "fork",
+        "a child made by fork has its parent's pool",
+        (("cuda.rs", "&& owned.process == process", "&& owned.process != 0"),),
+    ),
+    Mutation(
+        "pageable",
+        "any error of pinning stands for memory that cannot be pinned",
+        (("cuda.rs", "Err(error) if is_pinning_refused(error) => {", "Err(_) => {"),),
+    ),
+    Mutation(
+        "again",
+        "memory that could not be pinned stays in the pool",
+        (("pool.rs", "self.buffer.take_if(|buffer| buffer.is_reusable())", "self.buffer.take()"),),
     ),
 ]
 
@@ -125,7 +150,7 @@ def copy_crate() -> None:
 
 def with_edits(mutation: Mutation) -> None:
     """Builds the copy with the edits of `mutation` and no others."""
-    for file in ("cuda.rs", "fetch.rs", "pool.rs", "transfer.rs"):
+    for file in ("cuda.rs", "fetch.rs", "lane.rs", "pool.rs", "transfer.rs"):
         text = (ROOT / "src" / "device" / file).read_text()
         for _, old, new in (edit for edit in mutation.edits if edit[0] == file):
             if text.count(old) != 1:

@@ -39,6 +39,15 @@ struct LateDevice {
     /// The n-th staging buffer or copy, counted from 1, fails; 0: none.
     fail_stage: usize,
     fail_copy: usize,
+    /// The n-th copy panics.
+    panic_at: usize,
+    /// What stands for the copies of the n-th buffer tells of a failure, though only later.
+    fail_event: usize,
+    /// Nobody can tell when copies end.
+    fail_drain: bool,
+    marked: AtomicUsize,
+    streams: Mutex<Vec<LateStream>>,
+    freed_too_early: Arc<AtomicUsize>,
     /// How long a wait for copies takes.
     delay: Duration,
 }
@@ -60,7 +69,18 @@ struct LateStaging {
     /// Queued copies hold it, too: as long as they do, nobody can write to it.
     bytes: Arc<Vec<u8>>,
     busy: Option<LateStream>,
+    event_failed: bool,
     delay: Duration,
+    freed_too_early: Arc<AtomicUsize>,
+}
+
+impl Drop for LateStaging {
+    fn drop(&mut self) {
+        // As the real one does before it goes.
+        let _ = self.wait_idle();
+        let readers = Arc::strong_count(&self.bytes) - 1;
+        self.freed_too_early.fetch_add(readers, Ordering::Relaxed);
+    }
 }
 
 impl LateStream {
@@ -87,6 +107,10 @@ impl LateDevice {
         self.caller_waits_for.lock().unwrap().iter().for_each(LateStream::run);
         self.memories.lock().unwrap().clone()
     }
+
+    fn in_flight(&self) -> usize {
+        self.streams.lock().unwrap().iter().map(|stream| stream.queue.lock().unwrap().len()).sum()
+    }
 }
 
 fn nth_fails(counter: &AtomicUsize, nth: usize, what: &str) -> Result<()> {
@@ -102,11 +126,19 @@ impl Device for LateDevice {
 
     fn stage(&self, bytes: usize) -> Result<LateStaging> {
         nth_fails(&self.staged, self.fail_stage, "staging buffer")?;
-        Ok(LateStaging { bytes: Arc::new(vec![0; bytes]), busy: None, delay: self.delay })
+        Ok(LateStaging {
+            bytes: Arc::new(vec![0; bytes]),
+            busy: None,
+            event_failed: false,
+            delay: self.delay,
+            freed_too_early: self.freed_too_early.clone(),
+        })
     }
 
     fn stream(&self) -> Result<LateStream> {
-        Ok(LateStream { queue: Arc::default(), memories: self.memories.clone() })
+        let stream = LateStream { queue: Arc::default(), memories: self.memories.clone() };
+        self.streams.lock().unwrap().push(stream.clone());
+        Ok(stream)
     }
 
     fn copy(
@@ -118,6 +150,7 @@ impl Device for LateDevice {
         offset: u64,
     ) -> Result<()> {
         nth_fails(&self.copied, self.fail_copy, "copy")?;
+        assert!(self.copied.load(Ordering::Relaxed) != self.panic_at, "the driver lacks a function");
         let offset = usize::try_from(offset).unwrap();
         stream.queue.lock().unwrap().push(Copy { from: staging.bytes.clone(), range, memory, offset });
         Ok(())
@@ -125,6 +158,7 @@ impl Device for LateDevice {
 
     fn mark_busy(&self, stream: &LateStream, staging: &mut LateStaging) -> Result<()> {
         staging.busy = Some(stream.clone());
+        staging.event_failed = self.marked.fetch_add(1, Ordering::Relaxed) + 1 == self.fail_event;
         Ok(())
     }
 
@@ -133,9 +167,17 @@ impl Device for LateDevice {
         Ok(())
     }
 
-    fn drain(&self, stream: &LateStream) {
+    fn drain(&self, stream: &LateStream) -> Result<()> {
+        if self.fail_drain {
+            return Err(event_failed());
+        }
         stream.run();
+        Ok(())
     }
+}
+
+fn event_failed() -> Error {
+    Error::new(ErrorKind::Internal, "the event failed")
 }
 
 impl Staging for LateStaging {
@@ -148,11 +190,15 @@ impl Staging for LateStaging {
     }
 
     fn is_idle(&mut self) -> Result<bool> {
-        Ok(Arc::get_mut(&mut self.bytes).is_some())
+        if self.event_failed { Err(event_failed()) } else { Ok(Arc::get_mut(&mut self.bytes).is_some()) }
     }
 
     fn wait_idle(&mut self) -> Result<()> {
         if let Some(stream) = self.busy.take() {
+            if self.event_failed {
+                stream.run();
+                return Err(event_failed());
+            }
             thread::sleep(self.delay);
             stream.run();
         }
@@ -307,4 +353,64 @@ fn after_any_failure_nothing_is_in_flight_and_the_pool_works_on() {
     }
     pool.clear();
     assert_eq!(pool.usage().bytes, 0, "no buffer was lost");
+}
+
+fn everything(threads: usize) -> (Reader<MemorySource>, ReadPlan) {
+    let reader = Reader::new(MemorySource::new(model())).unwrap();
+    let staged = settings(Mode::Staged, Verify::Never, threads, 64 << 10);
+    let plan = ReadPlan::new(reader.index(), Selection::Except(&Ignore::default()), staged).unwrap();
+    (reader, plan)
+}
+
+fn loads(reader: &Reader<MemorySource>, plan: &ReadPlan, pool: &Pool<LateStaging>) {
+    let (expected, device) = (common::execute(reader, plan).unwrap(), LateDevice::new(plan));
+    run(reader, plan, &device, pool, plan.threads).unwrap();
+    assert_eq!(device.seen_by_caller(), expected);
+}
+
+#[test]
+fn copies_that_fail_after_their_load_cost_a_buffer_and_no_later_load() {
+    for room in [1, 2, 8] {
+        let (reader, plan) = everything(1);
+        let pool = Pool::new(room << 20);
+        for _ in 0..3 {
+            let device = LateDevice { fail_event: plan.tasks.len(), ..LateDevice::new(&plan) };
+            run(&reader, &plan, &device, &pool, 1).unwrap();
+            device.seen_by_caller();
+            loads(&reader, &plan, &pool);
+        }
+        pool.clear();
+        assert_eq!(pool.usage().bytes, 0);
+    }
+}
+
+#[test]
+fn a_panic_leaves_no_copy_behind_and_loses_no_buffer() {
+    let (reader, plan) = everything(3);
+    let pool = Pool::new(3 << 20);
+    for (threads, panic_at) in [(1, 1), (1, 3), (1, 7), (3, 1), (3, 5)] {
+        let device = LateDevice { panic_at, ..LateDevice::new(&plan) };
+        let load = || run(&reader, &plan, &device, &pool, threads);
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(load));
+        assert!(!matches!(outcome, Ok(Ok(()))), "copy {panic_at} panics");
+        device.seen_by_caller();
+        assert_eq!(device.in_flight(), 0);
+        loads(&reader, &plan, &pool);
+        pool.clear();
+        assert_eq!(pool.usage().bytes, 0);
+        assert_eq!(device.freed_too_early.load(Ordering::Relaxed), 0);
+    }
+}
+
+#[test]
+fn buffers_whose_copies_nobody_can_wait_for_are_never_used_or_freed_again() {
+    let (reader, plan) = everything(1);
+    let pool = Pool::new(3 << 20);
+    let device = LateDevice { fail_copy: 2, fail_drain: true, ..LateDevice::new(&plan) };
+    run(&reader, &plan, &device, &pool, 1).unwrap_err();
+    assert!(device.in_flight() > 0);
+    assert_eq!(pool.usage().bytes, 0, "the pool has room for others");
+    loads(&reader, &plan, &pool);
+    pool.clear();
+    assert_eq!(device.freed_too_early.load(Ordering::Relaxed), 0);
 }

@@ -52,7 +52,9 @@ impl Device for Immediate {
         Ok(())
     }
 
-    fn drain(&self, (): &()) {}
+    fn drain(&self, (): &()) -> Result<()> {
+        Ok(())
+    }
 }
 
 pub struct Buffer(Vec<u8>);

@@ -149,9 +149,9 @@ impl Load {
             let addresses = memory.iter().map(|given| given.address as u64).collect();
             // SAFETY: the caller vouches for stream and memory.
             let device = unsafe { Cuda::new(stream.device, stream.stream, addresses) }?;
-            let outcome = prepared.transfer(&device, &cuda::PINNED, progress.get());
+            let outcome = prepared.transfer(&device, cuda::pinned(), progress.get());
             if !Environment::read()?.cache_pinned {
-                cuda::PINNED.clear();
+                cuda::pinned().clear();
             }
             outcome
         })

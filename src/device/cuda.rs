@@ -2,11 +2,12 @@
 //! stream; this engine owns staging buffers, copy streams and events.
 
 use std::{
+    mem::ManuallyDrop,
     ops::Range,
-    ptr,
+    process, ptr,
     sync::{
         OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicPtr, Ordering},
     },
 };
 
@@ -21,8 +22,39 @@ use crate::{
     io::HostBuffer,
 };
 
+/// The staging buffers of one process.
+struct Owned {
+    process: u32,
+    pool: Pool<Pinned>,
+}
+
 /// All staging buffers of this process.
-pub static PINNED: Pool<Pinned> = Pool::new(super::pool::LIMIT_BYTES);
+///
+/// A child made by `fork` begins with a pool of its own: the buffers of its parent are no memory of the child's
+/// ([`HostBuffer::keep_from_children`]), and a thread that the child does not have may hold the lock of their pool.
+pub fn pinned() -> &'static Pool<Pinned> {
+    static CURRENT: AtomicPtr<Owned> = AtomicPtr::new(ptr::null_mut());
+    let process = process::id();
+    let found = CURRENT.load(Ordering::Acquire);
+    // SAFETY: null, or from the box below, which is never freed once it is here.
+    if let Some(owned) = unsafe { found.as_ref() }
+        && owned.process == process
+    {
+        return &owned.pool;
+    }
+    let pool = Pool::new(super::pool::LIMIT_BYTES);
+    let fresh = Box::into_raw(Box::new(Owned { process, pool }));
+    let owned = match CURRENT.compare_exchange(found, fresh, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => fresh,
+        Err(other) => {
+            // SAFETY: made above, and nobody else has seen it.
+            drop(unsafe { Box::from_raw(fresh) });
+            other
+        }
+    };
+    // SAFETY: in `CURRENT`, put there by this thread or another of this process.
+    unsafe { &(*owned).pool }
+}
 
 /// Whether pinned memory was refused and pageable memory took its place, which copies more slowly.
 static PAGEABLE: AtomicBool = AtomicBool::new(false);
@@ -136,11 +168,11 @@ impl Device for Cuda {
             .map_err(|error| failed("cuStreamWaitEvent", error))
     }
 
-    fn drain(&self, stream: &Stream) {
-        if let Ok(_entered) = Entered::new(self.context) {
-            // SAFETY: the stream is alive. What its work failed with has been reported or soon will be.
-            let _ = unsafe { result::stream::synchronize(stream.raw) };
-        }
+    fn drain(&self, stream: &Stream) -> Result<()> {
+        let _entered = Entered::new(self.context)?;
+        // SAFETY: the stream is alive.
+        unsafe { result::stream::synchronize(stream.raw) }
+            .map_err(|error| failed("cuStreamSynchronize", error))
     }
 }
 
@@ -248,7 +280,7 @@ impl Drop for Event {
 /// in memory of the driver's.
 #[derive(Debug)]
 pub struct Pinned {
-    buffer: HostBuffer,
+    buffer: ManuallyDrop<HostBuffer>,
     /// Where the buffer is registered.
     context: Option<sys::CUcontext>,
     busy: Option<Event>,
@@ -266,11 +298,37 @@ impl Pinned {
         let locked = unsafe {
             sys::cuMemHostRegister_v2(buffer.data().cast(), bytes, sys::CU_MEMHOSTREGISTER_PORTABLE)
         };
-        if locked.result().is_err() {
-            PAGEABLE.store(true, Ordering::Relaxed);
-        }
-        Ok(Self { buffer, context: locked.result().is_ok().then_some(context), busy: None })
+        let pinned = match locked.result() {
+            Ok(()) => true,
+            Err(error) if is_pinning_refused(error) => {
+                PAGEABLE.store(true, Ordering::Relaxed);
+                false
+            }
+            Err(error) => return Err(failed("cuMemHostRegister", error)),
+        };
+        Ok(Self { buffer: ManuallyDrop::new(buffer), context: pinned.then_some(context), busy: None })
     }
+
+    fn unregister(&mut self) -> Result<()> {
+        let Some(context) = self.context else {
+            return Ok(());
+        };
+        let _entered = Entered::new(context)?;
+        // SAFETY: registered by `new`, once, and no copy reads it any more.
+        unsafe { sys::cuMemHostUnregister(self.buffer.data().cast()) }
+            .result()
+            .map_err(|error| failed("cuMemHostUnregister", error))
+    }
+}
+
+/// Whether the system has no memory to lock just now, or never lets this process have any.
+fn is_pinning_refused(error: DriverError) -> bool {
+    matches!(
+        error.0,
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY
+            | CUresult::CUDA_ERROR_NOT_PERMITTED
+            | CUresult::CUDA_ERROR_NOT_SUPPORTED
+    )
 }
 
 impl Staging for Pinned {
@@ -292,19 +350,24 @@ impl Staging for Pinned {
     }
 
     fn wait_idle(&mut self) -> Result<()> {
-        self.busy.take().map_or(Ok(()), |event| event.wait())
+        self.busy.as_ref().map_or(Ok(()), Event::wait)?;
+        self.busy = None;
+        Ok(())
+    }
+
+    /// Memory that could not be pinned makes way: a later load tries again.
+    fn is_reusable(&self) -> bool {
+        self.context.is_some()
     }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // A failed copy is over, too.
-        let _ = self.wait_idle();
-        if let Some(context) = self.context
-            && let Ok(_entered) = Entered::new(context)
-        {
-            // SAFETY: registered by `new`, once, and no copy reads it any more.
-            let _ = unsafe { sys::cuMemHostUnregister(self.buffer.data().cast()) };
+        // Where the driver does not say that the device is done with the memory, it stays mapped and pinned: another
+        // owner's bytes would be at its place.
+        if self.wait_idle().and_then(|()| self.unregister()).is_ok() {
+            // SAFETY: once, and nothing uses the buffer after it.
+            unsafe { ManuallyDrop::drop(&mut self.buffer) };
         }
     }
 }
@@ -331,17 +394,27 @@ impl Drop for Entered {
 }
 
 /// # Errors
-/// [`ErrorKind::Unsupported`], saying what to do, if there is no driver.
+/// [`ErrorKind::Unsupported`], saying what to do, if there is no driver, or if this process is a child made by `fork`
+/// after the driver was started: a driver works only where it was.
 fn require_driver() -> Result<()> {
-    static DRIVER: OnceLock<std::result::Result<(), String>> = OnceLock::new();
-    let driver = DRIVER.get_or_init(|| {
-        // SAFETY: looks for the driver's library and loads it, as torch has done before.
-        if !unsafe { sys::is_culib_present() } {
-            return Err("the CUDA driver (libcuda.so.1) was not found: install NVIDIA's driver".to_owned());
-        }
-        result::init().map_err(|error| format!("the CUDA driver refused to start: {error}"))
-    });
+    static DRIVER: OnceLock<(u32, std::result::Result<(), String>)> = OnceLock::new();
+    let (started_in, driver) = DRIVER.get_or_init(|| (process::id(), start_driver()));
+    if *started_in != process::id() {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "CUDA was used before this process was forked, and does not work in it: load on the CPU, or start \
+             processes by multiprocessing's \"spawn\"",
+        ));
+    }
     driver.clone().map_err(|why| Error::new(ErrorKind::Unsupported, why))
+}
+
+fn start_driver() -> std::result::Result<(), String> {
+    // SAFETY: looks for the driver's library and loads it, as torch has done before.
+    if !unsafe { sys::is_culib_present() } {
+        return Err("the CUDA driver (libcuda.so.1) was not found: install NVIDIA's driver".to_owned());
+    }
+    result::init().map_err(|error| format!("the CUDA driver refused to start: {error}"))
 }
 
 fn failed(call: &str, error: DriverError) -> Error {

@@ -1,8 +1,8 @@
 //! The way back: a device's bytes, in order, through staging buffers while the ones before are used.
 
-use std::{collections::VecDeque, ops::Range};
+use std::ops::Range;
 
-use super::{Device, Staging, pool::Pool, transfer};
+use super::{Device, Staging, lane::Lane, pool::Pool, transfer};
 use crate::error::Result;
 
 /// A device whose memory can be copied back.
@@ -34,77 +34,50 @@ pub fn fetch<D: ReadBack>(
     sink: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     let piece = bytes.clamp(1, transfer::MAX_TASK_BYTES);
-    let capacity = usize::try_from(piece.next_multiple_of(transfer::STAGING_STEP_BYTES)).expect("a few MiB");
-    let mut lane = Lane { device, pool, stream: device.stream()?, capacity, ring: VecDeque::new(), sink };
-    let mut carry = || {
-        let mut offset = 0;
-        while offset < bytes {
-            let length = usize::try_from((bytes - offset).min(piece)).expect("a few MiB");
-            lane.queue(memory, offset, length)?;
-            offset += length as u64;
+    let capacity = to_usize(piece.next_multiple_of(transfer::STAGING_STEP_BYTES));
+    let mut lane = Lane::new(device, pool, capacity)?;
+    let mut sink = InOrder { sink, piece, bytes, done: 0 };
+    let mut queued = 0;
+    while queued < bytes {
+        let length = piece.min(bytes - queued);
+        if !lane.take_fresh()? {
+            sink.take_oldest(&mut lane)?;
+            lane.reuse_oldest();
         }
-        while !lane.ring.is_empty() {
-            let buffer = lane.take_oldest()?;
-            pool.release(buffer);
-        }
-        Ok(())
-    };
-    let outcome = carry();
-    if outcome.is_err() {
-        device.drain(&lane.stream);
+        let (device, stream, buffer) = lane.in_hand();
+        device.copy_back(stream, buffer, 0..to_usize(length), memory, queued)?;
+        device.mark_busy(stream, buffer)?;
+        queued += length;
     }
-    lane.ring.into_iter().for_each(|(buffer, _)| pool.release(buffer));
-    outcome
+    while sink.take_oldest(&mut lane)? {
+        lane.release_oldest();
+    }
+    Ok(())
 }
 
-/// A stream and its buffers.
-struct Lane<'a, D: Device, F> {
-    device: &'a D,
-    pool: &'a Pool<D::Staging>,
-    stream: D::Stream,
-    /// Bytes of each buffer.
-    capacity: usize,
-    /// The buffers that are being filled, the longest first, and how many bytes will be in them.
-    ring: VecDeque<(D::Staging, usize)>,
+/// What takes the pieces, in the order in which they were queued.
+struct InOrder<F> {
     sink: F,
+    /// Bytes of each piece but the last.
+    piece: u64,
+    /// Bytes of all pieces, and of those that were taken.
+    bytes: u64,
+    done: u64,
 }
 
-impl<D: ReadBack, F: FnMut(&[u8]) -> Result<()>> Lane<'_, D, F> {
-    fn queue(&mut self, memory: usize, offset: u64, length: usize) -> Result<()> {
-        let mut buffer = self.next_buffer()?;
-        let queued = self
-            .device
-            .copy_back(&self.stream, &mut buffer, 0..length, memory, offset)
-            .and_then(|()| self.device.mark_busy(&self.stream, &mut buffer));
-        if queued.is_err() {
-            // Nothing may be writing to the buffer when the pool gives it to the next.
-            self.device.drain(&self.stream);
-        }
-        self.ring.push_back((buffer, length));
-        queued
+impl<F: FnMut(&[u8]) -> Result<()>> InOrder<F> {
+    /// Uses the bytes of the buffer that was queued first, after they have arrived; returns whether there is one.
+    fn take_oldest<D: Device>(&mut self, lane: &mut Lane<'_, D>) -> Result<bool> {
+        let Some(buffer) = lane.finish_oldest()? else {
+            return Ok(false);
+        };
+        let length = self.piece.min(self.bytes - self.done);
+        (self.sink)(&buffer.bytes()[..to_usize(length)])?;
+        self.done += length;
+        Ok(true)
     }
+}
 
-    fn next_buffer(&mut self) -> Result<D::Staging> {
-        if self.ring.is_empty() {
-            return self.pool.acquire(self.device, self.capacity);
-        }
-        if self.ring.len() < transfer::DEPTH
-            && let Some(buffer) = self.pool.try_acquire(self.device, self.capacity)?
-        {
-            return Ok(buffer);
-        }
-        self.take_oldest()
-    }
-
-    /// The buffer that was queued first, after its bytes have arrived and been used.
-    fn take_oldest(&mut self) -> Result<D::Staging> {
-        let (mut buffer, length) = self.ring.pop_front().expect("the ring is not empty");
-        match buffer.wait_idle().and_then(|()| (self.sink)(&buffer.bytes()[..length])) {
-            Ok(()) => Ok(buffer),
-            Err(error) => {
-                self.ring.push_front((buffer, length));
-                Err(error)
-            }
-        }
-    }
+fn to_usize(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("a few MiB")
 }

@@ -3,6 +3,7 @@
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod fetch;
+mod lane;
 pub mod pool;
 pub mod transfer;
 
@@ -56,10 +57,13 @@ pub trait Device: Sync {
     fn join(&self, stream: &Self::Stream) -> Result<()>;
 
     /// Waits until nothing that was queued on `stream` runs any more, whatever became of it.
-    fn drain(&self, stream: &Self::Stream);
+    ///
+    /// # Errors
+    /// As for [`Device::stream`], if that cannot be known.
+    fn drain(&self, stream: &Self::Stream) -> Result<()>;
 }
 
-/// Host memory that copies start from.
+/// Host memory that copies start from. It must not be dropped before they are done, or else stay where it is.
 pub trait Staging: Send {
     /// The bytes, starting at a multiple of [`DIRECT_ALIGN_BYTES`](crate::plan::DIRECT_ALIGN_BYTES). Call only while idle.
     fn bytes(&mut self) -> &mut [u8];
@@ -78,9 +82,14 @@ pub trait Staging: Send {
     /// What became of the copies, if they failed.
     fn is_idle(&mut self) -> Result<bool>;
 
-    /// Waits for that.
+    /// Waits for that. After an error the bytes are as busy as before.
     ///
     /// # Errors
     /// What became of the copies, if they failed.
     fn wait_idle(&mut self) -> Result<()>;
+
+    /// Whether later loads are better off with these bytes than with new ones.
+    fn is_reusable(&self) -> bool {
+        true
+    }
 }

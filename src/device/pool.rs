@@ -1,6 +1,10 @@
 //! Staging buffers, kept from load to load: pinning memory costs more than reading into it.
 
-use std::sync::PoisonError;
+use std::{
+    mem,
+    ops::{Deref, DerefMut},
+    sync::PoisonError,
+};
 
 use super::{Device, Staging};
 use crate::{
@@ -29,10 +33,60 @@ struct State<B> {
 }
 
 /// What came of asking for a buffer.
-enum Attempt<'p, B> {
-    Got(B),
+enum Attempt<'p, B: Staging> {
+    Got(Lease<'p, B>),
     /// The state that had none, still locked: whoever goes on to wait must not miss what changes after the look.
     Nothing(MutexGuard<'p, State<B>>),
+}
+
+/// A buffer that its holder has to itself; the pool has it back when this is dropped. Copies from it may still run then,
+/// as long as the buffer knows of them.
+#[derive(Debug)]
+pub struct Lease<'p, B: Staging> {
+    pool: &'p Pool<B>,
+    /// What the pool counts, whether there is a buffer yet or not.
+    bytes: usize,
+    buffer: Option<B>,
+}
+
+impl<B: Staging> Lease<'_, B> {
+    /// Leaves the buffer in memory for good, as nobody knows when the copies from it end.
+    pub fn abandon(mut self) {
+        mem::forget(self.buffer.take());
+    }
+
+    /// Frees the buffer.
+    fn discard(mut self) {
+        self.buffer = None;
+    }
+}
+
+impl<B: Staging> Deref for Lease<'_, B> {
+    type Target = B;
+
+    fn deref(&self) -> &B {
+        self.buffer.as_ref().expect("a lease that was handed out has a buffer")
+    }
+}
+
+impl<B: Staging> DerefMut for Lease<'_, B> {
+    fn deref_mut(&mut self) -> &mut B {
+        self.buffer.as_mut().expect("a lease that was handed out has a buffer")
+    }
+}
+
+impl<B: Staging> Drop for Lease<'_, B> {
+    fn drop(&mut self) {
+        let kept = self.buffer.take_if(|buffer| buffer.is_reusable());
+        self.buffer = None;
+        let mut state = self.pool.lock();
+        match kept {
+            Some(buffer) => state.free.push(buffer),
+            None => state.total -= self.bytes,
+        }
+        drop(state);
+        self.pool.released.notify_one();
+    }
 }
 
 /// What a pool holds.
@@ -58,10 +112,14 @@ impl<B: Staging> Pool<B> {
     /// An idle buffer of at least `bytes`, at once: a free one, or a new one if the limit allows; else none.
     ///
     /// # Errors
-    /// Those of [`Device::stage`] and [`Staging::is_idle`].
-    pub fn try_acquire<D: Device<Staging = B>>(&self, device: &D, bytes: usize) -> Result<Option<B>> {
+    /// Those of [`Device::stage`].
+    pub fn try_acquire<D: Device<Staging = B>>(
+        &self,
+        device: &D,
+        bytes: usize,
+    ) -> Result<Option<Lease<'_, B>>> {
         match self.attempt(device, bytes)? {
-            Attempt::Got(buffer) => Ok(Some(buffer)),
+            Attempt::Got(lease) => Ok(Some(lease)),
             Attempt::Nothing(_) => Ok(None),
         }
     }
@@ -70,11 +128,11 @@ impl<B: Staging> Pool<B> {
     /// the other's would wait forever.
     ///
     /// # Errors
-    /// Those of [`Pool::try_acquire`] and [`Staging::wait_idle`].
-    pub fn acquire<D: Device<Staging = B>>(&self, device: &D, bytes: usize) -> Result<B> {
+    /// Those of [`Pool::try_acquire`].
+    pub fn acquire<D: Device<Staging = B>>(&self, device: &D, bytes: usize) -> Result<Lease<'_, B>> {
         loop {
             let mut state = match self.attempt(device, bytes)? {
-                Attempt::Got(buffer) => return Ok(buffer),
+                Attempt::Got(lease) => return Ok(lease),
                 Attempt::Nothing(state) => state,
             };
             if state.free.is_empty() {
@@ -82,21 +140,28 @@ impl<B: Staging> Pool<B> {
                 continue;
             }
             // The one released first is the first to be idle; one that is too small makes room.
-            let mut oldest = state.free.remove(0);
+            let oldest = state.free.remove(0);
             drop(state);
-            let waited = oldest.wait_idle();
-            if waited.is_ok() && oldest.len() >= bytes {
+            let mut oldest = self.lease(oldest);
+            if oldest.wait_idle().is_ok() && oldest.len() >= bytes {
                 return Ok(oldest);
             }
-            self.discard(oldest);
-            waited?;
+            oldest.discard();
         }
     }
 
     fn attempt<D: Device<Staging = B>>(&self, device: &D, bytes: usize) -> Result<Attempt<'_, B>> {
         let mut state = self.lock();
-        if let Some(position) = state.first_idle(bytes)? {
-            return Ok(Attempt::Got(state.free.remove(position)));
+        while let Some((position, copied)) = state.first_settled(bytes) {
+            let buffer = state.free.remove(position);
+            drop(state);
+            let lease = self.lease(buffer);
+            if copied {
+                return Ok(Attempt::Got(lease));
+            }
+            // Its copies failed, which is for the load that queued them to report.
+            lease.discard();
+            state = self.lock();
         }
         if state.total > 0 && state.total + bytes > self.limit {
             return Ok(Attempt::Nothing(state));
@@ -104,22 +169,20 @@ impl<B: Staging> Pool<B> {
         state.total += bytes;
         state.peak = state.peak.max(state.total);
         drop(state);
-        device.stage(bytes).map(Attempt::Got).inspect_err(|_| self.forget(bytes))
+        let mut lease = Lease { pool: self, bytes, buffer: None };
+        lease.buffer = Some(device.stage(bytes)?);
+        Ok(Attempt::Got(lease))
     }
 
-    /// Gives a buffer back; copies from it may still run.
-    pub fn release(&self, buffer: B) {
-        self.lock().free.push(buffer);
-        self.released.notify_one();
+    fn lease(&self, buffer: B) -> Lease<'_, B> {
+        Lease { pool: self, bytes: buffer.len(), buffer: Some(buffer) }
     }
 
     /// Frees every buffer that nobody holds, once its copies are done.
     pub fn clear(&self) {
-        let free = std::mem::take(&mut self.lock().free);
-        for mut buffer in free {
-            // A failed copy has been reported by the load that queued it; the buffer is done with either way.
-            let _ = buffer.wait_idle();
-            self.discard(buffer);
+        let free = mem::take(&mut self.lock().free);
+        for buffer in free {
+            self.lease(buffer).discard();
         }
     }
 
@@ -129,17 +192,6 @@ impl<B: Staging> Pool<B> {
         Usage { bytes: state.total, peak_bytes: state.peak }
     }
 
-    fn discard(&self, buffer: B) {
-        let bytes = buffer.len();
-        drop(buffer);
-        self.forget(bytes);
-    }
-
-    fn forget(&self, bytes: usize) {
-        self.lock().total -= bytes;
-        self.released.notify_one();
-    }
-
     /// No code panics while it holds the lock, so a poisoned state is a sound one.
     fn lock(&self) -> MutexGuard<'_, State<B>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -147,12 +199,12 @@ impl<B: Staging> Pool<B> {
 }
 
 impl<B: Staging> State<B> {
-    fn first_idle(&mut self, bytes: usize) -> Result<Option<usize>> {
-        for (position, buffer) in self.free.iter_mut().enumerate() {
-            if buffer.len() >= bytes && buffer.is_idle()? {
-                return Ok(Some(position));
-            }
-        }
-        Ok(None)
+    /// The first large enough buffer that no copy reads any more, and whether its copies were carried out.
+    fn first_settled(&mut self, bytes: usize) -> Option<(usize, bool)> {
+        let settled = |(position, buffer): (usize, &mut B)| match buffer.is_idle() {
+            Ok(false) => None,
+            idle => Some((position, idle.is_ok())),
+        };
+        self.free.iter_mut().enumerate().filter(|(_, buffer)| buffer.len() >= bytes).find_map(settled)
     }
 }

@@ -1,8 +1,9 @@
 //! The transfer engine: reader threads fill staging buffers, and copies carry them on while the next are filled.
 
-use std::{collections::VecDeque, ops::Range};
+use std::ops::Range;
 
-use super::{Device, Staging, pool::Pool};
+pub use super::lane::DEPTH;
+use super::{Device, Staging, lane::Lane, pool::Pool};
 use crate::{
     error::Result,
     io::{
@@ -13,9 +14,6 @@ use crate::{
     stats::{Lap, Stage},
 };
 
-/// Buffers of one reader thread: one is filled while the other is copied. A third only costs: the more memory reads
-/// go through, the less of it a processor's cache still holds.
-pub const DEPTH: usize = 2;
 /// Most bytes of file in one buffer: with two readers all staging stays within 8 MiB of cache (reads through 16 took 7%
 /// longer), and a copy is long enough that queueing it (some microseconds) does not count.
 pub const MAX_TASK_BYTES: u64 = 2 << 20;
@@ -39,93 +37,53 @@ pub fn transfer<S: Source, D: Device>(
     let capacity = staging_bytes(tasks);
     let work = Work::new(tasks.iter());
     run_threads(threads, || {
-        let stream = device.stream()?;
-        let lap = reader.clock.start();
-        let mut lane = Lane { device, pool, stream, capacity, ring: VecDeque::with_capacity(DEPTH), lap };
+        let mut lane = Lane::new(device, pool, capacity)?;
+        let mut lap = reader.clock.start();
         let mut copy_all = || {
             while let Some(task) = work.next() {
-                work.stop_on_error(lane.carry(task, reader))?;
+                carry(task, reader, &mut lane, &mut lap)?;
             }
-            lane.device.join(&lane.stream)
+            lane.join()
         };
-        let outcome = copy_all();
-        if outcome.is_err() {
-            work.stop();
-            device.drain(&lane.stream);
-        }
-        lane.ring.into_iter().for_each(|buffer| pool.release(buffer));
-        outcome
+        work.stop_on_error(copy_all())
     })
 }
 
-/// One reader thread's stream and buffers.
-struct Lane<'a, D: Device> {
-    device: &'a D,
-    pool: &'a Pool<D::Staging>,
-    stream: D::Stream,
-    /// Bytes of each buffer.
-    capacity: usize,
-    /// The thread's buffers, the longest busy first.
-    ring: VecDeque<D::Staging>,
-    lap: Lap<'a>,
+/// Reads the chunks of `task` into one buffer, laid out as in the file, and queues their copies.
+fn carry<S: Source, D: Device>(
+    task: &[Chunk],
+    reader: &ChunkReader<'_, S>,
+    lane: &mut Lane<'_, D>,
+    lap: &mut Lap<'_>,
+) -> Result<()> {
+    let origin = origin_of(task);
+    let place = |offset: u64| usize::try_from(offset - origin).expect("a task fits in memory");
+    take_buffer(lane, lap)?;
+    let (device, stream, buffer) = lane.in_hand();
+    for chunk in task {
+        let bytes = &mut buffer.bytes()[place(chunk.offset)..place(chunk.end())];
+        reader.read_whole(chunk, bytes, lap)?;
+    }
+    gather(task, origin, buffer.bytes());
+    for (range, memory, offset) in copies(task) {
+        device.copy(stream, buffer, place(range.start)..place(range.end), memory, offset)?;
+    }
+    device.mark_busy(stream, buffer)?;
+    lap.end(Stage::Queue);
+    Ok(())
 }
 
-impl<D: Device> Lane<'_, D> {
-    /// Reads the chunks of `task` into one buffer, laid out as in the file, and queues their copies.
-    fn carry<S: Source>(&mut self, task: &[Chunk], reader: &ChunkReader<'_, S>) -> Result<()> {
-        let origin = origin_of(task);
-        let place = |offset: u64| usize::try_from(offset - origin).expect("a task fits in memory");
-        let mut buffer = self.next_buffer()?;
-        let outcome = (|| {
-            for chunk in task {
-                let bytes = &mut buffer.bytes()[place(chunk.offset)..place(chunk.end())];
-                reader.read_whole(chunk, bytes, &mut self.lap)?;
-            }
-            gather(task, origin, buffer.bytes());
-            for (range, memory, offset) in copies(task) {
-                let range = place(range.start)..place(range.end);
-                self.device.copy(&self.stream, &buffer, range, memory, offset)?;
-            }
-            self.device.mark_busy(&self.stream, &mut buffer)?;
-            self.lap.end(Stage::Queue);
-            Ok(())
-        })();
-        if outcome.is_err() {
-            // Nothing may be reading the buffer when the pool gives it to the next load.
-            self.device.drain(&self.stream);
-        }
-        self.ring.push_back(buffer);
-        outcome
+/// Takes one more buffer from the pool, or the one that was busy first, once its copies are done.
+fn take_buffer<D: Device>(lane: &mut Lane<'_, D>, lap: &mut Lap<'_>) -> Result<()> {
+    let fresh = lane.take_fresh();
+    lap.end(Stage::Staging);
+    if !fresh? {
+        let finished = lane.finish_oldest().map(drop);
+        lap.end(Stage::Device);
+        finished?;
+        lane.reuse_oldest();
     }
-
-    /// A buffer from the pool, the thread's first in any case, further ones if they are to be had at once.
-    fn fresh_buffer(&self) -> Result<Option<D::Staging>> {
-        if self.ring.is_empty() {
-            return self.pool.acquire(self.device, self.capacity).map(Some);
-        }
-        self.pool.try_acquire(self.device, self.capacity)
-    }
-
-    /// One more buffer from the pool, or the one of this thread that was busy first, once its copies are done.
-    fn next_buffer(&mut self) -> Result<D::Staging> {
-        if self.ring.len() < DEPTH {
-            let fresh = self.fresh_buffer();
-            self.lap.end(Stage::Staging);
-            if let Some(buffer) = fresh? {
-                return Ok(buffer);
-            }
-        }
-        let mut oldest = self.ring.pop_front().expect("the pool gives a thread at least one");
-        let waited = oldest.wait_idle();
-        self.lap.end(Stage::Device);
-        match waited {
-            Ok(()) => Ok(oldest),
-            Err(error) => {
-                self.ring.push_front(oldest);
-                Err(error)
-            }
-        }
-    }
+    Ok(())
 }
 
 /// Where in the file the first byte of a task's buffer lies: direct reads land in it.

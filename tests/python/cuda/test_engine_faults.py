@@ -3,6 +3,7 @@ the next load works."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import threading
@@ -141,17 +142,103 @@ def no_pinning(folder: str, first: int) -> None:
             warnings.simplefilter("error")  # one is enough
             got = flashpack.load_file(path, "cuda")
             assert_arrived(got, want, "cuda")
-    flashpack.release_pinned_pool()
-    assert _ops.pinned_usage().bytes == fakecuda.counter("pinned_bytes") == 0
-    got = flashpack.load_file(path, "cuda")  # pinning works again
+    with fakecuda.counting() as counters:
+        got = flashpack.load_file(path, "cuda")  # pinning works again, and is tried
+    assert counters["pageable_copies"] == 0
     assert fakecuda.counter("pinned_bytes") == _ops.pinned_usage().bytes > 0
     assert_arrived(got, want, "cuda")
     engine.assert_no_conflicts()
+    flashpack.release_pinned_pool()
+    assert _ops.pinned_usage().bytes == fakecuda.counter("pinned_bytes") == 0
 
 
 @pytest.mark.parametrize(("mode", "first"), [("strict", 1), ("strict", 3), ("lazy:1", 1), ("plain", 2)])
 def test_memory_cannot_be_pinned(mode: str, first: int, tmp_path: Path) -> None:
     fakecuda.call(no_pinning, str(tmp_path), first, mode=mode).check()
+
+
+def broken_pinning(folder: str) -> None:
+    want = engine.pieces(6, 0)
+    path = saved(folder, want)
+    torch.empty(1, device="cuda")
+    with nothing_left(), engine.environment(**BUSY):
+        with fakecuda.faults("cuMemHostRegister:1:invalid"), warnings.catch_warnings():
+            warnings.simplefilter("error")  # nothing says that pageable memory would do
+            with pytest.raises(RuntimeError, match="CUDA: cuMemHostRegister failed"):
+                flashpack.load_file(path, "cuda")
+        assert not _ops.pinned_usage().pageable
+        assert_arrived(flashpack.load_file(path, "cuda"), want, "cuda")
+
+
+def test_errors_of_pinning_that_pageable_memory_does_not_cure(tmp_path: Path) -> None:
+    fakecuda.call(broken_pinning, str(tmp_path), mode="strict").check()
+
+
+# --- Copies of an earlier load, of which the driver says that they failed. -------------------------
+
+
+def earlier_copies_fail(folder: str) -> None:
+    want = engine.pieces(6, 0)
+    path = saved(folder, want)
+    torch.empty(1, device="cuda")
+    with nothing_left(latency_us=1000), engine.environment(**BUSY):
+        flashpack.load_file(path, "cuda")
+        held = _ops.pinned_usage().bytes
+        before = fakecuda.counter("faults_injected")
+        with fakecuda.faults("cuEventQuery:1:invalid"):
+            got = flashpack.load_file(path, "cuda")
+        assert fakecuda.counter("faults_injected") == before + 1
+        assert_arrived(got, want, "cuda")
+        del got
+        assert 0 < _ops.pinned_usage().bytes <= held
+        assert_arrived(flashpack.load_file(path, "cuda"), want, "cuda")
+        torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("mode", ["strict", "lazy:1"])
+def test_copies_of_an_earlier_load_fail(mode: str, tmp_path: Path) -> None:
+    fakecuda.call(earlier_copies_fail, str(tmp_path), mode=mode).check()
+
+
+# --- Children made by fork. ------------------------------------------------------------------------
+
+
+def forked(folder: str) -> None:
+    want = engine.pieces(6, 0)
+    path = saved(folder, want)
+    assert_arrived(flashpack.load_file(path, "cuda"), want, "cuda")
+    torch.cuda.synchronize()
+    held = _ops.pinned_usage().bytes
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            in_the_child(folder, path, want)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert _ops.pinned_usage().bytes == held == fakecuda.counter("pinned_bytes")
+    assert_arrived(flashpack.load_file(path, "cuda"), want, "cuda")
+
+
+def in_the_child(folder: str, path: Path, want: dict[str, torch.Tensor]) -> None:
+    """What the parent has pinned is not here: other memory is at its place, and stays."""
+    mine = [mmap.mmap(-1, MIB) for _ in range(400)]
+    for memory in mine:
+        memory.write(b"mine")
+    assert _ops.pinned_usage().bytes == 0
+    flashpack.release_pinned_pool()
+    assert all(memory[:4] == b"mine" for memory in mine)
+    engine.assert_same(flashpack.load_file(path), want)
+    flashpack.save_file(want, Path(folder) / "child.flashpack")
+    engine.assert_same(flashpack.load_file(Path(folder) / "child.flashpack"), want)
+    with pytest.raises(RuntimeError, match=r"fork|initialization"):
+        flashpack.load_file(path, "cuda")
+
+
+def test_children_made_by_fork(tmp_path: Path) -> None:
+    fakecuda.call(forked, str(tmp_path)).check()
 
 
 # --- Files that fail while they are read. ----------------------------------------------------------
