@@ -5,8 +5,12 @@ mod arrays;
 use std::{
     collections::{BTreeMap, HashSet},
     ffi::OsString,
+    fs::File,
     ops::Deref,
-    os::unix::ffi::OsStringExt as _,
+    os::{
+        fd::{BorrowedFd, IntoRawFd as _, RawFd},
+        unix::ffi::{OsStrExt as _, OsStringExt as _},
+    },
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     ptr, slice,
@@ -18,10 +22,10 @@ use serde_json::json;
 use self::arrays::Array;
 use crate::{
     convert,
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, IoContext as _, Result},
     explain::explain,
     format::{DEFAULT_ALIGN_BYTES, DType, checksum::Algorithm},
-    io::FileSource,
+    io::{FileSource, write::NewFile},
     load::{Options, Place},
     model::{Model, read_shards, screen},
     plan::{Ignore, Selection},
@@ -102,6 +106,10 @@ enum Request {
     },
     /// FlashPack to safetensors.
     Revert { path: NativePath, destination: NativePath },
+    /// Begin a file that is to take the place of another in one step: whoever asks gets the descriptor.
+    Create { destination: NativePath },
+    /// Put what `create` gave in its destination's place; the descriptor stays the caller's.
+    Commit { descriptor: RawFd, temporary: Option<NativePath>, destination: NativePath },
     /// What a load would do.
     Explain {
         path: NativePath,
@@ -165,7 +173,7 @@ impl ConvertRequest {
 }
 
 /// # Safety
-/// As [`flashpack_call`] says of arrays.
+/// As [`flashpack_call`] says of arrays and descriptors.
 unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
     match request {
         Request::Dtypes => Ok(json!(dtypes()).to_string()),
@@ -206,6 +214,21 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
         Request::Revert { path, destination } => {
             Ok(converted(convert::to_safetensors(&path, &destination, progress)?))
         }
+        Request::Create { destination } => {
+            let (file, temporary, destination) = NewFile::create(&destination)?.into_parts();
+            let descriptor = file.during("cannot open", &destination)?.into_raw_fd();
+            let bytes = |path: PathBuf| path.as_os_str().as_bytes().to_vec();
+            let (temporary, destination) = (temporary.map(bytes), bytes(destination));
+            Ok(json!({"descriptor": descriptor, "temporary": temporary, "destination": destination})
+                .to_string())
+        }
+        Request::Commit { descriptor, temporary, destination } => {
+            // SAFETY: the caller keeps it open until the call returns.
+            let file = unsafe { BorrowedFd::borrow_raw(descriptor) }.try_clone_to_owned();
+            let file = File::from(file.during("cannot open", &destination)?);
+            let temporary = temporary.map(|path| path.0);
+            Ok(json!(NewFile::adopt(file, temporary, destination.0).commit()?).to_string())
+        }
         Request::Explain { path, staged, names, eager, verify } => {
             let place = if staged { Place::Device } else { Place::Host };
             let everything = Ignore::default();
@@ -225,12 +248,12 @@ fn dtypes() -> BTreeMap<&'static str, Option<String>> {
 }
 
 /// # Safety
-/// As [`flashpack_call`] says of arrays.
+/// As [`flashpack_call`] says of arrays and descriptors.
 unsafe fn answer(request: &[u8], progress: Progress<'_>) -> Result<String> {
     let request: Request = serde_json::from_slice(request)
         .map_err(|error| Error::argument(format!("malformed request: {error}")))?;
     // A panic must not unwind into C; nothing that could be left inconsistent outlives the call.
-    // SAFETY: the caller vouches for the arrays.
+    // SAFETY: the caller vouches for arrays and descriptors.
     panic::catch_unwind(AssertUnwindSafe(|| unsafe { run(request, progress) }))
         .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "internal error: a panic was caught")))
 }
@@ -245,7 +268,7 @@ unsafe fn answer(request: &[u8], progress: Progress<'_>) -> Result<String> {
 /// `request` points to `request_len` readable bytes; `reply` and `reply_len` are writable; `progress` is null or
 /// points to three `i64` that stay valid until the call returns. Each of `arrays` in a request lies at its address, with
 /// the bytes that its dtype and shape say; nobody writes to it until the call returns, and one that is filled is the
-/// call's alone.
+/// call's alone. The descriptor in a request stays open until the call returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flashpack_call(
     request: *const u8,

@@ -5,14 +5,15 @@ mod common;
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
-    path::Path,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use common::{pack, tensor};
 use flashpack::{
     ErrorKind, Reader,
     format::{DType, layout::Order},
-    io::write::AtomicFile,
+    io::{temporary::name_beside, write::AtomicFile},
 };
 
 fn model() -> Vec<common::Tensor> {
@@ -66,7 +67,7 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
     {
         let mut file = AtomicFile::create(&path, 100).unwrap();
         file.write(b"half").unwrap();
-        assert_eq!(files_in(folder.path()).len(), 2);
+        assert_eq!(files_in(folder.path()), ["model.flashpack"], "what is not finished has no name");
     }
     assert_eq!(fs::read(&path).unwrap(), b"precious");
     assert_eq!(files_in(folder.path()), ["model.flashpack"]);
@@ -122,19 +123,33 @@ fn a_full_disk_is_an_io_error_before_and_while_writing() {
     assert_eq!((fs::read(&path).unwrap().as_slice(), files_in(folder.path()).len()), (&b"precious"[..], 1));
 }
 
+fn planted(destination: &Path, end: &str, bytes: &[u8], age: Duration) -> PathBuf {
+    let mut name = name_beside(destination).into_os_string();
+    name.push(end);
+    fs::write(&name, bytes).unwrap();
+    fs::File::options().write(true).open(&name).unwrap().set_modified(SystemTime::now() - age).unwrap();
+    PathBuf::from(name)
+}
+
 #[test]
-fn files_of_dead_writers_are_swept_and_those_of_live_ones_kept() {
+fn files_of_dead_writers_are_swept_and_those_of_others_kept() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.flashpack");
-    let live = AtomicFile::create(&path, 0).unwrap();
-    let dead = folder.path().join(".model.flashpack.flashpack-tmp-1-0-0");
-    fs::write(&dead, b"half a model").unwrap();
-    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
-    for file in [&dead, live.temp_path()] {
-        fs::OpenOptions::new().write(true).open(file).unwrap().set_modified(long_ago).unwrap();
-    }
+    let [now, long_ago] = [0, 60].map(Duration::from_secs);
+    let dead = planted(&path, "", b"half a model", now);
+    let dead_at_once = planted(&path, "-new", b"", long_ago);
+    let live = planted(&path, "", b"half a model", long_ago);
+    let lock = fs::File::options().read(true).write(true).open(&live).unwrap();
+    lock.try_lock().unwrap();
+    let about_to_lock = planted(&path, "-new", b"", now);
+    let without_locks = planted(&path, "-new", b"half a model", long_ago);
+    let elsewhere = folder.path().join(".model.flashpack.flashpack-tmp-0123456789abcdef-1-0-0");
+    fs::write(&elsewhere, b"half a model").unwrap();
     pack(&path, &model(), Order::LargestFirst, 128).unwrap();
-    assert!(!dead.exists() && live.temp_path().exists());
+    assert!(!dead.exists() && !dead_at_once.exists());
+    for kept in [live, about_to_lock, without_locks, elsewhere] {
+        assert!(kept.exists(), "{kept:?}");
+    }
 }
 
 /// Opening a pipe waits until somebody writes to it.
@@ -142,8 +157,7 @@ fn files_of_dead_writers_are_swept_and_those_of_live_ones_kept() {
 fn pipes_and_links_that_others_put_beside_the_destination_are_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.flashpack");
-    let strange = [".model.flashpack.flashpack-tmp-1-0-0", ".model.flashpack.flashpack-tmp-1-1-0"];
-    let [pipe, link] = strange.map(|name| folder.path().join(name));
+    let [pipe, link] = [0, 1].map(|_| name_beside(&path));
     let mode = rustix::fs::Mode::from_raw_mode(0o666);
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
     symlink(&pipe, &link).unwrap();
@@ -154,7 +168,8 @@ fn pipes_and_links_that_others_put_beside_the_destination_are_left_alone() {
         rustix::fs::utimensat(rustix::fs::CWD, file, &times, flags).unwrap();
     }
     pack(&path, &model(), Order::LargestFirst, 128).unwrap();
-    assert_eq!(files_in(folder.path()), [strange[0], strange[1], "model.flashpack"]);
+    assert_eq!(files_in(folder.path()).len(), 3);
+    assert!(fs::symlink_metadata(&pipe).is_ok() && fs::symlink_metadata(&link).is_ok());
 }
 
 #[test]

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import _native
 from ._convert_source import Source, find_source
-from ._footer import is_flashpack_file
 from ._hints import warn_of_unmatched
 from ._model_folder import STEM, Library, copy_companions, find_companions
 from ._names import filter_state_dict, is_ignored_tensor_name, name_tuple
-from ._paths import StrPath, make_parent, refuse_source, text_path
+from ._paths import StrPath, refuse_source, text_path
 from ._progress import run
 from ._shards import index_path, parse_size, split, write_shards
 from ._sources import Sources, check_promises, find_sources, header_dtypes, header_names, header_sizes
@@ -225,7 +224,6 @@ def _stream(sources: Sources, destination: Path, wishes: _Wishes) -> None:
         )
 
     if wishes.shard_bytes is None:
-        make_parent(destination)
         write(destination, None, None)
         return
     sizes = {

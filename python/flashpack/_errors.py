@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from ._paths import local_path
+from ._os_paths import local_path
 
 # The last one is ours: in the JSON that follows, a path's own quotes are escaped.
 _TAG = ' [flashpack:{"'

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias
 
-from ._paths import StrPath, make_parent, replacing, text_path
+from ._paths import StrPath, replacing, text_path
 
 SUFFIX = ".flashpack"
 STEM = "model"  # as flashpack 0.4.5 and diffusers' own use_flashpack=True name the file
@@ -176,9 +176,8 @@ def copy_companions(folder: Path, companions: Iterable[Path], destination: Path)
     if folder.resolve() == destination.resolve():
         return
     for path in companions:
-        make_parent(destination / path)
-        with replacing(destination / path) as temporary:
-            shutil.copyfile(folder / path, temporary)
+        with (folder / path).open("rb") as file, replacing(destination / path) as copy:
+            shutil.copyfileobj(file, copy)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ._errors import FlashPackError, from_native
-from ._paths import native_path
+from ._os_paths import native_path
 
 LIBRARY_FOLDER = Path(__file__).with_name("_lib")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import _fakes
 from ._errors import from_native
 from ._native import LIBRARY_FOLDER, Counter
-from ._paths import native_path
+from ._os_paths import native_path
 
 
 def library_path() -> str:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import glob
 import os
-import secrets
-import shutil
-import stat
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeAlias, TypeVar
+
+from . import _native
+from ._os_paths import local_path
 
 T = TypeVar("T")
 StrPath: TypeAlias = str | os.PathLike[str]
 SEPARATOR = "\0"  # between the files of a list, for the native side
 
-_RENAMING_REFUSED = frozenset({errno.EBUSY, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP})
 _KEPT_NAME_BYTES = 180  # of a file system's 255: what a temporary name keeps of the destination's
 
 
@@ -35,20 +31,6 @@ def text_path(path: StrPath) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"not a path in the file system's encoding: {text!r}") from None
     return text
-
-
-def native_path(text: str) -> str | bytes:
-    """The bytes by which Python's own functions know the file: as text if they are UTF-8."""
-    encoded = os.fsencode(text)
-    try:
-        return encoded.decode()
-    except UnicodeDecodeError:
-        return encoded
-
-
-def local_path(native: str | Iterable[int]) -> str:
-    """The inverse of `native_path`, of text or of the numbers of the bytes."""
-    return os.fsdecode(native.encode() if isinstance(native, str) else bytes(native))
 
 
 def read_one_version(path: str, read: Callable[[], T]) -> T:
@@ -89,57 +71,31 @@ def refuse_source(destination: Path, sources: Iterable[Path]) -> None:
 
 
 def make_parent(path: StrPath) -> None:
-    """Create the folder that `path` lies in, as 0.4.5 does."""
-    Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
+    """Create the folder that `path` lies in, durably."""
+    folder = Path(path).absolute().parent
+    missing = [it for it in (folder, *folder.parents) if not it.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for created in missing:
+        sync(created.parent, created.parent)
 
 
 @contextmanager
-def replacing(destination: Path) -> Iterator[Path]:
-    """Yield a fresh sibling file to fill; it replaces `destination` only when the block succeeds.
+def replacing(destination: Path) -> Iterator[BinaryIO]:
+    """Yield a new file to fill; it takes `destination`'s place only when the block succeeds.
 
-    A symbolic link is followed. The mode is that of the file replaced, else the umask's (tempfile's 0600
-    would be neither). Raises OSError, also for a destination that is no regular file.
+    A symbolic link is followed. The mode is that of the file replaced, else the umask's. Raises OSError,
+    also for a destination that is no regular file.
     """
-    target = destination.resolve()
-    _refuse_irregular(target)
-    prefix = f".{shortened(target.name)}.flashpack-tmp-"
-    _remove_abandoned(target.parent, prefix)
-    temporary = target.with_name(f"{prefix}{secrets.token_hex(8)}")
-    with _naming(target, temporary), _created(temporary, target) as lock, _cleaning_up(temporary):
-        with suppress(OSError):  # without locks (some network file systems) abandoned files stay
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with suppress(FileNotFoundError):
-            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
-        yield temporary
-        sync(temporary, target)
-        _put_in_place(temporary, target)
-    sync(target.parent, target.parent)
-
-
-def _created(temporary: Path, target: Path) -> BinaryIO:
-    """The new file; at no time may more people open it than the one it replaces."""
-    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666
-    return open(temporary, "xb", opener=lambda path, flags: os.open(path, flags, mode & 0o666))
-
-
-def _put_in_place(temporary: Path, target: Path) -> None:
-    """Rename; where that is refused to all (mount points, some FUSE), copy (as natively)."""
-    try:
-        temporary.replace(target)
-    except OSError as error:
-        if error.errno not in _RENAMING_REFUSED:
+    made = _native.call("create", destination=text_path(destination))
+    with os.fdopen(made["descriptor"], "w+b") as file:
+        try:
+            yield file
+            file.flush()
+        except BaseException:
+            if made["temporary"] is not None:
+                Path(local_path(made["temporary"])).unlink(missing_ok=True)
             raise
-        with temporary.open("rb") as new, target.open("wb") as copy:
-            shutil.copyfileobj(new, copy)
-        sync(target, target)
-        temporary.unlink()
-
-
-def _refuse_irregular(target: Path) -> None:
-    """Folders cannot be replaced by a file, device nodes and pipes must not be."""
-    refuse_folder(target)
-    if target.exists() and not target.is_file():
-        raise OSError(errno.EINVAL, "cannot write: is not a regular file", str(target))
+        _native.call("commit", **made)
 
 
 def refuse_folder(target: Path) -> None:
@@ -154,43 +110,6 @@ def shortened(name: str) -> str:
     if len(encoded) <= _KEPT_NAME_BYTES:
         return name
     return encoded[:_KEPT_NAME_BYTES].decode(errors="ignore")
-
-
-@contextmanager
-def _naming(target: Path, temporary: Path) -> Iterator[None]:
-    """Errors about the temporary file name its destination, which is what the caller knows."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename != str(temporary):
-            raise
-        raise OSError(error.errno, error.strerror, str(target)) from None
-
-
-@contextmanager
-def _cleaning_up(temporary: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _remove_abandoned(folder: Path, prefix: str) -> None:
-    """Remove temporary files whose writers died: those that nobody holds a lock on (as natively)."""
-    for path in folder.glob(f"{glob.escape(prefix)}*"):
-        with suppress(OSError):
-            found = path.lstat()
-            # One this young may not have been locked by its writer yet.
-            if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime > 1:
-                # Not waiting: by now it may be a pipe that somebody else has put there.
-                with open(path, "rb", opener=_open_at_once) as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def sync(path: Path, named: Path) -> None:

@@ -18,7 +18,7 @@ from ._model_folder import (
     library_weights_name,
     names_folder,
 )
-from ._paths import StrPath, make_parent, refuse_source, replacing, text_path, with_suffix
+from ._paths import StrPath, refuse_source, replacing, text_path, with_suffix
 from ._progress import run
 from ._shards import INDEX_SUFFIX
 from ._sources import find_index, model_path, shards_of, size_of
@@ -60,7 +60,6 @@ def revert_from_flashpack(
     size = size_of(str(source))
     copies = folder is not None and destination_path is not None and names_folder(destination_path)
     companions = find_companions(folder) if folder and copies else []
-    make_parent(destination)
     if destination.suffix.lower() == SAFETENSORS:
         run(
             lambda counter: _native.call("revert", counter, path=str(source), destination=str(destination)),
@@ -117,10 +116,10 @@ def _save_with_torch(source: Path, destination: Path) -> None:
     tensors = load_file(source)
     # torch.save stores whole storages, and refuses one that holds several dtypes: each tensor needs its own.
     own = dict(zip(tensors, duplicate(tensors.values(), torch.Tensor.clone), strict=True))
-    with replacing(destination) as temporary:
+    with replacing(destination) as file:  # ours, so that a full disk is an OSError
         try:
-            with temporary.open("wb") as file:  # ours, so that a full disk is an OSError
-                torch.save(own, file)
+            torch.save(own, file)
+            file.flush()
         except (OSError, RuntimeError) as error:
             # After a failed write torch's own writer fails once more and hides the reason.
             reason = error if isinstance(error, OSError) else error.__context__

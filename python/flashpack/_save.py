@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import _ops
 from ._names import is_utf8
 from ._offloaded import whole_state_dict
-from ._paths import StrPath, make_parent, text_path
+from ._paths import StrPath, text_path
 from ._progress import run
 from ._shards import parse_size, split, write_shards
 from ._tensors import packable
@@ -119,7 +119,6 @@ def _shards_of(
 
 
 def _write(path: str, tensors: dict[str, Tensor], *, silent: bool | None, **options: Any) -> None:
-    make_parent(path)
     # A worker thread does not see this thread's current CUDA stream, which may still be computing.
     on_cpu = all(tensor.device.type == "cpu" for tensor in tensors.values())
     run(

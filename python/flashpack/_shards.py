@@ -10,6 +10,7 @@ import re
 import secrets
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 from ._paths import make_parent, refuse_folder, replacing, shortened, sync
 
 INDEX_SUFFIX = ".index.json"
+_UNLOCKED = "-new"
 SET_KEY = "flashpack_set"  # the native side looks for it, too
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -96,8 +98,8 @@ def write_shards(
         "metadata": {"total_size": total_bytes, SET_KEY: save},
         "weight_map": {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard},
     }
-    with replacing(index_path(destination)) as temporary:
-        temporary.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    with replacing(index_path(destination)) as file:
+        file.write((json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode())
     destination.unlink(missing_ok=True)
     _sweep(destination, names)
 
@@ -112,29 +114,33 @@ def _sweep(destination: Path, keep: Sequence[str]) -> None:
 
 @contextmanager
 def _staging(destination: Path) -> Iterator[Path]:
-    """A folder beside the destination, gone in the end; one that a dead writer has left is removed, too."""
-    prefix = f".{shortened(destination.name)}.flashpack-tmp-set-"
+    """A folder beside the destination, gone in the end; those that dead writers of this host left go, too.
+
+    Its writer locks a file in it. Until then its name ends in `_UNLOCKED`.
+    """
+    host = zlib.crc32(os.fsencode(os.uname().nodename))
+    prefix = f".{shortened(destination.name)}.flashpack-tmp-set-{host:08x}-"
     for left in destination.parent.glob(f"{glob.escape(prefix)}*"):
-        with suppress(OSError), _opened(left) as descriptor:
+        with suppress(OSError):
             # One this young may not have been locked by its writer yet.
-            if time.time() - left.stat().st_mtime > 1:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left)
+            if not left.name.endswith(_UNLOCKED) or time.time() - left.stat().st_mtime > 1:
+                with _locked(left):
+                    shutil.rmtree(left)
     folder = destination.with_name(prefix + secrets.token_hex(8))
-    folder.mkdir()
+    unlocked = folder.with_name(folder.name + _UNLOCKED)
+    unlocked.mkdir()
     try:
-        with _opened(folder) as descriptor:
-            with suppress(OSError):  # without locks (some network file systems) abandoned folders stay
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with _locked(unlocked):
+            unlocked.rename(folder)
             yield folder
     finally:
+        shutil.rmtree(unlocked, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: that of a file, as network file systems lock no folders. Raises OSError."""
+    with (folder / "lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield

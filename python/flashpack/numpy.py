@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from . import _native
 from ._bytes import Content, Readable, Source, as_path, readable, saved_bytes
 from ._footer import read_index, records_of
-from ._paths import StrPath, make_parent, read_one_version, text_path
+from ._paths import StrPath, read_one_version, text_path
 from ._progress import run
 from ._report import remember
 from ._sources import size_of
@@ -53,7 +53,6 @@ def save_file(
     """
     destination = text_path(path)
     stored = {name: _storable(name, array) for name, array in arrays.items()}
-    make_parent(destination)
     run(
         lambda counter: _native.call(
             "pack",

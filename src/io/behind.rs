@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io, mem,
-    os::{fd::AsRawFd as _, unix::fs::FileExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{FileExt as _, OpenOptionsExt as _},
+    },
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +17,7 @@ use std::{
 
 use rustix::{fs::OFlags, io::Errno};
 
-use super::buffer::HostBuffer;
+use super::{buffer::HostBuffer, temporary::own_link};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes that one request brings to the disk: two huge pages, which a disk takes in a few long pieces.
@@ -49,10 +52,10 @@ impl WriteBehind {
     /// # Errors
     /// [`ErrorKind::Memory`].
     pub(super) fn new(file: File, direct: bool) -> Result<Self> {
-        let target =
-            Arc::new(Target { file, direct: AtomicBool::new(direct), given_up: AtomicBool::new(false) });
+        let direct = direct.then(|| open_direct(&file)).flatten();
+        let (refused, given_up) = (AtomicBool::new(false), AtomicBool::new(false));
         Ok(Self {
-            target,
+            target: Arc::new(Target { file, direct, refused, given_up }),
             buffer: HostBuffer::new(BUFFER_BYTES)?,
             filled: 0,
             offset: 0,
@@ -60,10 +63,6 @@ impl WriteBehind {
             broken: false,
             ring: None,
         })
-    }
-
-    pub(super) fn file(&self) -> &File {
-        &self.target.file
     }
 
     /// Appends `bytes`.
@@ -98,7 +97,6 @@ impl WriteBehind {
         if let Some(ring) = self.ring.take() {
             ring.finish().inspect_err(|_| self.broken = true)?;
         }
-        self.target.leave_direct();
         let rest = &self.buffer.as_slice()[..mem::take(&mut self.filled)];
         self.target.write(rest, self.offset)?;
         self.target.set_len(self.offset + rest.len() as u64)
@@ -107,7 +105,6 @@ impl WriteBehind {
     /// Hands the full buffer to a thread and takes another.
     fn pass_on(&mut self) -> Result<()> {
         if self.offset == 0 {
-            self.target.enter_direct();
             self.ring = Ring::start(&self.target);
         }
         let offset = self.offset;
@@ -143,31 +140,26 @@ impl Drop for WriteBehind {
 #[derive(Debug)]
 struct Target {
     file: File,
-    /// Past the page cache: bytes that only pass through would push out others, and flushing them takes longer.
-    direct: AtomicBool,
+    /// The same file once more, past the page cache: bytes that only pass through would push out others, and flushing
+    /// them takes longer. How a descriptor writes is for all threads the same, so each way has its own.
+    direct: Option<File>,
+    /// A direct write was refused.
+    refused: AtomicBool,
     /// Nobody wants what is not written yet.
     given_up: AtomicBool,
 }
 
+/// `file` for direct writes, unless its file system refuses them.
+fn open_direct(file: &File) -> Option<File> {
+    let direct = OFlags::DIRECT.bits().cast_signed();
+    File::options().read(true).write(true).custom_flags(direct).open(own_link(file)).ok()
+}
+
 impl Target {
-    fn enter_direct(&self) {
-        if self.direct.load(Ordering::Relaxed) && self.set_direct(true).is_err() {
-            self.direct.store(false, Ordering::Relaxed);
-        }
-    }
-
-    fn leave_direct(&self) {
-        if self.direct.load(Ordering::Relaxed) {
-            // What a system call set, the same one clears. Only then may other threads take their writes for buffered.
-            let _ = self.set_direct(false);
-            self.direct.store(false, Ordering::Relaxed);
-        }
-    }
-
-    fn set_direct(&self, direct: bool) -> rustix::io::Result<()> {
-        let mut flags = rustix::fs::fcntl_getfl(&self.file)?;
-        flags.set(OFlags::DIRECT, direct);
-        rustix::fs::fcntl_setfl(&self.file, flags)
+    /// The descriptor for direct writes, as long as none was refused, for whole buffers.
+    fn direct(&self, bytes: &[u8]) -> Option<&File> {
+        let suits = bytes.len() == BUFFER_BYTES && !self.refused.load(Ordering::Relaxed);
+        self.direct.as_ref().filter(|_| suits)
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
@@ -180,11 +172,11 @@ impl Target {
     }
 
     fn write_either_way(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        if self.direct.load(Ordering::Relaxed) {
-            match self.file.write_all_at(bytes, offset) {
+        if let Some(direct) = self.direct(bytes) {
+            match direct.write_all_at(bytes, offset) {
                 // Refused only now, or after a part that no direct write can go on from.
                 Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
-                    self.leave_direct();
+                    self.refused.store(true, Ordering::Relaxed);
                 }
                 written => return written,
             }
@@ -262,5 +254,43 @@ fn start_writeback(file: &File, offset: u64, bytes: u64) {
             bytes.cast_signed(),
             libc::SYNC_FILE_RANGE_WRITE,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Any write to it is refused as a disk refuses a direct one.
+    fn refusing() -> File {
+        File::options().write(true).open("/proc/self/clear_refs").unwrap()
+    }
+
+    #[test]
+    fn what_a_direct_write_is_refused_goes_through_the_page_cache() {
+        let file = tempfile::tempfile().unwrap();
+        let mut bytes = WriteBehind::new(file.try_clone().unwrap(), false).unwrap();
+        Arc::get_mut(&mut bytes.target).unwrap().direct = Some(refusing());
+        let piece: Vec<u8> = (0..BUFFER_BYTES).map(|place| (place >> 12).to_le_bytes()[0]).collect();
+        for _ in 0..2 * BUFFERS {
+            bytes.write(&piece).unwrap();
+        }
+        bytes.finish().unwrap();
+        assert!(bytes.target.refused.load(Ordering::Relaxed));
+        let mut back = vec![0; BUFFER_BYTES];
+        for number in 0..2 * BUFFERS {
+            file.read_exact_at(&mut back, (number * BUFFER_BYTES) as u64).unwrap();
+            assert!(back == piece, "buffer {number}");
+        }
+        assert_eq!(file.metadata().unwrap().len(), (2 * BUFFERS * BUFFER_BYTES) as u64);
+    }
+
+    #[test]
+    fn the_two_ways_to_a_file_do_not_share_their_flags() {
+        let file = tempfile::tempfile().unwrap();
+        let mut bytes = WriteBehind::new(file.try_clone().unwrap(), true).unwrap();
+        bytes.write(&vec![1; 3 * BUFFER_BYTES]).unwrap();
+        assert!(!rustix::fs::fcntl_getfl(&file).unwrap().contains(OFlags::DIRECT));
+        bytes.finish().unwrap();
     }
 }

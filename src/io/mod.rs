@@ -12,6 +12,7 @@ pub mod prefetch;
 pub mod read;
 pub mod residency;
 mod source;
+pub mod temporary;
 pub mod write;
 
 pub use buffer::HostBuffer;

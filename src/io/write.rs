@@ -1,95 +1,81 @@
 //! Writing files so that nobody ever sees half of one.
 
 use std::{
-    ffi::OsString,
-    fs::{self, DirEntry, File, OpenOptions, Permissions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, Seek as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    process,
-    sync::atomic::{AtomicU64, Ordering},
 };
 
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::{
+    fs::{AtFlags, CWD, FallocateFlags, OFlags},
+    io::Errno,
+};
 
-use super::behind::WriteBehind;
+use super::{
+    behind::WriteBehind,
+    temporary::{
+        create_named, folder_of, is_any_of, is_renaming_refused, name_beside, own_link, remove_abandoned,
+    },
+};
 use crate::{
     error::{At as _, Error, ErrorKind, IoContext, Result},
     options::Environment,
 };
 
-/// Every temporary file's name contains this, between the destination's name and a number unique to its writer.
-const TEMP_MARK: &str = ".flashpack-tmp-";
-
 /// A new file that takes the place of `destination` in one step when it is [committed](Self::commit), and vanishes
 /// when it is dropped before.
 ///
-/// It is written as a sibling of the destination (of the link's target, if that is a symbolic link) under an
-/// exclusive lock, by which later writers tell files in the making from those of dead processes, and remove the latter.
+/// It has no name while it is written (`O_TMPFILE`), so that nothing stays of a writer that is killed. In the end it is
+/// linked to the destination. A link cannot replace a file: if there is one, the new file is linked to a temporary name
+/// beside it and renamed at once, and only who is killed between these two calls leaves it there.
+///
+/// Where the file system has no files without names, it is written under a temporary one. Whatever has such a name is
+/// locked by its writer, so the next writer for the same destination on the same host knows the files of dead ones,
+/// and removes them.
 #[derive(Debug)]
-pub struct AtomicFile {
-    bytes: WriteBehind,
-    temp: PathBuf,
+pub struct NewFile {
+    file: File,
+    /// Its name until it is committed, if it has one.
+    temporary: Option<PathBuf>,
     destination: PathBuf,
-    committed: bool,
 }
 
-impl AtomicFile {
-    /// Begins a file of about `expected_bytes` (reserved at once, so that a full disk shows before the work is done).
-    ///
-    /// From a few MiB on it is written past the page cache, unless `FLASHPACK_DIRECT_IO=0` or the file system refuses.
+impl NewFile {
+    /// Begins a file in the folder of `destination`, which is created if it is missing. Where that is a symbolic link,
+    /// its target is meant.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] if the folder cannot be written to or the disk is full; [`ErrorKind::Argument`] for a malformed
-    /// environment variable.
-    pub fn create(destination: &Path, expected_bytes: u64) -> Result<Self> {
-        let direct = Environment::read()?.direct_io.unwrap_or(true);
+    /// [`ErrorKind::Io`] if the folder cannot be written to, or the destination is no regular file.
+    pub fn create(destination: &Path) -> Result<Self> {
         let destination = follow_link(destination)?;
         refuse_irregular(&destination)?;
         let folder = folder_of(&destination);
-        fs::create_dir_all(folder).during("cannot create the folder", folder)?;
+        create_folder(folder).during("cannot create the folder", folder)?;
         remove_abandoned(&destination);
-        let temp = temp_path(&destination);
         let replaced = fs::metadata(&destination).ok().map(|old| old.permissions().mode() & 0o7777);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(replaced.unwrap_or(0o666) & 0o666) // at no time by a wider mode than what it replaces
-            .custom_flags(OFlags::CLOEXEC.bits().cast_signed())
-            .open(&temp)
+        // At no time by a wider mode than what it replaces, but for its writer.
+        let mode = replaced.map_or(0o666, |mode| mode & 0o666 | 0o600);
+        let (file, temporary) = create(&destination, mode)
             .during("cannot create a temporary file in its folder", &destination)?;
-        // Without locks (some network file systems) abandoned files stay; nothing else depends on them.
-        let _ = file.try_lock();
-        let bytes = WriteBehind::new(file, direct).inspect_err(|_| drop(fs::remove_file(&temp)));
-        let bytes = bytes.at(&destination)?;
-        let this = Self { bytes, temp, destination, committed: false };
+        let this = Self { file, temporary, destination };
         if let Some(mode) = replaced {
-            let set = this.bytes.file().set_permissions(Permissions::from_mode(mode));
+            let set = this.file.set_permissions(Permissions::from_mode(mode));
             set.during("cannot set the permissions of the new file", &this.destination)?;
         }
-        this.reserve(expected_bytes)?;
         Ok(this)
     }
 
-    /// Where it is until it is committed.
+    /// One that another program has begun by [`create`](Self::create), of which these are the parts.
     #[must_use]
-    pub fn temp_path(&self) -> &Path {
-        &self.temp
+    pub const fn adopt(file: File, temporary: Option<PathBuf>, destination: PathBuf) -> Self {
+        Self { file, temporary, destination }
     }
 
-    /// Where it will be, behind any symbolic link.
-    #[must_use]
-    pub fn destination(&self) -> &Path {
-        &self.destination
-    }
-
-    /// Appends `bytes`.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Io`], naming the destination, perhaps for bytes that were appended before.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.bytes.write(bytes).at(&self.destination)
+    /// The parts: the file, its temporary name, and the destination, behind any symbolic link. Whoever has them is to
+    /// remove what has the name.
+    pub fn into_parts(mut self) -> (io::Result<File>, Option<PathBuf>, PathBuf) {
+        (self.file.try_clone(), self.temporary.take(), self.destination.clone())
     }
 
     /// Makes the file durable and puts it in the destination's place; returns its length in bytes.
@@ -111,35 +97,120 @@ impl AtomicFile {
     /// That of `may`, and as `commit`.
     pub fn commit_if(mut self, may: impl FnOnce() -> Result<()>) -> Result<u64> {
         let path = self.destination.clone();
-        self.bytes.finish().at(&path)?;
-        let bytes = self.bytes.file().metadata().during("cannot stat", &path)?.len();
-        self.bytes.file().sync_all().during("cannot flush to disk", &path)?;
+        let bytes = self.file.metadata().during("cannot stat", &path)?.len();
+        self.file.sync_all().during("cannot flush to disk", &path)?;
         may()?;
-        match fs::rename(&self.temp, &path) {
-            Err(error) if is_renaming_refused(&error) => {
-                self.copy_over().during("cannot copy over", &path)?;
-            }
-            renamed => {
-                renamed.during("cannot put the new file in place of", &path)?;
-                self.committed = true;
-            }
-        }
+        self.put_in_place().during("cannot put the new file in place of", &path)?;
         let folder = folder_of(&path);
-        let synced = File::open(folder).and_then(|folder| folder.sync_all());
-        match synced {
-            // Some file systems cannot flush a folder; their renames are as durable as they get.
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => Ok(bytes),
-            synced => synced.during("cannot flush the folder to disk", folder).map(|()| bytes),
+        sync_folder(folder).during("cannot flush the folder to disk", folder)?;
+        Ok(bytes)
+    }
+
+    fn put_in_place(&mut self) -> io::Result<()> {
+        let temporary = match self.temporary.take() {
+            Some(name) => name,
+            None if link(&self.file, &self.destination).is_ok() => return Ok(()),
+            None => self.named()?,
+        };
+        // Until it is renamed, the name is for `drop` to remove.
+        let temporary = self.temporary.insert(temporary);
+        match fs::rename(&*temporary, &self.destination) {
+            Err(error) if is_renaming_refused(&error) => copy(
+                &self.file,
+                OpenOptions::new().write(true).create(true).truncate(true),
+                &self.destination,
+            ),
+            renamed => renamed.map(|()| self.temporary = None),
         }
     }
 
-    fn copy_over(&self) -> io::Result<()> {
-        let mut written = self.bytes.file();
-        written.rewind()?;
-        let mut destination =
-            OpenOptions::new().write(true).create(true).truncate(true).open(&self.destination)?;
-        io::copy(&mut written, &mut destination)?;
-        destination.sync_all()
+    /// Gives the file a temporary name.
+    fn named(&mut self) -> io::Result<PathBuf> {
+        let name = name_beside(&self.destination);
+        // Before it has the name: whoever finds that without a lock takes its writer for dead.
+        let _ = self.file.try_lock();
+        match link(&self.file, &name) {
+            Ok(()) => Ok(name),
+            // Where files without a name cannot get one after all, a copy can.
+            Err(_) => self.copied(),
+        }
+    }
+
+    /// Puts a copy of the file, which has a temporary name, in its place.
+    fn copied(&mut self) -> io::Result<PathBuf> {
+        let permissions = self.file.metadata()?.permissions();
+        let (file, name) = create_named(&self.destination, permissions.mode() & 0o666)?;
+        let copied = file
+            .set_permissions(permissions)
+            .and_then(|()| copy(&self.file, OpenOptions::new().write(true), &name));
+        copied.inspect_err(|_| drop(fs::remove_file(&name)))?;
+        self.file = file;
+        Ok(name)
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(name) = &self.temporary {
+            let _ = fs::remove_file(name);
+        }
+    }
+}
+
+/// A [`NewFile`] whose bytes come in order, and are brought to the disk by threads.
+#[derive(Debug)]
+pub struct AtomicFile {
+    bytes: WriteBehind,
+    new: NewFile,
+}
+
+impl AtomicFile {
+    /// Begins a file of about `expected_bytes` (reserved at once, so that a full disk shows before the work is done).
+    ///
+    /// From a few MiB on it is written past the page cache, unless `FLASHPACK_DIRECT_IO=0` or the file system refuses.
+    ///
+    /// # Errors
+    /// Those of [`NewFile::create`]; [`ErrorKind::Io`] if the disk is full; [`ErrorKind::Argument`] for a malformed
+    /// environment variable.
+    pub fn create(destination: &Path, expected_bytes: u64) -> Result<Self> {
+        let direct = Environment::read()?.direct_io.unwrap_or(true);
+        let new = NewFile::create(destination)?;
+        let same = new.file.try_clone().during("cannot open", &new.destination)?;
+        let bytes = WriteBehind::new(same, direct).at(&new.destination)?;
+        let this = Self { bytes, new };
+        this.reserve(expected_bytes)?;
+        Ok(this)
+    }
+
+    /// Where it will be, behind any symbolic link.
+    #[must_use]
+    pub fn destination(&self) -> &Path {
+        &self.new.destination
+    }
+
+    /// Appends `bytes`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`], naming the destination, perhaps for bytes that were appended before.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.bytes.write(bytes).at(&self.new.destination)
+    }
+
+    /// Makes the file durable and puts it in the destination's place; returns its length in bytes.
+    ///
+    /// # Errors
+    /// As [`NewFile::commit`], perhaps of bytes that were appended before.
+    pub fn commit(self) -> Result<u64> {
+        self.commit_if(|| Ok(()))
+    }
+
+    /// [`commit`](Self::commit) if `may`, asked when nothing is left to do but to put the file in place, does not fail.
+    ///
+    /// # Errors
+    /// That of `may`, and as `commit`.
+    pub fn commit_if(mut self, may: impl FnOnce() -> Result<()>) -> Result<u64> {
+        self.bytes.finish().at(&self.new.destination)?;
+        self.new.commit_if(may)
     }
 
     /// Reserves disk blocks, and the length: several direct writes run at a time only within it. File systems that
@@ -148,36 +219,76 @@ impl AtomicFile {
         if bytes == 0 {
             return Ok(());
         }
-        match rustix::fs::fallocate(self.bytes.file(), FallocateFlags::empty(), 0, bytes) {
-            Err(errno @ (rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT | rustix::io::Errno::FBIG)) => {
-                Err(Error::io(&format!("cannot reserve {bytes} bytes"), &errno.into()).at(&self.destination))
+        match rustix::fs::fallocate(&self.new.file, FallocateFlags::empty(), 0, bytes) {
+            Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => {
+                Err(Error::io(&format!("cannot reserve {bytes} bytes"), &errno.into())
+                    .at(&self.new.destination))
             }
             Ok(()) | Err(_) => Ok(()),
         }
     }
 }
 
-impl Drop for AtomicFile {
-    fn drop(&mut self) {
-        if !self.committed {
-            let _ = fs::remove_file(&self.temp);
+/// A new file for `destination`, without a name if the file system allows that, else under a temporary one.
+fn create(destination: &Path, mode: u32) -> io::Result<(File, Option<PathBuf>)> {
+    let nameless = OFlags::TMPFILE.bits().cast_signed();
+    let folder = folder_of(destination);
+    match OpenOptions::new().read(true).write(true).mode(mode).custom_flags(nameless).open(folder) {
+        Ok(file) if fs::symlink_metadata(own_link(&file)).is_ok() && honours_umask(&file, mode)? => {
+            Ok((file, None))
         }
+        Err(error) if !is_any_of(&error, &[Errno::OPNOTSUPP, Errno::ISDIR, Errno::INVAL, Errno::NOSYS]) => {
+            Err(error)
+        }
+        _ => create_named(destination, mode).map(|(file, name)| (file, Some(name))),
     }
 }
 
-/// Whether no file can be renamed to the destination, whatever its permissions.
-fn is_renaming_refused(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let refusals = [Errno::BUSY, Errno::XDEV, Errno::NOSYS, Errno::OPNOTSUPP];
-    refusals.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+/// Whether the file has the mode that one with a name would have: before Linux 6.0, `O_TMPFILE` leaves the umask out on
+/// some file systems.
+fn honours_umask(file: &File, mode: u32) -> io::Result<bool> {
+    let others = mode & 0o077;
+    if others == 0 || file.metadata()?.permissions().mode() & 0o077 != others {
+        return Ok(true);
+    }
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    let umask = umask.and_then(|umask| u32::from_str_radix(umask.trim(), 8).ok());
+    Ok(umask.is_some_and(|umask| umask & others == 0))
+}
+
+fn link(file: &File, name: &Path) -> io::Result<()> {
+    Ok(rustix::fs::linkat(CWD, own_link(file), CWD, name, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+/// Copies all of `from` to what `options` open at `to`, and flushes it.
+fn copy(mut from: &File, options: &OpenOptions, to: &Path) -> io::Result<()> {
+    from.rewind()?;
+    let mut to = options.open(to)?;
+    io::copy(&mut from, &mut to)?;
+    to.sync_all()
+}
+
+/// Creates a folder and those above it that are missing; what was created is durable.
+fn create_folder(folder: &Path) -> io::Result<()> {
+    let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+    let missing: Vec<&Path> = folder.ancestors().take_while(is_missing).collect();
+    fs::create_dir_all(folder)?;
+    missing.into_iter().try_for_each(|created| sync_folder(folder_of(created)))
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        // Some file systems cannot flush a folder; their renames are as durable as they get.
+        Err(error) if is_any_of(&error, &[Errno::INVAL]) => Ok(()),
+        synced => synced,
+    }
 }
 
 /// Folders cannot be replaced by a file, device nodes and pipes must not be.
 fn refuse_irregular(destination: &Path) -> Result<()> {
     match fs::metadata(destination) {
-        Ok(old) if old.is_dir() => {
-            Err(Error::io("cannot write", &rustix::io::Errno::ISDIR.into()).at(destination))
-        }
+        Ok(old) if old.is_dir() => Err(Error::io("cannot write", &Errno::ISDIR.into()).at(destination)),
         Ok(old) if !old.is_file() => {
             Err(Error::new(ErrorKind::Io, "cannot write: is not a regular file").at(destination))
         }
@@ -196,58 +307,37 @@ fn follow_link(path: &Path) -> Result<PathBuf> {
             Err(_) => return Ok(path),
         }
     }
-    Err(Error::io("cannot write", &rustix::io::Errno::LOOP.into()).at(&path))
+    Err(Error::io("cannot write", &Errno::LOOP.into()).at(&path))
 }
 
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_the_umask_did_not_reach_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = || OpenOptions::new().write(true).create_new(true).mode(0o666).clone();
+        let file = options().open(folder.path().join("usual")).unwrap();
+        let usual = file.metadata().unwrap().permissions().mode();
+        assert!(honours_umask(&file, 0o666).unwrap());
+        file.set_permissions(Permissions::from_mode(0o666)).unwrap();
+        assert_eq!(honours_umask(&file, 0o666).unwrap(), usual & 0o066 == 0o066);
+        assert!(honours_umask(&file, 0o600).unwrap(), "nothing was to be masked");
     }
-}
 
-fn temp_prefix(destination: &Path) -> OsString {
-    let mut prefix = OsString::from(".");
-    // Names have at most 255 bytes on the file systems we know: leave room for mark and number.
-    let name = destination.file_name().unwrap_or_default().to_string_lossy();
-    let kept = name.char_indices().map(|(at, _)| at).take_while(|&at| at <= 180).last().unwrap_or(0);
-    prefix.push(if name.len() <= 180 { &name } else { &name[..kept] });
-    prefix.push(TEMP_MARK);
-    prefix
-}
-
-fn temp_path(destination: &Path) -> PathBuf {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let nanos = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.subsec_nanos());
-    let mut name = temp_prefix(destination);
-    name.push(format!("{}-{}-{nanos}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-    folder_of(destination).join(name)
-}
-
-/// Removes temporary files for `destination` whose writers died: those that nobody holds a lock on.
-/// Failures are left for the next writer: they cost space, not correctness.
-fn remove_abandoned(destination: &Path) {
-    let prefix = temp_prefix(destination);
-    let Ok(entries) = fs::read_dir(folder_of(destination)) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let is_ours = entry.file_name().as_encoded_bytes().starts_with(prefix.as_encoded_bytes());
-        if is_ours && is_abandoned(&entry).unwrap_or(false) {
-            let _ = fs::remove_file(entry.path());
-        }
+    #[test]
+    fn files_that_cannot_be_named_after_all_are_copied() {
+        let folder = tempfile::tempdir().unwrap();
+        let destination = folder.path().join("model");
+        fs::write(&destination, b"old").unwrap();
+        fs::set_permissions(&destination, Permissions::from_mode(0o604)).unwrap();
+        let mut new = NewFile::create(&destination).unwrap();
+        io::Write::write_all(&mut new.file, b"new").unwrap();
+        new.temporary = Some(new.copied().unwrap());
+        new.commit().unwrap();
+        assert_eq!(fs::read(&destination).unwrap(), b"new");
+        assert_eq!(fs::metadata(&destination).unwrap().permissions().mode() & 0o777, 0o604);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
-}
-
-fn is_abandoned(entry: &DirEntry) -> io::Result<bool> {
-    let file = entry.metadata()?;
-    // One this young may not have been locked by its writer yet.
-    let old = file.modified()?.elapsed().is_ok_and(|age| age.as_secs() >= 1);
-    if !file.is_file() || !old {
-        return Ok(false);
-    }
-    // Whoever else may write to the folder can have put a link or a pipe in its place, which would be waited for.
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let opened = OpenOptions::new().read(true).custom_flags(flags).open(entry.path())?;
-    Ok(opened.try_lock().is_ok())
 }

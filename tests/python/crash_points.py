@@ -81,8 +81,6 @@ def attack(library: Library, kills: int, mib: int, folder: Path) -> str:
             library.save(states[old], path)
         others = [entry for entry in folder.iterdir() if entry != path]
         litter = max(litter, sum(entry.stat().st_size for entry in others))
-        for entry in others:  # as if the crash had been some time ago
-            os.utime(entry, (0, 0))
     library.save(states[old], path)
     left = sum(entry != path for entry in folder.iterdir())
     return (

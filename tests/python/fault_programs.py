@@ -217,6 +217,8 @@ def replacements(folder: Path) -> int:
     return total
 
 
+# Where files without a name are refused, new ones are written under temporary names.
+NAMED = f"open{os.O_TMPFILE:x}:0:e{errno.EOPNOTSUPP},"
 # Larger than all buffers that threads write from.
 LARGE = {"a": torch.arange(11 << 20, dtype=torch.float32), "b": torch.ones(3, 1 << 18)}
 SAVES: dict[str, Callable[[Path, Path], object]] = {
@@ -250,9 +252,10 @@ def failing_writes(folder: Path) -> int:
     """Every open, write, fsync, chmod, rename of a save fails in turn: OSError, old file, nothing else."""
     codes = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     total = 0
+    calls = ("open", "write", "sync", "mode", "rename")
     for path, write, new in saves(folder):
-        for call, code in itertools.product(("open", "write", "sync", "mode", "rename"), codes):
-            for fault in at_every_call(f"{call}:N:e{code}", path.parent):
+        for named, call, code in itertools.product(("", NAMED), calls, codes):
+            for fault in at_every_call(f"{named}{call}:N:e{code}", path.parent):
                 path.write_bytes(b"old")
                 caught = None
                 try:
@@ -307,14 +310,16 @@ def refused_renames(folder: Path) -> int:
     total = 0
     for path, write, new in saves(folder):
         for code in (errno.EBUSY, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP):
-            for old in (None, b"old" * len(new)):
+            for named, old in itertools.product(("", NAMED), (None, b"old" * len(new))):
                 path.unlink(missing_ok=True)
                 if old is not None:
                     path.write_bytes(old)
                     path.chmod(0o640)
-                with Faults(f"rename:0:e{code}", path) as refused:
+                with Faults(f"{named}rename:0:e{code}", path.parent) as refused:
                     write()
-                assert refused.acts == 1
+                # A file without a name needs no renaming where there is none yet. One with a name is renamed
+                # when it is locked, too.
+                assert refused.acts == (2 if named else 0 if old is None else 1)
                 assert path.read_bytes() == new
                 assert listing(path.parent) == {path.name}
                 assert old is None or path.stat().st_mode & 0o777 == 0o640
@@ -330,25 +335,47 @@ def killed_saves(folder: Path) -> int:
     total = 0
     os.umask(0)
     for path, write, new in saves(folder):
-        for number in range(1, 1000):
-            path.write_bytes(b"old")
-            path.chmod(0o600)
-            child = os.fork()
-            if child == 0:
-                with Faults(f"any:{number}:k", path.parent):
-                    write()
-                os._exit(0)
-            killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            assert killed in (0, -9), killed
-            assert path.read_bytes() in ((b"old", new) if killed else (new,)), "torn"
-            for stale in listing(path.parent) - {path.name}:
-                assert path.with_name(stale).stat().st_mode & 0o777 == 0o600
-                os.utime(path.with_name(stale), (0, 0))
-            write()
-            assert listing(path.parent) == {path.name}, "not swept"
-            if not killed:
-                break
-            total += 1
+        for named in ("", NAMED):
+            left = 0
+            for number in range(1, 1000):
+                path.write_bytes(b"old")
+                path.chmod(0o600)
+                child = os.fork()
+                if child == 0:
+                    with Faults(f"{named}any:{number}:k", path.parent):
+                        write()
+                    os._exit(0)
+                killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                assert killed in (0, -9), killed
+                assert path.read_bytes() in ((b"old", new) if killed else (new,)), "torn"
+                for stale in listing(path.parent) - {path.name}:
+                    left += 1
+                    assert path.with_name(stale).stat().st_mode & 0o777 == 0o600
+                    if stale.endswith("-new"):  # and not locked yet
+                        os.utime(path.with_name(stale), (0, 0))
+                write()
+                assert listing(path.parent) == {path.name}, "not swept"
+                if not killed:
+                    break
+                total += 1
+            assert named or left == 1, "only between the new file's name and the old one's"
+    return total
+
+
+def new_folders(folder: Path) -> int:
+    """Each folder that a save creates is flushed to the disk, and the one that it is created in."""
+    total = 0
+    for number, fault in enumerate(at_every_call(f"sync:N:e{errno.EIO}", folder)):
+        path = folder / str(number) / "deep" / "er" / "model.flashpack"
+        path.parents[2].mkdir()
+        try:
+            with fault:
+                flashpack.pack_to_file(Model(1), path)
+        except OSError as error:
+            assert error.errno == errno.EIO
+            assert Path(error.filename) in (path, path.parent)
+        total += fault.acts
+    assert total == 4, "the file, its folder, and those in which the two new ones are"
     return total
 
 
@@ -391,7 +418,7 @@ PROGRAMS = {
     program.__name__: program
     for program in (
         *(failing_reads, failing_maps, interrupted_reads, refused_direct_reads, truncations, replacements),
-        *(failing_writes, short_writes, refused_direct_writes, refused_renames, killed_saves),
+        *(failing_writes, short_writes, refused_direct_writes, refused_renames, killed_saves, new_folders),
         failing_signatures,
     )
 }

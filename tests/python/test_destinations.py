@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import errno
-import fcntl
 import os
 import stat
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,6 @@ from typing import Any
 import flashpack
 import pytest
 import torch
-from flashpack.commands import revert_from_flashpack
 from helpers import MIB, as_nobody, assert_same, listing, run_python
 from torch import Tensor, nn
 
@@ -309,34 +306,6 @@ def test_a_small_file_fits_on_a_small_disk(small_disk: Path) -> None:
     destination = small_disk / "model.flashpack"
     flashpack.save_file({"a": torch.ones(100)}, destination)
     assert_same(flashpack.load_file(destination), {"a": torch.ones(100)})
-
-
-def test_files_of_dead_writers_are_swept(path: Path) -> None:
-    abandoned = path.with_name(f".{path.name}.flashpack-tmp-999-0-1")
-    held = path.with_name(f".{path.name}.flashpack-tmp-999-0-2")
-    unrelated = path.with_name(".other.flashpack.flashpack-tmp-999-0-3")
-    for stale in (abandoned, held, unrelated):
-        stale.write_bytes(b"half a file")
-        os.utime(stale, (time.time() - 3600,) * 2)
-    with held.open() as writer:
-        fcntl.flock(writer, fcntl.LOCK_EX)
-        flashpack.save_file({"a": torch.ones(1)}, path)
-    assert listing(path.parent) == {path.name, held.name, unrelated.name}
-
-
-def test_pipes_under_the_names_of_temporary_files_are_left_alone(path: Path) -> None:
-    """Anybody may put one into a shared folder, and opening it waits."""
-    reverted = path.with_suffix(".pt")
-    for destination, write in (
-        (path, lambda: flashpack.save_file({"a": torch.ones(1)}, path)),
-        (reverted, lambda: revert_from_flashpack(path, reverted)),
-    ):
-        pipe = destination.with_name(f".{destination.name}.flashpack-tmp-999-0-1")
-        os.mkfifo(pipe)
-        os.utime(pipe, (0, 0))
-        write()
-        assert destination.is_file()
-        assert pipe.is_fifo()
 
 
 def test_a_deep_copy_of_mapped_tensors_packs(path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -316,13 +317,25 @@ def test_a_failure_leaves_what_was_there(folder: Path, monkeypatch: pytest.Monke
     assert_same(flashpack.load_file(folder), kinds())
 
 
-def test_what_a_killed_save_leaves_is_swept_later(folder: Path) -> None:
-    left = folder / ".model.flashpack.flashpack-tmp-set-0123456789abcdef"
-    left.mkdir()
-    (left / names_of(1)[0]).touch()
-    os.utime(left, (1, 1))
-    flashpack.save_file(kinds(), folder / "model.flashpack", max_shard_size=25_000)
-    assert not left.exists()
+def test_the_next_save_sweeps_what_a_killed_one_leaves(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save() -> None:
+        flashpack.save_file(kinds(), folder / "model.flashpack", max_shard_size=25_000)
+
+    def die(path: str, *args: Any, **options: Any) -> None:
+        pack(path, *args, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    save()
+    before, pack = listing(folder), _ops.pack
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(_ops, "pack", die)
+        save()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert len(listing(folder)) == len(before) + 1
+    save()
+    assert listing(folder) == before
 
 
 def test_tied_tensors_stay_in_one_shard_and_tied(tmp_path: Path) -> None:

@@ -1,0 +1,123 @@
+//! Temporary names beside a destination, and what dead writers have left under such names.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File, OpenOptions},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
+    os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use rustix::{fs::OFlags, io::Errno};
+
+/// Every temporary file's name contains this, between the destination's name and what is unique to its writer.
+const TEMP_MARK: &str = ".flashpack-tmp-";
+/// Ends the name of a file that its writer has yet to lock.
+const UNLOCKED: &str = "-new";
+/// How long a writer may take to lock its file.
+const LOCKING_TIME: Duration = Duration::from_secs(1);
+
+pub(super) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// A name beside `destination` that nothing has yet.
+#[must_use]
+pub fn name_beside(destination: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let nanos = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.subsec_nanos());
+    let mut name = prefix(destination);
+    name.push(format!("{}-{}-{nanos}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+    folder_of(destination).join(name)
+}
+
+/// Creates an empty file under a temporary name, and locks it until it is closed.
+pub(super) fn create_named(destination: &Path, mode: u32) -> io::Result<(File, PathBuf)> {
+    let name = name_beside(destination);
+    let mut unlocked = name.clone().into_os_string();
+    unlocked.push(UNLOCKED);
+    let unlocked = PathBuf::from(unlocked);
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&unlocked)?;
+    // Without locks (some network file systems) or renaming, abandoned files stay; nothing else depends on them.
+    if file.try_lock().is_err() {
+        return Ok((file, unlocked));
+    }
+    // Whoever finds the other name without a lock knows that its writer is dead.
+    match fs::rename(&unlocked, &name) {
+        Ok(()) => Ok((file, name)),
+        Err(error) if is_renaming_refused(&error) => Ok((file, unlocked)),
+        Err(error) => {
+            let _ = fs::remove_file(&unlocked);
+            Err(error)
+        }
+    }
+}
+
+/// Removes the temporary files for `destination` whose writers died: those that nobody holds a lock on. Failures are left
+/// for the next writer: they cost space, not correctness.
+pub(super) fn remove_abandoned(destination: &Path) {
+    let prefix = prefix(destination);
+    let Ok(entries) = fs::read_dir(folder_of(destination)) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        let is_locked = !name.ends_with(UNLOCKED.as_bytes());
+        if name.starts_with(prefix.as_encoded_bytes()) {
+            let _ = remove_if_abandoned(&entry.path(), is_locked);
+        }
+    }
+}
+
+/// Removes the file at `path` if its writer, which `locks` its file before it writes, is dead.
+fn remove_if_abandoned(path: &Path, locks: bool) -> io::Result<()> {
+    let found = fs::symlink_metadata(path)?;
+    let is_old = || found.modified()?.elapsed().map(|age| age > LOCKING_TIME).map_err(io::Error::other);
+    if !found.is_file() || !(locks || (found.len() == 0 && is_old()?)) {
+        return Ok(());
+    }
+    // Whoever else may write to the folder can have put a link or a pipe in its place, which would be waited for.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let open = |write| OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
+    // NFS locks only what is open for writing, and the mode may be one that forbids that.
+    let file = open(true).or_else(|_| open(false))?;
+    file.try_lock().map_err(io::Error::other)?;
+    fs::remove_file(path)
+}
+
+/// What the temporary names of this host for `destination` begin with. Locks need not reach further than one host, so
+/// each keeps to its own.
+fn prefix(destination: &Path) -> OsString {
+    let mut host = DefaultHasher::new();
+    rustix::system::uname().nodename().hash(&mut host);
+    let mut prefix = OsString::from(".");
+    // Names have at most 255 bytes on the file systems we know: leave room for the rest.
+    let name = destination.file_name().unwrap_or_default().to_string_lossy();
+    let kept = name.char_indices().map(|(at, _)| at).take_while(|&at| at <= 160).last().unwrap_or(0);
+    prefix.push(if name.len() <= 160 { &name } else { &name[..kept] });
+    prefix.push(TEMP_MARK);
+    prefix.push(format!("{:016x}-", host.finish()));
+    prefix
+}
+
+/// What names an open file, whether it has another name or not.
+pub(super) fn own_link(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// Whether no file can be renamed to the destination, whatever its permissions.
+pub(super) fn is_renaming_refused(error: &io::Error) -> bool {
+    is_any_of(error, &[Errno::BUSY, Errno::XDEV, Errno::NOSYS, Errno::OPNOTSUPP])
+}
+
+pub(super) fn is_any_of(error: &io::Error, errnos: &[Errno]) -> bool {
+    errnos.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
