@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ._load import load_file
     from ._ops import release_pinned_pool
     from ._report import LoadReport, last_load
-    from ._safetensors import load, save
+    from ._safetensors import load, load_model, save, save_model
     from ._save import pack_to_file, save_file
     from ._sharded import load_sharded
     from ._sign import sign_file
@@ -69,7 +69,9 @@ _HOMES = {
     "LoadReport": "_report",
     "last_load": "_report",
     "load": "_safetensors",
+    "load_model": "_safetensors",
     "save": "_safetensors",
+    "save_model": "_safetensors",
     "pack_to_file": "_save",
     "release_pinned_pool": "_ops",
     "save_file": "_save",
@@ -118,6 +120,7 @@ __all__ = [
     "last_load",
     "load",
     "load_file",
+    "load_model",
     "load_sharded",
     "mixin",
     "numpy",
@@ -130,6 +133,7 @@ __all__ = [
     "safe_open",
     "save",
     "save_file",
+    "save_model",
     "serialization",
     "sign_file",
     "utils",

@@ -1,14 +1,17 @@
-"""The rest of safetensors' calls: files as bytes."""
+"""The rest of safetensors' calls: files as bytes, and models."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ._assign import assign_from_file
 from ._bytes import Content, Readable, readable, saved_bytes
-from ._load import load_file
-from ._save import save_file
+from ._load import Device, load_file
+from ._paths import StrPath
+from ._save import pack_to_file, save_file
+from ._sources import ModelPath
 
 
 def load(data: Content | Readable, *, verify: bool | None = None) -> dict[str, Tensor]:
@@ -22,3 +25,30 @@ def load(data: Content | Readable, *, verify: bool | None = None) -> dict[str, T
 def save(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """The bytes of the file that `save_file` writes."""
     return saved_bytes(lambda path: save_file(tensors, path, metadata))
+
+
+def load_model(
+    model: nn.Module,
+    path: ModelPath,
+    strict: bool = True,
+    device: Device = "cpu",  # noqa: ARG001 (safetensors' signature)
+) -> tuple[set[str], list[str]]:
+    """Load a file into a model, which keeps its dtypes and devices; the names missing and unexpected.
+
+    `device` is accepted and not needed: the weights go where the model is. Raises as `assign_from_file`.
+    """
+    result = assign_from_file(model, path, strict=strict, dtype="model")
+    return set(result.missing_keys), list(result.unexpected_keys)
+
+
+def save_model(
+    model: nn.Module,
+    path: StrPath,
+    metadata: Mapping[str, str] | None = None,
+    force_contiguous: bool = True,  # noqa: ARG001 (safetensors' signature)
+) -> None:
+    """Write a model to a file: `pack_to_file`. Tied weights are stored once and load tied.
+
+    `force_contiguous` is accepted and not needed: the file holds row-major tensors, whatever the strides.
+    """
+    pack_to_file(model, path, metadata=metadata)

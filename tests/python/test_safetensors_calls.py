@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from helpers import SAFETENSORS_DTYPES, assert_same, bits, flip_byte, noise
 from safetensors import safe_open
+from torch import Tensor, nn
 
 # Each of another size: a file has the largest first, and safetensors another order.
 TENSORS = {str(dtype): noise(dtype, (3, 4 + place), place) for place, dtype in enumerate(SAFETENSORS_DTYPES)}
@@ -151,3 +152,46 @@ def test_damage_in_memory_is_found(packed: Path) -> None:
 
 def test_save_gives_the_bytes_of_the_file(packed: Path) -> None:
     assert flashpack.save(TENSORS, {"format": "pt", "step": "7"}) == packed.read_bytes()
+
+
+# Models
+
+
+class Tied(nn.Module):
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.one = nn.Linear(4, 4, dtype=dtype)
+        self.other = nn.Linear(4, 4, dtype=dtype)
+        self.other.weight = self.one.weight
+        self.norm = nn.BatchNorm1d(4)
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_load_model_does_what_safetensors_does(tmp_path: Path, dtype: torch.dtype) -> None:
+    saved = Tied()
+    safetensors.torch.save_model(saved, str(tmp_path / "model.safetensors"))
+    flashpack.save_model(saved, tmp_path / "model.flashpack", {"step": "7"})
+    expected, ours, through = Tied(dtype), Tied(dtype), Tied(dtype)
+    outcome = safetensors.torch.load_model(expected, tmp_path / "model.safetensors")
+    assert flashpack.load_model(ours, tmp_path / "model.flashpack") == outcome == (set(), [])
+    assert flashpack.load_model(through, tmp_path / "model.safetensors", True, "cpu") == outcome
+    assert_same(state(ours), state(expected))
+    assert_same(state(through), state(expected))
+    assert ours.one.weight is ours.other.weight
+    assert flashpack.open(tmp_path / "model.flashpack").metadata() == {"step": "7"}
+
+
+def test_load_model_reports_what_does_not_fit(tmp_path: Path) -> None:
+    safetensors.torch.save_model(nn.Linear(4, 4), str(tmp_path / "model.safetensors"))
+    model = nn.Sequential(nn.Linear(4, 4))
+    before = state(model)
+    with pytest.raises(ValueError, match=r"0\.weight"):
+        flashpack.load_model(model, tmp_path / "model.safetensors")
+    expected = safetensors.torch.load_model(model, tmp_path / "model.safetensors", strict=False)
+    missing, unexpected = flashpack.load_model(model, tmp_path / "model.safetensors", strict=False)
+    assert (missing, sorted(unexpected)) == (expected[0], sorted(expected[1]))
+    assert_same(state(model), before)
