@@ -237,6 +237,8 @@ def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, op
             retained = _retained(FlashTensorStorage(file.blocks()), file.footer)
             tensors = ranks.agree(lambda: cast(_in_blocks(retained, options), dtypes))
         else:
+            if len(set(ranks.gather(lambda: tuple(dtypes.items())))) > 1:  # they would not load in step
+                raise ValueError(f"{path}: the ranks load different tensors from it, or to different dtypes")
             tensors = load_cast(file.load, file.footer, dtypes, options.shown)
         ranks.agree(lambda: check_ties(str(path), match.slots, tensors, options))
         ranks.agree(lambda: commit(match.slots, tensors, slots.values(), held))

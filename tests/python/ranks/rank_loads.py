@@ -170,6 +170,8 @@ def disagrees(path: str, how: str) -> list[str]:
         os.environ["LOCAL_RANK"] = "first" if odd else "0"
     elif how == "names":
         options["ignore_names"] = ["large"] if odd else []
+    elif how == "dtypes":
+        options["dtype"] = "float16" if odd else "file"
     model = nn.ParameterDict({"large": torch.empty_like(tensors()["large"])})
     with pytest.raises(ValueError) as caught:
         flashpack.assign_from_file(model, path, strict_params=False, use_distributed_loading=True, **options)

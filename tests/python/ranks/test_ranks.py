@@ -112,7 +112,13 @@ def test_a_rank_with_another_file_is_noticed(copies: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "says"), [("rank", "rank=99"), ("local_rank", "LOCAL_RANK"), ("names", "different tensors")]
+    ("how", "says"),
+    [
+        ("rank", "rank=99"),
+        ("local_rank", "LOCAL_RANK"),
+        ("names", "different tensors"),
+        ("dtypes", "different dtypes"),
+    ],
 )
 def test_a_rank_with_other_settings_is_noticed(how: str, says: str, packed: Path) -> None:
     for said in ranks.run(loads.disagrees, 3, str(packed), how):
