@@ -32,8 +32,8 @@ pub struct Report {
 /// by the key that stands beside it, which proves nothing of who that is.
 ///
 /// # Errors
-/// As [`Model::open`]; [`ErrorKind::Checksum`] names the first damaged chunk, its
-/// bytes and the tensors in them; [`ErrorKind::Signature`].
+/// As [`Model::open`]; [`ErrorKind::Checksum`](crate::ErrorKind::Checksum) names the first damaged chunk, its
+/// bytes and the tensors in them; [`ErrorKind::Signature`](crate::ErrorKind::Signature).
 pub fn verify(path: &Path, key: Option<&PublicKey>, progress: Progress<'_>) -> Result<Report> {
     let began = Instant::now();
     let Model { files, index, seals, .. } = Model::open(path)?;

@@ -31,7 +31,7 @@ struct Owned {
 /// All staging buffers of this process.
 ///
 /// A child made by `fork` begins with a pool of its own: the buffers of its parent are no memory of the child's
-/// ([`HostBuffer::keep_from_children`]), and a thread that the child does not have may hold the lock of their pool.
+/// (`HostBuffer::keep_from_children`), and a thread that the child does not have may hold the lock of their pool.
 pub fn pinned() -> &'static Pool<Pinned> {
     static CURRENT: AtomicPtr<Owned> = AtomicPtr::new(ptr::null_mut());
     let process = process::id();

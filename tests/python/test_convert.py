@@ -314,7 +314,7 @@ def test_revert_refuses_what_is_no_regular_file(packed: Path, tmp_path: Path) ->
     os.mkfifo(pipe)
     with pytest.raises(OSError, match="is not a regular file") as caught:
         revert_from_flashpack(packed, pipe)
-    assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, str(pipe))
+    assert caught.value.filename == str(pipe)
     assert pipe.is_fifo()
 
 
