@@ -20,6 +20,15 @@ from ._in_place import fill
 from ._load import as_device, load_tensors
 from ._match import IncompatibleKeys, Match, check_ties, dtypes_of, match_tensors
 from ._module.offloaded import find_held, refresh_groups
+from ._module.own_way import (
+    call_post_hooks,
+    children_first,
+    hand_over,
+    loads_flat,
+    own_roots,
+    rehearse,
+    settle_groups,
+)
 from ._options import LoadOptions
 from ._parallel import note_own_blocks
 from ._paths import read_one_version
@@ -122,15 +131,20 @@ def _assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match | 
     text = model_path(path)
     if assign_usual(model, text, device, options):
         if not options.silent and not options.in_place:
-            _report(_all_of(model), dict(zip(*find_tensors(model), strict=True)), text)
+            _report(_all_of(model), dict(zip(*find_tensors(model)[:2], strict=True)), text)
         return None
+    if loads_flat(model):
+        return _hand_over(model, text, options)
     note_own_blocks(model)
+    settle_groups(model)
     slots, held = find_slots(model), find_held(model)
-    match, tensors, retained = read_one_version(text, lambda: _read(text, slots, device, options))
+    match, tensors, retained = read_one_version(text, lambda: _read(text, model, slots, device, options))
+    if not options.in_place:
+        commit(match.slots, tensors, slots.values(), held)
+        refresh_groups(model, {id(slot.tensor): slot.tensor for slot in match.slots.values()})
+    call_post_hooks(children_first(model), match.incompatible)
     if options.in_place:
         return match
-    commit(match.slots, tensors, slots.values(), held)
-    refresh_groups(model, {id(slot.tensor): slot.tensor for slot in match.slots.values()})
     for name, value in retained.items():
         setattr(model, name, value)
     if not options.silent:
@@ -139,7 +153,7 @@ def _assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match | 
 
 
 def _read(
-    path: str, slots: Mapping[str, Slot], device: torch.device, options: LoadOptions
+    path: str, model: nn.Module, slots: Mapping[str, Slot], device: torch.device, options: LoadOptions
 ) -> tuple[Match, dict[str, Tensor], dict[str, Any]]:
     """What goes where, the tensors for it, and what stays on the model. In place, they are filled."""
     maps = device.type == "cpu" and options.surely_maps and not options.in_place
@@ -152,6 +166,8 @@ def _read(
         verify=False,
         silent=True,
     )
+    if roots := own_roots(model, mapped):
+        return *_read_own_way(path, roots, slots, device, options), {}
     match = match_tensors(mapped, slots, options, shown_path(path))
     if options.in_place:
         fill(path, match, mapped, device, options)
@@ -209,9 +225,73 @@ def _load(
     return load_cast(load, read_index(path), dtypes, options.shown)
 
 
+def _read_own_way(
+    path: str,
+    roots: Mapping[str, nn.Module],
+    slots: Mapping[str, Slot],
+    device: torch.device,
+    options: LoadOptions,
+) -> tuple[Match, dict[str, Tensor]]:
+    """`_read` where modules tell what becomes of the records, which are all loaded before."""
+    shown = shown_path(path)
+    if options.keep_flash_ref_on_model:
+        raise ValueError(f"{shown}: keep_flash_ref_on_model=True: {_named(roots)} in their own way")
+    if any(is_dtensor(slot.tensor) for slot in slots.values()):
+        raise ValueError(f"{shown}: {_named(roots)} in their own way, which DTensors cannot follow")
+    records = load_tensors(
+        path,
+        device,
+        ignore=options.ignore,
+        eager=options.eager,
+        verify=options.verify,
+        silent=options.shown,
+    )
+    found = rehearse(roots, records, device, shown)
+    try:
+        open_slots = {name: slot for name, slot in slots.items() if name not in found.settled}
+        match = match_tensors(found.tensors, open_slots, options, shown)
+        match.missing.extend(name for name in found.missing if not options.ignores(name))
+        if found.missing and options.demands_buffers:
+            raise ValueError(f"{shown}: Missing extra state: {listed(found.missing)}")
+        if options.in_place:
+            if found.reshaped:
+                names = [slot.name for slot, _ in found.reshaped]
+                raise ValueError(
+                    f"{shown}: in_place=True cannot fill {listed(names)}: the records' shapes differ"
+                )
+            fill(path, match, found.tensors, device, options, found.tensors)
+            tensors = found.tensors
+        else:
+            tensors = cast(found.tensors, dtypes_of(match.slots, found.tensors, options))
+            check_ties(shown, match.slots, tensors, options)
+    except BaseException:
+        found.undo()
+        raise
+    found.finish()
+    return match, tensors
+
+
+def _named(roots: Mapping[str, nn.Module]) -> str:
+    kinds = sorted({type(module).__name__ for module in roots.values()})
+    return f"{', '.join(kinds)} load" if len(kinds) < 4 else f"{', '.join(kinds[:3])} and others load"
+
+
+def _hand_over(model: nn.Module, path: str, options: LoadOptions) -> Match:
+    """Load FSDP1's flat parameters, of which no tensor of the model is one record's."""
+    if options.keep_flash_ref_on_model:
+        raise ValueError(f"{shown_path(path)}: keep_flash_ref_on_model=True: FSDP1 copies what it loads")
+    if isinstance(options.dtype, torch.dtype):
+        raise ValueError(f"{shown_path(path)}: dtype={options.dtype}: FSDP1 keeps the dtypes of the model")
+    records = load_tensors(
+        path, torch.device("cpu"), ignore=options.ignore, eager=options.eager, verify=options.verify
+    )
+    keys = hand_over(model, records, options.demands_params, shown_path(path))
+    return Match({}, list(keys.unexpected_keys), list(keys.missing_keys))
+
+
 def _all_of(model: nn.Module) -> Match:
     slots = find_slots(model)
-    return Match({name: slots[name] for name in find_tensors(model)[0]}, discarded=[], missing=[])
+    return Match({name: slots[name] for name in find_tensors(model).names}, discarded=[], missing=[])
 
 
 def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, options: LoadOptions) -> Match:
@@ -228,6 +308,11 @@ def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, op
                     "use_distributed_loading=True loads whole tensors: leave it out for DTensors, of which "
                     "each rank reads its own part"
                 )
+            if loads_flat(model) or (roots := own_roots(model, described)):
+                kinds = "FSDP1's modules load" if loads_flat(model) else _named(roots)
+                raise ValueError(
+                    f"{path}: {kinds} in their own way, which use_distributed_loading=True cannot follow"
+                )
             return match_tensors(described, slots, options, str(path))
 
         match = ranks.agree(check)
@@ -243,6 +328,7 @@ def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, op
         ranks.agree(lambda: check_ties(str(path), match.slots, tensors, options))
         ranks.agree(lambda: commit(match.slots, tensors, slots.values(), held))
         refresh_groups(model, {id(slot.tensor): slot.tensor for slot in match.slots.values()})
+        call_post_hooks(children_first(model), match.incompatible)
     for name, value in retained.items():
         setattr(model, name, value)
     if not options.silent and ranks.rank == 0:

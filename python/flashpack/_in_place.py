@@ -21,9 +21,14 @@ from ._usual import bump_versions, is_on
 
 
 def fill(
-    path: str, match: Match, mapped: Mapping[str, Tensor], device: torch.device, options: LoadOptions
+    path: str,
+    match: Match,
+    mapped: Mapping[str, Tensor],
+    device: torch.device,
+    options: LoadOptions,
+    values: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Load the matched records into their tensors' memory.
+    """Load the matched records, or copy `values`, into their tensors' memory.
 
     Raises ValueError, before anything changes, for memory that cannot take its record: on another device, of
     another dtype, not there, or shared with what has another record.
@@ -47,15 +52,18 @@ def fill(
     direct = {
         name: tensor
         for name, tensor in targets.items()
-        if mapped[name].dtype == tensor.dtype and _takes_bytes(tensor)
+        if values is None and mapped[name].dtype == tensor.dtype and _takes_bytes(tensor)
     }
     copied = {name: tensor for name, tensor in targets.items() if name not in direct}
     whole, first = (sum(tensor.nbytes for tensor in each.values()) for each in (targets, copied))
     try:
-        if copied:
+        if values is not None:
+            _put(copied, values)
+        elif copied:
             _copy(path, copied, device, options.verify, part_of(options.shown, 0, first, whole))
         silent = part_of(options.shown, first, whole - first, whole)
-        load_into(path, direct, verify=options.verify, silent=silent)
+        if values is None:
+            load_into(path, direct, verify=options.verify, silent=silent)
     finally:  # also half a load
         bump_versions(list(targets.values()))
 
@@ -70,11 +78,13 @@ def _copy(
 
     dtypes = {name: tensor.dtype for name, tensor in targets.items()}
     for part in cast_parts(load, read_index(path), dtypes, silent):
-        with (
-            torch.inference_mode()
-        ):  # in which alone inference tensors can be written, and others can be, too
-            for name, tensor in part.items():
-                targets[name].copy_(tensor)
+        _put(targets, part)
+
+
+def _put(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    with torch.inference_mode():  # in which alone inference tensors can be written, and others can be, too
+        for name in targets.keys() & values.keys():
+            targets[name].copy_(values[name])
 
 
 def _refusal(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> str | None:

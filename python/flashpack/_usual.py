@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ._load import load_all_for, load_all_into, native_device
+from ._match import IncompatibleKeys
 from ._module.offloaded import is_grouped
+from ._module.own_way import call_post_hooks, is_usual
 from ._names import is_utf8
 from ._options import LoadOptions
 from ._paths import SEPARATOR
@@ -38,23 +40,25 @@ def assign_usual(model: nn.Module, path: str, device: torch.device, options: Loa
     if not options.in_place:
         device = native_device(device)
     try:
-        listed, tensors = find_tensors(model)
+        listed, tensors, kinds, hooked = find_tensors(model)
     except KeyError:  # a ScriptModule's __dict__ is not a module's
         return False
     names = SEPARATOR.join(listed)
     # What the operators cannot see; that all are on one device, they do.
-    if not tensors or not is_on(tensors[0], device) or not is_utf8(names):
+    if not tensors or not is_on(tensors[0], device) or not is_utf8(names) or not is_usual(kinds, hooked):
         return False
-    if not set(map(type, tensors)).issubset(PLAIN_TYPES):
-        return False
-    if len(set(map(id, tensors))) < len(tensors):  # the records of one tied tensor are to be compared
+    # The records of one tied tensor are to be compared.
+    if not set(map(type, tensors)).issubset(PLAIN_TYPES) or len(set(map(id, tensors))) < len(tensors):
         return False
     try:
-        return (_fill if options.in_place else _replace)(path, names, tensors, options)
+        if not (_fill if options.in_place else _replace)(path, names, tensors, options):
+            return False
     except RuntimeError:
         if all(map(_is_plain, tensors)):
             raise
         return False  # torch itself refuses what an operator cannot take, before it runs
+    call_post_hooks(hooked, IncompatibleKeys([], []))
+    return True
 
 
 def _is_plain(tensor: Tensor) -> bool:

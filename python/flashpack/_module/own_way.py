@@ -1,0 +1,266 @@
+"""Modules that load in their own way: with hooks, or with a `load_state_dict` or similar of their own.
+
+Such a module rehearses: its load_state_dict is called with the records, and what it holds afterwards says
+what its tensors are to be. It gets its own tensors back, and the load goes on as for any other module.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from .._slots import Slot, find_slots
+from .._tensors import PLAIN_TYPES, has_own_dispatch, is_uninitialized, rebuild
+
+# Those of norms differ only for files of old releases.
+_USUAL = (
+    nn.Module._load_from_state_dict,
+    _NormBase._load_from_state_dict,
+    _InstanceNorm._load_from_state_dict,
+)
+# Hooks that change nothing about which record goes where.
+_HARMLESS = ("LazyModuleMixin._lazy_load_hook", "FSDPParamGroup._register_state_dict_hooks")
+
+
+def is_usual(kinds: Iterable[type], hooked: Iterable[nn.Module]) -> bool:
+    """Whether modules of these classes, some with hooks, take the records of their names as they are."""
+    return not any(map(_overrides, kinds)) and not any(module._load_state_dict_pre_hooks for module in hooked)
+
+
+def call_post_hooks(modules: Iterable[nn.Module], incompatible: Any) -> None:
+    """Tell the modules that their weights have changed."""
+    for module in modules:
+        for hook in getattr(module, "_load_state_dict_post_hooks", {}).values():
+            hook(module, incompatible)
+
+
+def children_first(module: nn.Module) -> Iterator[nn.Module]:
+    """All modules, in the order in which load_state_dict calls their hooks."""
+    for child in module._modules.values():
+        if child is not None:
+            yield from children_first(child)
+    yield module
+
+
+def settle_groups(model: nn.Module) -> None:
+    """Let fully_shard's groups put their shards back where a load finds them."""
+    for module in model.modules():
+        for hook in _pre_hooks(module):
+            if _name_of(hook).startswith(_HARMLESS[1]):
+                hook()
+
+
+def own_roots(model: nn.Module, records: Mapping[str, Tensor]) -> dict[str, nn.Module]:
+    """The outermost modules that load in their own way, by the prefix of their names."""
+    if _overrides_whole(type(model)):
+        return {"": model}
+    return dict(_roots_below(model, "", records))
+
+
+def loads_flat(model: nn.Module) -> bool:
+    """Whether FSDP1 keeps the model's parameters, flattened and divided."""
+    if "torch.distributed.fsdp.fully_sharded_data_parallel" not in sys.modules:
+        return False
+    return any(map(_is_flat, model.modules()))
+
+
+def hand_over(model: nn.Module, records: Mapping[str, Tensor], strict: bool, path: str) -> Any:
+    """Load by the model's own load_state_dict. Raises ValueError for what it refuses."""
+    try:
+        return model.load_state_dict(dict(records), strict=strict)
+    except RuntimeError as error:
+        raise ValueError(f"Error while assigning from {path}: {str(error)[:2000]}") from error
+
+
+@dataclass
+class Rehearsal:
+    """What modules have made of the records.
+
+    `tensors`: by names of the model, and by their own names those records that nobody takes. `settled`: names
+    of the model for which no record is expected. `missing`: extra state that the file lacks. `reshaped`: what
+    takes the place of tensors of other shapes.
+    """
+
+    tensors: dict[str, Tensor]
+    settled: set[str] = field(default_factory=set)
+    missing: list[str] = field(default_factory=list)
+    reshaped: list[tuple[Slot, Tensor]] = field(default_factory=list)
+    _before: list[tuple[nn.Module, dict[str, Any]]] = field(default_factory=list)
+    _slots: list[Slot] = field(default_factory=list)
+
+    def undo(self) -> None:
+        """Make the modules what they were before, but for what is in containers of their own."""
+        for module, state in self._before:
+            vars(module).clear()
+            vars(module).update(state)
+        for slot in self._slots:
+            slot.put(slot.tensor)
+
+    def finish(self) -> None:
+        """Give modules the tensors that they have made of other shapes."""
+        for slot, tensor in self.reshaped:
+            slot.put(tensor)
+
+
+def rehearse(
+    roots: Mapping[str, nn.Module], records: Mapping[str, Tensor], device: torch.device, path: str
+) -> Rehearsal:
+    """Let `roots` load their records. Raises ValueError, and changes nothing, if one refuses."""
+    ordered = sorted(records)
+    found = Rehearsal(dict(records))
+    try:
+        for prefix, module in roots.items():
+            first, last = (bisect_left(ordered, prefix + end) for end in ("", chr(0x10FFFF)))
+            local = {name[len(prefix) :]: found.tensors.pop(name) for name in ordered[first:last]}
+            _rehearse_one(module, prefix, local, found, device)
+    except RuntimeError as error:
+        found.undo()
+        raise ValueError(f"Error while assigning from {path}: {str(error)[:2000]}") from error
+    except BaseException:
+        found.undo()
+        raise
+    return found
+
+
+def _rehearse_one(
+    module: nn.Module, prefix: str, local: dict[str, Tensor], found: Rehearsal, device: torch.device
+) -> None:
+    for each in module.modules():
+        held = {name: dict(vars(each).get(name, {})) for name in ("_parameters", "_buffers", "_modules")}
+        found._before.append((each, vars(each) | held))
+    slots = find_slots(module)
+    found._slots += slots.values()
+    whole = _overrides_whole(type(module))
+    assigns = not whole or _takes(module, "assign")
+    own: dict[int, Tensor] = {}
+    for slot in slots.values():
+        slot.put(own.setdefault(id(slot.tensor), _stand_in(slot.tensor, assigns)))
+    before = {key: _state_of(tensor) for key, tensor in own.items()}
+    missing, unexpected = _load_unnoticed(module, local, whole)
+    for name, slot in slots.items():
+        now = (slot.module._parameters if slot.is_parameter else slot.module._buffers).get(slot.attribute)
+        slot.put(slot.tensor)
+        key = id(slot.tensor)
+        changed = now is not None and (now is not own[key] or _state_of(now) != before[key])
+        if now is not None and changed and not now.is_meta:
+            if slot.takes_shape(now.shape):
+                found.tensors[prefix + name] = now.detach().to(device)
+            else:
+                found.settled.add(prefix + name)
+                found.reshaped.append((slot, now))
+        elif name not in missing:
+            if slot.tensor.is_meta and not assigns:
+                raise ValueError(
+                    f"{prefix}{name}: {type(module).__name__}.load_state_dict takes no assign=True, so it "
+                    "cannot fill tensors on the meta device"
+                )
+            found.settled.add(prefix + name)
+    found.missing += [prefix + name for name in sorted(missing) if name.rpartition(".")[2] == "_extra_state"]
+    for name in unexpected - {name for name in slots if prefix + name in found.tensors}:
+        found.tensors[prefix + name] = local.get(name, torch.empty(0))
+        found.settled.discard(prefix + name)
+
+
+def _load_unnoticed(module: nn.Module, local: dict[str, Tensor], whole: bool) -> tuple[set[str], set[str]]:
+    """Load without the hooks that follow: they are called when the tensors are in place."""
+    hooks = [(vars(each), each._load_state_dict_post_hooks) for each in module.modules()]
+    for state, kept in hooks:
+        state["_load_state_dict_post_hooks"] = type(kept)()
+    result = _load(module, local, whole)
+    for state, kept in hooks:
+        state["_load_state_dict_post_hooks"] = kept
+    missing, unexpected = result or ([], [])
+    return set(missing), set(unexpected)
+
+
+def _load(module: nn.Module, local: dict[str, Tensor], whole: bool) -> Any:
+    """load_state_dict with as many of its options as the module takes."""
+    if not whole:
+        return nn.Module.load_state_dict(module, local, strict=False, assign=True)
+    options: dict[str, Any] = {"strict": False, "assign": True}
+    return module.load_state_dict(local, **{key: options[key] for key in options if _takes(module, key)})
+
+
+def _takes(module: nn.Module, option: str) -> bool:
+    known = inspect.signature(module.load_state_dict).parameters
+    return option in known or any(each.kind is each.VAR_KEYWORD for each in known.values())
+
+
+def _stand_in(tensor: Tensor, assigns: bool) -> Tensor:
+    """What the module may replace or change instead of its own tensor.
+
+    Parameters show the same memory, unless the module is to write to it: models are large.
+    """
+    if is_uninitialized(tensor) or has_own_dispatch(tensor):
+        return tensor
+    with torch.inference_mode(False), torch.no_grad():
+        if not isinstance(tensor, nn.Parameter):
+            return tensor.clone() if type(tensor) in PLAIN_TYPES else tensor
+        return rebuild(tensor, tensor if assigns else tensor.clone())
+
+
+def _state_of(tensor: Tensor) -> tuple[object, ...]:
+    """Differs once the tensor has been written to, or given other memory."""
+    if is_uninitialized(tensor) or has_own_dispatch(tensor) or tensor.layout is not torch.strided:
+        return (id(tensor),)
+    version = 0 if tensor.is_inference() else tensor._version
+    return version, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _roots_below(
+    module: nn.Module, prefix: str, records: Mapping[str, Tensor]
+) -> Iterator[tuple[str, nn.Module]]:
+    if (
+        _overrides(type(module))
+        or not all(_name_of(hook).startswith(_HARMLESS) for hook in _pre_hooks(module))
+        or _lacks_count(module, prefix, records)
+    ):
+        yield prefix, module
+        return
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _roots_below(child, f"{prefix}{name}.", records)
+
+
+def _overrides(kind: type) -> bool:
+    return (
+        getattr(kind, "_load_from_state_dict", _USUAL[0]) not in _USUAL
+        or getattr(kind, "set_extra_state", None) is not nn.Module.set_extra_state
+        or _overrides_whole(kind)
+        or kind.__module__ == "torch.distributed.fsdp.fully_sharded_data_parallel"
+    )
+
+
+def _overrides_whole(kind: type) -> bool:
+    return getattr(kind, "load_state_dict", None) is not nn.Module.load_state_dict
+
+
+def _is_flat(module: nn.Module) -> bool:
+    return type(module).__module__ == "torch.distributed.fsdp.fully_sharded_data_parallel"
+
+
+def _pre_hooks(module: nn.Module) -> list[Any]:
+    hooks: Mapping[int, Any] = getattr(module, "_load_state_dict_pre_hooks", {})
+    return [getattr(hook, "hook", hook) for hook in hooks.values()]
+
+
+def _name_of(hook: Any) -> str:
+    return str(getattr(hook, "__qualname__", ""))
+
+
+def _lacks_count(module: nn.Module, prefix: str, records: Mapping[str, Tensor]) -> bool:
+    """Whether it is a batch norm in a file from before they counted batches."""
+    return (
+        isinstance(module, _NormBase)
+        and module._buffers.get("num_batches_tracked") is not None
+        and f"{prefix}num_batches_tracked" not in records
+    )
