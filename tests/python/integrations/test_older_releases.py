@@ -24,7 +24,8 @@ def test_older_releases() -> None:
     versions = "import diffusers, transformers as t; print(diffusers.__version__, t.__version__)"
     assert python("-c", versions, env=env).stdout.split() == ["0.41.0", "5.10.4"]
     here = Path(__file__)
-    options = ["-q", "-p", "no:cacheprovider", f"--ignore={here}"]
-    done = python("-m", "pytest", *options, here.parent, env=env)
+    # 0.4.5's own tests say nothing about releases.
+    ignored = [f"--ignore={path}" for path in (here, here.with_name("test_upstream.py"))]
+    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", *ignored, here.parent, env=env)
     assert done.returncode == 0, done.stdout[-20_000:]
     assert re.search(r"\d+ passed", done.stdout), done.stdout

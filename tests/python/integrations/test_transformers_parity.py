@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from flashpack.integrations.transformers import load_model
 from tiny_architectures import base_class, built, config_of, outputs
 from transformers import (
@@ -26,7 +27,7 @@ from transformers import (
     T5ForConditionalGeneration,
     WhisperForConditionalGeneration,
 )
-from transformers_parity import DTYPES_LOST, compare_classes, differences, saved, seeded
+from transformers_parity import DTYPES_LOST, compare_classes, differences, saved
 
 ARCHITECTURES = """
     albert apertus aria bamba bart beit bert big_bird biogpt bit bloom clip_text_model
@@ -68,18 +69,21 @@ def test_tables_of_frequencies(tmp_path: Path) -> None:
 # A file of one class in a model of another
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        BertForSequenceClassification,
-        GPT2LMHeadModel,
-        LlamaForCausalLM,
-        OPTForCausalLM,
-        Qwen2VLForConditionalGeneration,
-        T5ForConditionalGeneration,
-        WhisperForConditionalGeneration,
-    ],
-)
+HEADS = [
+    BertForSequenceClassification,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    OPTForCausalLM,
+    T5ForConditionalGeneration,
+    WhisperForConditionalGeneration,
+]
+if not transformers.__version__.startswith(
+    "5.10."
+):  # whose own from_pretrained leaves the base without weights
+    HEADS.append(Qwen2VLForConditionalGeneration)
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_the_base_of_a_head_and_a_head_on_the_base(head: type[PreTrainedModel], tmp_path: Path) -> None:
     model_type = head.config_class.model_type
     config, base = config_of(model_type), base_class(model_type)
@@ -115,8 +119,9 @@ def test_what_is_left_over_of_a_head_is_no_error(tied: bool, tmp_path: Path) -> 
 
 def test_a_lenient_load_makes_nothing_up_that_the_file_has(tmp_path: Path) -> None:
     config = config_of("qwen2_vl")
-    folders = saved(built(Qwen2VLForConditionalGeneration, config), tmp_path)
-    kind = base_class("qwen2_vl")
-    expected = kind.from_pretrained(folders["safetensors"])
-    actual = seeded(load_model, kind, folders["packed"], strict=False)
-    assert list(differences(actual, expected)) == []
+    source = built(Qwen2VLForConditionalGeneration, config)
+    folders = saved(source, tmp_path)
+    actual = load_model(base_class("qwen2_vl"), folders["packed"], strict=False)
+    loaded = actual.state_dict()
+    for name, tensor in source.model.state_dict().items():
+        assert torch.equal(loaded[name], tensor), name
