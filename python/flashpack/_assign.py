@@ -187,8 +187,8 @@ def _read(
         tensors = cast(mapped, dtypes)
     else:
         tensors = _load(path, device, options, match.slots, mapped, dtypes)
-    # Of DTensors the whole, so that all ranks come to the same.
-    check_ties(shown_path(path), match.slots, tensors | {name: mapped[name] for name in parts}, options)
+    # As the file has them: on the CPU, and of DTensors the whole, so that all ranks come to the same.
+    check_ties(shown_path(path), match.slots, mapped, options)
     return match, tensors, retained
 
 
