@@ -423,9 +423,9 @@ MESSAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
     ),
     "unknown names": (r"Could not assign 2 names: \['x', 'y\.z'\]", unknown_names),
     "missing parameter": (r"Missing 1 parameters: \['weight'\]", missing_parameter),
-    "missing buffers": (r"Missing 2 buffers: \['running_mean', 'num_batches_tracked'\]", missing_buffers),
+    "missing buffers": (r"Missing 1 buffers: \['running_mean'\]", missing_buffers),
     "missing both": (
-        r"Missing 1 parameters and 3 buffers: \['0\.bias'\] \['0\.running_mean'",
+        r"Missing 1 parameters and 2 buffers: \['0\.bias'\] \['0\.running_mean'",
         missing_everything,
     ),
     "misaligned": (
