@@ -29,6 +29,7 @@ from ._module.own_way import (
     rehearse,
     settle_groups,
 )
+from ._names import filter_state_dict
 from ._options import LoadOptions
 from ._parallel import note_own_blocks
 from ._paths import read_one_version
@@ -246,6 +247,18 @@ def _read_own_way(
         verify=options.verify,
         silent=options.shown,
     )
+    return _match_own_way(shown, roots, slots, records, device, options)
+
+
+def _match_own_way(
+    shown: str,
+    roots: Mapping[str, nn.Module],
+    slots: Mapping[str, Slot],
+    records: Mapping[str, Tensor],
+    device: torch.device,
+    options: LoadOptions,
+) -> tuple[Match, dict[str, Tensor]]:
+    """What goes where once the modules at `roots` have told what becomes of their records."""
     found = rehearse(roots, records, device, shown)
     try:
         open_slots = {name: slot for name, slot in slots.items() if name not in found.settled}
@@ -259,7 +272,7 @@ def _read_own_way(
                 raise ValueError(
                     f"{shown}: in_place=True cannot fill {listed(names)}: the records' shapes differ"
                 )
-            fill(path, match, found.tensors, device, options, found.tensors)
+            fill(shown, match, found.tensors, device, options, found.tensors)
             tensors = found.tensors
         else:
             tensors = cast(found.tensors, dtypes_of(match.slots, found.tensors, options))
@@ -269,6 +282,23 @@ def _read_own_way(
         raise
     found.finish()
     return match, tensors
+
+
+def assign_records(
+    model: nn.Module, records: Mapping[str, Tensor], path: str, options: LoadOptions, device: torch.device
+) -> Match:
+    """`assign` with records that were loaded from `path` before, to `device`."""
+    wanted = filter_state_dict(records, **options.ignore)
+    slots = find_slots(model)
+    if roots := own_roots(model, wanted):
+        match, tensors = _match_own_way(path, roots, slots, wanted, device, options)
+    else:
+        match = match_tensors(wanted, slots, options, path)
+        check_ties(path, match.slots, wanted, options)
+        tensors = cast(wanted, dtypes_of(match.slots, wanted, options))
+    commit(match.slots, tensors, slots.values())
+    call_post_hooks(children_first(model), match.incompatible)
+    return match
 
 
 def _named(roots: Mapping[str, nn.Module]) -> str:

@@ -13,17 +13,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .._assign import assign
-from .._cast import cast
-from .._commit import commit
+from .._assign import assign, assign_records
 from .._footer import read_index, records_of
 from .._load import load_tensors
-from .._match import Match, check_ties, dtypes_of, match_tensors
+from .._match import Match
 from .._meta_init import parameters_on_meta
 from .._model_folder import SUFFIX as SUFFIX
 from .._model_folder import checked_subfolder
 from .._model_folder import weights_name as weights_name
-from .._names import filter_state_dict
 from .._options import LoadOptions
 from .._paths import StrPath
 from .._shards import index_path
@@ -134,7 +131,7 @@ def build_and_load(
             str(path), _device_of(options), eager=options.eager, verify=options.verify, silent=options.shown
         )
         mend(model, tensors)
-        match = _assign_tensors(model, tensors, path, options)
+        match = assign_records(model, tensors, str(path), options, _device_of(options))
     return _settle(model, match, path, options)
 
 
@@ -143,7 +140,8 @@ def build_and_fill(
 ) -> tuple[M, LoadingInfo]:
     """`build_and_load` with tensors that were loaded before, from `path`, to the options' device."""
     model = _built(build, {name: tensor.dtype for name, tensor in tensors.items()}, options)
-    return _settle(model, _assign_tensors(model, tensors, path, options), path, options)
+    match = assign_records(model, tensors, str(path), options, _device_of(options))
+    return _settle(model, match, path, options)
 
 
 def _built(build: Callable[[FileDtypes], M], dtypes: FileDtypes, options: LoadOptions) -> M:
@@ -166,17 +164,6 @@ def _cast_buffers(model: nn.Module, dtypes: FileDtypes) -> None:
         floats = slot.tensor.is_floating_point() and dtype.is_floating_point
         if not slot.is_parameter and floats and slot.tensor.dtype != dtype:
             slot.tensor.data = slot.tensor.data.to(dtype)
-
-
-def _assign_tensors(
-    model: nn.Module, tensors: Mapping[str, Tensor], path: Path, options: LoadOptions
-) -> Match:
-    slots = find_slots(model)
-    wanted = filter_state_dict(tensors, **options.ignore)
-    match = match_tensors(wanted, slots, options, str(path))
-    check_ties(str(path), match.slots, wanted, options)
-    commit(match.slots, cast(wanted, dtypes_of(match.slots, wanted, options)), slots.values())
-    return match
 
 
 def _settle(model: M, match: Match, path: Path, options: LoadOptions) -> tuple[M, LoadingInfo]:

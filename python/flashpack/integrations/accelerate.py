@@ -20,6 +20,7 @@ from .._cast import cast
 from .._commit import commit
 from .._load import load_tensors
 from .._match import dtypes_of
+from .._module.own_way import own_roots
 from .._options import LoadOptions
 from .._paths import StrPath, text_path
 from .._slots import find_slots
@@ -128,10 +129,11 @@ def _inferred(
 def _load_to_devices(model: nn.Module, path: str, places: Mapping[str, Device], options: LoadOptions) -> None:
     slots = find_slots(model)
     held = load_tensors(path, torch.device("cpu"), ignore=options.ignore, eager=False, verify=False)
+    own = tuple(own_roots(model, held))  # whose tensors need not be the file's: they move with their hooks
     by_device: dict[torch.device, list[str]] = {}
     for name in held:
         device = _place_of(name, places)
-        if device not in _OFFLOADED and name in slots:
+        if device not in _OFFLOADED and name in slots and not name.startswith(own):
             by_device.setdefault(torch.device(device), []).append(name)
     for device, names in by_device.items():
         tensors = load_tensors(path, device, names=names, verify=options.verify, silent=options.shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import flashpack
@@ -95,6 +96,23 @@ def test_accelerates_own_device_map_of_one_device(tower: Tower, path: Path) -> N
     flashpack.assign_from_file(model, path, device="cpu")
     model = accelerate.dispatch_model(model, {"": "cpu"})
     assert_same(model.state_dict(), tower.state_dict())
+
+
+class Scaled(nn.Linear):
+    """A layer that halves its records."""
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        state[f"{prefix}weight"] = state[f"{prefix}weight"] / 2
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def test_modules_that_load_in_their_own_way_do_so(path: Path) -> None:
+    source = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    flashpack.pack_to_file(source, path)
+    model = nn.Sequential(nn.Linear(3, 3), Scaled(3, 3))
+    loaded = load_checkpoint_and_dispatch(model, path, {"": "cpu:0"})
+    assert torch.equal(loaded[0].weight, source[0].weight)
+    assert torch.equal(loaded[1].weight, source[1].weight / 2)
 
 
 def test_what_does_not_fit_is_refused(tower: Tower, path: Path) -> None:

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import tiny_pipelines
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline
+from diffusers import ConfigMixin, DDPMPipeline, DDPMScheduler, ModelMixin, StableDiffusionPipeline
+from diffusers.configuration_utils import register_to_config
 from flashpack import ChecksumError, FlashPackError, get_flashpack_file_metadata, load_file, save_file
 from flashpack.integrations.diffusers import FlashPackDiffusionPipeline
 from flashpack.integrations.diffusers._embedded import embed_files, restore_files
 from helpers import assert_same, flip_byte, listing, place_of
+from parity import differences
 from tiny_pipelines import picture, states
-from transformers import T5Config, T5EncoderModel
+from torch import nn
+from transformers import GPTJConfig, GPTJModel, T5Config, T5EncoderModel
 
 
 class FlashPackStableDiffusion(StableDiffusionPipeline, FlashPackDiffusionPipeline):
@@ -98,6 +101,53 @@ def test_dtypes_of_a_text_encoder_are_those_of_a_folder(dtype: Any, path: Path, 
         states(FlashPackReader.from_pretrained_flashpack(tmp_path / "folder", dtype=dtype)),
     )
     assert loaded.text_encoder.shared.weight is loaded.text_encoder.encoder.embed_tokens.weight
+
+
+class FlashPackWriter(FlashPackDiffusionPipeline):
+    """A pipeline of nothing but a language model with a table that its constructor computes."""
+
+    def __init__(self, model: GPTJModel) -> None:
+        super().__init__()
+        self.register_modules(model=model)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.float32])
+def test_computed_buffers_are_those_of_from_pretrained(dtype: Any, path: Path, tmp_path: Path) -> None:
+    config = GPTJConfig(vocab_size=9, n_embd=16, n_layer=1, n_head=2, rotary_dim=8, n_positions=300)
+    GPTJModel(config).to(torch.bfloat16).save_pretrained(tmp_path / "own")
+    made = FlashPackWriter(GPTJModel.from_pretrained(tmp_path / "own", dtype=torch.bfloat16))
+    made.save_pretrained_flashpack(path)
+    loaded = FlashPackWriter.from_pretrained_flashpack(path, dtype=dtype)
+    expected = GPTJModel.from_pretrained(tmp_path / "own", dtype=dtype or torch.bfloat16)
+    assert list(differences(loaded.model, expected)) == []
+    assert loaded.model.config.dtype == expected.config.dtype
+
+
+class Fused(ModelMixin, ConfigMixin):
+    """A model that keeps a product of its weights, and renews it when they are loaded."""
+
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3))
+        self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
+        self.refresh()
+
+    def refresh(self) -> None:
+        self.product = self.weight.detach() @ self.weight.detach()
+
+
+class FlashPackFused(FlashPackDiffusionPipeline):
+    def __init__(self, model: Fused) -> None:
+        super().__init__()
+        self.register_modules(model=model)
+
+
+def test_modules_that_load_in_their_own_way_do_so(path: Path) -> None:
+    made = FlashPackFused(Fused())
+    made.save_pretrained_flashpack(path)
+    loaded = FlashPackFused.from_pretrained_flashpack(path)
+    assert torch.equal(loaded.model.product, made.model.product)
 
 
 def test_tied_weights_stay_tied(ddpm: Any, path: Path) -> None:

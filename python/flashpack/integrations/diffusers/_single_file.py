@@ -34,6 +34,8 @@ from ._embedded import embed_files, restore_files
 from ._index import Index, as_diffusers_reads, read_index
 from ._pipeline_save import save_parts
 
+_Build = Callable[[FileDtypes], Any]
+
 
 def save_single_file(
     pipeline: Any, parts: Iterable[Part], path: Path, target_dtype: Dtypes, packing: Mapping[str, Any]
@@ -139,22 +141,34 @@ def _load_part(
     options = load_options(cls, loading.arguments, loading.device, reports=False)
     dtype = dtype_of(loading.dtype, name)
     if is_transformers_model(cls):
-        config = cls.config_class.from_pretrained(folder)
-        build = cls
+        build = _transformers_build(cls, folder, tensors, dtype)
     elif is_diffusers_module(cls):
-        config = cls.load_config(folder)
-        build = cls.from_config
+        build = _diffusers_build(cls, folder, dtype)
     else:
         raise TypeError(f"{path}: {cls.__name__} is neither a transformers model nor a diffusers.ConfigMixin")
-
-    def build_model(stored: FileDtypes) -> Any:
-        with _dtypes.default_dtype(dtype or _dtypes.main_dtype(cls, stored)):
-            return build(config)
-
-    model, info = build_and_fill(build_model, tensors, path, options)
+    model, info = build_and_fill(build, tensors, path, options)
     _dtypes.cast(model, dtype, info.missing_keys)
     _restore_generation_config(model, folder)
     return model
+
+
+def _transformers_build(cls: Any, folder: Path, tensors: Mapping[str, Tensor], dtype: Any) -> _Build:
+    from ..transformers._build import build_as_loaded, is_plain_float, main_dtype
+
+    config = cls.config_class.from_pretrained(folder)
+    return lambda _: build_as_loaded(
+        cls, config, dtype if is_plain_float(dtype) else main_dtype(config, tensors)
+    )
+
+
+def _diffusers_build(cls: Any, folder: Path, dtype: Any) -> _Build:
+    config = cls.load_config(folder)
+
+    def build(stored: FileDtypes) -> Any:
+        with _dtypes.default_dtype(dtype or _dtypes.main_dtype(cls, stored)):
+            return cls.from_config(config)
+
+    return build
 
 
 def _restore_generation_config(model: Any, folder: Path) -> None:

@@ -38,15 +38,20 @@ def map_tensors(place: Place, wishes: Wishes) -> dict[str, Tensor]:
 
 def build_empty(cls: type[P], config: Any, tensors: Mapping[str, Tensor], arguments: dict[str, Any]) -> P:
     """A model whose parameters have no memory; its buffers are real and have dtypes to match the file."""
+    with BUILDING, parameters_on_meta():
+        return build_as_loaded(cls, config, main_dtype(config, tensors), **arguments)
+
+
+def build_as_loaded(cls: type[P], config: Any, dtype: torch.dtype, **arguments: Any) -> P:
+    """A new model of `dtype`, with the buffers that `from_pretrained` computes. Leaves `config` as it is."""
     from_config: Callable[..., P] = cls._from_config
 
     def by_class(config: Any, **arguments: Any) -> P:
-        model = from_config(config, dtype=main_dtype(config, tensors), **arguments)
+        model = from_config(config, dtype=dtype, **arguments)
         _initialize_again(model)
         return model
 
-    with BUILDING, parameters_on_meta():
-        model: P = initialiser(cls, by_class)(copy.deepcopy(config), **arguments)
+    model: P = initialiser(cls, by_class)(copy.deepcopy(config), **arguments)
     return model
 
 
@@ -66,7 +71,7 @@ def main_dtype(config: Any, tensors: Mapping[str, Tensor]) -> torch.dtype:
     """The configuration's dtype if the file has tensors of it, else that of most elements."""
     sizes: Counter[torch.dtype] = Counter()
     for tensor in tensors.values():
-        if _is_plain_float(tensor.dtype):
+        if is_plain_float(tensor.dtype):
             sizes[tensor.dtype] += tensor.numel()
     wanted = getattr(config, "dtype", None)
     if isinstance(wanted, str):
@@ -76,7 +81,7 @@ def main_dtype(config: Any, tensors: Mapping[str, Tensor]) -> torch.dtype:
     return max(sizes, key=sizes.__getitem__) if sizes else torch.get_default_dtype()
 
 
-def _is_plain_float(dtype: torch.dtype) -> bool:
+def is_plain_float(dtype: torch.dtype) -> bool:
     """A floating dtype that computations run in: what torch takes as the default dtype."""
     return dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
