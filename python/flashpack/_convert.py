@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import _native
 from ._convert_source import Source, find_source
-from ._hints import warn_of_unmatched
-from ._model_folder import STEM, Library, copy_companions, find_companions
+from ._hints import listed, warn, warn_of_unmatched
+from ._model_folder import STEM, Library, adapters_beside, copy_companions, find_companions
 from ._names import filter_state_dict, is_ignored_tensor_name, name_tuple
 from ._paths import StrPath, refuse_source, text_path
 from ._progress import run
@@ -52,9 +52,9 @@ def convert_to_flashpack(
 
     A model folder or a repository becomes a model folder: `model[.variant].flashpack` with the source's
     configurations and other small files, unless the destination ends in .flashpack and is no folder. An
-    adapter of PEFT or diffusers keeps its name (`adapter_model.flashpack`). Folders of further adapters, and
-    those that sentence-transformers' modules.json lists, are copied as they are: no `dtype` for them. Other
-    sources become a file, inside the destination if that is a folder or ends with a slash. The destination
+    adapter of PEFT or diffusers keeps its name (`adapter_model.flashpack`). An adapter beside a model, folders
+    of further adapters and those that sentence-transformers' modules.json lists are copied as they are: no
+    `dtype` for them. Other sources become a file, inside the destination if that is a folder or ends with a slash. The destination
     defaults to the source with its suffix swapped, `model[.variant].flashpack` in the source folder, or, for
     a repository, `<its name>[-subfolder][.variant].flashpack` in the working directory.
 
@@ -160,14 +160,19 @@ def _convert_path(
     if arguments and library is None:
         raise TypeError(f"unexpected arguments without use_transformers or use_diffusers: {[*arguments]}")
     weights = find_sources(source.place, source.variant) if library is None else None
-    destination = source.destination(destination_path, weights.packed_stem if weights else STEM)
+    stem = weights.packed_stem if weights else STEM
+    destination = source.destination(destination_path, stem)
     refuse_source(destination, source.files())
-    companions = find_companions(source.place) if source.makes_folder(destination_path) else None
+    companions = find_companions(source.place, stem) if source.makes_folder(destination_path) else None
     if weights:
         _convert_files(weights, destination, wishes)
     elif library:
         _convert_by_class(source, library, destination, wishes, arguments)
     if companions is None:
+        if source.place.is_dir() and (left := adapters_beside(source.place, stem)):
+            warn(
+                f"{source.place}: only the model is converted, and not the adapter beside it: {listed(left)}"
+            )
         return str(_made(destination))
     copy_companions(source.place, companions, destination.parent)
     return str(destination.parent)

@@ -7,7 +7,7 @@ import glob
 from collections.abc import Iterable
 from pathlib import Path
 
-from ._model_folder import COMPANIONS, PIPELINE, module_folders
+from ._model_folder import ADAPTER_FILES, COMPANIONS, PIPELINE, module_folders
 from ._sources import KINDS, find_index, shards_of, single_names
 from .integrations._hub import HubOptions, fetch
 
@@ -18,7 +18,7 @@ _PRESENT = ".gitattributes"
 def download_model(
     repo_id: str, options: HubOptions, subfolder: str, variant: str | None, quiet: bool
 ) -> Path:
-    """The local folder of a model: its small files, and the first that there are of these weights:
+    """The local folder of a model: its small files, adapters, and the first that there are of these weights:
     whole safetensors, sharded safetensors, a whole torch file, sharded torch files.
 
     Raises what `fetch` raises, FileNotFoundError for a subfolder that the repository lacks, and ValueError
@@ -42,6 +42,7 @@ def download_model(
         fetch_matching(glob.escape(name) for name in names)
         return any((place / name).is_file() for name in names)
 
+    fetch_matching(ADAPTER_FILES)
     for suffix in KINDS:
         if fetch_names(single_names(suffix, variant)):
             return place

@@ -42,6 +42,11 @@ def load_model(
     model_class = find_class(module, folder, arguments)
     given |= {**arguments, "output_loading_info": True}
     model, info = model_class.from_pretrained(str(folder), **given)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"{folder}: {library} puts the adapter of the folder into the model, which renames its "
+            f"weights: convert without --use-{library} (use_{library}=True)"
+        )
     missing = sorted(info["missing_keys"])
     if missing:  # the library has made them up
         raise ValueError(

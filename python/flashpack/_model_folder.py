@@ -6,6 +6,7 @@ import errno
 import fnmatch
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,12 @@ PIPELINE = "model_index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 # PEFT and diffusers find adapters by these names, so their weights keep them.
 ADAPTER_STEMS = ("adapter_model", "pytorch_lora_weights", "learned_embeds")
+ADAPTER_FILES = tuple(
+    f"{stem}{middle}{suffix}"
+    for stem in ADAPTER_STEMS
+    for middle in ("", ".*")
+    for suffix in (SAFETENSORS, ".bin")
+)
 _OWN_STEMS = (STEM, *ADAPTER_STEMS)
 
 # What a model needs beside its weights: configurations, tokenizers, templates, its own code.
@@ -52,10 +59,16 @@ def weights_name(variant: str | None = None, suffix: str = SUFFIX, stem: str = S
 
 def library_weights_name(path: Path) -> str:
     """What the library of the model in the folder of the FlashPack file `path` names it as safetensors."""
-    stem = path.name.partition(".")[0]
+    stem = stem_of(path)
     return weights_name(
-        variant_of(path), SAFETENSORS, stem if stem in ADAPTER_STEMS else _STEMS[library_of(path.parent)]
+        variant_of(path), SAFETENSORS, _STEMS[library_of(path.parent)] if stem == STEM else stem
     )
+
+
+def stem_of(path: Path) -> str:
+    """The stem of the FlashPack file that `path`, a shard or an index of weights, is or is converted to."""
+    stem = re.split(r"[.-]", path.name)[0]
+    return stem if stem in ADAPTER_STEMS else STEM
 
 
 def is_weights_name(name: str) -> bool:
@@ -139,19 +152,27 @@ def refuse_pipeline(folder: Path) -> None:
     )
 
 
-def find_companions(folder: Path) -> list[Path]:
-    """The files, relative to `folder`, that its model needs beside its own weights.
+def find_companions(folder: Path, stem: str) -> list[Path]:
+    """The files, relative to `folder`, that its model needs beside its own weights, which `stem` names.
 
-    These are small files, chat templates, and everything in `module_folders`. Raises as that.
+    These are small files, chat templates, `adapters_beside`, and everything in `module_folders`. Raises as
+    that.
     """
     small = [
         path
         for path in folder.iterdir()
         if _matches(path.name, COMPANIONS) and not _matches(path.name, _INDEXES)
     ]
+    small += [folder / name for name in adapters_beside(folder, stem)]
     within = [*module_folders(folder), _CHAT_TEMPLATES]
     deep = [path for name in within for path in (folder / name).rglob("*")]
     return sorted({path.relative_to(folder) for path in (*small, *deep) if path.is_file()})
+
+
+def adapters_beside(folder: Path, stem: str) -> list[str]:
+    """The weight files of adapters that lie beside those that `stem` names, in formats of the libraries."""
+    names = (path.name for path in folder.iterdir() if _matches(path.name, ADAPTER_FILES))
+    return sorted(name for name in names if name.partition(".")[0] != stem)
 
 
 def module_folders(folder: Path) -> list[str]:

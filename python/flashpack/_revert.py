@@ -17,6 +17,7 @@ from ._model_folder import (
     is_weights_name,
     library_weights_name,
     names_folder,
+    stem_of,
 )
 from ._paths import StrPath, refuse_source, replacing, text_path, with_suffix
 from ._progress import run
@@ -59,7 +60,7 @@ def revert_from_flashpack(
         get_flashpack_file_metadata(file)  # or it raises: a safetensors file has nothing to revert
     size = size_of(str(source))
     copies = folder is not None and destination_path is not None and names_folder(destination_path)
-    companions = find_companions(folder) if folder and copies else []
+    companions = find_companions(folder, stem_of(source)) if folder and copies else []
     if destination.suffix.lower() == SAFETENSORS:
         run(
             lambda counter: _native.call("revert", counter, path=str(source), destination=str(destination)),

@@ -6,13 +6,13 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from . import _native
-from ._model_folder import ADAPTER_STEMS, SAFETENSORS, STEM, SUFFIX, library_of, weights_name
+from ._model_folder import ADAPTER_STEMS, SAFETENSORS, SUFFIX, library_of, stem_of, weights_name
 from ._paths import SEPARATOR, StrPath, text_path
 from ._progress import INLINE_BYTES
 from ._shards import index_path
@@ -21,7 +21,7 @@ KINDS = (SAFETENSORS, ".bin")  # what is converted: safetensors go before what i
 LOADABLE = (SUFFIX, SAFETENSORS)  # what loads as it is
 # A file, a folder, the index of shards, the name they were saved under, or a list of files.
 ModelPath: TypeAlias = StrPath | Sequence[StrPath]
-_STEMS = ("model", "diffusion_pytorch_model", "pytorch_model", *ADAPTER_STEMS)
+_MODEL_STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.)")
 _METADATA = "__metadata__"  # the one key of a header that is no tensor
 _HEADER_LENGTH_BYTES = 8
@@ -40,8 +40,7 @@ class Sources:
     @property
     def packed_stem(self) -> str:
         """The stem of the FlashPack file that is made of them in a folder."""
-        stem = re.split(r"[.-]", self.files[0].name)[0]
-        return stem if stem in ADAPTER_STEMS else STEM
+        return stem_of(self.files[0])
 
     @property
     def are_safetensors(self) -> bool:
@@ -91,26 +90,33 @@ def size_of(text: str) -> int:
     return max(sizes[0], INLINE_BYTES) if text.endswith(".json") else sum(sizes)
 
 
-def single_names(suffix: str, variant: str | None) -> list[str]:
+def single_names(suffix: str, variant: str | None, stems: Sequence[str] = _MODEL_STEMS) -> list[str]:
     """The names that whole checkpoints go by, the likeliest first."""
-    return [weights_name(variant, suffix, stem) for stem in _STEMS]
+    return [weights_name(variant, suffix, stem) for stem in stems]
 
 
-def find_index(folder: Path, suffix: str, variant: str | None) -> Path | None:
-    """The index of sharded weights of one kind. Raises ValueError when there are several."""
+def find_index(
+    folder: Path, suffix: str, variant: str | None, stems: Sequence[str] = _MODEL_STEMS
+) -> Path | None:
+    """The index of sharded weights of one kind, of one of the `stems` if there is one.
+
+    Raises ValueError when there are several others.
+    """
     names = {entry.name for entry in folder.iterdir()}
+    if named := _named_index(names, suffix, variant, stems):
+        return folder / named
     middle = f".{variant}" if variant else ""
-    for stem in _STEMS:
-        # The last two are diffusers' older spellings of a variant.
-        for end in (
-            f"{suffix}.index{middle}.json",
-            f"{suffix}{middle}.index.json",
-            f"{middle}{suffix}.index.json",
-        ):
-            if f"{stem}{end}" in names:
-                return folder / f"{stem}{end}"
     others = sorted(name for name in names if name.endswith(f"{suffix}.index{middle}.json"))
     return folder / _only(folder, others) if others else None
+
+
+def _named_index(
+    names: Collection[str], suffix: str, variant: str | None, stems: Sequence[str]
+) -> str | None:
+    middle = f".{variant}" if variant else ""
+    # The last two are diffusers' older spellings of a variant.
+    ends = (f"{suffix}.index{middle}.json", f"{suffix}{middle}.index.json", f"{middle}{suffix}.index.json")
+    return next((stem + end for stem in stems for end in ends if stem + end in names), None)
 
 
 def shards_of(index: Path) -> dict[str, str]:
@@ -125,16 +131,24 @@ def find_weights_file(folder: Path, variant: str | None, kinds: Sequence[str]) -
     Raises FileNotFoundError when there are none, ValueError for shards without an index and several choices.
     """
     names = {entry.name for entry in folder.iterdir() if entry.is_file()}
+
+    def known(suffix: str, stems: Sequence[str]) -> str | None:
+        single = next((name for name in single_names(suffix, variant, stems) if name in names), None)
+        return single or _named_index(names, suffix, variant, stems)
+
+    # An adapter may lie beside the model that it is for.
+    adapter = next((name for suffix in kinds if (name := known(suffix, ADAPTER_STEMS))), None)
     for suffix in kinds:
-        for name in single_names(suffix, variant):
-            if name in names:
-                return folder / name
-        index = find_index(folder, suffix, variant)
-        if index:
-            return index
-        others = sorted(name for name in names if name.endswith(f".{variant}{suffix}" if variant else suffix))
-        if others:
-            return _refuse_lone_shard(folder / _only(folder, others))
+        if name := known(suffix, _MODEL_STEMS):
+            return folder / name
+        if adapter is None:
+            if index := find_index(folder, suffix, variant):
+                return index
+            end = f".{variant}{suffix}" if variant else suffix
+            if others := sorted(name for name in names if name.endswith(end)):
+                return _refuse_lone_shard(folder / _only(folder, others))
+    if adapter is not None:
+        return folder / adapter
     raise _no_weights(folder, variant, kinds)
 
 

@@ -16,7 +16,9 @@ from hub_server import connect, serving
 from hub_store import Hub
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import BertForMaskedLM
 
+ADAPTER = "adapter_model.safetensors"
 MODULES = ["", "1_Pooling", "2_Dense", "3_Normalize"]
 
 
@@ -175,3 +177,59 @@ def test_adapters_of_diffusers_keep_their_names(tmp_path: Path, stem: str) -> No
     save_file({"a": noise(torch.float32, (3,))}, tmp_path / "source" / f"{stem}.safetensors")
     assert there_and_back(tmp_path / "source", tmp_path).keys() == {f"{stem}.safetensors"}
     assert listing(tmp_path / "packed") == {f"{stem}.flashpack"}
+
+
+def seeded() -> BertForMaskedLM:
+    """The same model every time."""
+    torch.manual_seed(0)
+    return tiny.bert()
+
+
+@pytest.fixture(params=["whole", "shards", "bin"])
+def both(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder with a model and an adapter for it."""
+    folder = tiny.save(seeded(), tmp_path / "source")
+    adapters("default").save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    if request.param == "bin":
+        torch.save(seeded().state_dict(), folder / "pytorch_model.bin")
+    else:
+        seeded().save_pretrained(folder, max_shard_size="20KB" if request.param == "shards" else "1GB")
+    return folder
+
+
+def assert_both(folder: Path, model: str, source: Path) -> None:
+    assert_bert(folder / model)
+    assert (folder / ADAPTER).read_bytes() == (source / ADAPTER).read_bytes()
+
+
+def assert_bert(path: Path) -> None:
+    model = tiny.bert()
+    flashpack.assign_from_file(model, path)
+    assert torch.equal(tiny.outputs(model), tiny.outputs(seeded()))
+
+
+def test_an_adapter_beside_its_model(both: Path, tmp_path: Path) -> None:
+    there_and_back(both, tmp_path)
+    assert_both(tmp_path / "packed", "model.flashpack", both)
+    assert_both(tmp_path / "back", "model.safetensors", both)
+
+
+def test_an_adapter_beside_its_model_in_a_repository(hub: Hub, both: Path, tmp_path: Path) -> None:
+    hub.add("tiny/both", both)
+    there_and_back("tiny/both", tmp_path)
+    assert_both(tmp_path / "back", "model.safetensors", both)
+
+
+def test_an_adapter_that_no_file_can_take_is_named(both: Path, path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"not the adapter beside it: \['adapter_model.safetensors'\]"):
+        convert_to_flashpack(both, path)
+    assert_bert(path)
+
+
+def test_an_adapter_that_the_library_puts_into_the_model_is_refused(both: Path, tmp_path: Path) -> None:
+    config = json.loads((both / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(both)}
+    (both / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="puts the adapter of the folder into the model"):
+        convert_to_flashpack(both, tmp_path / "packed", use_transformers=True)
+    assert not (tmp_path / "packed").exists()
