@@ -52,11 +52,12 @@ def convert_to_flashpack(
 
     A model folder or a repository becomes a model folder: `model[.variant].flashpack` with the source's
     configurations and other small files, unless the destination ends in .flashpack and is no folder. An
-    adapter of PEFT or diffusers keeps its name (`adapter_model.flashpack`). An adapter beside a model, folders
-    of further adapters and those that sentence-transformers' modules.json lists are copied as they are: no
-    `dtype` for them. Other sources become a file, inside the destination if that is a folder or ends with a slash. The destination
-    defaults to the source with its suffix swapped, `model[.variant].flashpack` in the source folder, or, for
-    a repository, `<its name>[-subfolder][.variant].flashpack` in the working directory.
+    adapter of PEFT or diffusers keeps its name (`adapter_model.flashpack`). An adapter beside a model,
+    folders of further adapters and those that sentence-transformers' modules.json lists are copied as they
+    are: no `dtype` for them. Other sources become a file, inside the destination if that is a folder or ends
+    with a slash. The destination defaults to the source with its suffix swapped, to
+    `model[.variant].flashpack` in the source folder, or, for a repository, to
+    `<its name>[-subfolder][.variant].flashpack` in the working directory.
 
     `dtype`, torch's or a name such as "bfloat16", "bf16" or "torch.half", casts floating tensors only. `key`
     chooses the state dict of a torch checkpoint that holds more: "model", or "ema.model" where dicts are
