@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._cast import cast, load_cast
+from ._cast import cast, load_cast, part_of
 from ._commit import commit
 from ._distributed import load_together
 from ._dtensors import is_dtensor, load_local
@@ -19,7 +20,7 @@ from ._hints import listed
 from ._in_place import fill
 from ._load import as_device, load_tensors
 from ._match import IncompatibleKeys, Match, check_ties, dtypes_of, match_tensors
-from ._module.offloaded import find_held, refresh_groups
+from ._module.offloaded import find_held, refresh_groups, refuse_to_move
 from ._module.own_way import (
     call_post_hooks,
     children_first,
@@ -83,11 +84,13 @@ def assign_from_file(
     missing is what is ignored, or tied to a name that the file has; not unexpected is a non-persistent
     buffer: it is filled.
 
-    `device`: default is the model's own, meta counting as cpu. `strict` overrides `strict_params` and
-    `strict_buffers`: whether a parameter or a persistent buffer that the file lacks is an error. Unless both
-    are lenient, so is a name that the model lacks, and so are different values for one tied tensor (else a
-    warning; the last of its names counts). `coerce_dtype` casts buffers to the model's dtype instead of
-    refusing.
+    `device`: default is the model's own, meta counting as cpu; each tensor of a model that lies on several
+    devices, as accelerate's `dispatch_model` spreads it, stays on its own.
+
+    `strict` overrides `strict_params` and `strict_buffers`: whether a parameter or a persistent buffer that
+    the file lacks is an error. Unless both are lenient, so is a name that the model lacks, and so are
+    different values for one tied tensor (else a warning; the last of its names counts). `coerce_dtype` casts
+    buffers to the model's dtype instead of refusing.
 
     `dtype`: "file"; "model" to keep the dtypes of the model, as `load_state_dict` does; or a torch dtype, or
     its name, for all parameters and buffers. Floating tensors alone are cast, while they are loaded.
@@ -139,7 +142,10 @@ def _assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match | 
     note_own_blocks(model)
     settle_groups(model)
     slots, held = find_slots(model), find_held(model)
-    match, tensors, retained = read_one_version(text, lambda: _read(text, model, slots, device, options))
+    places = _places(model, slots, held, device, options)
+    match, tensors, retained = read_one_version(
+        text, lambda: _read(text, model, slots, device, places, options)
+    )
     if not options.in_place:
         commit(match.slots, tensors, slots.values(), held)
         refresh_groups(model, {id(slot.tensor): slot.tensor for slot in match.slots.values()})
@@ -153,11 +159,40 @@ def _assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match | 
     return match
 
 
+def _places(
+    model: nn.Module,
+    slots: Mapping[str, Slot],
+    held: Collection[str],
+    device: torch.device,
+    options: LoadOptions,
+) -> dict[str, torch.device]:
+    """The device of each tensor, where that is not always `device`; else nothing.
+
+    What a hook holds waits on the CPU. Unless a device is asked for, the rest stays where it is.
+    """
+    if options.device is not None:
+        refuse_to_move(model, device)
+    if not held and len({slot.tensor.device for slot in slots.values()}) < 2:
+        return {}
+    places = {}
+    for name, slot in slots.items():
+        stays = options.device is None and not slot.tensor.is_meta
+        places[name] = torch.device("cpu") if name in held else slot.tensor.device if stays else device
+    real = {slot.tensor.device for slot in slots.values() if not slot.tensor.is_meta}
+    several = bool(held) or len(real) > 1
+    return places if several and set(places.values()) != {device} else {}
+
+
 def _read(
-    path: str, model: nn.Module, slots: Mapping[str, Slot], device: torch.device, options: LoadOptions
+    path: str,
+    model: nn.Module,
+    slots: Mapping[str, Slot],
+    device: torch.device,
+    places: Mapping[str, torch.device],
+    options: LoadOptions,
 ) -> tuple[Match, dict[str, Tensor], dict[str, Any]]:
     """What goes where, the tensors for it, and what stays on the model. In place, they are filled."""
-    maps = device.type == "cpu" and options.surely_maps and not options.in_place
+    maps = device.type == "cpu" and not places and options.surely_maps and not options.in_place
     # Else for names, shapes and dtypes alone: nothing is to be read ahead.
     mapped = load_tensors(
         path,
@@ -168,7 +203,9 @@ def _read(
         silent=True,
     )
     if roots := own_roots(model, mapped):
-        return *_read_own_way(path, roots, slots, device, options), {}
+        match, tensors = _read_own_way(path, roots, slots, device, options)
+        moved = {name: tensors[name].to(place) for name, place in places.items() if name in tensors}
+        return match, tensors | moved, {}
     match = match_tensors(mapped, slots, options, shown_path(path))
     if options.in_place:
         fill(path, match, mapped, device, options)
@@ -176,6 +213,10 @@ def _read(
     dtypes, retained = dtypes_of(match.slots, mapped, options), {}
     parts = [name for name, slot in match.slots.items() if is_dtensor(slot.tensor)]
     if options.keep_flash_ref_on_model:
+        if places:
+            raise ValueError(
+                f"{shown_path(path)}: keep_flash_ref_on_model=True: the model lies on several devices"
+            )
         if parts:
             raise ValueError(
                 f"{shown_path(path)}: keep_flash_ref_on_model=True: DTensors do not lie in whole blocks"
@@ -186,6 +227,8 @@ def _read(
         tensors = cast(_in_blocks(retained, options), dtypes)
     elif maps and not parts:
         tensors = cast(mapped, dtypes)
+    elif places:
+        tensors = _load_to_places(path, places, options, match.slots, mapped, dtypes)
     else:
         tensors = _load(path, device, options, match.slots, mapped, dtypes)
     # As the file has them: on the CPU, and of DTensors the whole, so that all ranks come to the same.
@@ -224,6 +267,27 @@ def _load(
     if all(mapped[name].dtype == dtype for name, dtype in dtypes.items()):
         return load(list(dtypes), options.shown)
     return load_cast(load, read_index(path), dtypes, options.shown)
+
+
+def _load_to_places(
+    path: str,
+    places: Mapping[str, torch.device],
+    options: LoadOptions,
+    slots: Mapping[str, Slot],
+    mapped: Mapping[str, Tensor],
+    dtypes: Mapping[str, torch.dtype],
+) -> dict[str, Tensor]:
+    """`_load`, each record to its device, one device after the other."""
+    loaded: dict[str, Tensor] = {}
+    whole, done = sum(mapped[name].nbytes for name in dtypes), 0
+    for device in {places[name]: None for name in dtypes}:
+        some = {name: dtype for name, dtype in dtypes.items() if places[name] == device}
+        size = sum(mapped[name].nbytes for name in some)
+        shown = part_of(options.shown, done, size, whole)
+        part = replace(options, progress=shown if callable(shown) else None)
+        loaded |= _load(path, device, part, {name: slots[name] for name in some}, mapped, some)
+        done += size
+    return {name: loaded[name] for name in dtypes}
 
 
 def _read_own_way(
@@ -337,6 +401,11 @@ def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, op
                 raise ValueError(
                     "use_distributed_loading=True loads whole tensors: leave it out for DTensors, of which "
                     "each rank reads its own part"
+                )
+            places = _places(model, slots, held, device, options)
+            if {place for name, place in places.items() if name not in held} - {device}:
+                raise ValueError(
+                    f"{path}: use_distributed_loading=True loads to one device, and the model lies on several"
                 )
             if loads_flat(model) or (roots := own_roots(model, described)):
                 kinds = "FSDP1's modules load" if loads_flat(model) else _named(roots)

@@ -16,8 +16,8 @@ from ._match import Match, check_ties, dtypes_of
 from ._options import LoadOptions
 from ._progress import Silent
 from ._sources import shown_path
-from ._tensors import is_uninitialized
-from ._usual import bump_versions, is_on
+from ._tensors import is_on, is_uninitialized
+from ._usual import bump_versions
 
 
 def fill(

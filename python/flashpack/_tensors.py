@@ -96,3 +96,8 @@ def swapped(old: nn.Parameter, new: nn.Parameter) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def is_on(tensor: Tensor, device: torch.device) -> bool:
+    """Whether the tensor is on `device`, of which any will do if it has no index."""
+    return tensor.device.type == device.type and device.index in (None, tensor.device.index)

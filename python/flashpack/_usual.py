@@ -20,7 +20,7 @@ from ._options import LoadOptions
 from ._paths import SEPARATOR
 from ._progress import wants_bar
 from ._slots import find_tensors
-from ._tensors import PLAIN_TYPES
+from ._tensors import PLAIN_TYPES, is_on
 
 
 def assign_usual(model: nn.Module, path: str, device: torch.device, options: LoadOptions) -> bool:
@@ -103,11 +103,6 @@ def _replace(path: str, names: str, tensors: list[Tensor], options: LoadOptions)
     if replaced:
         bump_versions(tensors)
     return replaced
-
-
-def is_on(tensor: Tensor, device: torch.device) -> bool:
-    """Whether the tensor is on `device`, of which any will do if it has no index."""
-    return tensor.device.type == device.type and device.index in (None, tensor.device.index)
 
 
 def bump_versions(tensors: Sequence[Tensor]) -> None:

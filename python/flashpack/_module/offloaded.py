@@ -10,10 +10,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .._slots import Slot
-from .._tensors import rebuild
+from .._tensors import is_on, rebuild
 
 
 class Held(NamedTuple):
@@ -52,6 +53,22 @@ def find_held(model: nn.Module) -> dict[str, Held]:
                 for name in _names_held(module, hook):
                     held[prefix + name] = Held(weights, inner + name, hook.tied_params_map)
     return held
+
+
+def refuse_to_move(model: nn.Module, device: torch.device) -> None:
+    """Raise ValueError if accelerate's hooks run a part of the model on another device than `device`."""
+    if "accelerate.hooks" not in sys.modules:
+        return
+    for path, module in model.named_modules():
+        for hook in _hooks_of(module):
+            if getattr(hook, "execution_device", None) is None or getattr(hook, "offload", None) is not False:
+                continue
+            for tensor in module.parameters(recurse=hook.place_submodules):
+                if not tensor.is_meta and not is_on(tensor, device):
+                    raise ValueError(
+                        f"{path or type(model).__name__}: accelerate runs it on {tensor.device}, so it "
+                        f"cannot be loaded to {device}; without `device`, each part is loaded to its own"
+                    )
 
 
 def _names_held(module: nn.Module, hook: Any) -> Iterator[str]:
