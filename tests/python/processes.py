@@ -22,6 +22,7 @@ def python(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     behind: Sequence[object] = (),
+    timeout: float = TIMEOUT_SECONDS,
 ) -> CompletedProcess[str]:
     """Run the interpreter with `args`, whatever comes of it; `behind` is a command that runs it in turn."""
     return subprocess.run(
@@ -31,7 +32,7 @@ def python(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_SECONDS,
+        timeout=timeout,
         check=False,
     )
 

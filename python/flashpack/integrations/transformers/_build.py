@@ -48,6 +48,7 @@ def build_as_loaded(cls: type[P], config: Any, dtype: torch.dtype, **arguments: 
 
     def by_class(config: Any, **arguments: Any) -> P:
         model = from_config(config, dtype=dtype, **arguments)
+        model.config.dtype = dtype  # transformers 5.10 sets those of parts alone
         _initialize_again(model)
         return model
 
