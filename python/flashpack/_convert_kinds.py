@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ._convert import convert_to_flashpack
@@ -12,14 +11,6 @@ from ._paths import StrPath
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-
-
-def filter_kwargs_for_method(kwargs: dict[str, Any], method: Callable[..., Any]) -> dict[str, Any]:
-    """Those of `kwargs` that `method` has a parameter for; all of them if it takes any."""
-    parameters = inspect.signature(method).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return kwargs
-    return {name: value for name, value in kwargs.items() if name in parameters}
 
 
 def convert_to_flashpack_from_state_dict(

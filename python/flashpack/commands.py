@@ -7,8 +7,8 @@ from ._convert_kinds import (
     convert_to_flashpack_from_state_dict,
     convert_to_flashpack_from_state_dict_file,
     convert_to_flashpack_from_transformers_repo_id_or_dir,
-    filter_kwargs_for_method,
 )
+from ._keywords import filter_kwargs_for_method
 from ._revert import revert_from_flashpack
 
 __all__ = [

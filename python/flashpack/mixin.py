@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
@@ -12,6 +11,7 @@ from torch import nn
 
 from ._assign import assign, assign_from_file
 from ._hints import clipped, close_match, listed, warn, warn_of_unused
+from ._keywords import filter_kwargs_for_method, keywords_of
 from ._meta_init import parameters_on_meta
 from ._options import OPTION_NAMES, LoadOptions
 from ._paths import StrPath
@@ -114,15 +114,13 @@ class FlashPackMixin:
 
 def _init_arguments(build: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Those of `kwargs` that the initialiser takes, load options aside. Warns of what nothing takes."""
-    parameters = inspect.signature(build).parameters.values()
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    named = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+    named, takes_any = keywords_of(build)
     others = (kwargs.keys() - OPTION_NAMES) | ({"dtype"} & named & kwargs.keys())
     known = OPTION_NAMES | named | {"init_fn"}
     unnamed = others - named
     # Those that only **kwargs takes may end there, too.
     warn_of_unused({name for name in unnamed if close_match(name, known)} if takes_any else unnamed, known)
-    chosen = {name: kwargs[name] for name in kwargs if name in (others if takes_any else others & named)}
+    chosen = filter_kwargs_for_method({name: kwargs[name] for name in kwargs if name in others}, build)
     return chosen | {name: kwargs.get(name) for name in _RANKS if name in named}
 
 

@@ -6,7 +6,6 @@ what its tensors are to be. It gets its own tensors back, and the load goes on a
 
 from __future__ import annotations
 
-import inspect
 import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from .._keywords import keywords_of
 from .._slots import Slot, find_slots
 from .._tensors import PLAIN_TYPES, has_own_dispatch, is_uninitialized, rebuild
 
@@ -191,8 +191,8 @@ def _load(module: nn.Module, local: dict[str, Tensor], whole: bool) -> Any:
 
 
 def _takes(module: nn.Module, option: str) -> bool:
-    known = inspect.signature(module.load_state_dict).parameters
-    return option in known or any(each.kind is each.VAR_KEYWORD for each in known.values())
+    named, takes_any = keywords_of(module.load_state_dict)
+    return takes_any or option in named
 
 
 def _stand_in(tensor: Tensor, assigns: bool) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import shutil
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._hints import warn_of_unused
+from ..._keywords import filter_kwargs_for_method, keywords_of
 from ..._model_folder import CONFIG, checked_subfolder, require_config
 from ..._offloaded import whole_state_dict
 from ..._options import OPTION_NAMES
@@ -165,13 +165,12 @@ def load_model(
 
 def _config_values(initialise: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """Those of `arguments` that `initialise` takes. Warns of others, unless they ask for nothing."""
-    taken = inspect.signature(initialise).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
-        return arguments
-    asked = {name for name, value in arguments.items() if value is not None and value is not False}
-    known = {*taken, *OPTION_NAMES, *inspect.signature(load_model).parameters}
-    warn_of_unused(asked - taken.keys() - set(_WITHOUT_MEANING), known)
-    return {name: value for name, value in arguments.items() if name in taken}
+    named, takes_any = keywords_of(initialise)
+    if not takes_any:
+        asked = {name for name, value in arguments.items() if value is not None and value is not False}
+        known = named | OPTION_NAMES | keywords_of(load_model)[0]
+        warn_of_unused(asked - named - set(_WITHOUT_MEANING), known)
+    return filter_kwargs_for_method(arguments, initialise)
 
 
 def _load_several(

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ..._hints import warn_of_unused
+from ..._keywords import keywords_of
 from ..._options import OPTION_NAMES
 from ..._paths import StrPath, text_path
 from .._arguments import one_device, one_dtype, take_load_arguments
@@ -98,13 +99,11 @@ def _resolved(cls: Any, arguments: dict[str, Any], index: Index) -> Any:
 
 def _drop_unknown(cls: Any, arguments: dict[str, Any]) -> None:
     """Warn of `arguments` that neither the pipeline's initialiser nor diffusers takes, and remove them."""
-    taken = inspect.signature(cls.__init__).parameters
-    if cls is DiffusionPipeline or any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+    named, takes_any = keywords_of(cls.__init__)
+    if cls is DiffusionPipeline or takes_any:
         return
-    unknown = arguments.keys() - taken.keys() - _LIBRARY_ARGUMENTS
-    warn_of_unused(
-        unknown, {*taken, *_LIBRARY_ARGUMENTS, *OPTION_NAMES, *inspect.signature(load_pipeline).parameters}
-    )
+    unknown = arguments.keys() - named - _LIBRARY_ARGUMENTS
+    warn_of_unused(unknown, named | _LIBRARY_ARGUMENTS | OPTION_NAMES | keywords_of(load_pipeline)[0])
     for name in unknown:
         del arguments[name]
 

@@ -60,27 +60,20 @@ def load_from(
     arguments: dict[str, Any],
 ) -> Any:
     """`load_model` with everything found; `arguments` are those for the class alone."""
-    model, info = _load(cls, config, place, wishes, model_args, arguments)
-    _set_generation_config(model, place, wishes)
-    return (model, as_dict(info)) if wishes.output_loading_info else model
-
-
-def _load(
-    cls: type[P],
-    config: Any,
-    place: Place,
-    wishes: Wishes,
-    model_args: tuple[Any, ...],
-    arguments: dict[str, Any],
-) -> tuple[P, LoadingInfo | dict[str, Any]]:
     names: dict[str, str | None] = {}
+    loaded: tuple[P, LoadingInfo | dict[str, Any]] | None = None
     if not (model_args or wishes.for_transformers or is_quantized(config)):
         tensors = map_tensors(place, wishes)
         model = build_empty(cls, config, tensors, arguments)
         if fits(model, tensors, wishes):
-            return load_directly(model, place, wishes)
-        names = model_names(model, tensors)
-    return load_through_transformers(cls, config, place, wishes, model_args, arguments, names)
+            loaded = load_directly(model, place, wishes)
+        else:
+            names = model_names(model, tensors)
+    if loaded is None:
+        loaded = load_through_transformers(cls, config, place, wishes, model_args, arguments, names)
+    model, info = loaded
+    _set_generation_config(model, place, wishes)
+    return (model, as_dict(info)) if wishes.output_loading_info else model
 
 
 def _set_generation_config(model: PreTrainedModel, place: Place, wishes: Wishes) -> None:
