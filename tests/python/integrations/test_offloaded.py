@@ -42,6 +42,10 @@ def whole_blocks(model: nn.Module, folder: Path) -> nn.Module:  # noqa: ARG001
     return accelerate.cpu_offload(model, CPU, preload_module_classes=["Sequential"])
 
 
+def whole_layers(model: nn.Module, folder: Path) -> nn.Module:  # noqa: ARG001
+    return accelerate.cpu_offload(model, CPU, preload_module_classes=["Linear"])
+
+
 def on_disk(model: nn.Module, folder: Path) -> nn.Module:
     return accelerate.disk_offload(model, str(folder / "offload"), CPU)
 
@@ -58,7 +62,9 @@ def in_our_file(model: nn.Module, folder: Path) -> nn.Module:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("offload", [on_cpu, with_buffers, whole_blocks, on_disk, partly, in_our_file])
+@pytest.mark.parametrize(
+    "offload", [on_cpu, with_buffers, whole_blocks, whole_layers, on_disk, partly, in_our_file]
+)
 def test_an_offloaded_model_computes_with_what_was_loaded(
     offload: Callable[[nn.Module, Path], nn.Module],
     dtype: torch.dtype,
