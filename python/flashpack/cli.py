@@ -23,15 +23,34 @@ _VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Show progress and
 
 
 @contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends the program with one line and an exit code of its own."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _tell("Interrupted", fg="red")
+        raise SystemExit(_INTERRUPTED) from None
+
+
+class _Commands(click.Group):
+    """Commands that can be interrupted at any time: click itself would end with 1."""
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with _interruptible():
+            return super().make_context(*args, **options)
+
+    def invoke(self, context: click.Context) -> Any:
+        with _interruptible():
+            return super().invoke(context)
+
+
+@contextmanager
 def _reporting_errors(verbose: bool = False) -> Iterator[None]:
     """Any failure becomes one line 'Error: …' and exit code 1; each warning becomes one line, too."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             yield
-    except KeyboardInterrupt:
-        _tell("Interrupted", fg="red")
-        raise SystemExit(_INTERRUPTED) from None
     except BrokenPipeError:
         raise  # click ends quietly when nobody reads on
     except Exception as error:  # noqa: BLE001 (the last line of defence before the user)
@@ -70,7 +89,7 @@ def _silence(verbose: bool) -> bool | None:
     return False if verbose else None
 
 
-@click.group(name="flashpack")
+@click.group(name="flashpack", cls=_Commands)
 @click.version_option(package_name="flashpack")
 def main() -> None:
     """Pack model weights into FlashPack files, and look into them."""
