@@ -143,14 +143,21 @@ __all__ = [
 ]
 
 
+def _import(module: str, name: str) -> Any:
+    """The module of ours that `name` is in. Raises ImportError that says what to install."""
+    errors = importlib.import_module("._errors", __name__)
+    with errors.naming_torch(f"flashpack.{name}"):
+        return importlib.import_module(f".{module}", __name__)
+
+
 def __getattr__(name: str) -> Any:
     value: Any
     if name == "safe_open":
-        value = importlib.import_module("._file", __name__).open
+        value = _import("_file", name).open
     elif name in _HOMES:
-        value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        value = getattr(_import(_HOMES[name], name), name)
     elif name in _SUBMODULES:
-        return importlib.import_module(f".{name}", __name__)  # binds itself as an attribute
+        return _import(name, name)  # binds itself as an attribute
     elif name in _VERSION.__all__:
         value = getattr(_VERSION, name)
     else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ._os_paths import local_path
@@ -24,6 +26,18 @@ class ChecksumError(FlashPackError):
 
 class SignatureError(FlashPackError):
     """A file that is not signed, is signed by another key, or is not what was signed."""
+
+
+@contextmanager
+def naming_torch(what: str) -> Iterator[None]:
+    """Raise an ImportError that says what to install if torch is missing in the block."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        message = f"{what} needs PyTorch, which is not installed: pip install 'torch>=2.11'"
+        raise ImportError(message, name="torch") from error
 
 
 _KINDS: dict[str, type[BaseException]] = {
