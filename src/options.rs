@@ -44,7 +44,7 @@ impl Environment {
     fn from_lookup(lookup: impl Fn(&str) -> Option<OsString>, processors: NonZeroUsize) -> Result<Self> {
         let vars = Variables(lookup);
         vars.number("FLASHPACK_SHARD_BYTES", 1, (1, u64::MAX))?;
-        match vars.value("FLASHPACK_SHARD_STRATEGY").as_deref() {
+        match vars.lowercase("FLASHPACK_SHARD_STRATEGY").as_deref() {
             None | Some("contiguous" | "windows") => {}
             Some(other) => {
                 let expected = "expected contiguous or windows";
@@ -64,7 +64,7 @@ impl Environment {
                 DEFAULT_READ_CHUNK_BYTES,
                 READ_CHUNK_BOUNDS,
             )?,
-            direct_io: match vars.value("FLASHPACK_DIRECT_IO").as_deref() {
+            direct_io: match vars.lowercase("FLASHPACK_DIRECT_IO").as_deref() {
                 None | Some("auto") => None,
                 Some(_) => Some(vars.flag("FLASHPACK_DIRECT_IO", false)?),
             },
@@ -83,8 +83,12 @@ impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
         (!value.is_empty()).then_some(value)
     }
 
+    fn lowercase(&self, name: &str) -> Option<String> {
+        self.value(name).map(|value| value.to_ascii_lowercase())
+    }
+
     fn flag(&self, name: &str, default: bool) -> Result<bool> {
-        match self.value(name).map(|value| value.to_ascii_lowercase()).as_deref() {
+        match self.lowercase(name).as_deref() {
             None => Ok(default),
             Some("1" | "true" | "yes" | "on") => Ok(true),
             Some("0" | "false" | "no" | "off") => Ok(false),
@@ -130,8 +134,18 @@ mod tests {
     }
 
     #[test]
+    fn words_are_taken_in_any_case() {
+        for strategy in ["windows", "Contiguous", " WINDOWS "] {
+            let lookup = |key: &str| (key == "FLASHPACK_SHARD_STRATEGY").then(|| strategy.into());
+            assert!(Environment::from_lookup(lookup, NonZeroUsize::MIN).is_ok(), "{strategy}");
+        }
+        assert_eq!(with(&[("FLASHPACK_DIRECT_IO", "AUTO")]).unwrap().direct_io, None);
+    }
+
+    #[test]
     fn malformed_values_name_their_variable() {
         for (name, value) in [
+            ("FLASHPACK_SHARD_STRATEGY", "sideways"),
             ("FLASHPACK_READ_THREADS", "0"),
             ("FLASHPACK_READ_THREADS", "many"),
             ("FLASHPACK_READ_CHUNK_BYTES", "-1"),
