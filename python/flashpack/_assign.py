@@ -16,7 +16,7 @@ from ._commit import commit
 from ._distributed import load_together
 from ._dtensors import is_dtensor, load_local
 from ._footer import read_index, unverified_note
-from ._hints import listed
+from ._hints import listed, warn
 from ._in_place import fill
 from ._load import as_device, load_tensors
 from ._match import IncompatibleKeys, Match, check_ties, dtypes_of, match_tensors
@@ -380,6 +380,11 @@ def _hand_over(model: nn.Module, path: str, options: LoadOptions) -> Match:
         path, torch.device("cpu"), ignore=options.ignore, eager=options.eager, verify=options.verify
     )
     keys = hand_over(model, records, options.demands_params, shown_path(path))
+    kept = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())}
+    others = {record.dtype for record in records.values() if record.is_floating_point()} - kept
+    if options.dtype == "file" and others:
+        what = ", ".join(sorted(map(str, others)))
+        warn(f"{shown_path(path)}: FSDP1 keeps the dtypes of the model: {what} was cast")
     return Match({}, list(keys.unexpected_keys), list(keys.missing_keys))
 
 

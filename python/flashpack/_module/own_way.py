@@ -74,11 +74,17 @@ def loads_flat(model: nn.Module) -> bool:
 
 
 def hand_over(model: nn.Module, records: Mapping[str, Tensor], strict: bool, path: str) -> Any:
-    """Load by the model's own load_state_dict. Raises ValueError for what it refuses."""
+    """Load by the model's own load_state_dict. Raises ValueError, with nothing changed, if it refuses."""
+    tensors = [*model.parameters(), *model.buffers()]
+    before = [tensor.detach().clone() for tensor in tensors]  # of the flat ones, this rank's part
     try:
         return model.load_state_dict(dict(records), strict=strict)
     except RuntimeError as error:
-        raise ValueError(f"Error while assigning from {path}: {str(error)[:2000]}") from error
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+        told = str(error).replace("_fsdp_wrapped_module.", "")[:2000]
+        raise ValueError(f"Error while assigning from {path}: {told}") from error
 
 
 @dataclass
