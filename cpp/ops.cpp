@@ -394,10 +394,11 @@ void op_release_pinned_pool() { release_pinned(); }
 void op_pack(const std::string& path, const Names& names, const Tensors& tensors,
              std::optional<ScalarType> dtype, int64_t align_bytes, bool keep_order,
              const std::optional<Names>& metadata, const std::optional<std::string>& checksum,
-             const std::optional<Tensor>& progress) {
+             std::optional<int64_t> descriptor, const std::optional<Tensor>& progress) {
   check_counts(names, tensors);
   const auto specs = describe(names, tensors, dtype);
-  auto file = pack(path, {specs.data(), specs.size()}, keep_order, align_bytes, metadata.value_or(Names{}),
+  const PackOptions options{keep_order, align_bytes, static_cast<int32_t>(descriptor.value_or(-1))};
+  auto file = pack(path, {specs.data(), specs.size()}, options, metadata.value_or(Names{}),
                    checksum.value_or(""), words(progress));
   for (const size_t number : file->order()) {
     const Tensor plain = materialize(tensors[number], static_cast<ScalarType>(specs[number].dtype));
@@ -444,7 +445,8 @@ STABLE_TORCH_LIBRARY(flashpack, m) {
   m.def("set_data(Tensor(*!)[] tensors, Tensor[] values) -> ()");
   m.def(
       "pack(str path, str[] names, Tensor(*!)[] tensors, *, ScalarType? dtype=None, int align_bytes=128, "
-      "bool keep_order=False, str[]? metadata=None, str? checksum=None, Tensor? progress=None) -> ()");
+      "bool keep_order=False, str[]? metadata=None, str? checksum=None, int? descriptor=None, "
+      "Tensor? progress=None) -> ()");
   m.def("pinned_usage() -> int[]");
   m.def("release_pinned_pool() -> ()");
 }

@@ -7,7 +7,8 @@ use std::{
     collections::BTreeMap,
     ffi::OsStr,
     fmt,
-    os::unix::ffi::OsStrExt as _,
+    fs::File,
+    os::{fd::BorrowedFd, unix::ffi::OsStrExt as _},
     panic::{self, AssertUnwindSafe},
     path::Path,
 };
@@ -20,12 +21,13 @@ use crate::{
         cuda::{self, Cuda},
         fetch::fetch,
     },
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, IoContext as _, Result},
     format::{
         DType,
         checksum::Algorithm,
         layout::{self, Order},
     },
+    io::write::NewFile,
     load::{self, Block},
     model::SEPARATOR,
     pack::Packer,
@@ -99,6 +101,14 @@ mod ffi {
         same_as: usize,
     }
 
+    /// How tensors are packed.
+    struct PackOptions {
+        keep_order: bool,
+        align_bytes: i64,
+        /// Of an empty file that is to be filled and that somebody else will put in place, or -1.
+        descriptor: i32,
+    }
+
     /// A tensor to pack.
     struct TensorSpec {
         name: String,
@@ -139,8 +149,11 @@ mod ffi {
         fn memory_bytes(self: &Load) -> &Vec<i64>;
         fn read_to_host(self: &mut Load, progress: ProgressWords) -> Result<()>;
         fn next_block(self: &mut Load) -> Result<Box<Block>>;
-        // What the callers of the unsafe ones promise stands at their definitions, under "Safety".
+        /// # Safety
+        /// The memory is writable and nobody else looks at it until the call returns.
         unsafe fn fill_host(self: &Load, memory: &[GivenMemory], progress: ProgressWords) -> Result<()>;
+        /// # Safety
+        /// Stream and memory belong to the device and stay until what the call queues on the stream is done.
         unsafe fn fill_cuda(
             self: &Load,
             memory: &[GivenMemory],
@@ -159,17 +172,20 @@ mod ffi {
 
         type PackInProgress;
         fn stored_dtype(name: &str, dtype: i32, wanted: i32) -> Result<i32>;
-        fn pack(
+        /// # Safety
+        /// The descriptor is open until the call returns.
+        unsafe fn pack(
             path: &CxxString,
             tensors: &[TensorSpec],
-            keep_order: bool,
-            align_bytes: i64,
+            options: &PackOptions,
             metadata: &CxxVector<CxxString>,
             checksum: &str,
             progress: ProgressWords,
         ) -> Result<Box<PackInProgress>>;
         fn order(self: &PackInProgress) -> &Vec<usize>;
         fn write(self: &mut PackInProgress, bytes: &[u8]) -> Result<()>;
+        /// # Safety
+        /// Stream and memory belong to the device and stay until the call returns.
         unsafe fn write_cuda(
             self: &mut PackInProgress,
             memory: &GivenMemory,
@@ -182,7 +198,7 @@ mod ffi {
     impl Vec<TensorSpec> {}
 }
 
-use ffi::{CudaStream, GivenMemory, LoadOptions, PinnedUsage, Place, ProgressWords, TensorSpec};
+use ffi::{CudaStream, GivenMemory, LoadOptions, PackOptions, PinnedUsage, Place, ProgressWords, TensorSpec};
 use loading::{Load, overlap};
 
 /// An error as it crosses the bridge: cxx shows it by `Display`.
@@ -373,20 +389,23 @@ struct PackInProgress {
     order: Vec<usize>,
 }
 
-fn pack(
+/// Begins a file.
+///
+/// # Safety
+/// The descriptor is open until the call returns.
+unsafe fn pack(
     path: &CxxString,
     tensors: &[TensorSpec],
-    keep_order: bool,
-    align_bytes: i64,
+    options: &PackOptions,
     metadata: &CxxVector<CxxString>,
     checksum: &str,
     progress: ProgressWords,
 ) -> std::result::Result<Box<PackInProgress>, Tagged> {
     guarded(|| {
         let algorithm = Algorithm::asked(Some(checksum).filter(|name| !name.is_empty()))?;
-        let align_bytes = u64::try_from(align_bytes)
-            .map_err(|_| Error::argument(format!("align_bytes must be >= 0, not {align_bytes}")))?;
-        let order = if keep_order { Order::Given } else { Order::LargestFirst };
+        let align_bytes = u64::try_from(options.align_bytes)
+            .map_err(|_| Error::argument(format!("align_bytes must be >= 0, not {}", options.align_bytes)))?;
+        let order = if options.keep_order { Order::Given } else { Order::LargestFirst };
         let specs = tensors.iter().map(spec).collect::<Result<Vec<_>>>()?;
         let words = strings(metadata);
         let (pairs, []) = words.as_chunks::<2>() else {
@@ -394,8 +413,16 @@ fn pack(
         };
         let metadata: BTreeMap<_, _> =
             pairs.iter().map(|[key, value]| (key.clone(), value.clone())).collect();
-        let packer = Packer::create(native(path), &specs, order, align_bytes, metadata, progress.get())?;
-        let packer = packer.digested_by(algorithm);
+        let (path, progress) = (native(path), progress.get());
+        let packer = if options.descriptor < 0 {
+            Packer::create(path, &specs, order, align_bytes, metadata, progress)
+        } else {
+            // SAFETY: the caller vouches for the descriptor, and it is not -1.
+            let file = unsafe { BorrowedFd::borrow_raw(options.descriptor) }.try_clone_to_owned();
+            let new = NewFile::lend(File::from(file.during("cannot open", path)?), path.to_owned());
+            Packer::fill(new, &specs, order, align_bytes, metadata, progress)
+        };
+        let packer = packer?.digested_by(algorithm);
         let order = packer.writes().iter().map(|write| write.tensor).collect();
         Ok(Box::new(PackInProgress { packer, order }))
     })

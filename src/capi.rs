@@ -25,7 +25,7 @@ use crate::{
     error::{Error, ErrorKind, IoContext as _, Result},
     explain::explain,
     format::{DEFAULT_ALIGN_BYTES, DType, checksum::Algorithm},
-    io::{FileSource, write::NewFile},
+    io::{FileSource, temporary::remove_abandoned, write::NewFile},
     load::{Options, Place},
     model::{Model, read_shards, screen},
     plan::{Ignore, Selection},
@@ -33,7 +33,7 @@ use crate::{
     reader::Reader,
     sign::{PrivateKey, PublicKey, sign},
     stats::Report,
-    verify::verify,
+    verify::{checkable_bytes, verify},
 };
 
 /// A path: its text, or a list of its bytes where they are not UTF-8.
@@ -83,6 +83,8 @@ enum Request {
         #[serde(default)]
         key: Option<NativePath>,
     },
+    /// How many bytes `verify` would compare with checksums.
+    Checkable { path: NativePath },
     /// Sign a file with a private key.
     Sign { path: NativePath, key: NativePath },
     /// safetensors to FlashPack.
@@ -110,6 +112,8 @@ enum Request {
     Create { destination: NativePath },
     /// Put what `create` gave in its destination's place; the descriptor stays the caller's.
     Commit { descriptor: RawFd, temporary: Option<NativePath>, destination: NativePath },
+    /// Remove what killed writers have left beside the destination.
+    Sweep { destination: NativePath },
     /// What a load would do.
     Explain {
         path: NativePath,
@@ -129,6 +133,9 @@ enum Request {
 struct ConvertRequest {
     sources: Vec<NativePath>,
     destination: NativePath,
+    /// What `create` gave for the destination: to be filled, and put in place by `commit`.
+    #[serde(default)]
+    descriptor: Option<RawFd>,
     #[serde(default)]
     dtype: Option<String>,
     #[serde(default)]
@@ -149,7 +156,7 @@ struct ConvertRequest {
 }
 
 impl ConvertRequest {
-    fn run(self, progress: Progress<'_>) -> Result<String> {
+    fn run(self, begun: Option<&File>, progress: Progress<'_>) -> Result<String> {
         let unknown = |name: String| Error::argument(format!("Unsupported dtype: {name:?}"));
         let dtype =
             self.dtype.map(|name| DType::from_name(&name).ok_or_else(|| unknown(name))).transpose()?;
@@ -157,6 +164,7 @@ impl ConvertRequest {
         let request = convert::Request {
             sources: &sources,
             destination: &self.destination,
+            begun,
             dtype,
             align_bytes: self.align_bytes.unwrap_or(DEFAULT_ALIGN_BYTES),
             names: self.names.as_ref(),
@@ -207,10 +215,16 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
             })
             .to_string())
         }
+        Request::Checkable { path } => Ok(json!(checkable_bytes(&Model::open(&path)?.index)).to_string()),
         Request::Sign { path, key } => {
             Ok(json!(sign(&path, &PrivateKey::read(&key)?, progress)?.fingerprint()).to_string())
         }
-        Request::Convert(request) => request.run(progress),
+        Request::Convert(request) => {
+            // SAFETY: the caller vouches for the descriptor.
+            let begun = request.descriptor.map(|it| unsafe { own_file(it, &request.destination) });
+            let begun = begun.transpose()?;
+            request.run(begun.as_ref(), progress)
+        }
         Request::Revert { path, destination } => {
             Ok(converted(convert::to_safetensors(&path, &destination, progress)?))
         }
@@ -223,11 +237,14 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
                 .to_string())
         }
         Request::Commit { descriptor, temporary, destination } => {
-            // SAFETY: the caller keeps it open until the call returns.
-            let file = unsafe { BorrowedFd::borrow_raw(descriptor) }.try_clone_to_owned();
-            let file = File::from(file.during("cannot open", &destination)?);
+            // SAFETY: the caller vouches for the descriptor.
+            let file = unsafe { own_file(descriptor, &destination) }?;
             let temporary = temporary.map(|path| path.0);
             Ok(json!(NewFile::adopt(file, temporary, destination.0).commit()?).to_string())
+        }
+        Request::Sweep { destination } => {
+            remove_abandoned(&destination);
+            Ok(json!(null).to_string())
         }
         Request::Explain { path, staged, names, eager, verify } => {
             let place = if staged { Place::Device } else { Place::Host };
@@ -236,6 +253,16 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
             Ok(explain(&path, selection, Options { eager, verify, place })?.to_string())
         }
     }
+}
+
+/// The file that the descriptor stands for, of which errors say `destination`.
+///
+/// # Safety
+/// The descriptor is open until the call returns.
+unsafe fn own_file(descriptor: RawFd, destination: &Path) -> Result<File> {
+    // SAFETY: as the caller says.
+    let file = unsafe { BorrowedFd::borrow_raw(descriptor) }.try_clone_to_owned();
+    Ok(File::from(file.during("cannot open", destination)?))
 }
 
 fn converted(made: convert::Converted) -> String {

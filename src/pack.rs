@@ -9,7 +9,7 @@ use crate::{
         footer,
         layout::{Layout, Order, TensorSpec, Write},
     },
-    io::write::AtomicFile,
+    io::write::{AtomicFile, NewFile},
     progress::Progress,
 };
 
@@ -43,6 +43,27 @@ impl<'a> Packer<'a> {
     ) -> Result<Self> {
         let layout = Layout::new(tensors, order, align_bytes, metadata)?;
         let file = AtomicFile::create(destination, layout.payload_bytes())?;
+        Self::begin(file, layout, progress)
+    }
+
+    /// [`create`](Self::create), in a file that is there and empty.
+    ///
+    /// # Errors
+    /// Those of [`Layout::new`] and [`AtomicFile::fill`].
+    pub fn fill(
+        new: NewFile,
+        tensors: &[TensorSpec],
+        order: Order,
+        align_bytes: u64,
+        metadata: BTreeMap<String, String>,
+        progress: Progress<'a>,
+    ) -> Result<Self> {
+        let layout = Layout::new(tensors, order, align_bytes, metadata)?;
+        let file = AtomicFile::fill(new, layout.payload_bytes())?;
+        Self::begin(file, layout, progress)
+    }
+
+    fn begin(file: AtomicFile, layout: Layout, progress: Progress<'a>) -> Result<Self> {
         progress.start(layout.payload_bytes());
         let chunker = Chunker::new(Algorithm::default(), CHUNK_BYTES);
         let mut this = Self { file, layout, next: 0, missing: 0, position: 0, chunker, progress };

@@ -48,6 +48,12 @@ pub fn verify(path: &Path, key: Option<&PublicKey>, progress: Progress<'_>) -> R
     Ok(Report { signer, ..report })
 }
 
+/// Bytes that [`verify`] compares with digests.
+#[must_use]
+pub fn checkable_bytes(index: &Index) -> u64 {
+    every_digest(index).iter().flatten().map(|chunk| chunk.end() - chunk.offset).sum()
+}
+
 /// [`verify`] for a source that is open and has been parsed, but for its signature.
 ///
 /// # Errors
@@ -66,7 +72,7 @@ fn check<S: Source>(
     let environment = Environment::read()?;
     let payload_bytes = index.parts().iter().map(|part| part.range().end - part.range().start).sum();
     let tasks = every_digest(index);
-    let verified_bytes = tasks.iter().flatten().map(|chunk| chunk.end() - chunk.offset).sum();
+    let verified_bytes = checkable_bytes(index);
     let threads = environment.read_threads.get().min(tasks.len());
     progress.start(verified_bytes);
     let chunks = ChunkReader { source, index, progress, clock };

@@ -18,6 +18,7 @@ fn request<'a>(sources: &'a [PathBuf], destination: &'a std::path::Path) -> Requ
     Request {
         sources,
         destination,
+        begun: None,
         dtype: None,
         align_bytes: 128,
         names: None,

@@ -13,7 +13,10 @@ use common::{pack, tensor};
 use flashpack::{
     ErrorKind, Reader,
     format::{DType, layout::Order},
-    io::{temporary::name_beside, write::AtomicFile},
+    io::{
+        temporary::name_beside,
+        write::{AtomicFile, NewFile},
+    },
 };
 
 fn model() -> Vec<common::Tensor> {
@@ -73,6 +76,23 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
     assert_eq!(files_in(folder.path()), ["model.flashpack"]);
     let directory = pack(folder.path(), &model(), Order::LargestFirst, 128).unwrap_err();
     assert_eq!((directory.kind(), directory.errno()), (ErrorKind::Io, Some(21)));
+}
+
+#[test]
+fn a_file_that_another_puts_in_place_is_only_filled() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.flashpack");
+    let begun = NewFile::create(&path).unwrap();
+    let (file, temporary, destination) = begun.into_parts();
+    let file = file.unwrap();
+    let lent = NewFile::lend(file.try_clone().unwrap(), path.clone());
+    let mut filled = AtomicFile::fill(lent, 100).unwrap();
+    filled.write(&[7; 100]).unwrap();
+    assert_eq!(filled.commit().unwrap(), 100);
+    assert!(!path.exists());
+    NewFile::adopt(file, temporary, destination).commit().unwrap();
+    assert_eq!(fs::read(&path).unwrap(), [7; 100]);
+    assert_eq!(files_in(folder.path()), ["model.flashpack"]);
 }
 
 /// Bytes that differ from those of every other place in a file of some MiB.

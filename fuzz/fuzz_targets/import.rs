@@ -57,6 +57,7 @@ fn import(source: PathBuf, made: &Path, dtype: Option<DType>) -> Result<()> {
     let request = Request {
         sources: &[source],
         destination: made,
+        begun: None,
         dtype,
         align_bytes: 128,
         names: None,

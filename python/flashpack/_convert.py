@@ -16,7 +16,7 @@ from ._model_folder import STEM, Library, adapters_beside, copy_companions, find
 from ._names import filter_state_dict, is_ignored_tensor_name, name_tuple
 from ._paths import StrPath, refuse_source, text_path
 from ._progress import run
-from ._shards import index_path, parse_size, split, write_shards
+from ._shards import ShardFile, index_path, parse_size, split, write_shards
 from ._sources import Sources, check_promises, find_sources, header_dtypes, header_names, header_sizes
 from .constants import DEFAULT_ALIGN_BYTES
 from .utils import dtype_name, dtype_to_string, string_to_dtype
@@ -212,13 +212,14 @@ def _stream(sources: Sources, destination: Path, wishes: _Wishes) -> None:
     if any(wishes.ignore.values()):
         warn_of_unmatched(wishes.ignore, (name for file in sources.files for name in header_names(file)))
 
-    def write(path: Path, names: Sequence[str] | None, metadata: Mapping[str, str] | None) -> None:
+    def write(file: ShardFile, names: Sequence[str] | None, metadata: Mapping[str, str] | None) -> None:
         run(
             lambda counter: _native.call(
                 "convert",
                 counter,
                 sources=[str(file) for file in sources.files],
-                destination=str(path),
+                destination=str(file.path),
+                descriptor=file.descriptor,
                 dtype=wishes.dtype,
                 align_bytes=DEFAULT_ALIGN_BYTES,
                 names=names,
@@ -232,7 +233,7 @@ def _stream(sources: Sources, destination: Path, wishes: _Wishes) -> None:
         )
 
     if wishes.shard_bytes is None:
-        write(destination, None, None)
+        write(ShardFile(destination), None, None)
         return
     sizes = {
         name: size

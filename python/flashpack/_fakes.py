@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.node import has_side_effect
 
+from . import _native
 from ._footer import blocks_of, get_flashpack_file_metadata, read_index, records_of
 from ._names import is_ignored_tensor_name
 from ._paths import SEPARATOR
@@ -160,11 +161,7 @@ def _refusal(message: str) -> RuntimeError:
 
 
 def _verify(path: str, **_: Any) -> int:
-    footer = read_index(path)
-    if footer.get("checksums", {}).get("algorithm") != _ALGORITHM:
-        return 0
-    last = max(blocks_of(footer), key=lambda block: block.offset_bytes)
-    return last.offset_bytes + last.length * int(getattr(torch, last.dtype).itemsize)
+    return int(_native.call("checkable", path=path))
 
 
 def _pinned_usage() -> list[int]:
@@ -179,7 +176,6 @@ def _release_pinned_pool() -> None:
     """Nothing that a trace could see."""
 
 
-_ALGORITHM = "xxh3_64"  # the only digest that files are checked by
 _EFFECTFUL = (
     "assign",
     "load_into",

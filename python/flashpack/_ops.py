@@ -215,8 +215,12 @@ def pack(
     metadata: Mapping[str, str],
     checksum: str | None,
     counter: Counter | None,
+    descriptor: int | None = None,
 ) -> None:
-    """Write `tensors` to `path`, atomically. Tensors that are the same memory are stored once."""
+    """Write `tensors` to `path`, atomically. Tensors that are the same memory are stored once.
+
+    With a `descriptor`, of an empty file: into that, for the caller to put in place.
+    """
     pairs = [text for pair in metadata.items() for text in pair]
     _run(
         "pack",
@@ -228,6 +232,7 @@ def pack(
         keep_order=keep_order,
         metadata=pairs,
         checksum=checksum,
+        descriptor=descriptor,
         progress=_progress(counter),
     )
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 from . import _native
 from ._os_paths import local_path
@@ -79,23 +79,44 @@ def make_parent(path: StrPath) -> None:
         sync(created.parent, created.parent)
 
 
+class NewFile:
+    """An empty file that takes `destination`'s place when it is committed. A context: else it vanishes.
+
+    It has no name where the file system allows that, so that a killed writer leaves nothing. A symbolic
+    link is followed. The mode is that of the file replaced, else the umask's. Raises OSError, also for a
+    destination that is no regular file.
+    """
+
+    def __init__(self, destination: Path) -> None:
+        self._made: dict[str, Any] = _native.call("create", destination=text_path(destination))
+        self.descriptor: int = self._made["descriptor"]
+        self.destination = Path(local_path(self._made["destination"]))
+        name = self._made["temporary"]
+        self.temporary = None if name is None else Path(local_path(name))
+
+    def __enter__(self) -> NewFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)
+        if self.temporary is not None:
+            self.temporary.unlink(missing_ok=True)
+
+    def commit(self) -> None:
+        """Flush the file to the disk and put it in place. Raises OSError."""
+        _native.call("commit", **self._made)
+
+
 @contextmanager
 def replacing(destination: Path) -> Iterator[BinaryIO]:
     """Yield a new file to fill; it takes `destination`'s place only when the block succeeds.
 
-    A symbolic link is followed. The mode is that of the file replaced, else the umask's. Raises OSError,
-    also for a destination that is no regular file.
+    Raises as `NewFile`.
     """
-    made = _native.call("create", destination=text_path(destination))
-    with os.fdopen(made["descriptor"], "w+b") as file:
-        try:
-            yield file
-            file.flush()
-        except BaseException:
-            if made["temporary"] is not None:
-                Path(local_path(made["temporary"])).unlink(missing_ok=True)
-            raise
-        _native.call("commit", **made)
+    with NewFile(destination) as new, open(new.descriptor, "w+b", closefd=False) as file:
+        yield file
+        file.flush()
+        new.commit()
 
 
 def refuse_folder(target: Path) -> None:

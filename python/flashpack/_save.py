@@ -14,7 +14,7 @@ from ._names import is_utf8
 from ._offloaded import whole_state_dict
 from ._paths import StrPath, text_path
 from ._progress import run
-from ._shards import parse_size, split, write_shards
+from ._shards import ShardFile, parse_size, split, write_shards
 from ._tensors import packable
 from .constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 
@@ -65,10 +65,11 @@ def pack_to_file(
     tensors = {name: packable(name, state[name]) for name in names}
     path, notes = text_path(destination_path), _checked_metadata(metadata or {})
 
-    def write(path: str | Path, names: Iterable[str], extra: Mapping[str, str]) -> None:
+    def write(file: ShardFile, names: Iterable[str], extra: Mapping[str, str]) -> None:
         _write(
-            str(path),
+            str(file.path),
             {name: tensors[name] for name in names},
+            descriptor=file.descriptor,
             silent=silent,
             dtype=target_dtype,
             align_bytes=align_bytes,
@@ -78,7 +79,7 @@ def pack_to_file(
         )
 
     if max_shard_size is None:
-        write(path, tensors, {})
+        write(ShardFile(path), tensors, {})
     else:
         shards, total = _shards_of(tensors, target_dtype, parse_size(max_shard_size))
         write_shards(Path(path), shards, total, write)

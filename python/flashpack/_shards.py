@@ -7,19 +7,31 @@ import glob
 import json
 import os
 import re
+import resource
 import secrets
 import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
-from ._paths import make_parent, refuse_folder, replacing, shortened, sync
+from . import _native
+from ._names import is_utf8
+from ._paths import NewFile, StrPath, make_parent, refuse_folder, replacing, shortened, sync
 
 INDEX_SUFFIX = ".index.json"
 _UNLOCKED = "-new"
 SET_KEY = "flashpack_set"  # the native side looks for it, too
+
+
+class ShardFile(NamedTuple):
+    """A file to fill with a shard: what it is called, and its descriptor if it has no name yet."""
+
+    path: StrPath
+    descriptor: int | None = None
+
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -68,18 +80,19 @@ def write_shards(
     destination: Path,
     shards: Sequence[Sequence[str]],
     total_bytes: int,
-    write: Callable[[Path, Sequence[str], dict[str, str]], None],
+    write: Callable[[ShardFile, Sequence[str], dict[str, str]], None],
 ) -> None:
     """Write `shards` as `destination`'s name with their numbers in it, then the index, and sweep old ones.
 
-    `write` makes the file of a shard, with metadata. Until all are written, what was there before stays. The
+    `write` fills the file of a shard, with metadata. Until all are written, what was there before stays. The
     shards and the index name their save, so that a load refuses a mixture of two. A single shard is
-    `destination` itself. Raises OSError.
+    `destination` itself. Raises OSError, ValueError for a name that an index cannot hold.
     """
     refuse_folder(destination)
     make_parent(destination)
+    _sweep_staged(destination)
     if len(shards) == 1:
-        write(destination, shards[0], {})
+        write(ShardFile(destination), shards[0], {})
         index_path(destination).unlink(missing_ok=True)
         _sweep(destination, ())
         return
@@ -88,24 +101,83 @@ def write_shards(
         f"{destination.stem}-{number:05d}-of-{len(shards):05d}{destination.suffix}"
         for number in range(1, len(shards) + 1)
     ]
-    with _staging(destination) as staging:
-        for name, tensors in zip(names, shards, strict=True):
-            write(staging / name, tensors, {SET_KEY: save})
-        for name in names:
-            (staging / name).replace(destination.with_name(name))
-    sync(destination.parent, destination.parent)
-    index = {
-        "metadata": {"total_size": total_bytes, SET_KEY: save},
-        "weight_map": {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard},
-    }
-    with replacing(index_path(destination)) as file:
-        file.write((json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode())
+    index = _index(dict(zip(names, shards, strict=True)), total_bytes, save)
+    with _new_files(destination, names) as (files, put_in_place):
+        for file, tensors in zip(files, shards, strict=True):
+            write(file, tensors, {SET_KEY: save})
+        with replacing(index_path(destination)) as new_index:
+            new_index.write(index)
+            new_index.flush()
+            put_in_place()
     destination.unlink(missing_ok=True)
     _sweep(destination, names)
 
 
+def _index(shards: Mapping[str, Sequence[str]], total_bytes: int, save: str) -> bytes:
+    """The text of the index. Raises ValueError for names that are not UTF-8."""
+    if not is_utf8("".join(shards)):
+        raise ValueError(
+            f"{next(iter(shards))!r} is not UTF-8, as the names of shards must be: the index lists them"
+        )
+    index = {
+        "metadata": {"total_size": total_bytes, SET_KEY: save},
+        "weight_map": {tensor: name for name, tensors in shards.items() for tensor in tensors},
+    }
+    return (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+@contextmanager
+def _new_files(
+    destination: Path, names: Sequence[str]
+) -> Iterator[tuple[list[ShardFile], Callable[[], None]]]:
+    """The files to fill, and what puts them in place.
+
+    They have no names, so that nothing stays of a writer that is killed. Where the file system needs names,
+    or there are more files than a process should hold open, they lie in a folder that the next save sweeps.
+    """
+    places = [destination.with_name(name) for name in names]
+    with ExitStack() as held:
+        with NewFile(index_path(destination)) as first:
+            needs_names = first.temporary is not None
+        if nameless := [] if needs_names else _nameless(places, held):
+            files = [ShardFile(place, new.descriptor) for place, new in zip(places, nameless, strict=True)]
+            yield files, lambda: _commit(nameless)
+            return
+        staging = held.enter_context(_staging(destination))
+
+        def put_in_place() -> None:
+            for place in places:
+                (staging / place.name).replace(place)
+            sync(destination.parent, destination.parent)
+
+        yield [ShardFile(staging / name) for name in names], put_in_place
+
+
+def _nameless(places: Sequence[Path], held: ExitStack) -> list[NewFile]:
+    """Files without names for all of `places`, open until `held` ends; none if that cannot be."""
+    if len(places) > resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4:
+        return []
+    with ExitStack() as made:
+        files: list[NewFile] = []
+        for place in places:
+            files.append(made.enter_context(NewFile(place)))
+            if files[-1].temporary is not None:
+                return []
+        held.push(made.pop_all())
+    return files
+
+
+def _commit(files: Sequence[NewFile]) -> None:
+    """Put shards in place. Those of their names go first: to replace them needs temporary names."""
+    for file in files:
+        with suppress(OSError):
+            file.destination.unlink()
+        file.commit()
+
+
 def _sweep(destination: Path, keep: Sequence[str]) -> None:
-    """Remove the shards of earlier saves."""
+    """Remove the shards of earlier saves, and what killed ones have left of their indices."""
+    _native.call("sweep", destination=str(index_path(destination)))
     pattern = re.compile(rf"{re.escape(destination.stem)}-\d{{5}}-of-\d{{5}}{re.escape(destination.suffix)}")
     for path in destination.parent.iterdir():
         if pattern.fullmatch(path.name) and path.name not in keep:
@@ -114,19 +186,11 @@ def _sweep(destination: Path, keep: Sequence[str]) -> None:
 
 @contextmanager
 def _staging(destination: Path) -> Iterator[Path]:
-    """A folder beside the destination, gone in the end; those that dead writers of this host left go, too.
+    """A folder beside the destination, gone in the end.
 
     Its writer locks a file in it. Until then its name ends in `_UNLOCKED`.
     """
-    host = zlib.crc32(os.fsencode(os.uname().nodename))
-    prefix = f".{shortened(destination.name)}.flashpack-tmp-set-{host:08x}-"
-    for left in destination.parent.glob(f"{glob.escape(prefix)}*"):
-        with suppress(OSError):
-            # One this young may not have been locked by its writer yet.
-            if not left.name.endswith(_UNLOCKED) or time.time() - left.stat().st_mtime > 1:
-                with _locked(left):
-                    shutil.rmtree(left)
-    folder = destination.with_name(prefix + secrets.token_hex(8))
+    folder = destination.with_name(_staging_prefix(destination) + secrets.token_hex(8))
     unlocked = folder.with_name(folder.name + _UNLOCKED)
     unlocked.mkdir()
     try:
@@ -136,6 +200,22 @@ def _staging(destination: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(unlocked, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _staging_prefix(destination: Path) -> str:
+    """How the names of this host's folders begin, as locks need not reach further."""
+    host = zlib.crc32(os.fsencode(os.uname().nodename))
+    return f".{shortened(destination.name)}.flashpack-tmp-set-{host:08x}-"
+
+
+def _sweep_staged(destination: Path) -> None:
+    """Remove the folders that killed saves have left."""
+    for left in destination.parent.glob(f"{glob.escape(_staging_prefix(destination))}*"):
+        with suppress(OSError):
+            # One this young may not have been locked by its writer yet.
+            if not left.name.endswith(_UNLOCKED) or time.time() - left.stat().st_mtime > 1:
+                with _locked(left):
+                    shutil.rmtree(left)
 
 
 @contextmanager

@@ -2,19 +2,20 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    fs::File,
     path::{Path, PathBuf},
 };
 
 use super::{Converted, cast};
 use crate::{
-    error::{At, Error, ErrorKind, Result},
+    error::{At, Error, ErrorKind, IoContext, Result},
     format::{
         DType,
         checksum::Algorithm,
         layout::{Order, TensorSpec},
         safetensors::HeaderTensor,
     },
-    io::{FileSource, Source},
+    io::{FileSource, Source, write::NewFile},
     model::read_header,
     pack::Packer,
     plan::Ignore,
@@ -31,6 +32,8 @@ pub struct Request<'a> {
     pub sources: &'a [PathBuf],
     /// The file to write.
     pub destination: &'a Path,
+    /// That file, if the caller has begun it and will put it in place.
+    pub begun: Option<&'a File>,
     /// Type for floating tensors; `None` keeps every tensor's own.
     pub dtype: Option<DType>,
     /// Alignment of records.
@@ -68,11 +71,16 @@ pub fn from_safetensors(request: Request<'_>, progress: Progress<'_>) -> Result<
     }
     metadata.extend(request.metadata);
     let specs: Vec<TensorSpec> = pieces.iter().map(|piece| piece.spec.clone()).collect();
-    let Request { sources, destination, align_bytes, algorithm, .. } = request;
-    let mut packer =
-        Packer::create(destination, &specs, Order::LargestFirst, align_bytes, metadata, progress)
-            .at(destination)?
-            .digested_by(algorithm);
+    let Request { sources, destination, begun, align_bytes, algorithm, .. } = request;
+    let packer = match begun {
+        Some(file) => {
+            let file = file.try_clone().during("cannot open", destination)?;
+            let new = NewFile::lend(file, destination.to_owned());
+            Packer::fill(new, &specs, Order::LargestFirst, align_bytes, metadata, progress)
+        }
+        None => Packer::create(destination, &specs, Order::LargestFirst, align_bytes, metadata, progress),
+    };
+    let mut packer = packer.at(destination)?.digested_by(algorithm);
     let order: Vec<usize> = packer.writes().iter().map(|write| write.tensor).collect();
     let mut streamer = Streamer { sources, open: None, buffer: Vec::new(), cast: Vec::new() };
     for tensor in order {

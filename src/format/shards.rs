@@ -60,11 +60,13 @@ impl Shards {
     pub fn check(&self, shards: &[(String, Index)]) -> Result<()> {
         let by_file: BTreeMap<&str, &Index> =
             shards.iter().map(|(file, index)| (file.as_str(), index)).collect();
-        if let Some(set) = &self.set {
+        let named = || shards.iter().find_map(|(_, index)| index.metadata().get(SET_KEY));
+        if let Some(set) = self.set.as_ref().or_else(named) {
             let strange = |(_, index): &&(String, Index)| index.metadata().get(SET_KEY) != Some(set);
             if let Some((file, _)) = shards.iter().find(strange) {
+                let other = if self.set.is_some() { "its index" } else { "another shard" };
                 return Err(Error::format(format!(
-                    "{file} belongs to another save than its index: the set was written only in part"
+                    "{file} belongs to another save than {other}: the set was written only in part"
                 )));
             }
         }

@@ -62,7 +62,7 @@ pub(super) fn create_named(destination: &Path, mode: u32) -> io::Result<(File, P
 
 /// Removes the temporary files for `destination` whose writers died: those that nobody holds a lock on. Failures are left
 /// for the next writer: they cost space, not correctness.
-pub(super) fn remove_abandoned(destination: &Path) {
+pub fn remove_abandoned(destination: &Path) {
     let prefix = prefix(destination);
     let Ok(entries) = fs::read_dir(folder_of(destination)) else {
         return;

@@ -39,6 +39,8 @@ pub struct NewFile {
     /// Its name until it is committed, if it has one.
     temporary: Option<PathBuf>,
     destination: PathBuf,
+    /// Somebody else puts it in place.
+    lent: bool,
 }
 
 impl NewFile {
@@ -58,7 +60,7 @@ impl NewFile {
         let mode = replaced.map_or(0o666, |mode| mode & 0o666 | 0o600);
         let (file, temporary) = create(&destination, mode)
             .during("cannot create a temporary file in its folder", &destination)?;
-        let this = Self { file, temporary, destination };
+        let this = Self { file, temporary, destination, lent: false };
         if let Some(mode) = replaced {
             let set = this.file.set_permissions(Permissions::from_mode(mode));
             set.during("cannot set the permissions of the new file", &this.destination)?;
@@ -69,7 +71,13 @@ impl NewFile {
     /// One that another program has begun by [`create`](Self::create), of which these are the parts.
     #[must_use]
     pub const fn adopt(file: File, temporary: Option<PathBuf>, destination: PathBuf) -> Self {
-        Self { file, temporary, destination }
+        Self { file, temporary, destination, lent: false }
+    }
+
+    /// One that another program has begun and will put in place: to [commit](Self::commit) it only makes it durable.
+    #[must_use]
+    pub const fn lend(file: File, destination: PathBuf) -> Self {
+        Self { file, temporary: None, destination, lent: true }
     }
 
     /// The parts: the file, its temporary name, and the destination, behind any symbolic link. Whoever has them is to
@@ -100,6 +108,9 @@ impl NewFile {
         let bytes = self.file.metadata().during("cannot stat", &path)?.len();
         self.file.sync_all().during("cannot flush to disk", &path)?;
         may()?;
+        if self.lent {
+            return Ok(bytes);
+        }
         self.put_in_place().during("cannot put the new file in place of", &path)?;
         let folder = folder_of(&path);
         sync_folder(folder).during("cannot flush the folder to disk", folder)?;
@@ -173,8 +184,15 @@ impl AtomicFile {
     /// Those of [`NewFile::create`]; [`ErrorKind::Io`] if the disk is full; [`ErrorKind::Argument`] for a malformed
     /// environment variable.
     pub fn create(destination: &Path, expected_bytes: u64) -> Result<Self> {
+        Self::fill(NewFile::create(destination)?, expected_bytes)
+    }
+
+    /// [`create`](Self::create), of a file that is there and empty.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn fill(new: NewFile, expected_bytes: u64) -> Result<Self> {
         let direct = Environment::read()?.direct_io.unwrap_or(true);
-        let new = NewFile::create(destination)?;
         let same = new.file.try_clone().during("cannot open", &new.destination)?;
         let bytes = WriteBehind::new(same, direct).at(&new.destination)?;
         let this = Self { bytes, new };

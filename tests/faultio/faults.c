@@ -6,7 +6,7 @@
 //   eN  fail with errno N          sN  transfer at most N bytes      k  die by SIGKILL
 //   tN  truncate the file to N bytes first, then go on               r  rename another file over it first,
 //   then go on
-// CALL is open, read, write, sync, mode, rename or map, or any: each of these. Hexadecimal digits after it
+// CALL is open, read, write, sync, mode, rename, unlink or map, or any: each of these. Hexadecimal digits after it
 // are flags of open(2) that the file must have been opened with.
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -160,6 +160,8 @@ int chmod(const char* path, mode_t mode) { return act("mode", path, 0, NULL) ? -
 int rename(const char* from, const char* to) {
   return act("rename", to, 0, NULL) ? -1 : REAL(rename)(from, to);
 }
+
+int unlink(const char* path) { return act("unlink", path, 0, NULL) ? -1 : REAL(unlink)(path); }
 
 void* mmap64(void* address, size_t bytes, int protection, int flags, int fd, off64_t offset) {
   if (fd >= 0 && act_on("map", fd, NULL)) {

@@ -362,6 +362,50 @@ def killed_saves(folder: Path) -> int:
     return total
 
 
+def killed_saves_of_shards(folder: Path) -> int:
+    """SIGKILL before every call of a save in several files: the old model, the new one, or a refusal.
+
+    The next save removes what is left. Of files without names nothing is, until they are put in place.
+    """
+    path = folder / "out" / "model.flashpack"
+    sizes = (("70KB", "70KB"), ("10KB", "70KB"), ("1GB", "70KB"), ("70KB", "1GB"))
+
+    def save(value: float, size: str) -> None:
+        flashpack.pack_to_file(Model(value), path, max_shard_size=size)
+
+    total = 0
+    for named, (old, new) in itertools.product(("", NAMED), sizes):
+        save(2, new)
+        files = listing(path.parent)
+        for number in range(1, 1000):
+            save(1, old)
+            before = listing(path.parent)
+            child = os.fork()
+            if child == 0:
+                with Faults(f"{named}any:{number}:k", path.parent):
+                    save(2, new)
+                os._exit(0)
+            killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert killed in (0, -9), killed
+            try:
+                tensors = flashpack.load_file(path, eager=True)
+            except flashpack.FlashPackError:
+                assert old == new, "its files have other names"
+            else:
+                assert is_all(tensors, 2) or (killed and is_all(tensors, 1)), "a mixture"
+            strange = listing(path.parent) - before - files
+            for stale in strange:
+                if stale.endswith("-new"):  # and not locked yet
+                    os.utime(path.with_name(stale), (0, 0))
+            assert named or all(name.startswith(f".{path.name}") for name in strange), strange
+            save(2, new)
+            assert listing(path.parent) == files, "not swept"
+            if not killed:
+                break
+            total += 1
+    return total
+
+
 def new_folders(folder: Path) -> int:
     """Each folder that a save creates is flushed to the disk, and the one that it is created in."""
     total = 0
@@ -418,8 +462,8 @@ PROGRAMS = {
     program.__name__: program
     for program in (
         *(failing_reads, failing_maps, interrupted_reads, refused_direct_reads, truncations, replacements),
-        *(failing_writes, short_writes, refused_direct_writes, refused_renames, killed_saves, new_folders),
-        failing_signatures,
+        *(failing_writes, short_writes, refused_direct_writes, refused_renames, killed_saves),
+        *(killed_saves_of_shards, new_folders, failing_signatures),
     )
 }
 

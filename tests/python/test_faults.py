@@ -42,8 +42,9 @@ def test_truncation_under_a_mapping_is_fatal_and_an_eager_load_is_safe(path: Pat
     succeed(python("-c", TRUNCATED, path, "eager"))
 
 
-def test_killed_savers_leave_whole_files() -> None:
-    told = in_processes_of("flashpack", crash_points.__file__, "--kills", 20, "--mib", 16)
+@pytest.mark.parametrize("options", [(), ("--shards",)], ids=["a file", "shards"])
+def test_killed_savers_leave_whole_files(options: tuple[str, ...]) -> None:
+    told = in_processes_of("flashpack", crash_points.__file__, "--kills", 20, "--mib", 16, *options)
     assert " 0 torn" in told, told
     assert " 0 files left" in told, told
 

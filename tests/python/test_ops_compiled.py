@@ -22,6 +22,7 @@ from helpers import (
     tag_of,
     write_file,
 )
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -294,6 +295,23 @@ def test_the_fake_of_verify_counts_what_is_checked(algorithm: str | None, packed
     with FakeTensorMode():
         assert ops.verify(packed) == 0
     assert ops.verify(packed) == 0
+
+
+@pytest.mark.parametrize("max_shard_size", [None, 30], ids=["a file", "shards"])
+@pytest.mark.parametrize("checksum", ["xxh3_64", "blake3"])
+def test_the_fake_of_verify_knows_every_algorithm(
+    checksum: str, max_shard_size: int | None, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.flashpack"
+    flashpack.save_file(tensors, path, checksum=checksum, max_shard_size=max_shard_size)
+    made = str(path if max_shard_size is None else tmp_path / "model.flashpack.index.json")
+    save_file({"other": torch.ones(9)}, tmp_path / "other.safetensors")
+    files = [*tmp_path.glob("*.flashpack"), tmp_path / "other.safetensors"]
+    for place in (made, "\0".join(map(str, files))):
+        real = ops.verify(place)
+        assert real > 0
+        with FakeTensorMode():
+            assert ops.verify(place) == real
 
 
 def test_fakes_are_on_the_device_asked_for(packed: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from typing import Any
 import flashpack
 import pytest
 import torch
-from flashpack import _ops
+from flashpack import _ops, _shards
 from flashpack._shards import parse_size, split
 from flashpack.commands import convert_to_flashpack, revert_from_flashpack
 from flashpack.deserialization import iterate_from_flash_tensor, read_flashpack_file
@@ -317,7 +318,10 @@ def test_a_failure_leaves_what_was_there(folder: Path, monkeypatch: pytest.Monke
     assert_same(flashpack.load_file(folder), kinds())
 
 
-def test_the_next_save_sweeps_what_a_killed_one_leaves(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("named", [False, True])
+def test_a_killed_save_leaves_nothing_or_what_the_next_sweeps(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
     def save() -> None:
         flashpack.save_file(kinds(), folder / "model.flashpack", max_shard_size=25_000)
 
@@ -327,15 +331,49 @@ def test_the_next_save_sweeps_what_a_killed_one_leaves(folder: Path, monkeypatch
 
     save()
     before, pack = listing(folder), _ops.pack
+    if named:
+        monkeypatch.setattr(_shards, "_nameless", lambda *_: [])
     child = os.fork()
     if not child:
         monkeypatch.setattr(_ops, "pack", die)
         save()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert len(listing(folder)) == len(before) + 1
+    assert len(listing(folder)) == len(before) + named
     save()
     assert listing(folder) == before
+
+
+def test_more_shards_than_a_process_should_hold_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = len(shards_in(folder))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (4 * count - 1, 4 * count - 1))
+    new = _shards.NewFile
+    monkeypatch.setattr(_shards, "NewFile", lambda path: new(path) if path.name == INDEX else pytest.fail())
+    flashpack.save_file(kinds(), folder / "model.flashpack", max_shard_size=25_000)
+    assert len(shards_in(folder)) == count
+    assert_same(flashpack.load_file(folder), kinds())
+
+
+def test_a_mixture_is_refused_under_an_index_that_names_no_save(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    del index["metadata"]["flashpack_set"]
+    (folder / INDEX).write_text(json.dumps(index))
+    assert_same(flashpack.load_file(folder), kinds())
+    other = tmp_path_factory.mktemp("other")
+    flashpack.save_file(kinds(), other / "model.flashpack", max_shard_size=25_000)
+    shutil.copyfile(shards_in(other)[1], shards_in(folder)[1])
+    refused(folder, "belongs to another save")
+
+
+def test_names_that_no_index_can_hold_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"mod\xe8l.flashpack")
+    with pytest.raises(ValueError, match="is not UTF-8, as the names of shards must be"):
+        flashpack.save_file(kinds(), path, max_shard_size=25_000)
+    assert not listing(tmp_path)
+    flashpack.save_file(kinds(), path, max_shard_size="1GB")
+    assert_same(flashpack.load_file(path), kinds())
 
 
 def test_tied_tensors_stay_in_one_shard_and_tied(tmp_path: Path) -> None:
