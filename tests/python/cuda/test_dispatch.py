@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import engine
@@ -90,6 +91,33 @@ def by_hand(folder: str) -> None:
         flashpack.assign_from_file(model, path, keep_flash_ref_on_model=True)
     flashpack.assign_from_file(model, path, device="cuda:1")
     assert_arrived(model.state_dict(), want, "cuda:1")
+
+
+class Renamed(nn.Module):
+    """A layer whose records have names of old."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new = nn.Linear(64, 64)
+
+    def _load_from_state_dict(self, state: dict[str, torch.Tensor], prefix: str, *rest: Any) -> None:
+        for name in ("weight", "bias"):
+            state[f"{prefix}new.{name}"] = state.pop(f"{prefix}{name}")
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def in_their_own_way(folder: str) -> None:
+    source = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    path, want = saved(folder, source), engine.state_of(source)
+    model = nn.Sequential(nn.Linear(64, 64), Renamed().cuda(1))
+    flashpack.assign_from_file(model, path)
+    assert model[0].weight.device.type == "cpu"
+    held = {name: want[f"1.{name}"] for name in ("weight", "bias")}
+    assert_arrived(model[1].new.state_dict(), held, "cuda:1")
+
+
+def test_modules_that_load_in_their_own_way_stay_where_they_are(tmp_path: Path) -> None:
+    fakecuda.call(in_their_own_way, str(tmp_path), devices=2).check()
 
 
 def test_a_dispatched_model_stays_where_it_is(tmp_path: Path) -> None:
