@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,11 +22,12 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def ties(model: nn.Module) -> list[list[str]]:
-    """Names of the same tensor."""
+def ties(model: nn.Module, key: Callable[[Tensor], int] = id) -> list[list[str]]:
+    """Names of the same tensor, or of tensors that are otherwise one, as `key` tells."""
     names: dict[int, list[str]] = {}
     for name, tensor in named_tensors(model).items():
-        names.setdefault(id(tensor), []).append(name)
+        if tensor.numel() and not tensor.is_meta:
+            names.setdefault(key(tensor), []).append(name)
     return sorted(group for group in names.values() if len(group) > 1)
 
 
@@ -51,7 +52,8 @@ def differences(actual: nn.Module, expected: nn.Module) -> Iterator[Difference]:
     for name in sorted(got.keys() & wanted.keys()):
         if not same_bits(got[name], wanted[name]):
             yield name, _described(got[name]), _described(wanted[name])
-    if ties(actual) != ties(expected):
-        yield "ties", ties(actual), ties(expected)
+    for kind, key in (("ties", id), ("shared memory", Tensor.data_ptr)):
+        if ties(actual, key) != ties(expected, key):
+            yield kind, ties(actual, key), ties(expected, key)
     if actual.training != expected.training:
         yield "training", actual.training, expected.training

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
@@ -25,6 +26,7 @@ SIZES = {
     **dict.fromkeys(("decoder_layers", "num_decoder_layers", "num_encoder_layers"), 2),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"), 2),
     **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads", "type_vocab_size"), 2),
+    "num_experts_per_tok": 2,
     **dict.fromkeys(("head_dim", "d_kv", "moe_intermediate_size"), 8),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 32),
     **dict.fromkeys(("max_source_positions", "max_target_positions"), 32),
@@ -49,7 +51,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gptj": {"rotary_dim": 8},
     "codegen": {"rotary_dim": 4, "n_head": 4, "num_attention_heads": 4},
+    "granite_speech5_ctc": {"context_size": 16},
+    "granite_speech5_encoder": {"context_size": 16},
     "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 8},
+    "hiera": {"decoder_hidden_size": 16, "decoder_num_heads": 2, "decoder_depth": 1},
     "hubert": _CONVOLUTIONS,
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
@@ -67,6 +72,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": None,
     },
     "sew": {**_CONVOLUTIONS, "conv_dim": (8,) * 13},
+    "resnet": {"embedding_size": 16, "hidden_sizes": [16, 16, 16, 16]},
     "zamba": {"num_hidden_layers": 2, "layers_block_type": ["mamba", "hybrid"]},
     "swin2sr": _SWIN,
     "swinv2": _SWIN,
@@ -74,7 +80,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "unispeech": _CONVOLUTIONS,
     "unispeech-sat": _CONVOLUTIONS,
     "wav2vec2": _CONVOLUTIONS,
-    "wav2vec2-conformer": _CONVOLUTIONS,
+    "wav2vec2-bert": {"vocab_size": TOKENS},
+    "wav2vec2-conformer": {**_CONVOLUTIONS, "vocab_size": TOKENS},
     "wavlm": _CONVOLUTIONS,
 }
 
@@ -113,7 +120,7 @@ def base_class(model_type: str) -> type[PreTrainedModel]:
 
 
 def head_classes(model_type: str) -> list[type[PreTrainedModel]]:
-    """The classes with a head that auto classes take for this type."""
+    """The classes with a head that auto classes take for this type, and for its configuration."""
     base = base_class(model_type)
     names: dict[str, None] = {}
     for mapping_name, mapping in vars(modeling_auto).items():
@@ -121,12 +128,12 @@ def head_classes(model_type: str) -> list[type[PreTrainedModel]]:
             name = mapping.get(model_type)
             names.update(dict.fromkeys([name] if isinstance(name, str) else name or ()))
     classes = [getattr(transformers, name, None) for name in names]
-    return [each for each in classes if each is not None and each is not base]
+    return [each for each in classes if each not in (None, base) and each.config_class is base.config_class]
 
 
 def built(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
     """A model in eval mode in which no two parameters are alike, as they are where norms are all ones."""
-    model = kind(config).eval()
+    model = kind(copy.deepcopy(config)).eval()  # whose configuration saves change
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -139,21 +146,6 @@ def built(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedMo
 def config_of(model_type: str) -> PretrainedConfig:
     """The tiny configuration of an architecture."""
     return tiny_config(CONFIG_MAPPING[model_type])
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer, tied ones under each name, and those that state dicts leave out."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return parameters | dict(model.named_buffers(remove_duplicate=False))
-
-
-def ties(model: nn.Module) -> list[list[str]]:
-    """The groups of names that are one tensor."""
-    groups: dict[int, set[str]] = {}
-    for name, tensor in named_tensors(model).items():
-        if tensor.numel():
-            groups.setdefault(tensor.data_ptr(), set()).add(name)
-    return sorted(sorted(names) for names in groups.values() if len(names) > 1)
 
 
 def inputs(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..._load import load_tensors
 from ..._meta_init import parameters_on_meta
-from ..._slots import find_slots
+from ..._slots import Slot, find_slots
 from .._arguments import initialiser
 from .._weights import BUILDING, LoadingInfo, build_and_load
 from ._place import Place
@@ -38,7 +38,8 @@ def map_tensors(place: Place, wishes: Wishes) -> dict[str, Tensor]:
 
 def build_empty(cls: type[P], config: Any, tensors: Mapping[str, Tensor], arguments: dict[str, Any]) -> P:
     """A model whose parameters have no memory; its buffers are real and have dtypes to match the file."""
-    with BUILDING, parameters_on_meta():
+    # What this model draws is not the caller's: fresh weights come of the seed as in `from_pretrained`.
+    with BUILDING, torch.random.fork_rng(devices=[]), parameters_on_meta():
         return build_as_loaded(cls, config, main_dtype(config, tensors), **arguments)
 
 
@@ -64,6 +65,8 @@ def _initialize_again(model: PreTrainedModel) -> None:
     """
     for module in model.modules():
         vars(module).pop("_is_hf_initialized", None)
+    for parameter in model.parameters():  # to draw values for those without memory would be for nothing
+        parameter._is_hf_initialized = parameter.is_meta  # type: ignore[attr-defined]
     initialize: Callable[[], None] = model.initialize_weights
     initialize()
 
@@ -91,15 +94,16 @@ def model_names(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[s
     """What the model calls those of `tensors` that it knows under another name, or under none.
 
     A base model and a model with a head differ by the prefix of their base; None is for another name of a
-    tied weight that the model has under one of its own.
+    tied weight that the model has under one of its own, and for what a head has under a name of its base.
     """
     own = model.state_dict().keys()
     prefix = f"{model.base_model_prefix}."
     names: dict[str, str | None] = {}
     for name in tensors:
-        for other in (name.removeprefix(prefix), prefix + name):
-            if name not in own and other in own and other not in tensors:
-                names[name] = other
+        bare = name.removeprefix(prefix)
+        for other in (bare, prefix + name):
+            if name not in own and other in own and (other == bare or other not in tensors):
+                names |= {other: None, name: other}
     known = {range_of(tensor) for name, tensor in tensors.items() if name in own or name in names}
     for name, tensor in tensors.items():
         if name not in own and name not in names and tensor.numel() and range_of(tensor) in known:
@@ -115,7 +119,9 @@ def range_of(tensor: Tensor) -> tuple[object, ...]:
 def fits(model: PreTrainedModel, tensors: Mapping[str, Tensor], wishes: Wishes) -> bool:
     """Whether the file has just what the model needs, so that nothing is to be renamed, made up or cast."""
     slots = find_slots(model)
-    if any(name not in slots for name in tensors):
+    if any(
+        name not in slots or _is_other_kind(slots[name], tensor, wishes) for name, tensor in tensors.items()
+    ):
         return False
     ranges: dict[int, tuple[object, ...]] = {}
     for name, tensor in tensors.items():
@@ -123,6 +129,17 @@ def fits(model: PreTrainedModel, tensors: Mapping[str, Tensor], wishes: Wishes) 
             return False  # tied in the model, though two tensors in the file
     lacks = any(slot.is_parameter and id(slot.tensor) not in ranges for slot in slots.values())
     return not lacks and not _needs_cast(model, tensors, wishes.dtype)
+
+
+def _is_other_kind(slot: Slot, tensor: Tensor, wishes: Wishes) -> bool:
+    """Whether the file's tensor replaces a buffer of another dtype, and not one float another.
+
+    transformers makes floats of batch norms' counters where it keeps all of a module in single precision.
+    """
+    own = slot.tensor.dtype
+    floats = own.is_floating_point and tensor.is_floating_point()
+    coerced = slot.is_parameter or bool(wishes.options.coerce_dtype)
+    return not (floats or coerced or own == tensor.dtype)
 
 
 def _needs_cast(model: PreTrainedModel, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> bool:

@@ -133,9 +133,10 @@ def is_quantized(config: Any) -> bool:
 
 
 def _without_aliases(names: Iterable[str], tensors: Mapping[str, Tensor]) -> set[str]:
-    """One name for each tied weight, the shortest, as safetensors hold it under one."""
+    """One name for each tied weight, the model's first, as safetensors hold it under one."""
+    places = {name: place for place, name in enumerate(tensors)}
     kept: dict[object, str] = {}
-    for name in sorted(names, key=len):
+    for name in sorted(names, key=lambda name: places.get(name, -1)):
         tensor = tensors.get(name)
         kept.setdefault(name if tensor is None or not tensor.numel() else range_of(tensor), name)
     return set(kept.values())

@@ -38,7 +38,7 @@ def load_model(
 
     A file with just the model's names is loaded straight to the device. With others (of a head over the model
     or of its base, legacy names, unmerged experts, a quantised model) the tensors go through
-    `cls.from_pretrained`.
+    `cls.from_pretrained`. Parameters that the class freezes stay frozen, which that forgets.
 
     Raises ValueError for names that are missing or left over, unless `strict` or `strict_params` is False
     (fresh values are then made for what is missing), they are ignored, or `output_loading_info` reports them
@@ -61,6 +61,7 @@ def load_from(
 ) -> Any:
     """`load_model` with everything found; `arguments` are those for the class alone."""
     names: dict[str, str | None] = {}
+    frozen: list[str] = []
     loaded: tuple[P, LoadingInfo | dict[str, Any]] | None = None
     if not (model_args or wishes.for_transformers or is_quantized(config)):
         tensors = map_tensors(place, wishes)
@@ -69,9 +70,12 @@ def load_from(
             loaded = load_directly(model, place, wishes)
         else:
             names = model_names(model, tensors)
+            frozen = [name for name, each in model.named_parameters() if not each.requires_grad]
     if loaded is None:
         loaded = load_through_transformers(cls, config, place, wishes, model_args, arguments, names)
     model, info = loaded
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
     _set_generation_config(model, place, wishes)
     return (model, as_dict(info)) if wishes.output_loading_info else model
 
