@@ -15,7 +15,7 @@ from . import _native
 from ._model_folder import ADAPTER_STEMS, SAFETENSORS, SUFFIX, library_of, stem_of, weights_name
 from ._paths import SEPARATOR, StrPath, text_path
 from ._progress import INLINE_BYTES
-from ._shards import index_path
+from ._shards import INDEX_SUFFIX, index_path
 
 KINDS = (SAFETENSORS, ".bin")  # what is converted: safetensors go before what is pickled
 LOADABLE = (SUFFIX, SAFETENSORS)  # what loads as it is
@@ -143,7 +143,8 @@ def find_weights_file(folder: Path, variant: str | None, kinds: Sequence[str]) -
             return folder / name
         if adapter is None:
             if index := find_index(folder, suffix, variant):
-                return index
+                whole = index.name.removesuffix(INDEX_SUFFIX)  # saved later, under the name of the shards
+                return folder / whole if whole in names else index
             end = f".{variant}{suffix}" if variant else suffix
             if others := sorted(name for name in names if name.endswith(end)):
                 return _refuse_lone_shard(folder / _only(folder, others))

@@ -298,6 +298,14 @@ def test_the_old_is_swept(folder: Path) -> None:
     assert_same(flashpack.load_file(path), tensors)
 
 
+@pytest.mark.parametrize("name", ["model.flashpack", "other.flashpack"])
+def test_a_whole_file_goes_before_older_shards_of_its_name(tmp_path: Path, name: str) -> None:
+    flashpack.save_file(kinds(), tmp_path / name, max_shard_size=25_000)
+    flashpack.save_file({"new": torch.ones(3)}, tmp_path / name)
+    for place in (tmp_path, tmp_path / name):
+        assert_same(flashpack.load_file(place), {"new": torch.ones(3)})
+
+
 def test_a_failure_leaves_what_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {name: (folder / name).read_bytes() for name in listing(folder)}
     pack, calls = _ops.pack, []
