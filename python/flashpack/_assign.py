@@ -213,14 +213,9 @@ def _read(
     dtypes, retained = dtypes_of(match.slots, mapped, options), {}
     parts = [name for name, slot in match.slots.items() if is_dtensor(slot.tensor)]
     if options.keep_flash_ref_on_model:
-        if places:
-            raise ValueError(
-                f"{shown_path(path)}: keep_flash_ref_on_model=True: the model lies on several devices"
-            )
-        if parts:
-            raise ValueError(
-                f"{shown_path(path)}: keep_flash_ref_on_model=True: DTensors do not lie in whole blocks"
-            )
+        if places or parts:
+            what = "the model lies on several devices" if places else "DTensors do not lie in whole blocks"
+            raise ValueError(f"{shown_path(path)}: keep_flash_ref_on_model=True: {what}")
         # By blocks, so that what stays on the model is the memory that its tensors live in.
         how: dict[str, Any] = {"eager": options.eager, "verify": options.verify, "silent": options.shown}
         retained = _retained(read_blocks(path, device, **how), read_index(path))
@@ -408,10 +403,8 @@ def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, op
                     "each rank reads its own part"
                 )
             places = _places(model, slots, held, device, options)
-            if {place for name, place in places.items() if name not in held} - {device}:
-                raise ValueError(
-                    f"{path}: use_distributed_loading=True loads to one device, and the model lies on several"
-                )
+            if any(place != device for name, place in places.items() if name not in held):
+                raise ValueError(f"{path}: use_distributed_loading=True: the model lies on several devices")
             if loads_flat(model) or (roots := own_roots(model, described)):
                 kinds = "FSDP1's modules load" if loads_flat(model) else _named(roots)
                 raise ValueError(
