@@ -102,6 +102,15 @@ class NewFile:
         if self.temporary is not None:
             self.temporary.unlink(missing_ok=True)
 
+    def link(self) -> None:
+        """`commit` a file without a name that is on the disk, but leave its folder to be flushed."""
+        own = f"/proc/self/fd/{self.descriptor}"
+        try:
+            # Any folder: only with one does Python follow the link, which leads to the file itself.
+            os.link(own, self.destination, src_dir_fd=self.descriptor, follow_symlinks=True)
+        except OSError:
+            self.commit()
+
     def commit(self) -> None:
         """Flush the file to the disk and put it in place. Raises OSError."""
         _native.call("commit", **self._made)

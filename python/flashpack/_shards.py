@@ -108,6 +108,7 @@ def write_shards(
         with replacing(index_path(destination)) as new_index:
             new_index.write(index)
             new_index.flush()
+            os.fsync(new_index.fileno())
             put_in_place()
     destination.unlink(missing_ok=True)
     _sweep(destination, names)
@@ -172,7 +173,9 @@ def _commit(files: Sequence[NewFile]) -> None:
     for file in files:
         with suppress(OSError):
             file.destination.unlink()
-        file.commit()
+        file.link()
+    for folder in {file.destination.parent for file in files}:
+        sync(folder, folder)
 
 
 def _sweep(destination: Path, keep: Sequence[str]) -> None:
