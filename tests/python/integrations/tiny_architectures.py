@@ -16,6 +16,7 @@ TOKENS = 64
 # What a setting of this name is at most.
 SIZES = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "text_vocab_size"), TOKENS),
+    **dict.fromkeys(("input_vocab_size", "output_vocab_size"), TOKENS),
     **dict.fromkeys(
         ("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "emb_dim", "embedding_size"), 16
     ),

@@ -1,6 +1,7 @@
 """Compares loads of FlashPack folders with transformers' own of safetensors, over its architectures.
 
-As a program (`make parity`) it takes every architecture but those of `EXCLUDED`, or those named:
+As a program (`make parity`) it takes every architecture but those of `EXCLUDED`, or those named, a quarter of
+an hour of one core in all:
 
 - a model of single precision with each of `DTYPES`, one of half precision with `HALF_DTYPES`;
 - the base out of the file of each head, and each head out of the base's, with what is reported.
@@ -33,7 +34,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers_exceptions import DTYPES_LOST, EXCLUDED, KNOWN
 
-DTYPES = (None, "auto", torch.float16, torch.bfloat16, torch.float32)
+DTYPES = (None, torch.float16, torch.bfloat16)
 HALF_DTYPES = (None, torch.float32)
 FEWEST = 400
 LARGEST = 16_000_000  # parameters
