@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _native
 from ._convert_source import Source, find_source
-from ._errors import naming_torch
+from ._errors import may_need_torch
 from ._hints import listed, warn, warn_of_unmatched
 from ._model_folder import STEM, Library, adapters_beside, copy_companions, find_companions
 from ._names import filter_state_dict, is_ignored_tensor_name, name_tuple
@@ -29,7 +29,7 @@ _NATIVE_CASTS = frozenset({"float64", "float32", "float16", "bfloat16"})
 _NATIVE_ORIGINS = frozenset({"F64", "F32", "F16"})  # safetensors' names; BF16 is the one without an F
 
 
-@naming_torch("this conversion")
+@may_need_torch("this conversion")
 def convert_to_flashpack(
     model_or_state_dict_or_path_or_repo_id: StrPath | nn.Module | Mapping[str, Tensor],
     destination_path: StrPath | None = None,

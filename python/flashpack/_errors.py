@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from ._os_paths import local_path
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # The last one is ours: in the JSON that follows, a path's own quotes are escaped.
 _TAG = ' [flashpack:{"'
@@ -38,6 +42,20 @@ def naming_torch(what: str) -> Iterator[None]:
             raise
         message = f"{what} needs PyTorch, which is not installed: pip install 'torch>=2.11'"
         raise ImportError(message, name="torch") from error
+
+
+def may_need_torch(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """`naming_torch` around a function, with no frame but ours between it and its caller, for warnings."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def guarded(*args: P.args, **options: P.kwargs) -> T:
+            with naming_torch(what):
+                return function(*args, **options)
+
+        return guarded
+
+    return decorate
 
 
 _KINDS: dict[str, type[BaseException]] = {

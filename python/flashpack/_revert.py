@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import _native
-from ._errors import naming_torch
+from ._errors import may_need_torch
 from ._footer import get_flashpack_file_metadata, verify_file
 from ._model_folder import (
     ADAPTER_CONFIG,
@@ -32,7 +32,7 @@ _FOREIGN_SUFFIXES = frozenset(
 _OWN_SUFFIX = frozenset({".flashpack"})
 
 
-@naming_torch("this conversion")
+@may_need_torch("this conversion")
 def revert_from_flashpack(
     path: StrPath, destination_path: StrPath | None = None, silent: bool | None = True
 ) -> str:

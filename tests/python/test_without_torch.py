@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from flashpack.commands import convert_to_flashpack
 from helpers import noise
 from processes import python, succeed
 from safetensors.torch import save_file
@@ -76,6 +77,12 @@ def test_commands_on_safetensors_need_none(source: Path) -> None:
     packed = source.with_suffix(".flashpack")
     for words in (("metadata",), ("verify",), ("explain",), ("revert", source.with_name("back.safetensors"))):
         succeed(command(words[0], packed, *words[1:]))
+
+
+def test_warnings_still_point_at_the_caller(source: Path) -> None:
+    with pytest.warns(UserWarning, match="fits no tensor's name") as caught:
+        convert_to_flashpack(source, ignore_names=["absent"])
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_commands_that_need_it_say_what_to_install(source: Path) -> None:
