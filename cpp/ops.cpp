@@ -18,6 +18,7 @@
 #include "blocks.h"
 #include "errors.h"
 #include "flashpack/src/bridge.rs.h"
+#include "model.h"
 #include "tensors.h"
 
 namespace flashpack {
@@ -68,8 +69,8 @@ bool same_sizes(const Tensor& one, const Tensor& other) {
   return std::ranges::equal(one.sizes(), other.sizes());
 }
 
-[[noreturn]] void refuse(const std::string& path, const std::string& name, const std::string& why) {
-  fail_argument(path + ": cannot load '" + name + "' into the tensor given: " + why);
+[[noreturn]] void refuse(int64_t model, const std::string& name, const std::string& why) {
+  fail_argument(std::string(shown_path(model)) + ": cannot load '" + name + "' into the tensor given: " + why);
 }
 
 // The device of the first of `tensors`.
@@ -82,28 +83,27 @@ Device device_of_first(const Handles& tensors) {
 }
 
 // The one device that all of `tensors` are on.
-Device common_device(const std::string& path, const Names& names, const Tensors& tensors) {
+Device common_device(int64_t model, const Names& names, const Tensors& tensors) {
   if (tensors.empty()) {
     return or_cpu(std::nullopt);
   }
   const Device device = tensors[0].device();
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (tensors[i].device() != device) {
-      refuse(path, names[i], "it is not on the device of the others");
+      refuse(model, names[i], "it is not on the device of the others");
     }
   }
   return device;
 }
 
 // Refuses, before anything changes, values of another shape or dtype than the tensors they are for.
-void check_values(const std::string& path, const Names& names, const Tensors& tensors,
-                  const Tensors& values) {
+void check_values(int64_t model, const Names& names, const Tensors& tensors, const Tensors& values) {
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (!same_sizes(tensors[i], values[i])) {
-      refuse(path, names[i], "it has shape " + shape_of(tensors[i]) + ", the file's " + shape_of(values[i]));
+      refuse(model, names[i], "it has shape " + shape_of(tensors[i]) + ", the file's " + shape_of(values[i]));
     }
     if (tensors[i].scalar_type() != values[i].scalar_type()) {
-      refuse(path, names[i], "it has another dtype than the file's");
+      refuse(model, names[i], "it has another dtype than the file's");
     }
   }
 }
@@ -118,17 +118,17 @@ void check_dense(const Tensors& tensors) {
 }
 
 // Refuses, before anything changes, tensors whose memory cannot take the file's bytes as they are.
-void check_memory(const std::string& path, const Names& names, const Tensors& tensors, const Load& load) {
+void check_memory(int64_t model, const Names& names, const Tensors& tensors, const Load& load) {
   for (size_t i = 0; i < tensors.size(); ++i) {
     const View& view = load.views()[i];
     if (!std::ranges::equal(tensors[i].sizes(), sizes_of(load, view))) {
-      refuse(path, names[i], "it has another shape than the file's: " + shape_of(tensors[i]));
+      refuse(model, names[i], "it has another shape than the file's: " + shape_of(tensors[i]));
     }
     if (static_cast<int32_t>(tensors[i].scalar_type()) != view.dtype) {
-      refuse(path, names[i], "it has another dtype than the file's");
+      refuse(model, names[i], "it has another dtype than the file's");
     }
     if (!tensors[i].is_contiguous()) {
-      refuse(path, names[i], "it is not contiguous");
+      refuse(model, names[i], "it is not contiguous");
     }
   }
 }
@@ -171,36 +171,45 @@ void check_counts(const Names& names, const Tensors& tensors) {
   }
 }
 
-std::string op_footer(const std::string& path) { return std::string(footer(path)); }
+Tensor op_open(const std::string& path) { return handle_on(Opened(path)); }
 
-int64_t op_verify(const std::string& path, const std::optional<Tensor>& progress) {
-  return verify(path, words(progress));
+std::string op_describe(const Tensor& model) { return std::string(footer(number_of(model))); }
+
+int64_t op_verify(const Tensor& model, const std::optional<Tensor>& progress) {
+  return verify(number_of(model), words(progress));
 }
 
-Handles load_tensors(const std::string& path, const Names& names, const Device& device,
-                     std::optional<bool> eager, std::optional<bool> verify, const Numbers& slices,
-                     const std::optional<Tensor>& progress) {
-  auto load = load_names(path, names, view_of(slices), options(eager, verify, place_on(device)));
+Handles load_named(int64_t model, const Names& names, const Device& device, std::optional<bool> eager,
+                   std::optional<bool> verify, const Numbers& slices, const std::optional<Tensor>& progress) {
+  auto load = load_names(model, names, view_of(slices), options(eager, verify, place_on(device)));
   return read(*load, device, words(progress));
 }
 
 StableIValue op_load(const std::string& path, const Names& names, const std::optional<Device>& device,
                      std::optional<bool> eager, std::optional<bool> verify,
                      const std::optional<Numbers>& slices, const std::optional<Tensor>& progress) {
+  const Opened model(path);
   return make_list(
-      load_tensors(path, names, or_cpu(device), eager, verify, slices.value_or(Numbers{}), progress));
+      load_named(model.number(), names, or_cpu(device), eager, verify, slices.value_or(Numbers{}), progress));
 }
 
-std::tuple<StableIValue, StableIValue> op_state_dict(const std::string& path,
-                                                     const std::optional<Names>& ignore_names,
-                                                     const std::optional<Names>& ignore_prefixes,
-                                                     const std::optional<Names>& ignore_suffixes,
-                                                     const std::optional<Device>& device,
-                                                     std::optional<bool> eager, std::optional<bool> verify,
-                                                     const std::optional<Tensor>& progress) {
+StableIValue op_load_names(const Tensor& model, const Names& names, const std::optional<Device>& device,
+                           std::optional<bool> eager, std::optional<bool> verify,
+                           const std::optional<Numbers>& slices, const std::optional<Tensor>& progress) {
+  return make_list(load_named(number_of(model), names, or_cpu(device), eager, verify,
+                              slices.value_or(Numbers{}), progress));
+}
+
+std::tuple<StableIValue, StableIValue> op_load_except(const Tensor& model,
+                                                      const std::optional<Names>& ignore_names,
+                                                      const std::optional<Names>& ignore_prefixes,
+                                                      const std::optional<Names>& ignore_suffixes,
+                                                      const std::optional<Device>& device,
+                                                      std::optional<bool> eager, std::optional<bool> verify,
+                                                      const std::optional<Tensor>& progress) {
   const Names none;
   const Device target = or_cpu(device);
-  auto load = load_except(path, ignore_names.value_or(none), ignore_prefixes.value_or(none),
+  auto load = load_except(number_of(model), ignore_names.value_or(none), ignore_prefixes.value_or(none),
                           ignore_suffixes.value_or(none), options(eager, verify, place_on(target)));
   std::vector<Text> names;
   names.reserve(load->views().size());
@@ -211,12 +220,12 @@ std::tuple<StableIValue, StableIValue> op_state_dict(const std::string& path,
   return {make_list(std::move(names)), make_list(std::move(tensors))};
 }
 
-StableIValue op_blocks(const std::string& path, const std::optional<Device>& device,
-                       std::optional<bool> eager, std::optional<bool> verify,
-                       const std::optional<Tensor>& progress) {
+StableIValue op_load_blocks(const Tensor& model, const std::optional<Device>& device,
+                            std::optional<bool> eager, std::optional<bool> verify,
+                            const std::optional<Tensor>& progress) {
   const Device target = or_cpu(device);
-  return make_list(
-      read(*load_blocks(path, options(eager, verify, place_on(target))), target, words(progress)));
+  auto load = load_blocks(number_of(model), options(eager, verify, place_on(target)));
+  return make_list(read(*load, target, words(progress)));
 }
 
 void op_set_data(const Tensors& tensors, const Tensors& values) {
@@ -234,12 +243,14 @@ void op_set_data(const Tensors& tensors, const Tensors& values) {
 void op_assign(const std::string& path, const Names& names, const Tensors& tensors, std::optional<bool> eager,
                std::optional<bool> verify) {
   check_counts(names, tensors);
+  const Opened opened(path);
+  const int64_t model = opened.number();
+  const Device device = common_device(model, names, tensors);
   Tensors values;
-  for (Handle& value :
-       load_tensors(path, names, common_device(path, names, tensors), eager, verify, {}, std::nullopt)) {
+  for (Handle& value : load_named(model, names, device, eager, verify, {}, std::nullopt)) {
     values.emplace_back(value.release());
   }
-  check_values(path, names, tensors, values);
+  check_values(model, names, tensors, values);
   std::set<const void*> taken;
   for (Tensor& value : values) {
     // Tied in the file, but two tensors here: training one must not change the other.
@@ -251,9 +262,9 @@ void op_assign(const std::string& path, const Names& names, const Tensors& tenso
 }
 
 // Fills `tensors` with what `load` has been told to read for them.
-void fill_tensors(const std::string& path, const Names& names, const Tensors& tensors, const Load& load,
+void fill_tensors(int64_t model, const Names& names, const Tensors& tensors, const Load& load,
                   const std::optional<Tensor>& progress) {
-  check_memory(path, names, tensors, load);
+  check_memory(model, names, tensors, load);
   std::vector<GivenMemory> given;
   for (const Tensor& tensor : tensors) {
     given.push_back(memory_of(tensor.get()));
@@ -272,13 +283,48 @@ void fill_tensors(const std::string& path, const Names& names, const Tensors& te
     }
   }
   if (overlap({distinct.data(), distinct.size()})) {
-    fail_argument(path + ": two of the tensors given share memory, but not in the file");
+    fail_argument(std::string(shown_path(model)) +
+                  ": two of the tensors given share memory, but not in the file");
   }
-  read_into(load, common_device(path, names, tensors), read, words(progress));
+  read_into(load, common_device(model, names, tensors), read, words(progress));
   for (const size_t i : copied) {
     Tensor copy = tensors[i];
     torch::stable::copy_(copy, reshaped(tensors[load.views()[i].block], copy));
   }
+}
+
+LoadOptions into(int64_t model, const Names& names, const Tensors& tensors, std::optional<bool> verify) {
+  const bool on_cuda = place_on(common_device(model, names, tensors)) == Place::Cuda;
+  return options(std::nullopt, verify, on_cuda ? Place::GivenCuda : Place::GivenHost);
+}
+
+void op_fill(const Tensor& handle, const Names& names, const Tensors& tensors, std::optional<bool> verify,
+             const std::optional<Tensor>& progress) {
+  check_counts(names, tensors);
+  const int64_t model = number_of(handle);
+  const auto load = load_names(model, names, {}, into(model, names, tensors, verify));
+  fill_tensors(model, names, tensors, *load, progress);
+}
+
+void op_fill_payload(const Tensor& handle, const Numbers& offsets, const Tensors& tensors,
+                     std::optional<bool> verify, const std::optional<Tensor>& progress) {
+  if (offsets.size() != tensors.size()) {
+    fail_argument(std::to_string(offsets.size()) + " offsets were given for " +
+                  std::to_string(tensors.size()) + " tensors");
+  }
+  const int64_t model = number_of(handle);
+  Names names;
+  Numbers ranges;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    int64_t end = 0;
+    if (__builtin_add_overflow(offsets[i], tensors[i].numel(), &end)) {
+      fail_argument("an offset is larger than any file");
+    }
+    ranges.insert(ranges.end(), {offsets[i], end});
+    names.push_back("payload from " + std::to_string(offsets[i]));
+  }
+  const auto load = load_payload(model, view_of(ranges), into(model, names, tensors, verify));
+  fill_tensors(model, names, tensors, *load, progress);
 }
 
 // The tensors of `given` in the order of the file's records. Nothing unless the file holds just their names,
@@ -305,12 +351,12 @@ std::optional<Handles> usual_targets(const Load& load, Handles given) {
 }
 
 // The usual case of loading into a model's own memory. Else false, and nothing is changed.
-bool op_refill(const std::string& path, const std::string& names, StableListHandle tensors,
-               std::optional<bool> verify, const std::optional<Tensor>& progress) {
+bool op_fill_all(const Tensor& model, const std::string& names, StableListHandle tensors,
+                 std::optional<bool> verify, const std::optional<Tensor>& progress) {
   Handles given = take_list(tensors);
   const Device device = device_of_first(given);
   const Place place = place_on(device) == Place::Cuda ? Place::GivenCuda : Place::GivenHost;
-  const auto load = load_all(path, str_of(names), options(std::nullopt, verify, place));
+  const auto load = load_all(number_of(model), str_of(names), options(std::nullopt, verify, place));
   const auto targets = usual_targets(*load, std::move(given));
   if (!targets) {
     return false;
@@ -331,12 +377,12 @@ bool op_refill(const std::string& path, const std::string& names, StableListHand
 }
 
 // The same by new memory for each tensor, in the place of its own.
-bool op_reassign(const std::string& path, const std::string& names, StableListHandle tensors,
-                 std::optional<bool> eager, std::optional<bool> verify,
-                 const std::optional<Tensor>& progress) {
+bool op_assign_all(const Tensor& model, const std::string& names, StableListHandle tensors,
+                   std::optional<bool> eager, std::optional<bool> verify,
+                   const std::optional<Tensor>& progress) {
   Handles given = take_list(tensors);
   const Device device = device_of_first(given);
-  auto load = load_all(path, str_of(names), options(eager, verify, place_on(device)));
+  auto load = load_all(number_of(model), str_of(names), options(eager, verify, place_on(device)));
   auto targets = usual_targets(*load, std::move(given));
   if (!targets) {
     return false;
@@ -348,48 +394,15 @@ bool op_reassign(const std::string& path, const std::string& names, StableListHa
   return true;
 }
 
-LoadOptions into(const std::string& path, const Names& names, const Tensors& tensors,
-                 std::optional<bool> verify) {
-  const bool on_cuda = place_on(common_device(path, names, tensors)) == Place::Cuda;
-  return options(std::nullopt, verify, on_cuda ? Place::GivenCuda : Place::GivenHost);
-}
+std::string op_last_load() { return std::string(last_load()); }
 
-void op_load_into(const std::string& path, const Names& names, const Tensors& tensors,
-                  std::optional<bool> verify, const std::optional<Numbers>& slices,
-                  const std::optional<Tensor>& progress) {
-  check_counts(names, tensors);
-  const Numbers none;
-  const auto load =
-      load_names(path, names, view_of(slices ? *slices : none), into(path, names, tensors, verify));
-  fill_tensors(path, names, tensors, *load, progress);
-}
-
-void op_read_payload(const std::string& path, const Numbers& offsets, const Tensors& tensors,
-                     std::optional<bool> verify, const std::optional<Tensor>& progress) {
-  if (offsets.size() != tensors.size()) {
-    fail_argument(std::to_string(offsets.size()) + " offsets were given for " +
-                  std::to_string(tensors.size()) + " tensors");
+std::vector<int64_t> op_pinned(bool release) {
+  if (release) {
+    release_pinned();
   }
-  Names names;
-  Numbers ranges;
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    int64_t end = 0;
-    if (__builtin_add_overflow(offsets[i], tensors[i].numel(), &end)) {
-      fail_argument("an offset is larger than any file");
-    }
-    ranges.insert(ranges.end(), {offsets[i], end});
-    names.push_back("payload from " + std::to_string(offsets[i]));
-  }
-  const auto load = load_payload(path, view_of(ranges), into(path, names, tensors, verify));
-  fill_tensors(path, names, tensors, *load, progress);
-}
-
-std::vector<int64_t> op_pinned_usage() {
   const PinnedUsage usage = pinned_usage();
   return {usage.bytes, usage.peak_bytes, static_cast<int64_t>(usage.pageable)};
 }
-
-void op_release_pinned_pool() { release_pinned(); }
 
 void op_pack(const std::string& path, const Names& names, const Tensors& tensors,
              std::optional<ScalarType> dtype, int64_t align_bytes, bool keep_order,
@@ -415,57 +428,63 @@ void op_pack(const std::string& path, const Names& names, const Tensors& tensors
 }  // namespace
 
 // `Tensor(*!)[]`: with `Tensor(a!)[]` TorchScript would drop calls whose tensors are a module's own
-// parameters.
+// parameters. Those with a path are for graphs, which cannot hold an open model.
 STABLE_TORCH_LIBRARY(flashpack, m) {
-  m.def("footer(str path) -> str");
-  m.def("verify(str path, *, Tensor? progress=None) -> int");
+  m.def("open(str path) -> Tensor");
+  m.def("describe(Tensor model) -> str");
+  m.def("verify(Tensor model, *, Tensor? progress=None) -> int");
   m.def(
       "load(str path, str[] names, *, Device? device=None, bool? eager=None, bool? verify=None, "
       "int[]? slices=None, Tensor? progress=None) -> Tensor[]");
   m.def(
-      "state_dict(str path, *, str[]? ignore_names=None, str[]? ignore_prefixes=None, "
+      "load.names(Tensor model, str[] names, *, Device? device=None, bool? eager=None, bool? verify=None, "
+      "int[]? slices=None, Tensor? progress=None) -> Tensor[]");
+  m.def(
+      "load.ignoring(Tensor model, *, str[]? ignore_names=None, str[]? ignore_prefixes=None, "
       "str[]? ignore_suffixes=None, Device? device=None, bool? eager=None, bool? verify=None, "
       "Tensor? progress=None) -> (str[], Tensor[])");
   m.def(
-      "blocks(str path, *, Device? device=None, bool? eager=None, bool? verify=None, "
+      "load_blocks(Tensor model, *, Device? device=None, bool? eager=None, bool? verify=None, "
       "Tensor? progress=None) -> Tensor[]");
   m.def("assign(str path, str[] names, Tensor(*!)[] tensors, *, bool? eager=None, bool? verify=None) -> ()");
   m.def(
-      "load_into(str path, str[] names, Tensor(*!)[] tensors, *, bool? verify=None, "
-      "int[]? slices=None, Tensor? progress=None) -> ()");
+      "assign.all(Tensor model, str names, Tensor(*!)[] tensors, *, bool? eager=None, bool? verify=None, "
+      "Tensor? progress=None) -> bool");
   m.def(
-      "read_payload(str path, int[] offsets, Tensor(*!)[] tensors, *, bool? verify=None, "
+      "fill(Tensor model, str[] names, Tensor(*!)[] tensors, *, bool? verify=None, "
       "Tensor? progress=None) -> ()");
   m.def(
-      "refill(str path, str names, Tensor(*!)[] tensors, *, bool? verify=None, "
+      "fill.all(Tensor model, str names, Tensor(*!)[] tensors, *, bool? verify=None, "
       "Tensor? progress=None) -> bool");
   m.def(
-      "reassign(str path, str names, Tensor(*!)[] tensors, *, bool? eager=None, bool? verify=None, "
-      "Tensor? progress=None) -> bool");
+      "fill.payload(Tensor model, int[] offsets, Tensor(*!)[] tensors, *, bool? verify=None, "
+      "Tensor? progress=None) -> ()");
   m.def("set_data(Tensor(*!)[] tensors, Tensor[] values) -> ()");
   m.def(
       "pack(str path, str[] names, Tensor(*!)[] tensors, *, ScalarType? dtype=None, int align_bytes=128, "
       "bool keep_order=False, str[]? metadata=None, str? checksum=None, int? descriptor=None, "
       "Tensor? progress=None) -> ()");
-  m.def("pinned_usage() -> int[]");
-  m.def("release_pinned_pool() -> ()");
+  m.def("last_load() -> str");
+  m.def("pinned(*, bool release=False) -> int[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(flashpack, CompositeExplicitAutograd, m) {
-  m.impl("footer", TORCH_BOX(&op_footer));
+  m.impl("open", TORCH_BOX(&op_open));
+  m.impl("describe", TORCH_BOX(&op_describe));
   m.impl("verify", TORCH_BOX(&op_verify));
   m.impl("load", TORCH_BOX(&op_load));
-  m.impl("state_dict", TORCH_BOX(&op_state_dict));
-  m.impl("blocks", TORCH_BOX(&op_blocks));
+  m.impl("load.names", TORCH_BOX(&op_load_names));
+  m.impl("load.ignoring", TORCH_BOX(&op_load_except));
+  m.impl("load_blocks", TORCH_BOX(&op_load_blocks));
   m.impl("assign", TORCH_BOX(&op_assign));
-  m.impl("load_into", TORCH_BOX(&op_load_into));
-  m.impl("refill", TORCH_BOX(&op_refill));
-  m.impl("reassign", TORCH_BOX(&op_reassign));
-  m.impl("read_payload", TORCH_BOX(&op_read_payload));
+  m.impl("assign.all", TORCH_BOX(&op_assign_all));
+  m.impl("fill", TORCH_BOX(&op_fill));
+  m.impl("fill.all", TORCH_BOX(&op_fill_all));
+  m.impl("fill.payload", TORCH_BOX(&op_fill_payload));
   m.impl("set_data", TORCH_BOX(&op_set_data));
   m.impl("pack", TORCH_BOX(&op_pack));
-  m.impl("pinned_usage", TORCH_BOX(&op_pinned_usage));
-  m.impl("release_pinned_pool", TORCH_BOX(&op_release_pinned_pool));
+  m.impl("last_load", TORCH_BOX(&op_last_load));
+  m.impl("pinned", TORCH_BOX(&op_pinned));
 }
 
 }  // namespace flashpack

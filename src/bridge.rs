@@ -27,14 +27,15 @@ use crate::{
         checksum::Algorithm,
         layout::{self, Order},
     },
-    io::write::NewFile,
+    io::{Source as _, write::NewFile},
     load::{self, Block},
-    model::SEPARATOR,
+    model::{Model, SEPARATOR},
+    opened,
     pack::Packer,
     plan::{Cut, Ignore, Selection},
     progress::Progress,
-    reader::Reader,
     stats::Report,
+    verify::verify_model,
 };
 
 mod loading;
@@ -121,26 +122,31 @@ mod ffi {
 
     extern "Rust" {
         fn printable(message: &CxxString) -> String;
-        fn footer(path: &CxxString) -> Result<String>;
-        fn verify(path: &CxxString, progress: ProgressWords) -> Result<i64>;
+
+        fn open_model(path: &CxxString) -> Result<i64>;
+        fn close_model(model: i64);
+        fn file_bytes(model: i64) -> Result<i64>;
+        fn shown_path(model: i64) -> Result<String>;
+        fn footer(model: i64) -> Result<String>;
+        fn verify(model: i64, progress: ProgressWords) -> Result<i64>;
 
         type Load;
         fn load_names(
-            path: &CxxString,
+            model: i64,
             names: &CxxVector<CxxString>,
             cuts: &[i64],
             options: &LoadOptions,
         ) -> Result<Box<Load>>;
         fn load_except(
-            path: &CxxString,
+            model: i64,
             names: &CxxVector<CxxString>,
             prefixes: &CxxVector<CxxString>,
             suffixes: &CxxVector<CxxString>,
             options: &LoadOptions,
         ) -> Result<Box<Load>>;
-        fn load_all(path: &CxxString, names: &str, options: &LoadOptions) -> Result<Box<Load>>;
-        fn load_blocks(path: &CxxString, options: &LoadOptions) -> Result<Box<Load>>;
-        fn load_payload(path: &CxxString, ranges: &[i64], options: &LoadOptions) -> Result<Box<Load>>;
+        fn load_all(model: i64, names: &str, options: &LoadOptions) -> Result<Box<Load>>;
+        fn load_blocks(model: i64, options: &LoadOptions) -> Result<Box<Load>>;
+        fn load_payload(model: i64, ranges: &[i64], options: &LoadOptions) -> Result<Box<Load>>;
         fn name(self: &Load, number: usize) -> Result<&str>;
         fn places(self: &Load) -> &Vec<usize>;
         fn views(self: &Load) -> &Vec<View>;
@@ -235,12 +241,33 @@ fn printable(message: &CxxString) -> String {
     message.to_string_lossy().into_owned()
 }
 
-fn footer(path: &CxxString) -> std::result::Result<String, Tagged> {
-    guarded(|| Ok(Reader::open(native(path))?.footer().to_owned()))
+fn open_model(path: &CxxString) -> std::result::Result<i64, Tagged> {
+    guarded(|| Ok(opened::keep(Model::open(native(path))?)))
 }
 
-fn verify(path: &CxxString, progress: ProgressWords) -> std::result::Result<i64, Tagged> {
-    guarded(|| Ok(crate::verify::verify(native(path), None, progress.get())?.verified_bytes.cast_signed()))
+fn close_model(model: i64) {
+    opened::close(model);
+}
+
+/// Bytes of all the model's files.
+fn file_bytes(model: i64) -> std::result::Result<i64, Tagged> {
+    guarded(|| Ok(opened::find(model)?.files.file_bytes().cast_signed()))
+}
+
+/// What messages call the model.
+fn shown_path(model: i64) -> std::result::Result<String, Tagged> {
+    guarded(|| Ok(opened::find(model)?.files.path().display().to_string()))
+}
+
+fn footer(model: i64) -> std::result::Result<String, Tagged> {
+    guarded(|| Ok(opened::find(model)?.footer()))
+}
+
+fn verify(model: i64, progress: ProgressWords) -> std::result::Result<i64, Tagged> {
+    guarded(|| {
+        let report = verify_model(&*opened::find(model)?, None, progress.get())?;
+        Ok(report.verified_bytes.cast_signed())
+    })
 }
 
 /// What the last load of this thread did, as JSON; null before the first.
@@ -283,16 +310,16 @@ fn wanted(options: &LoadOptions) -> load::Options {
     load::Options { eager: choice(options.eager), verify: choice(options.verify), place }
 }
 
-fn load(path: &CxxString, selection: Selection<'_>, options: &LoadOptions) -> Result<Box<Load>> {
-    let prepared = load::prepare(native(path), selection, wanted(options))?;
+fn load(model: i64, selection: Selection<'_>, options: &LoadOptions) -> Result<Box<Load>> {
+    let prepared = load::prepare(&*opened::find(model)?, selection, wanted(options))?;
     Ok(Box::new(Load::new(prepared, Vec::new())))
 }
 
 /// A load of all tensors if `names`, which [`SEPARATOR`] divides, are theirs; else of none.
-fn load_all(path: &CxxString, names: &str, options: &LoadOptions) -> std::result::Result<Box<Load>, Tagged> {
+fn load_all(model: i64, names: &str, options: &LoadOptions) -> std::result::Result<Box<Load>, Tagged> {
     guarded(|| {
         let names: Vec<&str> = names.split(SEPARATOR).collect();
-        let prepared = load::prepare_all(native(path), &names, wanted(options))?;
+        let prepared = load::prepare_all(&*opened::find(model)?, &names, wanted(options))?;
         let load = prepared.map_or_else(Load::default, |(prepared, places)| Load::new(prepared, places));
         Ok(Box::new(load))
     })
@@ -300,7 +327,7 @@ fn load_all(path: &CxxString, names: &str, options: &LoadOptions) -> std::result
 
 /// `cuts` are four numbers each: of a name, of a dimension, the first index and the one after the last.
 fn load_names(
-    path: &CxxString,
+    model: i64,
     names: &CxxVector<CxxString>,
     cuts: &[i64],
     options: &LoadOptions,
@@ -322,16 +349,12 @@ fn load_names(
             }
         };
         let cuts = quadruples.iter().map(cut).collect::<Result<Vec<_>>>()?;
-        load(path, Selection::Slices { names: &strings(names), cuts: &cuts }, options)
+        load(model, Selection::Slices { names: &strings(names), cuts: &cuts }, options)
     })
 }
 
 /// `ranges` are two numbers each: the first byte and the one after the last.
-fn load_payload(
-    path: &CxxString,
-    ranges: &[i64],
-    options: &LoadOptions,
-) -> std::result::Result<Box<Load>, Tagged> {
+fn load_payload(model: i64, ranges: &[i64], options: &LoadOptions) -> std::result::Result<Box<Load>, Tagged> {
     guarded(|| {
         let (pairs, []) = ranges.as_chunks::<2>() else {
             return Err(Error::argument("ranges are not a list of starts and ends in turn"));
@@ -339,12 +362,12 @@ fn load_payload(
         let range = |&[start, end]: &[i64; 2]| Some(u64::try_from(start).ok()?..u64::try_from(end).ok()?);
         let ranges = pairs.iter().map(range).collect::<Option<Vec<_>>>();
         let ranges = ranges.ok_or_else(|| Error::argument("a range begins or ends before the file"))?;
-        load(path, Selection::Payload(&ranges), options)
+        load(model, Selection::Payload(&ranges), options)
     })
 }
 
 fn load_except(
-    path: &CxxString,
+    model: i64,
     names: &CxxVector<CxxString>,
     prefixes: &CxxVector<CxxString>,
     suffixes: &CxxVector<CxxString>,
@@ -353,12 +376,12 @@ fn load_except(
     guarded(|| {
         let (names, prefixes, suffixes) = (strings(names), strings(prefixes), strings(suffixes));
         let ignore = Ignore { names: &names, prefixes: &prefixes, suffixes: &suffixes };
-        load(path, Selection::Except(&ignore), options)
+        load(model, Selection::Except(&ignore), options)
     })
 }
 
-fn load_blocks(path: &CxxString, options: &LoadOptions) -> std::result::Result<Box<Load>, Tagged> {
-    guarded(|| load(path, Selection::Blocks, options))
+fn load_blocks(model: i64, options: &LoadOptions) -> std::result::Result<Box<Load>, Tagged> {
+    guarded(|| load(model, Selection::Blocks, options))
 }
 
 fn known_dtype(name: &str, code: i32) -> Result<DType> {

@@ -28,12 +28,13 @@ use crate::{
     io::{FileSource, temporary::remove_abandoned, write::NewFile},
     load::{Options, Place},
     model::{Model, read_shards, screen},
+    opened,
     plan::{Ignore, Selection},
     progress::Progress,
     reader::Reader,
     sign::{PrivateKey, PublicKey, sign},
     stats::Report,
-    verify::{checkable_bytes, verify},
+    verify::verify,
 };
 
 /// A path: its text, or a list of its bytes where they are not UTF-8.
@@ -83,17 +84,19 @@ enum Request {
         #[serde(default)]
         key: Option<NativePath>,
     },
-    /// How many bytes `verify` would compare with checksums.
-    Checkable { path: NativePath },
     /// Sign a file with a private key.
     Sign { path: NativePath, key: NativePath },
     /// safetensors to FlashPack.
     Convert(ConvertRequest),
     /// Every element type: torch's name, and safetensors' where it has one.
     Dtypes,
+    /// Open a model: its number, the bytes of its files, and its index as the JSON of a footer.
+    Open { path: NativePath },
+    /// Let go of an open model.
+    Close { model: i64 },
     /// Fill arrays of the caller's with the records of their names.
     Fill {
-        path: NativePath,
+        model: i64,
         arrays: Vec<Array>,
         #[serde(default)]
         verify: Option<bool>,
@@ -176,7 +179,7 @@ impl ConvertRequest {
             metadata: self.metadata.unwrap_or_default(),
             algorithm: Algorithm::asked(self.checksum.as_deref())?,
         };
-        Ok(converted(convert::from_safetensors(request, progress)?))
+        Ok(converted(convert::from_safetensors(&request, progress)?))
     }
 }
 
@@ -185,9 +188,18 @@ impl ConvertRequest {
 unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
     match request {
         Request::Dtypes => Ok(json!(dtypes()).to_string()),
-        Request::Fill { path, arrays, verify } => {
+        Request::Open { path } => {
+            let model = Model::open(&path)?;
+            let (bytes, index) = (model.files.file_bytes(), model.footer());
+            Ok(format!(r#"{{"model":{},"bytes":{bytes},"index":{index}}}"#, opened::keep(model)))
+        }
+        Request::Close { model } => {
+            opened::close(model);
+            Ok(json!(null).to_string())
+        }
+        Request::Fill { model, arrays, verify } => {
             // SAFETY: the caller vouches for the arrays.
-            unsafe { arrays::fill(&path, &arrays, verify, progress) }?;
+            unsafe { arrays::fill(&*opened::find(model)?, &arrays, verify, progress) }?;
             Ok(json!({"load": Report::last().map(|load| load.to_json())}).to_string())
         }
         Request::Pack { path, arrays, metadata, checksum } => {
@@ -215,7 +227,6 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
             })
             .to_string())
         }
-        Request::Checkable { path } => Ok(json!(checkable_bytes(&Model::open(&path)?.index)).to_string()),
         Request::Sign { path, key } => {
             Ok(json!(sign(&path, &PrivateKey::read(&key)?, progress)?.fingerprint()).to_string())
         }

@@ -9,7 +9,7 @@
 //! | [`plan`] | pure: index and selection to what is read where, and where each tensor lies |
 //! | [`io`] | sources of bytes, mappings, the engine that reads what is planned, atomic writes |
 //! | [`device`] | memory that loads fill; staging buffers and the transfer engine to devices |
-//! | `reader`, [`model`] | an open file; what a path stands for: one file or several |
+//! | `reader`, [`model`], `opened` | an open file; what a path stands for: one file or several; open models by number |
 //! | [`load`], [`pack`], [`sign`](mod@sign), [`verify`](mod@verify), [`convert`], [`explain`](mod@explain) | the jobs, each a short composition of the above |
 //! | `capi`, `bridge` | the C interface (feature `capi`) and the cxx bridge to torch (feature `torch`) |
 //! | `var_store` | loads into tch's variable stores (feature `tch`) |
@@ -22,6 +22,8 @@ pub mod format;
 pub mod io;
 pub mod load;
 pub mod model;
+#[cfg(any(feature = "capi", feature = "torch"))]
+mod opened;
 mod options;
 pub mod pack;
 pub mod plan;

@@ -2,6 +2,7 @@
 
 use std::{
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -116,14 +117,14 @@ impl Loaded {
 /// Loads `selection` of the file at `path` into host memory.
 ///
 /// # Errors
-/// Those of [`prepare`] and [`Prepared::into_host`].
+/// Those of [`Model::open`], [`prepare`] and [`Prepared::into_host`].
 pub fn load(
     path: &Path,
     selection: Selection<'_>,
     options: Options,
     progress: Progress<'_>,
 ) -> Result<Loaded> {
-    prepare(path, selection, options)?.into_host(progress)
+    prepare(&Model::open(path)?, selection, options)?.into_host(progress)
 }
 
 /// A load that has been decided on and not begun.
@@ -131,24 +132,15 @@ pub fn load(
 pub struct Prepared {
     pub(crate) files: Files,
     pub(crate) route: Route,
-    pub(crate) index: Index,
+    pub(crate) index: Arc<Index>,
     plan: ReadPlan,
     /// What the plan maps.
     mapping: Option<Mapping>,
     /// Whether the tensors are called by their numbers.
     numbered: bool,
     pub(crate) reads_ahead: bool,
-    /// How long it took to decide.
+    /// How long it took to decide, and to open the model if this is its first load.
     open: Duration,
-}
-
-/// Opens the model at `path`, as [`Model::open`] takes it, and decides how to load `selection`.
-///
-/// # Errors
-/// Those of [`Model::open`] and [`ReadPlan::new`]; [`ErrorKind::Argument`] for a malformed environment variable.
-pub fn prepare(path: &Path, selection: Selection<'_>, options: Options) -> Result<Prepared> {
-    let began = Instant::now();
-    prepare_model(Model::open(path)?, began, selection, options)
 }
 
 /// [`prepare`] for all tensors, and for each the place of its name among `names`; `None`, and nothing is decided, unless
@@ -156,22 +148,23 @@ pub fn prepare(path: &Path, selection: Selection<'_>, options: Options) -> Resul
 ///
 /// # Errors
 /// As [`prepare`].
-pub fn prepare_all(path: &Path, names: &[&str], options: Options) -> Result<Option<(Prepared, Vec<usize>)>> {
-    let began = Instant::now();
-    let model = Model::open(path)?;
+pub fn prepare_all(
+    model: &Model,
+    names: &[&str],
+    options: Options,
+) -> Result<Option<(Prepared, Vec<usize>)>> {
     let Some(places) = model.index.places(names) else {
         return Ok(None);
     };
-    let prepared = prepare_model(model, began, Selection::Except(&Ignore::default()), options)?;
-    Ok(Some((prepared, places)))
+    Ok(Some((prepare(model, Selection::Except(&Ignore::default()), options)?, places)))
 }
 
-fn prepare_model(
-    model: Model,
-    began: Instant,
-    selection: Selection<'_>,
-    options: Options,
-) -> Result<Prepared> {
+/// Decides how to load `selection` of `model`.
+///
+/// # Errors
+/// Those of [`ReadPlan::new`] and of mapping; [`ErrorKind::Argument`] for a malformed environment variable.
+pub fn prepare(model: &Model, selection: Selection<'_>, options: Options) -> Result<Prepared> {
+    let began = Instant::now();
     let environment = Environment::read()?;
     let mode = match options.place {
         Place::Host if options.eager.unwrap_or(environment.eager) => Mode::Eager,
@@ -180,18 +173,18 @@ fn prepare_model(
         Place::GivenHost => Mode::InPlace,
         Place::GivenDevice => Mode::StagedInPlace,
     };
-    let Model { files, index, .. } = model;
+    let index = Arc::clone(&model.index);
     let asked = Asked { index: &index, selection, options, environment };
-    let (mut files, mut route, mut plan) = asked.decide(files, mode)?;
+    let (mut files, mut route, mut plan) = asked.decide(&model.files, mode)?;
     let mapping = match plan.memory.contains(&Memory::Mapping).then(|| Mapping::new(&files)).transpose() {
         Err(error) if error.errno() == Some(Errno::NODEV.raw_os_error()) => {
-            (files, route, plan) = asked.decide(files, Mode::Eager)?;
+            (files, route, plan) = asked.decide(&model.files, Mode::Eager)?;
             None
         }
         mapping => mapping?,
     };
     let numbered = matches!(selection, Selection::Blocks | Selection::Payload(_));
-    let (reads_ahead, open) = (options.eager.is_none(), began.elapsed());
+    let (reads_ahead, open) = (options.eager.is_none(), model.take_opening_time() + began.elapsed());
     Ok(Prepared { files, route, index, plan, mapping, numbered, reads_ahead, open })
 }
 
@@ -206,7 +199,7 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     /// The plan, and by which way it reads the files.
-    fn decide(self, files: Files, mode: Mode) -> Result<(Files, Route, ReadPlan)> {
+    fn decide(self, files: &Files, mode: Mode) -> Result<(Files, Route, ReadPlan)> {
         let Self { index, selection, options, environment } = self;
         let plan = |direct: bool| {
             let mut settings = settings(mode, options.verify, direct, environment);
@@ -217,10 +210,9 @@ impl Asked<'_> {
         };
         let maps = mode == Mode::Lazy && !selection.is_partial();
         let (files, route) = if maps && options.verify == Some(true) {
-            let route = Route { residency: files.residency(), ..Route::MAPPED };
-            (files, route)
+            (files.buffered(), Route { residency: files.residency(), ..Route::MAPPED })
         } else if maps {
-            (files, Route::MAPPED)
+            (files.buffered(), Route::MAPPED)
         } else if selection.is_whole(index) {
             files.choose(environment.direct_io)
         } else {
@@ -258,7 +250,7 @@ impl Prepared {
 
     /// What the tensors are of.
     #[must_use]
-    pub const fn index(&self) -> &Index {
+    pub fn index(&self) -> &Index {
         &self.index
     }
 

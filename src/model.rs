@@ -4,7 +4,11 @@ use std::{
     ffi::OsStr,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -15,27 +19,25 @@ use crate::{
         safetensors::{self, Header},
         shards::Shards,
     },
-    io::{
-        FileSource, Files, Pages, Source,
-        file::{MAX_OPEN_FILES, Shelf},
-    },
+    io::{FileSource, Files, Pages, Source, file::Shelf},
     reader::{Reader, recognise},
 };
 
 /// Between the paths of a list of files: no path holds it.
 pub const SEPARATOR: char = '\0';
 
-/// An open model: its files, and one index of all their tensors.
+/// An open model: its files, and one index of all their tensors. What takes their paths meanwhile does not matter.
 #[derive(Debug)]
 pub struct Model {
     /// The files.
     pub files: Files,
     /// Their tensors.
-    pub index: Index,
+    pub index: Arc<Index>,
     /// The seal of each file.
     pub seals: Vec<Seal>,
     /// The footer of a FlashPack file as it stands there.
     footer: Option<String>,
+    opening_nanoseconds: AtomicU64,
 }
 
 /// What a file is, told by its content.
@@ -56,6 +58,13 @@ impl Model {
     /// sound or do not belong together, [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a type of
     /// safetensors that has no counterpart.
     pub fn open(path: &Path) -> Result<Self> {
+        let began = Instant::now();
+        let mut model = Self::open_untimed(path)?;
+        *model.opening_nanoseconds.get_mut() = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        Ok(model)
+    }
+
+    fn open_untimed(path: &Path) -> Result<Self> {
         let bytes = path.as_os_str().as_bytes();
         if bytes.contains(&(SEPARATOR as u8)) {
             let each = bytes.split(|&byte| byte == SEPARATOR as u8);
@@ -71,7 +80,7 @@ impl Model {
             kind => {
                 let (file, index, footer) = open_as(&kind, file)?;
                 let seals = vec![index.seal()];
-                Ok(Self { files: Files::new(path, vec![file], &index), index, seals, footer })
+                Ok(Self::new(Files::new(path, vec![file], &index), index, seals, footer))
             }
         }
     }
@@ -102,7 +111,16 @@ impl Model {
             shards.check(&indices).at(path)?;
         }
         let index = Index::join(indices, Pages::here().bytes as u64).at(path)?;
-        Ok(Self { files: Files::new(path, files, &index), index, seals, footer: None })
+        Ok(Self::new(Files::new(path, files, &index), index, seals, None))
+    }
+
+    fn new(files: Files, index: Index, seals: Vec<Seal>, footer: Option<String>) -> Self {
+        Self { files, index: index.into(), seals, footer, opening_nanoseconds: AtomicU64::new(0) }
+    }
+
+    /// How long opening took; nothing for who asks again, so that only the first load counts it.
+    pub(crate) fn take_opening_time(&self) -> Duration {
+        Duration::from_nanos(self.opening_nanoseconds.swap(0, Ordering::Relaxed))
     }
 
     /// The index as the JSON of a footer: a FlashPack file's own.
@@ -114,11 +132,10 @@ impl Model {
 
 /// Opens all of `paths`; if they are many, only some of them stay open.
 fn open_files(paths: &[PathBuf]) -> Result<Vec<(FileSource, Index)>> {
-    let shelf = Arc::<Shelf>::default();
-    let are_many = paths.len() > MAX_OPEN_FILES;
+    let shelf = Shelf::for_files(paths.len());
     let open = |path: &PathBuf| {
         let (file, index) = open_file(path)?;
-        Ok((if are_many { file.on_shelf(&shelf) } else { file }, index))
+        Ok((file.on_shelf(shelf.as_ref()), index))
     };
     paths.iter().map(open).collect()
 }

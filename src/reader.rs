@@ -40,6 +40,26 @@ fn named(error: Error, foreign: Option<Foreign>) -> Error {
     }
 }
 
+/// Where the footer of `source`, which ends with `trailer`, begins, and its length in bytes.
+fn locate(source: &impl Source, trailer: &[u8]) -> Result<(u64, usize)> {
+    match footer::locate(source.len(), trailer) {
+        Ok(found) => Ok(found),
+        Err(error) if trailer.ends_with(&MAGIC) => Err(error.at(source.path())),
+        Err(error) => Err(named(error, recognise(source)?).at(source.path())),
+    }
+}
+
+/// Refuses a file of another format.
+///
+/// # Errors
+/// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::Format`](crate::ErrorKind::Format).
+pub fn expect_flashpack(source: &impl Source) -> Result<()> {
+    let bytes = source.len().min(TRAILER_BYTES as u64);
+    let mut trailer = zeroed(bytes).at(source.path())?;
+    source.read_exact_at(&mut trailer, source.len() - bytes)?;
+    locate(source, &trailer).map(drop)
+}
+
 /// A file whose footer has been read and validated.
 #[derive(Debug)]
 pub struct Reader<S = FileSource> {
@@ -70,11 +90,7 @@ impl<S: Source> Reader<S> {
         let tail_offset = len - tail.len() as u64;
         source.read_exact_at(&mut tail, tail_offset)?;
         let trailer = tail.len().saturating_sub(TRAILER_BYTES);
-        let (offset, json_bytes) = match footer::locate(len, &tail[trailer..]) {
-            Ok(found) => found,
-            Err(error) if tail.ends_with(&MAGIC) => return Err(error.at(source.path())),
-            Err(error) => return Err(named(error, recognise(&source)?).at(source.path())),
-        };
+        let (offset, json_bytes) = locate(&source, &tail[trailer..])?;
         let json = if json_bytes <= trailer {
             tail.drain(..trailer - json_bytes);
             tail.truncate(json_bytes);

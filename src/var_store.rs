@@ -8,6 +8,7 @@ use crate::{
     error::{At, Error, Result},
     format::DType,
     load::{Loaded, Options, prepare},
+    model::Model,
     plan::{Selection, View},
     progress::Progress,
 };
@@ -23,7 +24,7 @@ use crate::{
 /// the file, or there with another shape or type.
 pub fn load_var_store(path: &Path, store: &VarStore, options: Options) -> Result<()> {
     let (names, mut variables): (Vec<String>, Vec<Tensor>) = store.variables().into_iter().unzip();
-    let prepared = prepare(path, Selection::Names(&names), options)?;
+    let prepared = prepare(&Model::open(path)?, Selection::Names(&names), options)?;
     for (name, (view, variable)) in names.iter().zip(prepared.plan().views.iter().zip(&variables)) {
         check(name, view, variable).at(path)?;
     }

@@ -35,23 +35,26 @@ pub struct Report {
 /// As [`Model::open`]; [`ErrorKind::Checksum`](crate::ErrorKind::Checksum) names the first damaged chunk, its
 /// bytes and the tensors in them; [`ErrorKind::Signature`](crate::ErrorKind::Signature).
 pub fn verify(path: &Path, key: Option<&PublicKey>, progress: Progress<'_>) -> Result<Report> {
-    let began = Instant::now();
-    let Model { files, index, seals, .. } = Model::open(path)?;
-    let signer = sign::check(&files, &seals, key)?;
-    let (files, route) = files.choose(Some(false));
-    let (open, clock) = (began.elapsed(), Clock::default());
-    let (report, threads) = check(&files, &index, progress, &clock)?;
-    let (bytes, from_disk) = (report.verified_bytes, route.is_from_disk());
-    stats::Report { bytes, verified_bytes: bytes, threads, from_disk, open, ..stats::Report::default() }
-        .with_times(&clock, began.elapsed().saturating_sub(open))
-        .remember();
-    Ok(Report { signer, ..report })
+    verify_model(&Model::open(path)?, key, progress)
 }
 
-/// Bytes that [`verify`] compares with digests.
-#[must_use]
-pub fn checkable_bytes(index: &Index) -> u64 {
-    every_digest(index).iter().flatten().map(|chunk| chunk.end() - chunk.offset).sum()
+/// [`verify`] for an open model.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_model(model: &Model, key: Option<&PublicKey>, progress: Progress<'_>) -> Result<Report> {
+    let began = Instant::now();
+    let Model { files, index, seals, .. } = model;
+    let signer = sign::check(files, seals, key)?;
+    let (files, route) = files.choose(Some(false));
+    let (decided, clock) = (began.elapsed(), Clock::default());
+    let open = model.take_opening_time() + decided;
+    let (report, threads) = check(&files, index, progress, &clock)?;
+    let (bytes, from_disk) = (report.verified_bytes, route.is_from_disk());
+    stats::Report { bytes, verified_bytes: bytes, threads, from_disk, open, ..stats::Report::default() }
+        .with_times(&clock, began.elapsed().saturating_sub(decided))
+        .remember();
+    Ok(Report { signer, ..report })
 }
 
 /// [`verify`] for a source that is open and has been parsed, but for its signature.
@@ -72,7 +75,7 @@ fn check<S: Source>(
     let environment = Environment::read()?;
     let payload_bytes = index.parts().iter().map(|part| part.range().end - part.range().start).sum();
     let tasks = every_digest(index);
-    let verified_bytes = checkable_bytes(index);
+    let verified_bytes = tasks.iter().flatten().map(|chunk| chunk.end() - chunk.offset).sum();
     let threads = environment.read_threads.get().min(tasks.len());
     progress.start(verified_bytes);
     let chunks = ChunkReader { source, index, progress, clock };

@@ -53,7 +53,7 @@ fn every_common_type_goes_there_and_back() {
     let out = convert::to_safetensors(&first, &there, Progress::SILENT).unwrap();
     assert_eq!((out.tensors, out.bytes), (tensors.len(), fs::metadata(&there).unwrap().len()));
     SafeTensors::deserialize(&fs::read(&there).unwrap()).unwrap();
-    convert::from_safetensors(request(std::slice::from_ref(&there), &back), Progress::SILENT).unwrap();
+    convert::from_safetensors(&request(std::slice::from_ref(&there), &back), Progress::SILENT).unwrap();
     assert_eq!(load_all(&back), load_all(&first));
 }
 
@@ -73,13 +73,13 @@ fn shards_metadata_and_filters() {
     let made = folder.path().join("m.flashpack");
     let (names, prefixes) = (["a.b".to_owned()], ["z".to_owned()]);
     let ignore = Ignore { names: &names, prefixes: &prefixes, suffixes: &[] };
-    convert::from_safetensors(Request { ignore, ..request(&shards, &made) }, Progress::SILENT).unwrap();
+    convert::from_safetensors(&Request { ignore, ..request(&shards, &made) }, Progress::SILENT).unwrap();
     assert_eq!(load_all(&made).into_keys().collect::<Vec<_>>(), ["a.w", "b.w"]);
     let reader = Reader::open(&made).unwrap();
     assert_eq!(reader.index().metadata().keys().collect::<Vec<_>>(), ["one", "two"]);
 
     save(&shards[1], vec![("a.w", view(vec![2]))], "two");
-    let error = convert::from_safetensors(request(&shards, &made), Progress::SILENT).unwrap_err();
+    let error = convert::from_safetensors(&request(&shards, &made), Progress::SILENT).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Argument);
     assert!(error.to_string().contains("duplicate name \"a.w\""), "{error}");
     assert_eq!(load_all(&made).len(), 2, "the old file is as it was");
@@ -98,13 +98,13 @@ fn casts_touch_floating_tensors_only() {
     fs::write(&source, safetensors::serialize(views, None).unwrap()).unwrap();
     let sources = [source];
     let cast = Request { dtype: Some(DType::Float16), ..request(&sources, &made) };
-    convert::from_safetensors(cast, Progress::SILENT).unwrap();
+    convert::from_safetensors(&cast, Progress::SILENT).unwrap();
     let loaded = load_all(&made);
     assert_eq!(loaded["f"].0, DType::Float16);
     assert_eq!(loaded["f"].2, [0x00, 0x3e, 0x00, 0x7c, 0x00, 0x80]);
     assert_eq!((loaded["i"].0, &loaded["i"].2), (DType::Int64, &ints));
     let fp8 = Request { dtype: Some(DType::Float8E4m3fn), ..request(&sources, &made) };
-    assert_eq!(convert::from_safetensors(fp8, Progress::SILENT).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(convert::from_safetensors(&fp8, Progress::SILENT).unwrap_err().kind(), ErrorKind::Unsupported);
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn damaged_sources_and_odd_destinations_are_refused() {
     for bytes in [&b""[..], b"short", &[255; 64], &[2, 0, 0, 0, 0, 0, 0, 0, b'{', b'}', 0]] {
         fs::write(&source, bytes).unwrap();
         let sources = [source.clone()];
-        let error = convert::from_safetensors(request(&sources, &made), Progress::SILENT).unwrap_err();
+        let error = convert::from_safetensors(&request(&sources, &made), Progress::SILENT).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Format, "{error}");
         assert!(!made.exists());
     }
@@ -128,7 +128,7 @@ fn damaged_sources_and_odd_destinations_are_refused() {
     for (from, to) in [(&made, &made), (&source, &source)] {
         let sources = [from.clone()];
         assert!(convert::to_safetensors(from, to, Progress::SILENT).is_err());
-        assert!(convert::from_safetensors(request(&sources, to), Progress::SILENT).is_err());
+        assert!(convert::from_safetensors(&request(&sources, to), Progress::SILENT).is_err());
     }
     Reader::open(&made).expect("nothing was written onto its own source");
 }
@@ -157,7 +157,7 @@ fn a_header_whose_tensors_end_near_2_to_the_64_is_damaged() {
     };
     let header = format!("{{{}}}", (0..tensors).map(tensor).collect::<Vec<_>>().join(","));
     fs::write(&source, [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat()).unwrap();
-    let error = convert::from_safetensors(request(&[source], &made), Progress::SILENT).unwrap_err();
+    let error = convert::from_safetensors(&request(&[source], &made), Progress::SILENT).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Format, "{error}");
     assert!(error.to_string().contains("but 0 follow the header"), "{error}");
 }

@@ -10,6 +10,7 @@ use flashpack::{
     explain::explain,
     format::{DType, layout::Order},
     load::{self, Options, Place},
+    model::Model,
     plan::{Ignore, Selection},
     stats::{Limit, Report},
     verify::verify,
@@ -112,7 +113,9 @@ fn selections_and_refusals_are_those_of_loads() {
     let unknown = explain(&path, Selection::Names(&["other".to_owned()]), options).unwrap_err();
     assert_eq!(unknown.kind(), ErrorKind::Argument);
     assert_eq!(
-        load::prepare(&path, Selection::Names(&["other".to_owned()]), options).unwrap_err().to_string(),
+        load::prepare(&Model::open(&path).unwrap(), Selection::Names(&["other".to_owned()]), options)
+            .unwrap_err()
+            .to_string(),
         unknown.to_string()
     );
 }

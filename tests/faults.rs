@@ -75,7 +75,7 @@ fn sources_keep_their_contract() {
     let open = || FileSource::open(&path).unwrap();
     check_source(&MemorySource::new(bytes.clone()), &bytes);
     check_source(&open(), &bytes);
-    check_source(&open().on_shelf(&Arc::default()), &bytes);
+    check_source(&open().on_shelf(Some(&Arc::default())), &bytes);
     check_source(&Input::choose(open(), Some(true)).0, &bytes);
     let index = Reader::open(&path).unwrap().into_parts().1;
     check_source(&Files::new(&path, vec![open()], &index), &bytes);

@@ -365,7 +365,7 @@ proptest! {
         write_safetensors(&path, &tensors, padding);
         let options = Options { place: Place::Device, ..Options::default() };
         let everything = Ignore::default();
-        let prepared = load::prepare(&path, Selection::Except(&everything), options).unwrap();
+        let prepared = load::prepare(&Model::open(&path).unwrap(), Selection::Except(&everything), options).unwrap();
         let room = |memory: &Memory| match *memory {
             Memory::Buffer(bytes) => vec![0xAA; bytes as usize],
             Memory::Mapping => panic!("nothing is mapped to a device"),

@@ -65,7 +65,7 @@ fn import(source: PathBuf, made: &Path, dtype: Option<DType>) -> Result<()> {
         ignore: Ignore::default(),
         metadata: BTreeMap::new(),
     };
-    convert::from_safetensors(request, Progress::SILENT).map(drop)
+    convert::from_safetensors(&request, Progress::SILENT).map(drop)
 }
 
 fn tensors(file: &SafeTensors<'_>) -> BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)> {

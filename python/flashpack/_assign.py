@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 
 from ._cast import cast, load_cast, part_of
 from ._commit import commit
-from ._distributed import load_together
+from ._distributed import SharedFile, load_together
 from ._dtensors import is_dtensor, load_local
-from ._footer import read_index, unverified_note
+from ._footer import unverified_note
 from ._hints import listed, warn
 from ._in_place import fill
 from ._load import as_device, load_tensors
@@ -31,14 +30,14 @@ from ._module.own_way import (
     settle_groups,
 )
 from ._names import filter_state_dict
+from ._opened import OpenModel
 from ._options import LoadOptions
 from ._parallel import note_own_blocks
-from ._paths import read_one_version
 from ._printable import say
 from ._progress import Silent
 from ._ranks import world_size_of
 from ._slots import Slot, find_slots, find_tensors
-from ._sources import ModelPath, model_path, shown_path
+from ._sources import ModelPath, model_path
 from ._storage import FlashTensorStorage, iterate_from_flash_tensor, read_blocks
 from ._usual import assign_usual
 from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
@@ -120,32 +119,31 @@ def assign_from_file(
     return IncompatibleKeys([], []) if match is None else match.incompatible
 
 
-def assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match:
+def assign(model: nn.Module, source: ModelPath | OpenModel, options: LoadOptions) -> Match:
     """`assign_from_file` with the options as one value; returns what went where."""
-    return _assign(model, path, options) or _all_of(model)
+    return _assign(model, source, options) or _all_of(model)
 
 
-def _assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match | None:
+def _assign(model: nn.Module, source: ModelPath | OpenModel, options: LoadOptions) -> Match | None:
     """`assign`; None if all that state dicts hold was in the file, and nothing else."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, not {type(model).__name__}")
     device = _device_of(model, options)
     if options.use_distributed_loading and world_size_of(options.world_size) > 1:
+        path = source.path if isinstance(source, OpenModel) else source
         return _assign_together(model, path, device, options)
-    text = model_path(path)
-    if assign_usual(model, text, device, options):
+    weights = source if isinstance(source, OpenModel) else OpenModel(model_path(source))
+    if assign_usual(model, weights, device, options):
         if not options.silent and not options.in_place:
-            _report(_all_of(model), dict(zip(*find_tensors(model)[:2], strict=True)), text)
+            _report(_all_of(model), dict(zip(*find_tensors(model)[:2], strict=True)), weights)
         return None
     if loads_flat(model):
-        return _hand_over(model, text, options)
+        return _hand_over(model, weights, options)
     note_own_blocks(model)
     settle_groups(model)
     slots, held = find_slots(model), find_held(model)
     places = _places(model, slots, held, device, options)
-    match, tensors, retained = read_one_version(
-        text, lambda: _read(text, model, slots, device, places, options)
-    )
+    match, tensors, retained = _read(weights, model, slots, device, places, options)
     if not options.in_place:
         commit(match.slots, tensors, slots.values(), held)
         refresh_groups(model, {id(slot.tensor): slot.tensor for slot in match.slots.values()})
@@ -155,7 +153,7 @@ def _assign(model: nn.Module, path: ModelPath, options: LoadOptions) -> Match | 
     for name, value in retained.items():
         setattr(model, name, value)
     if not options.silent:
-        _report(match, tensors, text)
+        _report(match, tensors, weights)
     return match
 
 
@@ -184,7 +182,7 @@ def _places(
 
 
 def _read(
-    path: str,
+    weights: OpenModel,
     model: nn.Module,
     slots: Mapping[str, Slot],
     device: torch.device,
@@ -195,7 +193,7 @@ def _read(
     maps = device.type == "cpu" and not places and options.surely_maps and not options.in_place
     # Else for names, shapes and dtypes alone: nothing is to be read ahead.
     mapped = load_tensors(
-        path,
+        weights,
         torch.device("cpu"),
         ignore=options.ignore,
         eager=options.eager if maps else False,
@@ -203,31 +201,31 @@ def _read(
         silent=True,
     )
     if roots := own_roots(model, mapped):
-        match, tensors = _read_own_way(path, roots, slots, device, options)
+        match, tensors = _read_own_way(weights, roots, slots, device, options)
         moved = {name: tensors[name].to(place) for name, place in places.items() if name in tensors}
         return match, tensors | moved, {}
-    match = match_tensors(mapped, slots, options, shown_path(path))
+    match = match_tensors(mapped, slots, options, weights.shown)
     if options.in_place:
-        fill(path, match, mapped, device, options)
+        fill(weights.shown, match, mapped, device, options, weights)
         return match, mapped, {}
     dtypes, retained = dtypes_of(match.slots, mapped, options), {}
     parts = [name for name, slot in match.slots.items() if is_dtensor(slot.tensor)]
     if options.keep_flash_ref_on_model:
         if places or parts:
             what = "the model lies on several devices" if places else "DTensors do not lie in whole blocks"
-            raise ValueError(f"{shown_path(path)}: keep_flash_ref_on_model=True: {what}")
+            raise ValueError(f"{weights.shown}: keep_flash_ref_on_model=True: {what}")
         # By blocks, so that what stays on the model is the memory that its tensors live in.
         how: dict[str, Any] = {"eager": options.eager, "verify": options.verify, "silent": options.shown}
-        retained = _retained(read_blocks(path, device, **how), read_index(path))
+        retained = _retained(read_blocks(weights, device, **how), weights.footer)
         tensors = cast(_in_blocks(retained, options), dtypes)
     elif maps and not parts:
         tensors = cast(mapped, dtypes)
     elif places:
-        tensors = _load_to_places(path, places, options, match.slots, mapped, dtypes)
+        tensors = _load_to_places(weights, places, options, match.slots, mapped, dtypes)
     else:
-        tensors = _load(path, device, options, match.slots, mapped, dtypes)
+        tensors = _load(weights, device, options, match.slots, mapped, dtypes)
     # As the file has them: on the CPU, and of DTensors the whole, so that all ranks come to the same.
-    check_ties(shown_path(path), match.slots, mapped, options)
+    check_ties(weights.shown, match.slots, mapped, options)
     return match, tensors, retained
 
 
@@ -241,7 +239,7 @@ def _in_blocks(retained: dict[str, Any], options: LoadOptions) -> dict[str, Tens
 
 
 def _load(
-    path: str,
+    weights: OpenModel,
     device: torch.device,
     options: LoadOptions,
     slots: Mapping[str, Slot],
@@ -255,17 +253,17 @@ def _load(
 
     def load(names: list[str], silent: Silent) -> dict[str, Tensor]:
         if not any(map(is_dtensor, wanted.values())):
-            return load_tensors(path, device, names=names, silent=silent, **how)
+            return load_tensors(weights, device, names=names, silent=silent, **how)
         some = {name: wanted[name] for name in names}
-        return load_local(path, some, device, packed=packed, silent=silent, **how)
+        return load_local(weights, some, device, packed=packed, silent=silent, **how)
 
     if all(mapped[name].dtype == dtype for name, dtype in dtypes.items()):
         return load(list(dtypes), options.shown)
-    return load_cast(load, read_index(path), dtypes, options.shown)
+    return load_cast(load, weights.footer, dtypes, options.shown)
 
 
 def _load_to_places(
-    path: str,
+    weights: OpenModel,
     places: Mapping[str, torch.device],
     options: LoadOptions,
     slots: Mapping[str, Slot],
@@ -280,26 +278,26 @@ def _load_to_places(
         size = sum(mapped[name].nbytes for name in some)
         shown = part_of(options.shown, done, size, whole)
         part = replace(options, progress=shown if callable(shown) else None)
-        loaded |= _load(path, device, part, {name: slots[name] for name in some}, mapped, some)
+        loaded |= _load(weights, device, part, {name: slots[name] for name in some}, mapped, some)
         done += size
     return {name: loaded[name] for name in dtypes}
 
 
 def _read_own_way(
-    path: str,
+    weights: OpenModel,
     roots: Mapping[str, nn.Module],
     slots: Mapping[str, Slot],
     device: torch.device,
     options: LoadOptions,
 ) -> tuple[Match, dict[str, Tensor]]:
     """`_read` where modules tell what becomes of the records, which are all loaded before."""
-    shown = shown_path(path)
+    shown = weights.shown
     if options.keep_flash_ref_on_model:
         raise ValueError(f"{shown}: keep_flash_ref_on_model=True: {_named(roots)} in their own way")
     if any(is_dtensor(slot.tensor) for slot in slots.values()):
         raise ValueError(f"{shown}: {_named(roots)} in their own way, which DTensors cannot follow")
     records = load_tensors(
-        path,
+        weights,
         device,
         ignore=options.ignore,
         eager=options.eager,
@@ -365,21 +363,21 @@ def _named(roots: Mapping[str, nn.Module]) -> str:
     return f"{', '.join(kinds)} load" if len(kinds) < 4 else f"{', '.join(kinds[:3])} and others load"
 
 
-def _hand_over(model: nn.Module, path: str, options: LoadOptions) -> Match:
+def _hand_over(model: nn.Module, weights: OpenModel, options: LoadOptions) -> Match:
     """Load FSDP1's flat parameters, of which no tensor of the model is one record's."""
     if options.keep_flash_ref_on_model:
-        raise ValueError(f"{shown_path(path)}: keep_flash_ref_on_model=True: FSDP1 copies what it loads")
+        raise ValueError(f"{weights.shown}: keep_flash_ref_on_model=True: FSDP1 copies what it loads")
     if isinstance(options.dtype, torch.dtype):
-        raise ValueError(f"{shown_path(path)}: dtype={options.dtype}: FSDP1 keeps the dtypes of the model")
+        raise ValueError(f"{weights.shown}: dtype={options.dtype}: FSDP1 keeps the dtypes of the model")
     records = load_tensors(
-        path, torch.device("cpu"), ignore=options.ignore, eager=options.eager, verify=options.verify
+        weights, torch.device("cpu"), ignore=options.ignore, eager=options.eager, verify=options.verify
     )
-    keys = hand_over(model, records, options.demands_params, shown_path(path))
+    keys = hand_over(model, records, options.demands_params, weights.shown)
     kept = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())}
     others = {record.dtype for record in records.values() if record.is_floating_point()} - kept
     if options.dtype == "file" and others:
         what = ", ".join(sorted(map(str, others)))
-        warn(f"{shown_path(path)}: FSDP1 keeps the dtypes of the model: {what} was cast")
+        warn(f"{weights.shown}: FSDP1 keeps the dtypes of the model: {what} was cast")
     return Match({}, list(keys.unexpected_keys), list(keys.missing_keys))
 
 
@@ -429,7 +427,7 @@ def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, op
     for name, value in retained.items():
         setattr(model, name, value)
     if not options.silent and ranks.rank == 0:
-        _report(match, tensors, file.path)
+        _report(match, tensors, file)
     return match
 
 
@@ -453,16 +451,15 @@ def _own_device(model: nn.Module) -> torch.device:
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
-def _report(match: Match, tensors: Mapping[str, Tensor], path: str) -> None:
+def _report(match: Match, tensors: Mapping[str, Tensor], weights: OpenModel | SharedFile) -> None:
     parameters = sum(slot.is_parameter for slot in match.slots.values())
     elements = sum(tensors[name].numel() for name in match.slots)
     say(
         f"Assigned {human_num_elements(elements)} elements to {parameters} parameters and "
-        f"{len(match.slots) - parameters} buffers from {shown_path(path)}"
+        f"{len(match.slots) - parameters} buffers from {weights.shown}"
     )
     for what, names in (("Missing", match.missing), ("Discarded", match.discarded)):
         if names:
             say(f"{what} {len(names)} names: {listed(names)}")
-    with suppress(OSError, ValueError):  # of a file that has gone meanwhile
-        if note := unverified_note(path):
-            say(note)
+    if note := unverified_note(weights.shown, weights.footer):
+        say(note)

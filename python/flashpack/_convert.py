@@ -185,12 +185,12 @@ def _convert_files(sources: Sources, destination: Path, wishes: _Wishes) -> None
     refuse_source(destination, sources.files)
     if wishes.key is not None and sources.are_safetensors:
         raise ValueError(f"{sources.files[0]}: key chooses a state dict of a torch file, and this is none")
-    for file in sources.files:
-        _native.call("screen", path=str(file), torch=not sources.are_safetensors)
     if wishes.can_stream(sources):
         _stream(sources, destination, wishes)
-    else:
-        _read_and_pack(sources, destination, wishes)
+        return
+    for file in sources.files:
+        _native.call("screen", path=str(file), torch=not sources.are_safetensors)
+    _read_and_pack(sources, destination, wishes)
 
 
 def _convert_by_class(

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from . import _ops
 from ._errors import FlashPackError
-from ._footer import Block, blocks_of, read_index, records_of
+from ._footer import Block, blocks_of, records_of
 from ._load import Device, as_device
 from ._names import is_ignored_tensor_name
+from ._opened import OpenModel
 from ._options import LoadOptions, resolve_shard_strategy
-from ._paths import SEPARATOR, identity_of
+from ._paths import SEPARATOR
 from ._progress import Silent
 from ._ranks import Ranks, join, own_device, world_size_of
 from ._sources import ModelPath, model_path, shown_path
@@ -72,13 +73,6 @@ class _Manner:
     src: int
     window_bytes: int | None
 
-    @classmethod
-    def of(
-        cls, path: str, src: int, sharded: bool, strategy: str | None, footer: dict[str, Any] | None
-    ) -> _Manner:
-        mode = resolve_shard_strategy(strategy) if sharded else BROADCAST
-        return cls(footer or read_index(path), mode, src, _shard_bytes())
-
 
 @dataclass(frozen=True)
 class SharedFile:
@@ -86,7 +80,7 @@ class SharedFile:
 
     ranks: Ranks
     path: str
-    identity: tuple[int, ...]
+    weights: OpenModel | None  # of the ranks that read
     device: torch.device
     manner: _Manner
     verify: bool | None = None
@@ -108,21 +102,26 @@ class SharedFile:
     ) -> SharedFile:
         """Agree on the footer and the manner of rank `src`."""
 
-        def mine() -> _Manner | None:
+        def mine() -> OpenModel | None:
             if not 0 <= src < ranks.size:
                 raise ValueError(f"src must be a rank from 0 to {ranks.size - 1}, not {src}")
             if strategy is not None:
                 resolve_shard_strategy(strategy)
-            return _Manner.of(text, src, sharded, strategy, footer) if ranks.rank == src else None
+            return OpenModel(text) if ranks.rank == src else None
+
+        def settled() -> _Manner | None:
+            if weights is None:
+                return None
+            mode = resolve_shard_strategy(strategy) if sharded else BROADCAST
+            return _Manner(footer or weights.footer, mode, src, _shard_bytes())
 
         text = ranks.agree(lambda: model_path(path))
-        identity = identity_of(text)
-        manner = ranks.gather(mine)[src]
+        weights = ranks.agree(mine)
+        manner = ranks.gather(settled)[src]
         assert manner is not None
-        shared = cls(ranks, text, identity, device, manner, verify, progress)
         if manner.mode != BROADCAST:
-            ranks.agree(shared._check_own_file)
-        return shared
+            weights = ranks.agree(lambda: _same_file(weights or OpenModel(text), manner, ranks.rank))
+        return cls(ranks, text, weights, device, manner, verify, progress)
 
     @property
     def footer(self) -> dict[str, Any]:
@@ -130,7 +129,8 @@ class SharedFile:
         return self.manner.footer
 
     @property
-    def _shown(self) -> str:
+    def shown(self) -> str:
+        """What messages call the file."""
         return shown_path(self.path)
 
     def described(self, ignore: Mapping[str, Iterable[str]]) -> dict[str, Tensor]:
@@ -169,7 +169,7 @@ class SharedFile:
         asked = self.ranks.gather(lambda: (image, self.device.type))
         if any(other != asked[0] for other in asked):
             raise ValueError(
-                f"{self._shown}: the ranks load different tensors from it, or to different kinds of device"
+                f"{self.shown}: the ranks load different tensors from it, or to different kinds of device"
             )
         steps = plan_steps(
             image.bytes,
@@ -206,17 +206,12 @@ class SharedFile:
             if window.owner == self.ranks.rank:
                 pieces = list(image.pieces(window.start, window.stop))
                 into = [memory[start:stop] for _, start, stop in pieces]
-                _ops.read_payload(self.path, [place for place, *_ in pieces], into, verify=self.verify)
-                if identity_of(self.path) != self.identity:
-                    raise FlashPackError(f"{self._shown}: the file was replaced while it was loaded")
+                assert self.weights is not None
+                _ops.fill_payload(
+                    self.weights.handle, [place for place, *_ in pieces], into, verify=self.verify
+                )
         if self.progress is not None:
             self.progress(max(window.stop for window in step), image.bytes)
-
-    def _check_own_file(self) -> None:
-        if read_index(self.path) != self.footer:
-            raise FlashPackError(
-                f"{self._shown}: rank {self.ranks.rank} has another file there than rank {self.manner.src}"
-            )
 
 
 @dataclass(frozen=True)
@@ -240,6 +235,13 @@ class _Part:
         offset = image.offset_of(self.start)
         raw = memory[offset : offset + self.bytes]
         return (raw if offset % dtype.itemsize == 0 else raw.clone()).view(dtype)
+
+
+def _same_file(weights: OpenModel, manner: _Manner, rank: int) -> OpenModel:
+    """This rank's file, if it is the one that all load."""
+    if weights.footer != manner.footer:
+        raise FlashPackError(f"{weights.shown}: rank {rank} has another file there than rank {manner.src}")
+    return weights
 
 
 def _part(block: Block, offset: int, length: int) -> _Part:

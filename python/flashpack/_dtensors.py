@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ._load import load_list
+from ._opened import OpenModel
 from ._ops import Slice
 from ._packed import Blocks
 from ._progress import Silent
@@ -35,7 +36,7 @@ def holds_elements(tensor: DTensor) -> bool:
 
 
 def load_local(
-    path: str,
+    weights: OpenModel,
     wanted: Mapping[str, Tensor],
     device: torch.device,
     *,
@@ -46,7 +47,7 @@ def load_local(
 ) -> dict[str, Tensor]:
     """For each DTensor in `wanted` this rank's part of the record of that name, for others the whole.
 
-    Only what the parts need is read. `path` holds records of these names and global shapes. `packed` are
+    Only what the parts need is read. `weights` holds records of these names and global shapes. `packed` are
     those of which a rank holds a part of each block.
     """
     names: list[str] = []
@@ -61,7 +62,7 @@ def load_local(
                 if (start, stop) != (0, tensor.shape[dim])
             ]
             names.append(name)
-    pieces = iter(load_list(path, names, device, slices=slices, eager=eager, verify=verify, silent=silent))
+    pieces = iter(load_list(weights, names, device, slices=slices, eager=eager, verify=verify, silent=silent))
     return {name: _assemble([len(runs) for runs in layout], pieces) for name, layout in layouts.items()}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -11,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._bytes import Source, as_path
-from ._footer import read_index
+from ._bytes import Source
 from ._load import Device, as_device, load_tensors
 from ._native import dtypes
-from ._paths import identity_of, read_one_version
+from ._opened import OpenModel, opened
 from ._slices import Cuts, part_of
-from ._sources import shown_path
 
 _FRAMEWORKS = {"pt": False, "torch": False, "pytorch": False, "np": True, "numpy": True}
 
@@ -58,31 +55,29 @@ class TensorSlice:
         Raises IndexError for what lies outside of the tensor, as torch does, and as loads otherwise.
         """
         part = part_of(self._mapped.shape, index)
-        loaded = None if part is None else self._source.read(self._name, part.cuts)
-        if part is None or loaded is None:
+        if part is None:
             return self._source.given(self._mapped[index].clone())
+        loaded = self._source.read(self._name, part.cuts)
         kept = [size for dim, size in enumerate(loaded.shape) if dim not in part.dropped]
         return self._source.given(loaded.reshape(kept))
 
 
 @dataclass(frozen=True)
 class _Source:
-    """The file behind a mapping, as long as it is still the same one, and the form tensors are given in."""
+    """An open model, its tensors, mapped, and the form that they are given in."""
 
-    path: str
+    model: OpenModel
+    tensors: dict[str, Tensor]
     device: torch.device
     verify: bool | None
-    identity: tuple[int, ...]
     as_numpy: bool
 
-    def read(self, name: str, cuts: Cuts) -> Tensor | None:
-        """That part of a tensor; None if another file has taken the path meanwhile."""
-        if identity_of(self.path) != self.identity:
-            return None
+    def read(self, name: str, cuts: Cuts) -> Tensor:
+        """That part of a tensor."""
         loaded = load_tensors(
-            self.path, self.device, names=[name], slices={name: cuts}, eager=True, verify=self.verify
+            self.model, self.device, names=[name], slices={name: cuts}, eager=True, verify=self.verify
         )
-        return loaded[name] if identity_of(self.path) == self.identity else None
+        return loaded[name]
 
     def given(self, tensor: Tensor) -> Any:
         """`tensor` on the device, or as an array on the same memory."""
@@ -107,26 +102,15 @@ class FlashPackFile:
         as_numpy, place = _FRAMEWORKS[framework], as_device(device)
         if as_numpy and place.type != "cpu":
             raise ValueError(f"framework={framework!r}: arrays are on the CPU, not on {place}")
-        self._tensors: dict[str, Tensor] | None
-        self._held = ExitStack()
-        with ExitStack() as opening:
-            self._path = opening.enter_context(as_path(path))
-            # All now: the file may be replaced while it is open, the mapping stays.
-            self._tensors, self._index, identity = read_one_version(
-                self._path,
-                lambda: (
-                    load_tensors(self._path, torch.device("cpu"), eager=False, verify=verify),
-                    read_index(self._path),
-                    identity_of(self._path),
-                ),
-            )
-            self._held = opening.pop_all()
+        with opened(path) as model:
+            mapped = load_tensors(model, torch.device("cpu"), eager=False, verify=verify)
+        self._shown = model.shown
         verifies = False if verify is False else None
-        self._source = _Source(self._path, place, verifies, identity, as_numpy)
+        self._source: _Source | None = _Source(model, mapped, place, verifies, as_numpy)
 
     def keys(self) -> list[str]:
         """The names of the tensors, in file order."""
-        return list(self._opened())
+        return list(self._opened().tensors)
 
     def offset_keys(self) -> list[str]:
         """The names of the tensors, in file order."""
@@ -137,7 +121,7 @@ class FlashPackFile:
 
         On the CPU it shares the handle's mapping: writes to it are seen by later calls.
         """
-        return self._source.given(self._find(name))
+        return self._opened().given(self._find(name))
 
     def get_tensors(self) -> dict[str, Any]:
         """Every tensor by its name, as `get_tensor` gives it."""
@@ -149,18 +133,16 @@ class FlashPackFile:
 
     def get_slice(self, name: str) -> TensorSlice:
         """Shape, dtype and parts of the tensor. Raises KeyError for an unknown name."""
-        return TensorSlice(self._source, name, self._find(name))
+        return TensorSlice(self._opened(), name, self._find(name))
 
     def metadata(self) -> dict[str, str] | None:
         """The user's own metadata; None when the file has none."""
-        self._opened()
-        metadata: dict[str, str] | None = self._index.get("metadata")
+        metadata: dict[str, str] | None = self._opened().model.footer.get("metadata")
         return None if metadata is None else dict(metadata)
 
     def close(self) -> None:
         """Let go of the file. Tensors handed out stay valid."""
-        self._tensors = None
-        self._held.close()
+        self._source = None
 
     def __enter__(self) -> FlashPackFile:
         return self
@@ -177,20 +159,20 @@ class FlashPackFile:
         return self.get_tensor(name)
 
     def __len__(self) -> int:
-        return len(self._opened())
+        return len(self._opened().tensors)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._opened()
+        return name in self._opened().tensors
 
-    def _opened(self) -> dict[str, Tensor]:
-        if self._tensors is None:
-            raise ValueError(f"{shown_path(self._path)}: the file is closed")
-        return self._tensors
+    def _opened(self) -> _Source:
+        if self._source is None:
+            raise ValueError(f"{self._shown}: the file is closed")
+        return self._source
 
     def _find(self, name: str) -> Tensor:
-        tensors = self._opened()
+        tensors = self._opened().tensors
         if name not in tensors:
-            raise KeyError(f"{shown_path(self._path)} has no tensor {name!r}")
+            raise KeyError(f"{self._shown} has no tensor {name!r}")
         return tensors[name]
 
 

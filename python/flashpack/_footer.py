@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from ._errors import FlashPackError
 from ._paths import StrPath, text_path
 from ._progress import run
 from ._report import remember
-from ._sources import ModelPath, model_path, shown_path, size_of
+from ._sources import ModelPath, model_path, size_of
 from .constants import FILE_FORMAT_V4
 
 
@@ -85,13 +85,13 @@ def verify_file(path: ModelPath, key: StrPath | None = None, *, silent: bool | N
     return Verification(**result)
 
 
-def unverified_note(path: str) -> str | None:
+def unverified_note(shown: str, footer: Mapping[str, Any]) -> str | None:
     """What to say of a model that has bytes without checksums; None for any other."""
-    checksums = read_index(path).get("checksums")
+    checksums = footer.get("checksums")
     if checksums is None:
-        return f"{shown_path(path)}: the file has no checksums, nothing was verified"
+        return f"{shown}: the file has no checksums, nothing was verified"
     unverified = checksums.get("unverified_bytes", 0)
-    return f"{shown_path(path)}: {unverified} bytes are in files without checksums" if unverified else None
+    return f"{shown}: {unverified} bytes are in files without checksums" if unverified else None
 
 
 def blocks_of(footer: dict[str, Any]) -> list[Block]:

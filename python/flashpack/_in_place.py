@@ -9,33 +9,32 @@ from torch import Tensor
 
 from ._cast import cast_parts, part_of
 from ._dtensors import is_dtensor
-from ._footer import read_index
 from ._hints import clipped, listed, quoted
 from ._load import load_into, load_tensors
 from ._match import Match, check_ties, dtypes_of
+from ._opened import OpenModel
 from ._options import LoadOptions
 from ._progress import Silent
-from ._sources import shown_path
 from ._tensors import is_on, is_uninitialized
 from ._usual import bump_versions
 
 
 def fill(
-    path: str,
+    shown: str,
     match: Match,
     mapped: Mapping[str, Tensor],
     device: torch.device,
     options: LoadOptions,
-    values: Mapping[str, Tensor] | None = None,
+    source: OpenModel | Mapping[str, Tensor],
 ) -> None:
-    """Load the matched records, or copy `values`, into their tensors' memory.
+    """Put the matched records into their tensors' memory: load them, or copy what was loaded before.
 
     Raises ValueError, before anything changes, for memory that cannot take its record: on another device, of
     another dtype, not there, or shared with what has another record.
     """
     if options.keep_flash_ref_on_model:
         raise ValueError("in_place=True makes no storage that keep_flash_ref_on_model could keep")
-    shown = clipped(shown_path(path), 500)
+    shown = clipped(shown, 500)
     dtypes = dtypes_of(match.slots, mapped, options)
     for name, slot in match.slots.items():
         reason = _refusal(slot.tensor, dtypes[name], device)
@@ -52,32 +51,36 @@ def fill(
     direct = {
         name: tensor
         for name, tensor in targets.items()
-        if values is None and mapped[name].dtype == tensor.dtype and _takes_bytes(tensor)
+        if isinstance(source, OpenModel) and mapped[name].dtype == tensor.dtype and _takes_bytes(tensor)
     }
     copied = {name: tensor for name, tensor in targets.items() if name not in direct}
     whole, first = (sum(tensor.nbytes for tensor in each.values()) for each in (targets, copied))
     try:
-        if values is not None:
-            _put(copied, values)
-        elif copied:
-            _copy(path, copied, device, options.verify, part_of(options.shown, 0, first, whole))
-        silent = part_of(options.shown, first, whole - first, whole)
-        if values is None:
-            load_into(path, direct, verify=options.verify, silent=silent)
+        if isinstance(source, OpenModel):
+            if copied:
+                _copy(source, copied, device, options.verify, part_of(options.shown, 0, first, whole))
+            silent = part_of(options.shown, first, whole - first, whole)
+            load_into(source, direct, verify=options.verify, silent=silent)
+        else:
+            _put(copied, source)
     finally:  # also half a load
         bump_versions(list(targets.values()))
 
 
 def _copy(
-    path: str, targets: Mapping[str, Tensor], device: torch.device, verify: bool | None, silent: Silent
+    weights: OpenModel,
+    targets: Mapping[str, Tensor],
+    device: torch.device,
+    verify: bool | None,
+    silent: Silent,
 ) -> None:
     """Fill what does not take the file's bytes as they are: channels_last and the like, and other dtypes."""
 
     def load(names: list[str], silent: Silent) -> dict[str, Tensor]:
-        return load_tensors(path, device, names=names, eager=True, verify=verify, silent=silent)
+        return load_tensors(weights, device, names=names, eager=True, verify=verify, silent=silent)
 
     dtypes = {name: tensor.dtype for name, tensor in targets.items()}
-    for part in cast_parts(load, read_index(path), dtypes, silent):
+    for part in cast_parts(load, weights.footer, dtypes, silent):
         _put(targets, part)
 
 

@@ -13,16 +13,15 @@ import torch
 from torch import Tensor
 
 from . import _ops
-from ._bytes import Source, as_path
+from ._bytes import Source
 from ._cast import cast, duplicate, is_castable, load_cast, requested_dtype
-from ._footer import read_index, records_of
+from ._footer import records_of
 from ._names import name_tuple
 from ._native import Counter
-from ._paths import read_one_version
+from ._opened import OpenModel, opened
 from ._progress import Silent, run
 from ._report import remember
 from ._slices import Cuts, SliceLike, parse_slices
-from ._sources import size_of
 
 T = TypeVar("T")
 Device = str | int | torch.device
@@ -80,30 +79,31 @@ def load_file(
         raise ValueError('dtype="model" is for loads into a model')
     wanted = None if names is None else list(dict.fromkeys(name_tuple("names", names)))
     cuts = parse_slices(slices)
-    with as_path(path) as text:
+    with opened(path) as model:
         if cuts and wanted is None:
-            wanted = [name for name, _, _ in records_of(read_index(text))]
-        load = functools.partial(load_tensors, text, as_device(device), eager=eager, verify=verify)
+            wanted = [name for name, _, _ in records_of(model.footer)]
+        load = functools.partial(load_tensors, model, as_device(device), eager=eager, verify=verify)
         silent: Silent = progress or True
         if floats == "file":
             return load(names=wanted, slices=cuts, silent=silent)
         _ops_slices(wanted or (), cuts)  # of any other tensor is refused here
         maps = torch.device(device).type == "cpu" and surely_maps(eager, verify) and not cuts
-        return read_one_version(text, lambda: _load_as(floats, load, text, wanted, cuts, maps, silent))
+        return _load_as(floats, load, model, wanted, cuts, maps, silent)
 
 
 def _load_as(
     floats: torch.dtype,
     load: Callable[..., dict[str, Tensor]],
-    path: str,
+    model: OpenModel,
     names: Sequence[str] | None,
     cuts: Mapping[str, Cuts],
     maps: bool,
     silent: Silent,
 ) -> dict[str, Tensor]:
-    """The tensors of `names`, or all of the file, by `load`, floating ones as `floats`."""
-    footer = read_index(path)
-    stored: dict[str, torch.dtype] = {name: getattr(torch, dtype) for name, _, dtype in records_of(footer)}
+    """The tensors of `names`, or all of the model, by `load`, floating ones as `floats`."""
+    stored: dict[str, torch.dtype] = {
+        name: getattr(torch, dtype) for name, _, dtype in records_of(model.footer)
+    }
     wanted = list(stored) if names is None else names
     if unknown := [name for name in wanted if name not in stored]:
         return load(names=unknown)  # which says so
@@ -115,7 +115,7 @@ def _load_as(
         parts = {name: cuts[name] for name in some if name in cuts}
         return load(names=some, slices=parts, silent=silent)
 
-    return load_cast(load_some, footer, dtypes, silent)
+    return load_cast(load_some, model.footer, dtypes, silent)
 
 
 def surely_maps(eager: bool | None, verify: bool | None) -> bool:
@@ -128,7 +128,7 @@ def surely_maps(eager: bool | None, verify: bool | None) -> bool:
 
 
 def load_tensors(
-    path: str,
+    model: OpenModel,
     device: torch.device,
     *,
     names: Sequence[str] | None = None,
@@ -141,14 +141,14 @@ def load_tensors(
     """Load by name, `slices` of some of these, or everything that is not ignored."""
     if names is not None:
         parts = _ops_slices(names, slices or {})
-        listed = load_list(path, names, device, slices=parts, eager=eager, verify=verify, silent=silent)
+        listed = load_list(model, names, device, slices=parts, eager=eager, verify=verify, silent=silent)
         return dict(zip(names, listed, strict=True))
     native = native_device(device)
     loaded = run_load(
-        lambda counter: _ops.state_dict(
-            path, ignore or {}, device=native, eager=eager, verify=verify, counter=counter
+        lambda counter: _ops.load_all(
+            model.handle, ignore or {}, device=native, eager=eager, verify=verify, counter=counter
         ),
-        path,
+        model,
         native,
         eager=eager,
         verify=verify,
@@ -160,7 +160,7 @@ def load_tensors(
 
 
 def load_list(
-    path: str,
+    model: OpenModel,
     names: Sequence[str],
     device: torch.device,
     *,
@@ -173,9 +173,9 @@ def load_list(
     native = native_device(device)
     loaded = run_load(
         lambda counter: _ops.load(
-            path, names, device=native, eager=eager, verify=verify, counter=counter, slices=slices
+            model.handle, names, device=native, eager=eager, verify=verify, counter=counter, slices=slices
         ),
-        path,
+        model,
         native,
         eager=eager,
         verify=verify,
@@ -185,13 +185,15 @@ def load_list(
 
 
 def load_blocks(
-    path: str, device: torch.device, *, eager: bool | None, verify: bool | None, silent: Silent
+    model: OpenModel, device: torch.device, *, eager: bool | None, verify: bool | None, silent: Silent
 ) -> list[Tensor]:
-    """The macroblocks of the file, each a 1-D tensor on `device`."""
+    """The macroblocks of the model, each a 1-D tensor on `device`."""
     native = native_device(device)
     blocks = run_load(
-        lambda counter: _ops.blocks(path, device=native, eager=eager, verify=verify, counter=counter),
-        path,
+        lambda counter: _ops.load_blocks(
+            model.handle, device=native, eager=eager, verify=verify, counter=counter
+        ),
+        model,
         native,
         eager=eager,
         verify=verify,
@@ -201,28 +203,28 @@ def load_blocks(
 
 
 def load_into(
-    path: str,
+    model: OpenModel,
     tensors: Mapping[str, Tensor],
     *,
     verify: bool | None,
     silent: Silent,
 ) -> None:
     """Fill the memory of `tensors`, all on one device, with the records of their names, shapes and dtypes."""
-    _into(_ops.load_into, path, list(tensors), list(tensors.values()), verify=verify, silent=silent)
+    _into(_ops.fill, model, list(tensors), list(tensors.values()), verify=verify, silent=silent)
 
 
 def load_all_into(
-    path: str, names: str, tensors: list[Tensor], *, verify: bool | None, silent: Silent
+    model: OpenModel, names: str, tensors: list[Tensor], *, verify: bool | None, silent: Silent
 ) -> bool:
     """`load_into` if the file holds just the records of these `names`, with NUL between them, and each fits.
 
     Else False, and nothing has changed.
     """
-    return _into(_ops.refill, path, names, tensors, verify=verify, silent=silent)
+    return _into(_ops.fill_all, model, names, tensors, verify=verify, silent=silent)
 
 
 def load_all_for(
-    path: str,
+    model: OpenModel,
     names: str,
     tensors: list[Tensor],
     *,
@@ -232,8 +234,10 @@ def load_all_for(
 ) -> bool:
     """As `load_all_into`, but the tensors get other memory with their records, on the device they are on."""
     return run_load(
-        lambda counter: _ops.reassign(path, names, tensors, eager=eager, verify=verify, counter=counter),
-        path,
+        lambda counter: _ops.assign_all(
+            model.handle, names, tensors, eager=eager, verify=verify, counter=counter
+        ),
+        model,
         tensors[0].device,
         eager=eager,
         verify=verify,
@@ -243,7 +247,7 @@ def load_all_for(
 
 def _into(
     fill: Callable[..., T],
-    path: str,
+    model: OpenModel,
     names: Sequence[str],
     tensors: list[Tensor],
     *,
@@ -251,8 +255,8 @@ def _into(
     silent: Silent,
 ) -> T:
     return run_load(
-        lambda counter: fill(path, names, tensors, verify=verify, counter=counter),
-        path,
+        lambda counter: fill(model.handle, names, tensors, verify=verify, counter=counter),
+        model,
         tensors[0].device if tensors else torch.device("cpu"),
         eager=True,
         verify=verify,
@@ -262,7 +266,7 @@ def _into(
 
 def run_load(
     work: Callable[[Counter | None], T],
-    path: str,
+    model: OpenModel,
     device: torch.device,
     *,
     eager: bool | None,
@@ -275,7 +279,7 @@ def run_load(
     """
     on_cuda = device.type == "cuda"
     reads = on_cuda or eager is not False or bool(verify)
-    size = size_of(path) if reads else 0
+    size = model.bytes if reads else 0
     native = _on_callers_stream(work, device)
 
     def reported(counter: Counter | None) -> tuple[T, dict[str, Any] | None]:

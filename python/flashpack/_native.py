@@ -63,7 +63,7 @@ def call(op: str, progress: Counter | None = None, **fields: object) -> Any:
     finally:
         library.flashpack_free(reply, length)
     if status == 0:
-        return _decoded(text, fields.get("path"))
+        return decoded(text, fields.get("path"))
     raise from_native(text) or RuntimeError(f"flashpack {op}: {text or 'failed without a message'}")
 
 
@@ -84,8 +84,8 @@ def _native_paths(fields: Mapping[str, object]) -> dict[str, object]:
     return paths
 
 
-def _decoded(text: str, path: object) -> Any:
-    """The reply's JSON. A footer can be sound JSON and still more than Python's decoder is ready to take."""
+def decoded(text: str, path: object) -> Any:
+    """The JSON that the native side gives. Raises FlashPackError for more than Python's decoder takes."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # integers of thousands of digits, nesting without end

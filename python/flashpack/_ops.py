@@ -8,6 +8,7 @@ under `torch.inference_mode()` stays trainable, and a load behaves alike in this
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -41,6 +42,15 @@ def _load_library() -> None:
 
 _load_library()
 
+# Overloads by their own names: to find the one that fits, torch would try one after another.
+_OPERATORS: dict[str, Any] = {
+    name: operator.attrgetter(name)(torch.ops.flashpack)
+    for name in (
+        *("open", "describe", "load.names", "load.ignoring", "load_blocks", "assign.all"),
+        *("fill.default", "fill.all", "fill.payload", "set_data", "pack", "last_load", "pinned"),
+    )
+}
+
 
 class Slice(NamedTuple):
     """Indices `start` to `stop` of dimension `dim` of the tensor at this place among the names."""
@@ -51,8 +61,20 @@ class Slice(NamedTuple):
     stop: int
 
 
+def open_model(path: str) -> Tensor:
+    """What stands for the model at `path` in the calls below; closed with the last reference."""
+    handle: Tensor = _run("open", native_path(path))
+    return handle
+
+
+def describe(model: Tensor) -> str:
+    """The footer's JSON."""
+    text: str = _run("describe", model)
+    return text
+
+
 def load(
-    path: str,
+    model: Tensor,
     names: Sequence[str],
     *,
     device: torch.device,
@@ -63,92 +85,20 @@ def load(
 ) -> list[Tensor]:
     """The named tensors on `device`, in the order of `names`. Identical ranges of the file share memory."""
     tensors: list[Tensor] = _run(
-        "load",
-        path,
+        "load.names",
+        model,
         list(names),
         device=device,
         eager=eager,
         verify=verify,
-        slices=_flat(slices),
+        slices=[number for part in slices for number in part] if slices else None,
         progress=_progress(counter),
     )
     return tensors
 
 
-def load_into(
-    path: str,
-    names: Sequence[str],
-    tensors: Sequence[Tensor],
-    *,
-    verify: bool | None,
-    counter: Counter | None,
-) -> None:
-    """Fill the memory of `tensors`, all on one device, with the named records of equal shape and dtype."""
-    _run("load_into", path, list(names), list(tensors), verify=verify, progress=_progress(counter))
-
-
-def read_payload(
-    path: str,
-    offsets: Sequence[int],
-    tensors: Sequence[Tensor],
-    *,
-    verify: bool | None,
-    counter: Counter | None = None,
-) -> None:
-    """Fill each of `tensors`, flat uint8 on one device, with the file's bytes from its offset on."""
-    _run(
-        "read_payload",
-        path,
-        list(offsets),
-        list(tensors),
-        verify=verify,
-        progress=_progress(counter),
-    )
-
-
-def _flat(slices: Sequence[Slice]) -> list[int] | None:
-    return [number for part in slices for number in part] if slices else None
-
-
-def refill(
-    path: str,
-    names: str,
-    tensors: list[Tensor],
-    *,
-    verify: bool | None,
-    counter: Counter | None,
-) -> bool:
-    """`load_into` if the file holds just these names and each tensor takes its record; else False."""
-    with torch._C.DisableTorchFunctionSubclass():
-        filled: bool = _run("refill", path, names, tensors, verify=verify, progress=_progress(counter))
-    return filled
-
-
-def reassign(
-    path: str,
-    names: str,
-    tensors: list[Tensor],
-    *,
-    eager: bool | None,
-    verify: bool | None,
-    counter: Counter | None,
-) -> bool:
-    """Load and `set_data` if the file holds just these names and each tensor is as its record; else False."""
-    with torch._C.DisableTorchFunctionSubclass():
-        assigned: bool = _run(
-            "reassign",
-            path,
-            names,
-            tensors,
-            eager=eager,
-            verify=verify,
-            progress=_progress(counter),
-        )
-    return assigned
-
-
-def state_dict(
-    path: str,
+def load_all(
+    model: Tensor,
     ignore: Mapping[str, Sequence[str]],
     *,
     device: torch.device,
@@ -158,19 +108,89 @@ def state_dict(
 ) -> dict[str, Tensor]:
     """Every tensor whose name is not ignored, in file order. `ignore` holds ignore_names and the like."""
     names, tensors = _run(
-        "state_dict", path, **ignore, device=device, eager=eager, verify=verify, progress=_progress(counter)
+        "load.ignoring",
+        model,
+        **ignore,
+        device=device,
+        eager=eager,
+        verify=verify,
+        progress=_progress(counter),
     )
     return dict(zip(names, tensors, strict=True))
 
 
-def blocks(
-    path: str, *, device: torch.device, eager: bool | None, verify: bool | None, counter: Counter | None
+def load_blocks(
+    model: Tensor, *, device: torch.device, eager: bool | None, verify: bool | None, counter: Counter | None
 ) -> list[Tensor]:
     """One 1-D tensor per macroblock."""
     result: list[Tensor] = _run(
-        "blocks", path, device=device, eager=eager, verify=verify, progress=_progress(counter)
+        "load_blocks", model, device=device, eager=eager, verify=verify, progress=_progress(counter)
     )
     return result
+
+
+def fill(
+    model: Tensor,
+    names: Sequence[str],
+    tensors: Sequence[Tensor],
+    *,
+    verify: bool | None,
+    counter: Counter | None,
+) -> None:
+    """Fill the memory of `tensors`, all on one device, with the named records of equal shape and dtype."""
+    _run("fill.default", model, list(names), list(tensors), verify=verify, progress=_progress(counter))
+
+
+def fill_payload(
+    model: Tensor,
+    offsets: Sequence[int],
+    tensors: Sequence[Tensor],
+    *,
+    verify: bool | None,
+    counter: Counter | None = None,
+) -> None:
+    """Fill each of `tensors`, flat uint8 on one device, with the file's bytes from its offset on."""
+    _run("fill.payload", model, list(offsets), list(tensors), verify=verify, progress=_progress(counter))
+
+
+def fill_all(
+    model: Tensor,
+    names: str,
+    tensors: list[Tensor],
+    *,
+    verify: bool | None,
+    counter: Counter | None,
+) -> bool:
+    """`fill` if the file holds just these names, NUL between them, and each tensor is as its record.
+
+    Else False, and nothing has changed.
+    """
+    with torch._C.DisableTorchFunctionSubclass():
+        filled: bool = _run("fill.all", model, names, tensors, verify=verify, progress=_progress(counter))
+    return filled
+
+
+def assign_all(
+    model: Tensor,
+    names: str,
+    tensors: list[Tensor],
+    *,
+    eager: bool | None,
+    verify: bool | None,
+    counter: Counter | None,
+) -> bool:
+    """As `fill_all`, but the tensors get other memory with their records, on the device they are on."""
+    with torch._C.DisableTorchFunctionSubclass():
+        assigned: bool = _run(
+            "assign.all",
+            model,
+            names,
+            tensors,
+            eager=eager,
+            verify=verify,
+            progress=_progress(counter),
+        )
+    return assigned
 
 
 def last_load() -> dict[str, Any] | None:
@@ -189,13 +209,13 @@ class PinnedUsage(NamedTuple):
 
 def pinned_usage() -> PinnedUsage:
     """What the pool of staging buffers holds."""
-    held, peak, pageable = _run("pinned_usage")
+    held, peak, pageable = _run("pinned")
     return PinnedUsage(held, peak, bool(pageable))
 
 
 def release_pinned_pool() -> None:
     """Free the staging buffers that no load is using."""
-    _run("release_pinned_pool")
+    _run("pinned", release=True)
 
 
 def set_data(tensors: list[Tensor], values: list[Tensor]) -> None:
@@ -224,7 +244,7 @@ def pack(
     pairs = [text for pair in metadata.items() for text in pair]
     _run(
         "pack",
-        path,
+        native_path(path),
         list(tensors),
         list(tensors.values()),
         dtype=dtype,
@@ -244,11 +264,9 @@ def _progress(counter: Counter | None) -> Tensor | None:
 
 def _run(name: str, *args: Any, **options: Any) -> Any:
     try:
-        if args and isinstance(args[0], str):  # a path: torch takes bytes for a string, too
-            args = (native_path(args[0]), *args[1:])
         # No operator takes part in a graph; torch would collect what each tensor given has in one.
         with torch.inference_mode(False), torch.no_grad():
-            return getattr(torch.ops.flashpack, name)(*args, **options)
+            return _OPERATORS[name](*args, **options)
     except RuntimeError as error:
         translated = from_native(str(error)) or _out_of_memory(str(error))
         if translated is None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, TypeVar
+from typing import Any, BinaryIO, TypeAlias
 
 from . import _native
 from ._os_paths import local_path
 
-T = TypeVar("T")
 StrPath: TypeAlias = str | os.PathLike[str]
 SEPARATOR = "\0"  # between the files of a list, for the native side
 
@@ -31,29 +30,6 @@ def text_path(path: StrPath) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"not a path in the file system's encoding: {text!r}") from None
     return text
-
-
-def read_one_version(path: str, read: Callable[[], T]) -> T:
-    """`read()`, which opens `path` more than once; again while another file takes its place meanwhile."""
-    files = path.split(SEPARATOR)
-    while True:
-        with ExitStack() as held:  # so that no other file can get their numbers
-            descriptors = [os.open(file, os.O_PATH) for file in files]
-            for descriptor in descriptors:
-                held.callback(os.close, descriptor)
-            result = read()
-            now = [Path(file).stat() for file in files]
-            if all(map(os.path.samestat, map(os.fstat, descriptors), now)):
-                return result
-
-
-def identity_of(path: str) -> tuple[int, ...]:
-    """What changes when a file of the model is replaced or written to; nothing if one is gone."""
-    try:
-        states = [Path(file).stat() for file in path.split(SEPARATOR)]
-    except OSError:
-        return ()
-    return tuple(number for it in states for number in (it.st_dev, it.st_ino, it.st_size, it.st_mtime_ns))
 
 
 def with_suffix(path: Path, old: Collection[str], new: str) -> Path:

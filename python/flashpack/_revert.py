@@ -58,8 +58,6 @@ def revert_from_flashpack(
         raise ValueError(
             f"{destination}: cannot write {destination.suffix}, only .safetensors and torch's own format"
         )
-    for file in _files_of(source):
-        get_flashpack_file_metadata(file)  # or it raises: a safetensors file has nothing to revert
     size = size_of(str(source))
     copies = folder is not None and destination_path is not None and names_folder(destination_path)
     companions = find_companions(folder, stem_of(source)) if folder and copies else []
@@ -71,6 +69,8 @@ def revert_from_flashpack(
             silent=silent,
         )
     else:
+        for file in _files_of(source):
+            get_flashpack_file_metadata(file)  # or it raises: of safetensors there is nothing to revert
         _save_with_torch(source, destination)
     if folder and companions:
         copy_companions(folder, companions, destination.parent)

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from ._assign import assign_from_file
 from ._dtensors import is_dtensor, load_local, local_of, with_local
-from ._footer import read_index, records_of
+from ._footer import records_of
 from ._load import as_device
+from ._opened import OpenModel
 from ._packed import Blocks
 from ._parallel import Plan, parallelize, rule_of, unmatched
 from ._slots import find_slots
-from ._sources import ModelPath, model_path, shown_path
+from ._sources import ModelPath, model_path
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -58,7 +59,7 @@ def load_sharded(
     elif tp_plan is not None:
         raise ValueError("load_sharded was given two plans: as its target and as tp_plan")
     else:
-        tensors = _load_by_plan(target, model_path(path), mesh, on, eager=eager, verify=verify)
+        tensors = _load_by_plan(target, OpenModel(model_path(path)), mesh, on, eager=eager, verify=verify)
     if not local:
         return tensors
     return {name: local_of(tensor) if is_dtensor(tensor) else tensor for name, tensor in tensors.items()}
@@ -66,7 +67,7 @@ def load_sharded(
 
 def _load_by_plan(
     plan: Plan,
-    path: str,
+    weights: OpenModel,
     mesh: DeviceMesh,
     device: torch.device,
     *,
@@ -77,13 +78,13 @@ def _load_by_plan(
 
     wanted: dict[str, Tensor] = {}
     packed: dict[str, Blocks] = {}
-    records = list(records_of(read_index(path)))
+    records = list(records_of(weights.footer))
     names = [name for name, _, _ in records]
     unknown = unmatched(plan, [*names, *(name.rpartition(".")[0] for name in names)])
     if len(unknown) == len(plan):
-        raise ValueError(f"{shown_path(path)}: the file holds nothing that the tensor-parallel plan names")
+        raise ValueError(f"{weights.shown}: the file holds nothing that the tensor-parallel plan names")
     if unknown:  # a library's plan has rules for layers that not every model has
-        warnings.warn(f"{shown_path(path)} holds nothing of the plan's {unknown}", stacklevel=3)
+        warnings.warn(f"{weights.shown} holds nothing of the plan's {unknown}", stacklevel=3)
     for name, shape, dtype in records:
         whole = torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
         rule = rule_of(plan, name)
@@ -95,7 +96,7 @@ def _load_by_plan(
         wanted[name] = distribute_tensor(whole, mesh, [placement], src_data_rank=None)
         if split and split.blocks:
             packed[name] = split.blocks
-    loaded = load_local(path, wanted, device, packed=packed, eager=eager, verify=verify, silent=True)
+    loaded = load_local(weights, wanted, device, packed=packed, eager=eager, verify=verify, silent=True)
     return {
         name: with_local(tensor, loaded[name]) if is_dtensor(tensor) else loaded[name]
         for name, tensor in wanted.items()

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from . import _ops
 from ._environment import flag
-from ._footer import read_index
 from ._load import Device, as_device, load_blocks, load_tensors
 from ._names import is_ignored_tensor_name
-from ._paths import StrPath, read_one_version, text_path
+from ._opened import OpenModel
+from ._paths import StrPath, text_path
 from ._progress import Silent
 from ._sources import ModelPath, model_path
 from .constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
@@ -98,23 +98,19 @@ def read_flashpack_file(
     `chunk_bytes` and `num_streams` are accepted and not needed. Errors as in `load_file`, and ValueError for
     the meta device.
     """
-    text = model_path(path)
     target = as_device(device)
     if target.type == "meta":
         raise ValueError(f"Unsupported device: {target}: blocks without data say no more than the footer")
-
-    def read() -> tuple[FlashTensorStorage, dict[str, Any]]:
-        footer = metadata or read_index(text)
-        return read_blocks(text, target, eager=eager, verify=verify, silent=silent), footer
-
-    return read_one_version(text, read)
+    model = OpenModel(model_path(path))
+    storage = read_blocks(model, target, eager=eager, verify=verify, silent=silent)
+    return storage, metadata or model.footer
 
 
 def read_blocks(
-    path: str, device: torch.device, *, eager: bool | None, verify: bool | None, silent: Silent
+    model: OpenModel, device: torch.device, *, eager: bool | None, verify: bool | None, silent: Silent
 ) -> FlashTensorStorage:
-    """The blocks of a model, by a path as `model_path` gives it."""
-    blocks = load_blocks(path, device, eager=eager, verify=verify, silent=silent)
+    """The blocks of a model."""
+    blocks = load_blocks(model, device, eager=eager, verify=verify, silent=silent)
     reads = flag("FLASHPACK_CPU_PARALLEL_READ", False) if eager is None else eager
     return FlashTensorStorage(blocks, None if reads or device.type != "cpu" else _arrays(blocks))
 
@@ -140,8 +136,8 @@ def parallel_read_into_storage(
                 f"block {number} has {block.nbytes} bytes on {block.device}, but its spec has "
                 f"{spec.length_bytes}, for {device}"
             )
-    _ops.read_payload(
-        text_path(path),
+    _ops.fill_payload(
+        _ops.open_model(text_path(path)),
         [spec.offset_bytes for spec, _ in pairs],
         [block.view(-1).view(torch.uint8) for _, block in pairs],
         verify=None,
@@ -230,4 +226,4 @@ def _check_bounds(record: Mapping[str, Any], block: Tensor) -> None:
 
 def revert_from_file(path: ModelPath, silent: bool = True) -> dict[str, Tensor]:
     """The file's tensors as a state dict on the CPU (`load_file`, under 0.4.5's name)."""
-    return load_tensors(model_path(path), torch.device("cpu"), silent=silent)
+    return load_tensors(OpenModel(model_path(path)), torch.device("cpu"), silent=silent)

@@ -16,6 +16,7 @@ from ._match import IncompatibleKeys
 from ._module.offloaded import is_grouped
 from ._module.own_way import call_post_hooks, is_usual
 from ._names import is_utf8
+from ._opened import OpenModel
 from ._options import LoadOptions
 from ._paths import SEPARATOR
 from ._progress import wants_bar
@@ -23,7 +24,7 @@ from ._slots import find_tensors
 from ._tensors import PLAIN_TYPES, is_on
 
 
-def assign_usual(model: nn.Module, path: str, device: torch.device, options: LoadOptions) -> bool:
+def assign_usual(model: nn.Module, weights: OpenModel, device: torch.device, options: LoadOptions) -> bool:
     """Load the file into the model if each of its records is as a tensor of its own, and none is left over.
 
     Else False: nothing has changed, and matching the names one by one tells what does not fit.
@@ -51,7 +52,7 @@ def assign_usual(model: nn.Module, path: str, device: torch.device, options: Loa
     if not set(map(type, tensors)).issubset(PLAIN_TYPES) or len(set(map(id, tensors))) < len(tensors):
         return False
     try:
-        if not (_fill if options.in_place else _replace)(path, names, tensors, options):
+        if not (_fill if options.in_place else _replace)(weights, names, tensors, options):
             return False
     except RuntimeError:
         if all(map(_is_plain, tensors)):
@@ -65,11 +66,11 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout is torch.strided and not tensor.is_conj() and not tensor.is_neg()
 
 
-def _fill(path: str, names: str, tensors: list[Tensor], options: LoadOptions) -> bool:
+def _fill(weights: OpenModel, names: str, tensors: list[Tensor], options: LoadOptions) -> bool:
     if not all(map(Tensor.data_ptr, tensors)):  # without elements, or without the memory for them
         return False
     try:
-        filled = load_all_into(path, names, tensors, verify=options.verify, silent=options.shown)
+        filled = load_all_into(weights, names, tensors, verify=options.verify, silent=options.shown)
     except BaseException:  # perhaps halfway
         bump_versions(tensors)
         raise
@@ -78,7 +79,7 @@ def _fill(path: str, names: str, tensors: list[Tensor], options: LoadOptions) ->
     return filled
 
 
-def _replace(path: str, names: str, tensors: list[Tensor], options: LoadOptions) -> bool:
+def _replace(weights: OpenModel, names: str, tensors: list[Tensor], options: LoadOptions) -> bool:
     maps = options.surely_maps and tensors[0].device.type == "cpu"
     # Who watches may fail, or cancel the load, when all has been read: nothing may have changed then.
     if not maps and (options.progress is not None or wants_bar(options.silent)):
@@ -89,7 +90,7 @@ def _replace(path: str, names: str, tensors: list[Tensor], options: LoadOptions)
     before = some.data_ptr()
     try:
         replaced = load_all_for(
-            path,
+            weights,
             names,
             tensors,
             eager=options.eager,

@@ -137,11 +137,12 @@ def revert(path: str, destination_path: str | None, verbose: bool) -> None:
     exists), a model folder is made whole again, for its library to load.
     """
     with _reporting_errors(verbose):
-        from ._footer import unverified_note
+        from ._footer import read_index, unverified_note
         from ._revert import packed_source, revert_from_flashpack
 
         result = revert_from_flashpack(path, destination_path, silent=_silence(verbose))
-        if verbose and (note := unverified_note(str(packed_source(Path(path))))):
+        source = str(packed_source(Path(path)))
+        if verbose and (note := unverified_note(source, read_index(source))):
             _print(printable(note))
         _succeed(f"Saved to {Path(result).absolute()}")
 

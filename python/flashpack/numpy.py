@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from . import _native
 from ._bytes import Content, Readable, Source, as_path, readable, saved_bytes
-from ._footer import read_index, records_of
-from ._paths import StrPath, read_one_version, text_path
+from ._footer import records_of
+from ._paths import StrPath, text_path
 from ._progress import run
 from ._report import remember
-from ._sources import size_of
 
 __all__ = ["load", "load_file", "save", "save_file"]
 
@@ -32,7 +31,11 @@ def load_file(path: Source, *, verify: bool | None = None) -> Arrays:
     Raises as `flashpack.load_file`; ValueError for a dtype that NumPy has no counterpart of.
     """
     with as_path(path) as text:
-        return read_one_version(text, lambda: _load(text, verify))
+        told = _native.call("open", path=text)
+        try:
+            return _load(told, verify)
+        finally:
+            _native.call("close", model=told["model"])
 
 
 def load(data: Content | Readable, *, verify: bool | None = None) -> Arrays:
@@ -73,20 +76,20 @@ def save(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None 
     return saved_bytes(lambda path: save_file(arrays, path, metadata))
 
 
-def _load(path: str, verify: bool | None) -> Arrays:
+def _load(opened: Mapping[str, Any], verify: bool | None) -> Arrays:
     arrays: Arrays = {
-        name: np.empty(shape, numpy_dtype(name, dtype)) for name, shape, dtype in records_of(read_index(path))
+        name: np.empty(shape, numpy_dtype(name, dtype)) for name, shape, dtype in records_of(opened["index"])
     }
     told = run(
         lambda counter: _native.call(
             "fill",
             counter,
-            path=path,
+            model=opened["model"],
             arrays=[_described(name, array) for name, array in arrays.items()],
             verify=verify,
         ),
         label="Loading",
-        size=size_of(path),
+        size=opened["bytes"],
         silent=True,
     )
     remember(told["load"])

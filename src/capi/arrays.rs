@@ -12,6 +12,7 @@ use crate::{
         layout::{Order, TensorSpec},
     },
     load::{Options, Place, prepare},
+    model::Model,
     pack::Packer,
     plan::Selection,
     progress::Progress,
@@ -69,14 +70,14 @@ unsafe fn memory_of<'a>(array: &Array) -> Result<&'a mut [u8]> {
 /// # Safety
 /// Each array lies at its address; none overlaps another, and nobody else uses them until the call returns.
 pub(super) unsafe fn fill(
-    path: &Path,
+    model: &Model,
     arrays: &[Array],
     verify: Option<bool>,
     progress: Progress<'_>,
 ) -> Result<()> {
     let names: Vec<String> = arrays.iter().map(|array| array.name.clone()).collect();
     let options = Options { eager: Some(true), verify, place: Place::GivenHost };
-    let prepared = prepare(path, Selection::Names(&names), options)?;
+    let prepared = prepare(model, Selection::Names(&names), options)?;
     for (array, view) in arrays.iter().zip(&prepared.plan().views) {
         if view.dtype != array.dtype()? || view.shape[..] != array.shape[..] {
             return Err(Error::argument(format!(

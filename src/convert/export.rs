@@ -11,6 +11,7 @@ use crate::{
     io::{Source, write::AtomicFile},
     model::Model,
     progress::Progress,
+    reader::expect_flashpack,
     verify::verify_source,
 };
 
@@ -23,10 +24,13 @@ const HEADER_ALIGN_BYTES: usize = 8;
 /// Tied tensors are written once for each name, as safetensors has no way to say that they are one.
 ///
 /// # Errors
-/// Those of [`verify`](crate::verify::verify); [`ErrorKind::Unsupported`] for a type that safetensors does not have;
-/// [`ErrorKind::Io`].
+/// Those of [`verify`](crate::verify::verify); [`ErrorKind::Format`] for a file that is safetensors already;
+/// [`ErrorKind::Unsupported`] for a type that safetensors does not have; [`ErrorKind::Io`].
 pub fn to_safetensors(path: &Path, destination: &Path, progress: Progress<'_>) -> Result<Converted> {
     let model = Model::open(path)?;
+    for (file, _) in model.files.iter() {
+        expect_flashpack(file)?;
+    }
     let index = &model.index;
     if destination.canonicalize().is_ok_and(|other| path.canonicalize().is_ok_and(|path| path == other)) {
         return Err(Error::argument("is both source and destination").at(path));

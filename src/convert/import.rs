@@ -15,8 +15,8 @@ use crate::{
         layout::{Order, TensorSpec},
         safetensors::HeaderTensor,
     },
-    io::{FileSource, Source, write::NewFile},
-    model::read_header,
+    io::{FileSource, Source, file::Shelf, write::NewFile},
+    model::{read_header, screen},
     pack::Packer,
     plan::Ignore,
     progress::Progress,
@@ -53,12 +53,17 @@ pub struct Request<'a> {
 /// # Errors
 /// [`ErrorKind::Io`]; [`ErrorKind::Format`] for a damaged source; [`ErrorKind::Argument`] for a tensor name in two
 /// sources; [`ErrorKind::Unsupported`] for a type that has no counterpart or a cast that only torch makes.
-pub fn from_safetensors(request: Request<'_>, progress: Progress<'_>) -> Result<Converted> {
-    refuse_own_source(&request)?;
+pub fn from_safetensors(request: &Request<'_>, progress: Progress<'_>) -> Result<Converted> {
+    refuse_own_source(request)?;
     let mut metadata = BTreeMap::new();
     let mut pieces = Vec::new();
+    let mut sources = Vec::with_capacity(request.sources.len());
+    let shelf = Shelf::for_files(request.sources.len());
     for (number, path) in request.sources.iter().enumerate() {
-        let header = read_header(&FileSource::open(path)?)?;
+        let source = FileSource::open(path)?;
+        screen(&source, false)?;
+        let header = read_header(&source)?;
+        sources.push(source.on_shelf(shelf.as_ref()));
         metadata.extend(header.metadata);
         let wanted = |name: &String| request.names.is_none_or(|names| names.contains(name));
         let kept = header
@@ -69,24 +74,34 @@ pub fn from_safetensors(request: Request<'_>, progress: Progress<'_>) -> Result<
             pieces.push(Piece::new(number, tensor, request.dtype).at(path)?);
         }
     }
-    metadata.extend(request.metadata);
+    metadata.extend(request.metadata.clone());
     let specs: Vec<TensorSpec> = pieces.iter().map(|piece| piece.spec.clone()).collect();
-    let Request { sources, destination, begun, align_bytes, algorithm, .. } = request;
-    let packer = match begun {
-        Some(file) => {
-            let file = file.try_clone().during("cannot open", destination)?;
-            let new = NewFile::lend(file, destination.to_owned());
-            Packer::fill(new, &specs, Order::LargestFirst, align_bytes, metadata, progress)
-        }
-        None => Packer::create(destination, &specs, Order::LargestFirst, align_bytes, metadata, progress),
-    };
-    let mut packer = packer.at(destination)?.digested_by(algorithm);
+    let mut packer = begin(request, &specs, metadata, progress)?;
     let order: Vec<usize> = packer.writes().iter().map(|write| write.tensor).collect();
-    let mut streamer = Streamer { sources, open: None, buffer: Vec::new(), cast: Vec::new() };
+    let mut streamer = Streamer { sources, buffer: Vec::new(), cast: Vec::new() };
     for tensor in order {
         streamer.copy(&pieces[tensor], &mut packer)?;
     }
     Ok(Converted { tensors: specs.len(), bytes: packer.finish()? })
+}
+
+/// The file that the tensors go to.
+fn begin<'a>(
+    request: &Request<'_>,
+    specs: &[TensorSpec],
+    metadata: BTreeMap<String, String>,
+    progress: Progress<'a>,
+) -> Result<Packer<'a>> {
+    let Request { destination, begun, align_bytes, algorithm, .. } = *request;
+    let packer = match begun {
+        Some(file) => {
+            let file = file.try_clone().during("cannot open", destination)?;
+            let new = NewFile::lend(file, destination.to_owned());
+            Packer::fill(new, specs, Order::LargestFirst, align_bytes, metadata, progress)
+        }
+        None => Packer::create(destination, specs, Order::LargestFirst, align_bytes, metadata, progress),
+    };
+    Ok(packer.at(destination)?.digested_by(algorithm))
 }
 
 fn refuse_own_source(request: &Request<'_>) -> Result<()> {
@@ -129,20 +144,16 @@ impl Piece {
     }
 }
 
-/// Copies pieces, keeping the last source open.
-struct Streamer<'a> {
-    sources: &'a [PathBuf],
-    open: Option<(usize, FileSource)>,
+/// Copies pieces.
+struct Streamer {
+    sources: Vec<FileSource>,
     buffer: Vec<u8>,
     cast: Vec<u8>,
 }
 
-impl Streamer<'_> {
+impl Streamer {
     fn copy(&mut self, piece: &Piece, packer: &mut Packer<'_>) -> Result<()> {
-        let source = match self.open.take() {
-            Some((number, source)) if number == piece.source => source,
-            _ => FileSource::open(&self.sources[piece.source])?,
-        };
+        let source = &self.sources[piece.source];
         let step = BUFFER_BYTES - BUFFER_BYTES % piece.element_bytes;
         let mut done = 0;
         while done < piece.bytes {
@@ -159,7 +170,6 @@ impl Streamer<'_> {
             }
             done += take;
         }
-        self.open = Some((piece.source, source));
         Ok(())
     }
 }

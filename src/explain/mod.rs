@@ -17,6 +17,7 @@ use crate::{
         residency::Residency,
     },
     load::{self, Options, Prepared},
+    model::Model,
     plan::{Chunk, Memory, Mode, ReadPlan, Selection, View},
     stats::Limit,
 };
@@ -27,14 +28,14 @@ use crate::{
 /// Reads up to 64 MiB of the file for a sample, the way the load would.
 ///
 /// # Errors
-/// Those of [`load::prepare`] and of reading the sample.
+/// Those of [`Model::open`], of [`load::prepare`] and of reading the sample.
 pub fn explain(path: &Path, selection: Selection<'_>, options: Options) -> Result<Value> {
-    let mut prepared = load::prepare(path, selection, options)?;
+    let mut prepared = load::prepare(&Model::open(path)?, selection, options)?;
     if prepared.route.residency.is_none() {
         prepared.route.residency = prepared.files.residency();
     }
     let (source, work) = (source(&prepared), work(&prepared));
-    Ok(json!({"source": source, "work": work, "bound": bound(prepared)?}))
+    Ok(json!({"source": source, "work": work, "bound": bound(&prepared)?}))
 }
 
 fn source(prepared: &Prepared) -> Value {
@@ -75,7 +76,7 @@ fn work(prepared: &Prepared) -> Value {
 /// The time of each stage at a rate that was measured just now, and their bound. The threads that read from the page
 /// cache are busy reading, so digests add to their time; disks work on while digests are computed. What the device
 /// and its link take is not known here.
-fn bound(prepared: Prepared) -> Result<Value> {
+fn bound(prepared: &Prepared) -> Result<Value> {
     let plan = prepared.plan();
     let (threads, verified) = (plan.threads.max(1), plan.verified_bytes());
     let from_disk = prepared.route.is_from_disk();
@@ -110,7 +111,7 @@ const READ_AHEAD_DEPTH: usize = 16;
 /// The rate at which the source gives bytes now, and the seconds it takes for all; none for a load that reads nothing.
 ///
 /// What a mapping shows and the page cache lacks will be read from the disk: that is what is timed then.
-fn reading(prepared: Prepared) -> Result<(Option<Rate>, f64)> {
+fn reading(prepared: &Prepared) -> Result<(Option<Rate>, f64)> {
     let plan = prepared.plan();
     let payload_bytes = prepared.index.payload_bytes();
     let (bytes, threads, reused) = (plan.read_bytes(), plan.threads, plan.mode.is_staged());

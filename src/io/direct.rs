@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use rustix::{fs::OFlags, io::Errno};
+use rustix::io::Errno;
 
 use super::{FileSource, Route, Source, residency::Why};
 use crate::plan::DIRECT_ALIGN_BYTES;
@@ -20,13 +20,12 @@ pub struct DirectFile {
 }
 
 impl DirectFile {
-    /// Opens the file of `buffered` a second time; gives it back if the file system refuses direct reads, or if
-    /// another file has taken its path meanwhile.
+    /// Reads `buffered` past the page cache; gives it back if the file system refuses that.
     ///
     /// # Errors
     /// There is no failure, only the buffered file again.
     pub fn new(buffered: FileSource) -> Result<Self, FileSource> {
-        match buffered.again(OFlags::DIRECT) {
+        match buffered.direct() {
             Ok(direct) => Ok(Self { buffered, direct, refused: AtomicBool::new(false) }),
             Err(_) => Err(buffered),
         }

@@ -4,12 +4,15 @@ use std::{
     collections::VecDeque,
     fs::File,
     io,
-    os::unix::fs::{FileExt, MetadataExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{FileExt, MetadataExt as _, OpenOptionsExt as _},
+    },
+    path::Path,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Advice, Mode, OFlags};
 
 use super::Source;
 use crate::error::{Error, ErrorKind, IoContext, Result};
@@ -17,10 +20,10 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 /// Files of one model that may be open at a time, each possibly twice: far below any limit of a process.
 pub const MAX_OPEN_FILES: usize = 32;
 
-/// A regular file opened for reading, with the length it had then.
-#[derive(Debug)]
+/// A regular file opened for reading, with the length it had then. Clones share its descriptors.
+#[derive(Clone, Debug)]
 pub struct FileSource {
-    path: PathBuf,
+    path: Arc<Path>,
     len: u64,
     identity: Identity,
     flags: OFlags,
@@ -30,11 +33,19 @@ pub struct FileSource {
 /// What a file is known by when it is opened again: device, inode, length, time of the last change.
 type Identity = (u64, u64, u64, i64, i64);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Handle {
-    Held(Arc<File>),
+    Held(Arc<Descriptors>),
     /// Opened again when it is used.
     Shelved(Arc<Shelf>),
+}
+
+/// A file that stays open, whatever takes its path meanwhile.
+#[derive(Debug)]
+struct Descriptors {
+    buffered: Arc<File>,
+    /// For direct reads, opened by the first load that wants them; `None` if the system refused that.
+    direct: OnceLock<Option<Arc<File>>>,
 }
 
 impl FileSource {
@@ -53,32 +64,30 @@ impl FileSource {
             return Err(Error::new(ErrorKind::Io, "is not a regular file").at(path));
         }
         Ok(Self {
-            path: path.to_owned(),
+            path: path.into(),
             len: metadata.len(),
             identity: identity(&metadata),
             flags,
-            handle: Handle::Held(Arc::new(file)),
+            handle: Handle::Held(Arc::new(Descriptors { buffered: Arc::new(file), direct: OnceLock::new() })),
         })
     }
 
-    /// The same file, which from now on `shelf` opens and closes as it is used.
+    /// The same file, which from now on the shelf, if there is one, opens and closes as it is used.
     #[must_use]
-    pub fn on_shelf(self, shelf: &Arc<Shelf>) -> Self {
-        Self { handle: Handle::Shelved(Arc::clone(shelf)), ..self }
+    pub fn on_shelf(self, shelf: Option<&Arc<Shelf>>) -> Self {
+        match shelf {
+            Some(shelf) => Self { handle: Handle::Shelved(Arc::clone(shelf)), ..self },
+            None => self,
+        }
     }
 
-    /// Opens the same file once more, with `flags` beside its own.
+    /// The same file for direct reads.
     ///
     /// # Errors
-    /// The system refuses that, or another file has taken the path.
-    pub(super) fn again(&self, flags: OFlags) -> io::Result<Self> {
-        let flags = self.flags | flags;
-        let handle = match &self.handle {
-            Handle::Held(_) => Handle::Held(Arc::new(open_again(&self.path, flags, self.identity)?)),
-            Handle::Shelved(shelf) => Handle::Shelved(Arc::clone(shelf)),
-        };
-        let again = Self { path: self.path.clone(), flags, handle, ..*self };
-        again.file().map(|_| again)
+    /// The system refuses them, or has refused them before.
+    pub(super) fn direct(&self) -> io::Result<Self> {
+        let direct = Self { flags: self.flags | OFlags::DIRECT, ..self.clone() };
+        direct.file().map(|_| direct)
     }
 
     /// The open file.
@@ -87,21 +96,22 @@ impl FileSource {
     /// It had to be opened again, and the system refuses that or another file has taken its path.
     pub fn file(&self) -> io::Result<Arc<File>> {
         match &self.handle {
-            Handle::Held(file) => Ok(Arc::clone(file)),
+            Handle::Held(held) => held.file(self).cloned(),
             Handle::Shelved(shelf) => shelf.file(self),
         }
     }
 
-    /// Keeps the kernel from reading more than it is asked for. Only advice: that it may be refused does not matter.
-    pub fn expect_scattered_reads(&self) {
-        let _ = self.file().map(|file| rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random));
+    /// Has the kernel read ahead as usual, or with [`Advice::Random`] no more than it is asked for. Only advice: that it
+    /// may be refused does not matter.
+    pub fn advise(&self, advice: Advice) {
+        let _ = self.file().map(|file| rustix::fs::fadvise(&file, 0, None, advice));
     }
 }
 
 impl Source for FileSource {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         match &self.handle {
-            Handle::Held(file) => file.read_at(buffer, offset),
+            Handle::Held(held) => held.file(self)?.read_at(buffer, offset),
             Handle::Shelved(shelf) => shelf.file(self)?.read_at(buffer, offset),
         }
     }
@@ -115,11 +125,39 @@ impl Source for FileSource {
     }
 }
 
+impl Descriptors {
+    /// The one that `source` reads by.
+    fn file(&self, source: &FileSource) -> io::Result<&Arc<File>> {
+        if !source.flags.contains(OFlags::DIRECT) {
+            return Ok(&self.buffered);
+        }
+        let refused = || io::Error::from(io::ErrorKind::Unsupported);
+        self.direct.get_or_init(|| self.open_direct(source).ok().map(Arc::new)).as_ref().ok_or_else(refused)
+    }
+
+    /// By the descriptor, which another file's taking the path does not disturb; without /proc by the path.
+    fn open_direct(&self, source: &FileSource) -> io::Result<File> {
+        let held = format!("/proc/self/fd/{}", self.buffered.as_raw_fd());
+        match open_again(Path::new(&held), source.flags, source.identity) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                open_again(&source.path, source.flags, source.identity)
+            }
+            opened => opened,
+        }
+    }
+}
+
 /// The open ones among more files than may be open at a time: those that were used last.
 #[derive(Debug, Default)]
 pub struct Shelf(Mutex<VecDeque<(Identity, OFlags, Arc<File>)>>);
 
 impl Shelf {
+    /// A shelf for so many files; none if all of them may stay open.
+    #[must_use]
+    pub fn for_files(count: usize) -> Option<Arc<Self>> {
+        (count > MAX_OPEN_FILES).then(Arc::default)
+    }
+
     fn file(&self, source: &FileSource) -> io::Result<Arc<File>> {
         let key = (source.identity, source.flags);
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);

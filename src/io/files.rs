@@ -38,28 +38,35 @@ impl Files {
         self.parts.iter().map(|part| part.input.len()).sum()
     }
 
-    /// Decides for each file how it is read: see [`Input::choose`].
+    /// Through the page cache, all of them.
     #[must_use]
-    pub fn choose(self, wanted: Option<bool>) -> (Self, Route) {
-        let choose = |Part { input, place }: Part| {
-            let (input, route) = Input::choose(input.into_file(), wanted);
-            (Part { input, place }, route)
-        };
-        let (parts, routes): (Vec<_>, Vec<_>) = self.parts.into_iter().map(choose).unzip();
-        (Self { path: self.path, parts }, Route::of_all(&routes))
+    pub fn buffered(&self) -> Self {
+        self.by(|_, _| Route::MAPPED).0
+    }
+
+    /// Decides for each file how it is read: see [`Route::choose`].
+    #[must_use]
+    pub fn choose(&self, wanted: Option<bool>) -> (Self, Route) {
+        self.by(|file, _| Route::choose(file, wanted))
     }
 
     /// The same for a load of the sorted `ranges` alone: see [`Route::choose_for_parts`].
     #[must_use]
-    pub fn choose_for_parts(self, wanted: Option<bool>, ranges: &[Range<u64>]) -> (Self, Route) {
-        let choose = |Part { input, place }: Part| {
-            let own: Vec<_> = ranges.iter().filter_map(|range| within(range, &place)).collect();
-            let file = input.into_file();
-            let (input, route) = Input::by(Route::choose_for_parts(&file, wanted, &own), file);
-            (Part { input, place }, route)
+    pub fn choose_for_parts(&self, wanted: Option<bool>, ranges: &[Range<u64>]) -> (Self, Route) {
+        self.by(|file, place| {
+            let own: Vec<_> = ranges.iter().filter_map(|range| within(range, place)).collect();
+            Route::choose_for_parts(file, wanted, &own)
+        })
+    }
+
+    /// The same files, each by the route that `decide` says.
+    fn by(&self, decide: impl Fn(&FileSource, &Range<u64>) -> Route) -> (Self, Route) {
+        let route = |Part { input, place }: &Part| {
+            let (input, route) = Input::by(decide(input.file(), place), input.file().clone());
+            (Part { input, place: place.clone() }, route)
         };
-        let (parts, routes): (Vec<_>, Vec<_>) = self.parts.into_iter().map(choose).unzip();
-        (Self { path: self.path, parts }, Route::of_all(&routes))
+        let (parts, routes): (Vec<_>, Vec<_>) = self.parts.iter().map(route).unzip();
+        (Self { path: self.path.clone(), parts }, Route::of_all(&routes))
     }
 
     /// What the page cache holds; `None` if a file system cannot tell.

@@ -9,7 +9,10 @@ use std::{
 };
 
 use memmap2::MmapOptions;
-use rustix::io::{Errno, ReadWriteFlags};
+use rustix::{
+    fs::Advice,
+    io::{Errno, ReadWriteFlags},
+};
 
 use super::{FileSource, Source, map::may_be_cached};
 
@@ -190,6 +193,7 @@ impl Route {
         if told == Some(true) {
             return Self::past_the_page_cache(file);
         }
+        file.advise(Advice::Normal); // an earlier load of parts may have said otherwise
         let residency = Residency::probe(file);
         let why = match (told, residency) {
             (Some(_), _) => Why::Told,
@@ -208,7 +212,7 @@ impl Route {
         if told == Some(true) {
             return Self::past_the_page_cache(file);
         }
-        file.expect_scattered_reads();
+        file.advise(Advice::Random);
         let residency = Residency::probe_parts(file, parts);
         let why = match (told, residency) {
             (Some(_), _) => Why::Told,

@@ -131,12 +131,26 @@ static int act_on(const char* call, int fd, size_t* bytes) {
   return act(call, path, fcntl(fd, F_GETFL), bytes);
 }
 
+// The file behind the descriptor that `path` may name instead of a file.
+static const char* resolved(const char* path, char* target) {
+  if (strncmp(path, "/proc/self/fd/", 14) != 0) {
+    return path;
+  }
+  const ssize_t length = readlink(path, target, PATH_MAX - 1);
+  if (length < 0) {
+    return path;
+  }
+  target[length] = 0;
+  return target;
+}
+
 int open64(const char* path, int flags, ...) {
   va_list rest;
   va_start(rest, flags);
   const mode_t mode = (flags & (O_CREAT | O_TMPFILE)) ? va_arg(rest, mode_t) : 0;
   va_end(rest);
-  return act("open", path, flags, NULL) ? -1 : REAL(open64)(path, flags, mode);
+  char target[PATH_MAX];
+  return act("open", resolved(path, target), flags, NULL) ? -1 : REAL(open64)(path, flags, mode);
 }
 
 ssize_t pread64(int fd, void* buffer, size_t bytes, off64_t offset) {

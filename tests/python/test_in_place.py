@@ -55,9 +55,9 @@ def test_damage_anywhere_is_noticed(name: str, path: Path) -> None:
         flashpack.assign_from_file(Many(2), path, in_place=True)
 
 
-def test_refill_fills_where_all_fits(path: Path) -> None:
+def test_filling_all_where_all_fits(path: Path) -> None:
     given = {name: tensor.clone() for name, tensor in Many(2).state_dict().items()}
-    assert ops.refill(str(path), "\0".join(given), list(given.values()))
+    assert ops.fill.all(ops.open(str(path)), "\0".join(given), list(given.values()))
     assert_same(given, Many(1).state_dict())
 
 
@@ -85,18 +85,18 @@ def changed(given: dict[str, Tensor], how: str) -> dict[str, Tensor]:
     "how",
     ["a name less", "a name more", "another name", "another shape", "another dtype", "strided", "sparse"],
 )
-def test_refill_changes_nothing_where_something_does_not_fit(how: str, path: Path) -> None:
+def test_filling_all_changes_nothing_where_something_does_not_fit(how: str, path: Path) -> None:
     given = changed({name: tensor.clone() for name, tensor in Many(2).state_dict().items()}, how)
     before = {name: bits(tensor.to_dense()) for name, tensor in given.items()}
-    assert not ops.refill(str(path), "\0".join(given), list(given.values()))
+    assert not ops.fill.all(ops.open(str(path)), "\0".join(given), list(given.values()))
     assert {name: bits(tensor.to_dense()) for name, tensor in given.items()} == before
 
 
-def test_refill_leaves_tied_records_to_the_general_case(tmp_path: Path) -> None:
+def test_filling_all_leaves_tied_records_to_the_general_case(tmp_path: Path) -> None:
     path, tied = tmp_path / "tied.flashpack", noise(torch.float32, (4, 4))
     flashpack.save_file({"one": tied, "other": tied}, path)
     given = {"one": torch.zeros(4, 4), "other": torch.zeros(4, 4)}
-    assert not ops.refill(str(path), "\0".join(given), list(given.values()))
+    assert not ops.fill.all(ops.open(str(path)), "\0".join(given), list(given.values()))
     model = nn.ParameterDict(given)
     flashpack.assign_from_file(model, path, in_place=True)
     assert_same(model.state_dict(), {"one": tied, "other": tied})
@@ -111,9 +111,6 @@ def test_tied_records_of_other_shapes_fill_memory_of_their_own(tmp_path: Path) -
     flashpack.assign_from_file(model, path, in_place=True)
     assert_same(model.state_dict(), tied)
     assert addresses(model) == before
-    head, flat = torch.zeros(2, 6), torch.zeros(12)
-    ops.load_into(str(path), ["one", "flat"], [head, flat], slices=[0, 0, 0, 2, 1, 0, 0, 12])
-    assert_same({"head": head, "flat": flat}, {"head": weight[:2], "flat": weight[:2].flatten()})
 
 
 def test_tensors_tied_in_memory_take_records_that_are_tied_in_the_file(tmp_path: Path) -> None:
@@ -132,5 +129,5 @@ def test_memory_shared_otherwise_than_in_the_file_is_refused(tied: bool, tmp_pat
     memory = torch.zeros(48)
     given = [memory[:24].view(4, 6), memory[6:30].view(4, 6)]
     with pytest.raises(RuntimeError, match="two of the tensors given share memory, but not in the file"):
-        ops.load_into(str(path), ["one", "other"], given)
+        ops.fill(ops.open(str(path)), ["one", "other"], given)
     assert not memory.any()

@@ -45,8 +45,8 @@ def packed(tensors: dict[str, Tensor], path: Path) -> str:
 # Reading
 
 
-def test_footer_is_the_text_in_the_file(packed: str) -> None:
-    text = ops.footer(packed)
+def test_describe_gives_the_text_in_the_file(packed: str) -> None:
+    text = ops.describe(ops.open(packed))
     data = Path(packed).read_bytes()
     assert text.encode() == data[-16 - len(text.encode()) : -16]
 
@@ -56,36 +56,85 @@ def test_load_gives_tensors_in_the_order_of_the_names(
     eager: bool, packed: str, tensors: dict[str, Tensor]
 ) -> None:
     names = ["count", "tied", "fc.weight", "empty"]
-    loaded = ops.load(packed, names, eager=eager)
-    assert_same(dict(zip(names, loaded, strict=True)), {name: tensors[name] for name in names})
-    assert loaded[1].data_ptr() == loaded[2].data_ptr()
-    assert ops.load(packed, [], eager=eager) == []
+    for load, model in ((ops.load, packed), (ops.load.names, ops.open(packed))):
+        loaded = load(model, names, eager=eager)
+        assert_same(dict(zip(names, loaded, strict=True)), {name: tensors[name] for name in names})
+        assert loaded[1].data_ptr() == loaded[2].data_ptr()
+        assert load(model, [], eager=eager) == []
 
 
 @BOTH
-def test_state_dict_gives_all_that_is_not_ignored(
-    eager: bool, packed: str, tensors: dict[str, Tensor]
-) -> None:
-    names, loaded = ops.state_dict(packed, eager=eager)
+def test_load_gives_all_that_is_not_ignored(eager: bool, packed: str, tensors: dict[str, Tensor]) -> None:
+    model = ops.open(packed)
+    names, loaded = ops.load.ignoring(model, eager=eager)
     assert names == [record["name"] for record in read_footer(Path(packed))["index"]]
     assert_same(dict(zip(names, loaded, strict=True)), tensors)
-    names, loaded = ops.state_dict(
-        packed, ignore_names=["tied"], ignore_prefixes=["co", "em"], ignore_suffixes=["bias"], eager=eager
+    names, loaded = ops.load.ignoring(
+        model, ignore_names=["tied"], ignore_prefixes=["co", "em"], ignore_suffixes=["bias"], eager=eager
     )
     assert sorted(names) == ["fc.weight", "half"]
     assert len(loaded) == 2
 
 
 @BOTH
-def test_blocks_gives_one_flat_tensor_per_macroblock(eager: bool, packed: str) -> None:
-    blocks = ops.blocks(packed, eager=eager)
+def test_load_blocks_gives_one_flat_tensor_per_macroblock(eager: bool, packed: str) -> None:
+    blocks = ops.load_blocks(ops.open(packed), eager=eager)
     footer = read_footer(Path(packed))
     expected = [(block["dtype"], [block["length_elems"]]) for block in footer["macroblocks"]]
     assert [(str(block.dtype)[6:], list(block.shape)) for block in blocks] == expected
 
 
 def test_verify_gives_the_bytes_it_checked(packed: str) -> None:
-    assert ops.verify(packed) == len(read_payload(Path(packed)))
+    assert ops.verify(ops.open(packed)) == len(read_payload(Path(packed)))
+
+
+# Open models
+
+
+def test_an_open_model_outlives_its_path(packed: str, tensors: dict[str, Tensor]) -> None:
+    model = ops.open(packed)
+    Path(packed).unlink()
+    flashpack.save_file({"half": torch.zeros(1)}, packed)
+    for eager in (False, True):
+        assert_same(dict(zip(*ops.load.ignoring(model, eager=eager), strict=True)), tensors)
+    assert ops.verify(model) > 0
+
+
+def test_a_model_is_closed_with_the_last_reference(packed: str, tensors: dict[str, Tensor]) -> None:
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    model, other = ops.open(packed), ops.open(packed)
+    number, again = model.clone(), model
+    assert len(list(descriptors.iterdir())) == before + 2
+    del model
+    assert bits(ops.load.names(again, ["half"])[0]) == bits(tensors["half"])
+    del again
+    assert len(list(descriptors.iterdir())) == before + 1
+    with pytest.raises(RuntimeError, match="was closed") as caught:
+        ops.describe(number)
+    assert tag_of(caught.value)["kind"] == "argument"
+    assert other[1] == Path(packed).stat().st_size
+
+
+@pytest.mark.parametrize(
+    "made_up",
+    [torch.zeros(2, dtype=torch.int64), torch.tensor([-1, 0]), torch.tensor([1 << 62, 0])],
+    ids=["zero", "negative", "large"],
+)
+def test_numbers_that_are_made_up_open_nothing(made_up: Tensor) -> None:
+    for call in (ops.describe, ops.verify, ops.load.ignoring, ops.load_blocks):
+        with pytest.raises(RuntimeError, match="no open model"):
+            call(made_up)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [torch.zeros(2), torch.zeros(3, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)[::2]],
+    ids=["dtype", "length", "strides"],
+)
+def test_other_tensors_are_no_models(other: Tensor) -> None:
+    with pytest.raises(RuntimeError, match=r"no open model: torch\.ops\.flashpack\.open gives them"):
+        ops.describe(other)
 
 
 # Writing
@@ -192,12 +241,12 @@ def test_pack_refuses(names: list[str], options: dict[str, Any], message: str, p
 
 CALLS: dict[str, Callable[..., Any]] = {
     "load": lambda path, **options: ops.load(path, ["half"], eager=True, verify=True, **options),
-    "state_dict": lambda path, **options: ops.state_dict(path, eager=True, **options),
-    "blocks": lambda path, **options: ops.blocks(path, eager=True, **options),
-    "verify": lambda path, **options: ops.verify(path, **options),
+    "all": lambda path, **options: ops.load.ignoring(ops.open(path), eager=True, **options),
+    "blocks": lambda path, **options: ops.load_blocks(ops.open(path), eager=True, **options),
+    "verify": lambda path, **options: ops.verify(ops.open(path), **options),
     "pack": lambda path, **options: ops.pack(path, ["a"], [torch.zeros(MIB)], **options),
 }
-READING = ["load", "state_dict", "blocks", "verify"]
+READING = ["load", "all", "blocks", "verify"]
 EVERY_CALL = pytest.mark.parametrize("call", CALLS)
 
 
@@ -224,7 +273,7 @@ def test_progress_counts_to_its_total(call: str, packed: str) -> None:
     done, total, cancel = progress.tolist()
     assert done == total > 0
     assert cancel == 0
-    if call in ("state_dict", "blocks", "verify", "pack"):
+    if call != "load":
         assert total >= sum(record["length"] for record in read_footer(Path(packed))["index"][:1])
 
 
@@ -269,7 +318,7 @@ def test_the_cancelled_op_is_an_interrupt_in_python(packed: str) -> None:
     counter[2] = 1
     on_cpu = torch.device("cpu")
     with pytest.raises(KeyboardInterrupt):
-        _ops.state_dict(packed, {}, device=on_cpu, eager=True, verify=None, counter=counter)
+        _ops.load_all(ops.open(packed), {}, device=on_cpu, eager=True, verify=None, counter=counter)
 
 
 @pytest.mark.parametrize("silent", [True, False, None])
@@ -292,11 +341,13 @@ def test_long_calls_run_in_a_thread_with_the_same_result(
 
 
 def test_many_threads_call_ops_at_once(packed: str, tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    model = ops.open(packed)
+
     def work(number: int) -> None:
-        names, loaded = ops.state_dict(packed, eager=bool(number % 2))
+        names, loaded = ops.load.ignoring(model, eager=bool(number % 2))
         copy = str(tmp_path / f"{number}.flashpack")
         ops.pack(copy, names, loaded)
-        assert ops.verify(copy) == ops.verify(packed)
+        assert ops.verify(ops.open(copy)) == ops.verify(model)
         target = nn.Parameter(torch.zeros(2, 3))
         ops.assign(copy, ["tied"], [target])
         assert bits(target) == bits(tensors["tied"])
@@ -307,4 +358,4 @@ def test_many_threads_call_ops_at_once(packed: str, tensors: dict[str, Tensor], 
 
 def test_the_library_may_be_loaded_again(packed: str) -> None:
     torch.ops.load_library(flashpack.ops.library_path())
-    assert ops.verify(packed) > 0
+    assert ops.verify(ops.open(packed)) > 0

@@ -37,7 +37,9 @@ LOADS: dict[str, Callable[[Path], Mapping[str, Tensor]]] = {
     "mapped": flashpack.load_file,
     "eager": lambda path: flashpack.load_file(path, eager=True),
     "open": by_handle,
-    "op state_dict": lambda path: dict(zip(*torch.ops.flashpack.state_dict(str(path)), strict=True)),
+    "op load.ignoring": lambda path: dict(
+        zip(*torch.ops.flashpack.load.ignoring(torch.ops.flashpack.open(str(path))), strict=True)
+    ),
     "blocks": lambda path: dict(iterate_from_flash_tensor(*read_flashpack_file(path))),
     "blocks, eager": lambda path: dict(iterate_from_flash_tensor(*read_flashpack_file(path, eager=True))),
 }

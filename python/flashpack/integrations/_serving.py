@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import FlashPackError
-from .._footer import read_index, records_of
+from .._footer import records_of
 from .._load import load_tensors
 from .._model_folder import SUFFIX
-from .._paths import SEPARATOR, StrPath, identity_of
+from .._opened import OpenModel
+from .._paths import StrPath
 from .._ranks import world_size_of
 from .._shards import INDEX_SUFFIX, split
-from .._sources import find_weights_file, shards_of
+from .._sources import find_weights_file
 from ._hub import HubOptions, fetch
 
 # What is read at a time where tensors are not mapped: large beside the cost of a load (about a millisecond),
@@ -83,26 +83,21 @@ def checkpoint_tensors(
     Tensors are mapped, or on `device`. Those that are read come in windows of WINDOW_BYTES, or of one tensor
     that is larger: there are never more than two, if the receiver drops what it has been handed.
 
-    Raises what `load_file` raises, and FlashPackError for files that are replaced meanwhile.
+    Raises what `load_file` raises.
     """
+    weights = OpenModel(str(path))
     if options.maps(device):
-        tensors = load_tensors(str(path), torch.device("cpu"), verify=options.verify)
+        tensors = load_tensors(weights, torch.device("cpu"), verify=options.verify)
         yield from ((name, tensor) for name, tensor in _given_away(tensors) if wanted(name))
         return
-    shards = shards_of(path) if path.name.endswith(INDEX_SUFFIX) else {}
-    watched = SEPARATOR.join(map(str, [path, *(path.with_name(name) for name in {*shards.values()})]))
-    before = identity_of(watched)
-    sizes: dict[Path, dict[str, int]] = {}
-    for name, shape, dtype in records_of(read_index(str(path))):  # which refuses shards of different saves
-        if wanted(name):
-            file = path.with_name(shards[name]) if shards else path
-            sizes.setdefault(file, {})[name] = math.prod(shape) * getattr(torch, dtype).itemsize
-    for file, held in sizes.items():
-        for window in split(held, WINDOW_BYTES):
-            tensors = load_tensors(str(file), device, names=window, eager=True, verify=options.verify)
-            if identity_of(watched) != before:
-                raise FlashPackError(f"{path}: other files have taken its place while it was loaded")
-            yield from _given_away(tensors)
+    sizes = {
+        name: math.prod(shape) * getattr(torch, dtype).itemsize
+        for name, shape, dtype in records_of(weights.footer)
+        if wanted(name)
+    }
+    for window in split(sizes, WINDOW_BYTES):
+        tensors = load_tensors(weights, device, names=window, eager=True, verify=options.verify)
+        yield from _given_away(tensors)
 
 
 def _given_away(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

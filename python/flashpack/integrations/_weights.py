@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from .._assign import assign, assign_records
-from .._footer import read_index, records_of
+from .._footer import records_of
 from .._load import load_tensors
 from .._match import Match
 from .._meta_init import parameters_on_meta
 from .._model_folder import SUFFIX as SUFFIX
 from .._model_folder import checked_subfolder
 from .._model_folder import weights_name as weights_name
+from .._opened import OpenModel
 from .._options import LoadOptions
 from .._paths import StrPath
 from .._shards import index_path
@@ -122,13 +123,14 @@ def build_and_load(
 
     Raises what `assign_from_file` raises, and ValueError for tensors that are left without data.
     """
-    dtypes = {name: getattr(torch, dtype) for name, _, dtype in records_of(read_index(str(path)))}
+    weights = OpenModel(str(path))
+    dtypes = {name: getattr(torch, dtype) for name, _, dtype in records_of(weights.footer)}
     model = _built(build, dtypes, options)
     if mend is None or find_slots(model).keys() >= dtypes.keys():
-        match = assign(model, path, options)
+        match = assign(model, weights, options)
     else:
         tensors = load_tensors(
-            str(path), _device_of(options), eager=options.eager, verify=options.verify, silent=options.shown
+            weights, _device_of(options), eager=options.eager, verify=options.verify, silent=options.shown
         )
         mend(model, tensors)
         match = assign_records(model, tensors, str(path), options, _device_of(options))

@@ -21,6 +21,7 @@ from .._commit import commit
 from .._load import load_tensors
 from .._match import dtypes_of
 from .._module.own_way import own_roots
+from .._opened import OpenModel
 from .._options import LoadOptions
 from .._paths import StrPath, text_path
 from .._slots import find_slots
@@ -49,7 +50,7 @@ def disk_offload(
 
     Raises what `assign_from_file` raises.
     """
-    _map(model, path, options)
+    _map(model, OpenModel(text_path(path)), options)
     offloaded: M = accelerate.cpu_offload(
         model,
         torch.device(execution_device),
@@ -79,13 +80,14 @@ def load_checkpoint_and_dispatch(
 
     Raises ValueError for a map that does not cover the model, and what `assign_from_file` raises.
     """
-    chosen = _map(model, path, options)
+    weights = OpenModel(text_path(path))
+    chosen = _map(model, weights, options)
     if isinstance(device_map, str):
         device_map = _inferred(model, device_map, max_memory, no_split_module_classes)
     places: dict[str, Device] = {
         name: "cpu" if device in _OFFLOADED else device for name, device in device_map.items()
     }
-    _load_to_devices(model, text_path(path), places, chosen)
+    _load_to_devices(model, weights, places, chosen)
     dispatched: M = accelerate.dispatch_model(
         model,
         places,
@@ -97,13 +99,13 @@ def load_checkpoint_and_dispatch(
     return dispatched
 
 
-def _map(model: nn.Module, path: StrPath, options: Mapping[str, Any]) -> LoadOptions:
+def _map(model: nn.Module, weights: OpenModel, options: Mapping[str, Any]) -> LoadOptions:
     """Give all of the model its weights as mappings of the file, which reads none of them."""
     unknown = options.keys() - LoadOptions.__dataclass_fields__.keys()
     if unknown:
         raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")
     chosen = LoadOptions.pick(options)
-    assign(model, path, replace(chosen, device="cpu", eager=False, verify=False))
+    assign(model, weights, replace(chosen, device="cpu", eager=False, verify=False))
     return chosen
 
 
@@ -126,9 +128,11 @@ def _inferred(
     return inferred
 
 
-def _load_to_devices(model: nn.Module, path: str, places: Mapping[str, Device], options: LoadOptions) -> None:
+def _load_to_devices(
+    model: nn.Module, weights: OpenModel, places: Mapping[str, Device], options: LoadOptions
+) -> None:
     slots = find_slots(model)
-    held = load_tensors(path, torch.device("cpu"), ignore=options.ignore, eager=False, verify=False)
+    held = load_tensors(weights, torch.device("cpu"), ignore=options.ignore, eager=False, verify=False)
     own = tuple(own_roots(model, held))  # whose tensors need not be the file's: they move with their hooks
     by_device: dict[torch.device, list[str]] = {}
     for name in held:
@@ -136,7 +140,7 @@ def _load_to_devices(model: nn.Module, path: str, places: Mapping[str, Device], 
         if device not in _OFFLOADED and name in slots and not name.startswith(own):
             by_device.setdefault(torch.device(device), []).append(name)
     for device, names in by_device.items():
-        tensors = load_tensors(path, device, names=names, verify=options.verify, silent=options.shown)
+        tensors = load_tensors(weights, device, names=names, verify=options.verify, silent=options.shown)
         paired = {name: slots[name] for name in names}
         commit(paired, cast(tensors, dtypes_of(paired, tensors, options)), slots.values())
 

@@ -66,14 +66,19 @@ def files(folder: str, device: str) -> None:
 
 def operators(path: Path, want: dict[str, Tensor], device: str) -> None:
     ops, names, on = torch.ops.flashpack, list(want), torch.device(device)
+    model = ops.open(str(path))
+    for load in (
+        lambda: ops.load(str(path), names, device=on),
+        lambda: ops.load.names(model, names, device=on),
+    ):
+        with loading():
+            got = dict(zip(names, load(), strict=True))
+        assert_arrived(got, want, device)
     with loading():
-        got = dict(zip(names, ops.load(str(path), names, device=on), strict=True))
-    assert_arrived(got, want, device)
-    with loading():
-        got = dict(zip(*ops.state_dict(str(path), ignore_prefixes=["float"], device=on), strict=True))
+        got = dict(zip(*ops.load.ignoring(model, ignore_prefixes=["float"], device=on), strict=True))
     assert_arrived(got, {k: v for k, v in want.items() if not k.startswith("float")}, device)
     with loading():
-        blocks = ops.blocks(str(path), device=on)
+        blocks = ops.load_blocks(model, device=on)
     for name in ("large", "bool.5x7", "tied"):
         record = record_of(path, name)
         flat = blocks[record["macroblock"]].narrow(0, record["offset"], record["length"])
@@ -81,7 +86,7 @@ def operators(path: Path, want: dict[str, Tensor], device: str) -> None:
     given = [torch.zeros_like(want[name], device=on) for name in ("large", "tied", "int32.5x7")]
     places = [tensor.data_ptr() for tensor in given]
     with loading():
-        ops.load_into(str(path), ["large", "tied", "int32.5x7"], given)
+        ops.fill(model, ["large", "tied", "int32.5x7"], given)
     assert_arrived(
         {str(i): t for i, t in enumerate(given)},
         dict(zip("012", (want["large"], want["tied"], want["tied"]), strict=True)),
@@ -251,7 +256,9 @@ def one_after_another(folder: str, device: str) -> None:
     with fakecuda.knobs(latency_us=3000), loading():
         got = [flashpack.load_file(path, device, verify=False) for path in paths]
         for path in paths:  # each over the one before
-            torch.ops.flashpack.load_into(str(path), list(given), list(given.values()), verify=False)
+            torch.ops.flashpack.fill(
+                torch.ops.flashpack.open(str(path)), list(given), list(given.values()), verify=False
+            )
     for one, want in zip([*got, given], [*wanted, wanted[-1]], strict=True):
         assert_arrived(one, want, device)
 

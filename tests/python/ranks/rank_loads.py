@@ -113,6 +113,15 @@ def fails(path: str, how: str, sharded: bool) -> dict[str, Any]:
     return {"type": "none"}
 
 
+def load_while_replaced(path: str, sharded: bool) -> None:
+    """Load what was there when the load began, although another file takes its place on one rank's turn."""
+    if dist.get_rank() == 0:
+        break_down(path, "replaced")
+    storage, footer = flashpack.read_flashpack_file_distributed(path, "cpu", sharded=sharded)
+    assert_same(dict(iterate_from_flash_tensor(storage, footer)), tensors())
+    assert dist.get_rank() or not Path(f"{path}.new").exists()
+
+
 # What happens to a rank when it is to read its second window.
 BREAKDOWNS: dict[str, Callable[[str], object]] = {
     "io": lambda path: Faults("read:0:e5", Path(path)).__enter__(),
@@ -125,7 +134,7 @@ BREAKDOWNS: dict[str, Callable[[str], object]] = {
 
 def break_down(path: str, how: str) -> None:
     """Let `how` happen on this rank, or its memory end before it allocates any."""
-    read_payload, allocate, calls = _ops.read_payload, _distributed._allocate, []
+    read_payload, allocate, calls = _ops.fill_payload, _distributed._allocate, []
 
     def failing(*args: Any, **options: Any) -> None:
         calls.append(args)
@@ -138,7 +147,7 @@ def break_down(path: str, how: str) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (memory_in_use() + 4 * MIB, resource.RLIM_INFINITY))
         return allocate(*args)
 
-    _ops.read_payload, _distributed._allocate = failing, allocating
+    _ops.fill_payload, _distributed._allocate = failing, allocating
 
 
 def memory_in_use() -> int:
@@ -241,7 +250,7 @@ def read_damaged(files: list[str]) -> list[str]:
 def order_of_events(path: str, sharded: bool) -> list[str]:
     """What this rank did in which order: of each step's windows, "send" and "sent"; of its own, "read"."""
     events: list[str] = []
-    read_payload, broadcast, wait = _ops.read_payload, Ranks.broadcast, Ranks.wait
+    read_payload, broadcast, wait = _ops.fill_payload, Ranks.broadcast, Ranks.wait
 
     def reading(*args: Any, **options: Any) -> None:
         events.append("read")
@@ -255,6 +264,6 @@ def order_of_events(path: str, sharded: bool) -> list[str]:
         wait(self, work)
         events.append("sent")
 
-    _ops.read_payload, Ranks.broadcast, Ranks.wait = reading, sending, waiting
+    _ops.fill_payload, Ranks.broadcast, Ranks.wait = reading, sending, waiting
     flashpack.read_flashpack_file_distributed(path, "cpu", sharded=sharded)
     return events

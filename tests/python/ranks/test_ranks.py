@@ -93,7 +93,6 @@ def copies(packed: Path, tmp_path: Path) -> Path:
         ("io", "OSError", "Input/output error"),
         ("memory", "MemoryError", "cannot be had"),
         ("damaged", "ChecksumError", "large"),
-        ("replaced", "FlashPackError", "replaced while it was loaded"),
     ],
 )
 def test_what_fails_on_one_rank_is_raised_on_all(
@@ -103,6 +102,11 @@ def test_what_fails_on_one_rank_is_raised_on_all(
     results = ranks.run(loads.fails, 4, str(copies), how, sharded, **env)
     assert [result["type"] for result in results] == [error] * 4, results
     assert all(says in result["text"] for result in results), results
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["broadcast", "sharded"])
+def test_a_file_that_is_replaced_meanwhile_is_loaded_as_it_was(sharded: bool, copies: Path) -> None:
+    assert ranks.run(loads.load_while_replaced, 4, str(copies), sharded, **SHARD_BYTES) == [None] * 4
 
 
 def test_a_rank_with_another_file_is_noticed(copies: Path) -> None:

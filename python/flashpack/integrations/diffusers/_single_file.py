@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..._errors import FlashPackError
-from ..._footer import get_flashpack_file_metadata
 from ..._load import load_tensors
 from ..._model_folder import PIPELINE
+from ..._opened import OpenModel
 from ..._save import pack_to_file
 from .._arguments import load_options
 from .._weights import BUILDING, FileDtypes, build_and_fill
@@ -78,7 +78,8 @@ def load_single_file(
     """
     if loading.variant is not None:
         raise ValueError(f"{path}: a single file has no variants")
-    footer = get_flashpack_file_metadata(path)
+    weights = OpenModel(str(path))
+    footer = weights.footer
     with TemporaryDirectory(prefix="flashpack-") as scratch:
         folder = Path(scratch)
         restore_files(footer.get("metadata", {}), folder, path)
@@ -88,7 +89,7 @@ def load_single_file(
         cls = class_of(index)
         hints = class_hints(cls)
         wanted = [name for name in index.entries if name not in arguments]
-        parts = _load_parts(path, [record["name"] for record in footer["index"]], index, wanted, loading)
+        parts = _load_parts(weights, [record["name"] for record in footer["index"]], index, wanted, loading)
         loaded = {}
         for name in dict.fromkeys(_component_of(place, index) for place in parts):
             found = component_class(path, name, index.entries[name], hints)
@@ -104,7 +105,7 @@ def _component_of(place: str, index: Index) -> str:
 
 
 def _load_parts(
-    path: Path, names: list[str], index: Index, wanted: list[str], loading: Loading
+    weights: OpenModel, names: list[str], index: Index, wanted: list[str], loading: Loading
 ) -> dict[str, dict[str, Tensor]]:
     """The tensors of the wanted components, read together, by part."""
     options = load_options(object, loading.arguments, loading.device, reports=False)
@@ -112,7 +113,7 @@ def _load_parts(
     chosen = [name for name in names if _component_of(name.partition(".")[0], index) in wanted]
     device = torch.device(loading.device or "cpu")
     tensors = load_tensors(
-        str(path), device, names=chosen, eager=options.eager, verify=options.verify, silent=options.shown
+        weights, device, names=chosen, eager=options.eager, verify=options.verify, silent=options.shown
     )
     for name, tensor in tensors.items():
         place, _, rest = name.partition(".")

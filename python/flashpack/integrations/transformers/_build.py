@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ..._load import load_tensors
 from ..._meta_init import parameters_on_meta
+from ..._opened import OpenModel
 from ..._slots import Slot, find_slots
 from .._arguments import initialiser
 from .._weights import BUILDING, LoadingInfo, build_and_load
@@ -27,7 +28,7 @@ P = TypeVar("P", bound=PreTrainedModel)
 def map_tensors(place: Place, wishes: Wishes) -> dict[str, Tensor]:
     """The file's tensors, ignored ones aside, mapped and not read."""
     return load_tensors(
-        str(place.weights),
+        OpenModel(str(place.weights)),
         torch.device("cpu"),
         ignore=wishes.options.ignore,
         eager=False,

@@ -18,6 +18,7 @@ from ..._distributed import load_together
 from ..._file import FlashPackFile
 from ..._load import load_tensors
 from ..._match import check_names
+from ..._opened import OpenModel
 from ..._ranks import world_size_of
 from ..._revert import revert_from_flashpack
 from ..._slots import find_slots
@@ -104,7 +105,7 @@ def _load(place: Place, wishes: Wishes, keepsakes: dict[str, Any]) -> dict[str, 
         return _load_together(place, wishes, keepsakes)
     how: dict[str, Any] = {"eager": options.eager, "verify": options.verify, "silent": options.shown}
     if not options.keep_flash_ref_on_model:
-        return load_tensors(str(place.weights), wishes.device, ignore=options.ignore, **how)
+        return load_tensors(OpenModel(str(place.weights)), wishes.device, ignore=options.ignore, **how)
     storage, footer = read_flashpack_file(place.weights, wishes.device, **how)
     keepsakes.update(_flash_shared_storage=storage, _flash_shared_storage_meta=footer)
     return dict(iterate_from_flash_tensor(storage, footer, **options.ignore))
