@@ -6,8 +6,9 @@
 //   eN  fail with errno N          sN  transfer at most N bytes      k  die by SIGKILL
 //   tN  truncate the file to N bytes first, then go on               r  rename another file over it first,
 //   then go on
-// CALL is open, read, write, sync, mode, rename, unlink or map, or any: each of these. Hexadecimal digits after it
-// are flags of open(2) that the file must have been opened with.
+// CALL is open, reopen (of what a descriptor in /proc names), read, write, sync, mode, rename, unlink or map,
+// or any: each of these. Hexadecimal digits after it are flags of open(2) that the file must have been opened
+// with.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -131,26 +132,18 @@ static int act_on(const char* call, int fd, size_t* bytes) {
   return act(call, path, fcntl(fd, F_GETFL), bytes);
 }
 
-// The file behind the descriptor that `path` may name instead of a file.
-static const char* resolved(const char* path, char* target) {
-  if (strncmp(path, "/proc/self/fd/", 14) != 0) {
-    return path;
-  }
-  const ssize_t length = readlink(path, target, PATH_MAX - 1);
-  if (length < 0) {
-    return path;
-  }
-  target[length] = 0;
-  return target;
-}
-
 int open64(const char* path, int flags, ...) {
   va_list rest;
   va_start(rest, flags);
   const mode_t mode = (flags & (O_CREAT | O_TMPFILE)) ? va_arg(rest, mode_t) : 0;
   va_end(rest);
   char target[PATH_MAX];
-  return act("open", resolved(path, target), flags, NULL) ? -1 : REAL(open64)(path, flags, mode);
+  const ssize_t length = strncmp(path, "/proc/self/fd/", 14) ? -1 : readlink(path, target, sizeof target - 1);
+  if (length >= 0) {
+    target[length] = 0;
+  }
+  const int failed = length < 0 ? act("open", path, flags, NULL) : act("reopen", target, flags, NULL);
+  return failed ? -1 : REAL(open64)(path, flags, mode);
 }
 
 ssize_t pread64(int fd, void* buffer, size_t bytes, off64_t offset) {

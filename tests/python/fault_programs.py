@@ -131,7 +131,7 @@ def refused_direct_reads(folder: Path) -> int:
     path, tensors = folder / "model.flashpack", {"a": torch.ones(1 << 20)}
     flashpack.save_file(tensors, path)
     os.environ["FLASHPACK_DIRECT_IO"] = "1"
-    opened, read = f"open{os.O_DIRECT:x}", f"read{os.O_DIRECT:x}"
+    opened, read = f"reopen{os.O_DIRECT:x}", f"read{os.O_DIRECT:x}"
     total = 0
     for rule in (f"{opened}:N:e{errno.EINVAL}", f"{read}:N:e{errno.EINVAL}", f"{read}:N:e{errno.EIO}"):
         for fault in at_every_call(rule, path):

@@ -183,10 +183,12 @@ def test_shards_of_two_saves(tmp_path: Path) -> None:
     listed = json.loads(index.read_text())
     del listed["metadata"]
     index.write_text(json.dumps(listed))
-    assert_same(flashpack.load_file(tmp_path), tensors())
+    for refused in (flashpack.load_file, lambda path: verify_file(path, PUBLIC)):
+        with pytest.raises(flashpack.FlashPackError, match="belongs to another save than another shard"):
+            refused(tmp_path)
     told = f"{second}: is signed, but as part of another save than {first}"
     with pytest.raises(SignatureError, match=told):
-        verify_file(tmp_path, PUBLIC)
+        verify_file([first, second], PUBLIC)
 
 
 def test_safetensors_are_never_signed(tmp_path: Path) -> None:
