@@ -14,6 +14,7 @@ import torch.distributed as dist
 from diffusers import Flux2Transformer2DModel
 from diffusers.hooks import tensor_parallel as diffusers_parallel
 from flashpack._dtensors import load_local
+from flashpack._opened import OpenModel
 from flashpack._packed import noted_blocks
 from helpers import MIB, assert_same, bytes_read
 from torch import Tensor, nn
@@ -339,7 +340,7 @@ def placements(path: str) -> int:
         expected = distribute_tensor(whole, mesh, placed, src_data_rank=None).to_local()
         wanted = distribute_tensor(whole.to("meta"), mesh, placed, src_data_rank=None)
         got = load_local(
-            path,
+            OpenModel(path),
             {"body.weight": wanted},
             torch.device("cpu"),
             packed={},
