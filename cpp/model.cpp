@@ -17,7 +17,8 @@ using torch::stable::Tensor;
 
 // The memory of a handle, which owns the model.
 struct Held {
-  explicit Held(Opened opened) : model(std::move(opened)), words{model.number(), file_bytes(model.number())} {}
+  explicit Held(Opened opened)
+      : model(std::move(opened)), words{model.number(), file_bytes(model.number())} {}
 
   Opened model;
   std::array<int64_t, 2> words;
@@ -31,10 +32,9 @@ Tensor handle_on(Opened model) {
   const auto release = [](void*, void* memory) { delete static_cast<Held*>(memory); };
   AtenTensorHandle handle = nullptr;
   void* const words = held->words.data();
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(words, 1, &size, &stride, 0, aoti_torch_dtype_int64(),
-                                                aoti_torch_device_type_cpu(), -1, &handle,
-                                                aoti_torch_layout_strided(), nullptr, 0, release,
-                                                held.release()));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_from_blob(words, 1, &size, &stride, 0, aoti_torch_dtype_int64(), aoti_torch_device_type_cpu(), -1,
+                      &handle, aoti_torch_layout_strided(), nullptr, 0, release, held.release()));
   return Tensor(handle);
 }
 

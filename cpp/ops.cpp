@@ -70,7 +70,8 @@ bool same_sizes(const Tensor& one, const Tensor& other) {
 }
 
 [[noreturn]] void refuse(int64_t model, const std::string& name, const std::string& why) {
-  fail_argument(std::string(shown_path(model)) + ": cannot load '" + name + "' into the tensor given: " + why);
+  fail_argument(std::string(shown_path(model)) + ": cannot load '" + name +
+                "' into the tensor given: " + why);
 }
 
 // The device of the first of `tensors`.
