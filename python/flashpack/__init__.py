@@ -22,61 +22,54 @@ if TYPE_CHECKING:
         serialization,
         utils,
     )
-    from ._assign import assign_from_file
-    from ._distributed import read_flashpack_file_distributed
-    from ._errors import ChecksumError, FlashPackError, SignatureError
-    from ._explain import Explanation, explain
-    from ._file import FlashPackFile
-    from ._file import open as open  # noqa: A004 (only ever flashpack.open)
-    from ._file import open as safe_open
-    from ._footer import get_flashpack_file_metadata, is_flashpack_file, verify_file
-    from ._load import load_file
-    from ._ops import release_pinned_pool
-    from ._report import LoadReport, last_load
-    from ._safetensors import load, load_model, save, save_model
-    from ._save import pack_to_file, save_file
-    from ._sharded import load_sharded
-    from ._sign import sign_file
+    from ._core.errors import ChecksumError, FlashPackError, SignatureError
+    from ._core.ops import release_pinned_pool
+    from ._inspect.explain import Explanation, explain
+    from ._inspect.verify import get_flashpack_file_metadata, is_flashpack_file, verify_file
+    from ._load.file import FlashPackFile
+    from ._load.file import open as open  # noqa: A004 (only ever flashpack.open)
+    from ._load.file import open as safe_open
+    from ._load.load import load_file
+    from ._load.report import LoadReport, last_load
+    from ._module.assign import assign_from_file
+    from ._module.sharded import load_sharded
+    from ._ranks.load import read_flashpack_file_distributed
+    from ._save.pack import pack_to_file, save_file
+    from ._save.sign import sign_file
     from .integrations import patch_integrations
+    from .integrations._safetensors import load, load_model, save, save_model
     from .mixin import FlashPackMixin
-    from .version import (
-        __commit_id__,
-        __version__,
-        __version_tuple__,
-        commit_id,
-        version,
-        version_tuple,
-    )
+    from .version import __commit_id__, __version__, __version_tuple__, commit_id, version, version_tuple
 
 _VERSION = importlib.import_module(".version", __name__)
 # The import bound the module's name, which is the string's: importing the module again leaves it alone.
 globals().pop("version", None)
 
 _HOMES = {
-    "assign_from_file": "_assign",
-    "read_flashpack_file_distributed": "_distributed",
-    "ChecksumError": "_errors",
-    "FlashPackError": "_errors",
-    "SignatureError": "_errors",
-    "Explanation": "_explain",
-    "explain": "_explain",
-    "FlashPackFile": "_file",
-    "open": "_file",
-    "get_flashpack_file_metadata": "_footer",
-    "is_flashpack_file": "_footer",
-    "verify_file": "_footer",
-    "load_file": "_load",
-    "LoadReport": "_report",
-    "last_load": "_report",
-    "load": "_safetensors",
-    "load_model": "_safetensors",
-    "save": "_safetensors",
-    "save_model": "_safetensors",
-    "pack_to_file": "_save",
-    "release_pinned_pool": "_ops",
-    "save_file": "_save",
-    "load_sharded": "_sharded",
-    "sign_file": "_sign",
+    "assign_from_file": "_module.assign",
+    "read_flashpack_file_distributed": "_ranks.load",
+    "ChecksumError": "_core.errors",
+    "FlashPackError": "_core.errors",
+    "SignatureError": "_core.errors",
+    "Explanation": "_inspect.explain",
+    "explain": "_inspect.explain",
+    "FlashPackFile": "_load.file",
+    "open": "_load.file",
+    "get_flashpack_file_metadata": "_inspect.verify",
+    "is_flashpack_file": "_inspect.verify",
+    "verify_file": "_inspect.verify",
+    "load_file": "_load.load",
+    "LoadReport": "_load.report",
+    "last_load": "_load.report",
+    "load": "integrations._safetensors",
+    "load_model": "integrations._safetensors",
+    "save": "integrations._safetensors",
+    "save_model": "integrations._safetensors",
+    "pack_to_file": "_save.pack",
+    "release_pinned_pool": "_core.ops",
+    "save_file": "_save.pack",
+    "load_sharded": "_module.sharded",
+    "sign_file": "_save.sign",
     "patch_integrations": "integrations",
     "FlashPackMixin": "mixin",
 }
@@ -145,7 +138,7 @@ __all__ = [
 
 def _import(module: str, name: str) -> Any:
     """The module of ours that `name` is in. Raises ImportError that says what to install."""
-    errors = importlib.import_module("._errors", __name__)
+    errors = importlib.import_module("._core.errors", __name__)
     with errors.naming_torch(f"flashpack.{name}"):
         return importlib.import_module(f".{module}", __name__)
 
@@ -153,7 +146,7 @@ def _import(module: str, name: str) -> Any:
 def __getattr__(name: str) -> Any:
     value: Any
     if name == "safe_open":
-        value = _import("_file", name).open
+        value = _import("_load.file", name).open
     elif name in _HOMES:
         value = getattr(_import(_HOMES[name], name), name)
     elif name in _SUBMODULES:

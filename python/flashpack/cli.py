@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from ._printable import is_open, printable
+from ._core.text import is_open, printable
 
 _LAYOUT = "\n\t"
 _ESCAPE_CODE = re.compile(r"\x1b\[[\d;]*m")
@@ -120,7 +120,7 @@ def convert(path_or_repo_id: str, destination_path: str | None, verbose: bool, *
     ends in .flashpack or is left out. A weight file becomes a file.
     """
     with _reporting_errors(verbose):
-        from ._convert import convert_to_flashpack
+        from ._convert.convert import convert_to_flashpack
 
         result = convert_to_flashpack(path_or_repo_id, destination_path, silent=_silence(verbose), **options)
         _succeed(f"Saved to {Path(result).absolute()}")
@@ -137,8 +137,8 @@ def revert(path: str, destination_path: str | None, verbose: bool) -> None:
     exists), a model folder is made whole again, for its library to load.
     """
     with _reporting_errors(verbose):
-        from ._footer import read_index, unverified_note
-        from ._revert import packed_source, revert_from_flashpack
+        from ._convert.revert import packed_source, revert_from_flashpack
+        from ._core.index import read_index, unverified_note
 
         result = revert_from_flashpack(path, destination_path, silent=_silence(verbose))
         source = str(packed_source(Path(path)))
@@ -154,9 +154,9 @@ def revert(path: str, destination_path: str | None, verbose: bool) -> None:
 def metadata(path: str, show_index: bool, as_json: bool) -> None:
     """Print what the file says about itself."""
     with _reporting_errors():
-        from ._describe import describe
-        from ._footer import read_index
-        from ._sources import model_path
+        from ._core.index import read_index
+        from ._files.sources import model_path
+        from ._inspect.describe import describe
 
         footer = read_index(model_path(path))
         if not show_index:
@@ -173,7 +173,7 @@ def metadata(path: str, show_index: bool, as_json: bool) -> None:
 def sign(path: str, key: str, verbose: bool) -> None:
     """Sign a file that has BLAKE3 checksums, after comparing every byte with them."""
     with _reporting_errors(verbose):
-        from ._sign import sign_file
+        from ._save.sign import sign_file
 
         fingerprint = sign_file(path, key, silent=_silence(verbose))
         _succeed(f"{Path(path).absolute()}: signed by the key {fingerprint}")
@@ -189,8 +189,8 @@ def verify(path: str, key: str | None, verbose: bool) -> None:
     A file without checksums gets a warning instead of 'Success': only its structure could be checked.
     """
     with _reporting_errors(verbose):
-        from ._footer import verify_file
-        from ._report import last_load
+        from ._inspect.verify import verify_file
+        from ._load.report import last_load
 
         result = verify_file(path, key, silent=_silence(verbose))
         if verbose:
@@ -218,6 +218,6 @@ def verify(path: str, key: str | None, verbose: bool) -> None:
 def explain(path: str, device: str, eager: bool | None, verbose: bool) -> None:
     """Print what a load of the file would do, and what limits it, without loading."""
     with _reporting_errors(verbose):
-        from ._explain import explain
+        from ._inspect.explain import explain
 
         _print(printable(explain(path, device, eager=eager), keep=_LAYOUT))

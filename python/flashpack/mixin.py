@@ -9,14 +9,21 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from ._assign import assign, assign_from_file
-from ._hints import clipped, close_match, listed, warn, warn_of_unused
-from ._keywords import filter_kwargs_for_method, keywords_of
-from ._meta_init import parameters_on_meta
-from ._options import OPTION_NAMES, LoadOptions
-from ._paths import StrPath
-from ._save import pack_to_file
-from ._sources import ModelPath
+from ._core.hints import (
+    clipped,
+    close_match,
+    filter_kwargs_for_method,
+    keywords_of,
+    listed,
+    warn,
+    warn_of_unused,
+)
+from ._core.paths import StrPath
+from ._files.sources import ModelPath
+from ._load.meta import parameters_on_meta
+from ._load.options import OPTION_NAMES, LoadOptions
+from ._module.assign import assign, assign_from_file
+from ._save.pack import pack_to_file
 from .constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 
 __all__ = ["FlashPackMixin", "assign_from_file"]

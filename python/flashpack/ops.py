@@ -3,6 +3,6 @@
 `library_path` is the file that a C++ program loads to get the same operators.
 """
 
-from ._ops import library_path
+from ._core.ops import library_path
 
 __all__ = ["library_path"]

@@ -11,7 +11,9 @@ import pytest
 import safetensors.torch
 import torch
 from click.testing import CliRunner
-from flashpack import _bench_limits, _bench_loads, bench
+from flashpack import bench
+from flashpack.bench import limits as _bench_limits
+from flashpack.bench import loads as _bench_loads
 from helpers import MIB, flip_byte, noise
 from processes import python, succeed
 

@@ -374,7 +374,8 @@ def test_light_commands_import_nothing_heavy(packed: Path, source: Path, command
 # Conversion stands still until the bar is up (or would be), so that nothing depends on time.
 SLOW = """
 import sys, threading, time
-from flashpack import _native, _progress
+from flashpack._core import native as _native
+from flashpack._core import progress as _progress
 from flashpack.__main__ import main
 
 _progress.INLINE_BYTES = 0
@@ -459,7 +460,8 @@ def test_quick_work_shows_no_progress_on_a_terminal(source: Path) -> None:
 # Waits inside the native call's worker thread until the main thread was interrupted, then lets it go on.
 INTERRUPTED = """
 import signal, sys, time
-from flashpack import _native, _progress
+from flashpack._core import native as _native
+from flashpack._core import progress as _progress
 from flashpack.__main__ import main
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs us in the background ignores it
@@ -553,7 +555,7 @@ def test_an_interrupt_ends_with_130(command: str, monkeypatch: pytest.MonkeyPatc
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flashpack._native.call", interrupt)
+    monkeypatch.setattr("flashpack._core.native.call", interrupt)
     key = FIXTURES / "keys" / "private.pem"
     result = run(command, packed, *(["--key", key] if command == "sign" else []))
     assert result.exit_code == 130

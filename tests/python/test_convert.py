@@ -239,7 +239,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 PEAK = """
 import sys
 import flashpack
-from flashpack import _native
+from flashpack._core import native as _native
 from flashpack.commands import convert_to_flashpack, revert_from_flashpack
 
 def peak():

@@ -9,7 +9,8 @@ from typing import Any
 import flashpack
 import pytest
 import torch
-from flashpack import FlashPackMixin, _cast
+from flashpack import FlashPackMixin
+from flashpack._load import cast as _cast
 from helpers import DTYPES, assert_same, bits, dtype_id, noise
 from torch import Tensor, nn
 
@@ -122,7 +123,7 @@ def test_a_file_of_the_models_own_dtypes_takes_the_fast_path(
 ) -> None:
     source = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).half()
     flashpack.pack_to_file(source, path)
-    monkeypatch.setattr("flashpack._assign.find_slots", None)
+    monkeypatch.setattr("flashpack._module.assign.find_slots", None)
     for in_place in (False, True):
         model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).half()
         flashpack.assign_from_file(model, path, dtype="model", in_place=in_place)

@@ -10,8 +10,9 @@ from typing import Any
 import flashpack.ops
 import pytest
 import torch
-from flashpack import _ops, _progress
-from flashpack._native import new_counter
+from flashpack._core import ops as _ops
+from flashpack._core import progress as _progress
+from flashpack._core.native import new_counter
 from helpers import (
     MIB,
     assert_same,

@@ -22,7 +22,7 @@ FORBIDDEN_MODULES = {
     *("socket", "http.client", "urllib.request", "ftplib", "requests", "httpx", "aiohttp", "urllib3"),
 }
 # What ranks of one program send each other, which torch pickles anyway: never anything from a file.
-BETWEEN_RANKS = ("_ranks.py", "pickle")
+BETWEEN_RANKS = ("_ranks/group.py", "pickle")
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "system", "popen"}
 
 

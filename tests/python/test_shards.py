@@ -15,8 +15,9 @@ from typing import Any
 import flashpack
 import pytest
 import torch
-from flashpack import _ops, _shards
-from flashpack._shards import parse_size, split
+from flashpack._core import ops as _ops
+from flashpack._files import shards as _shards
+from flashpack._files.shards import parse_size, split
 from flashpack.commands import convert_to_flashpack, revert_from_flashpack
 from flashpack.deserialization import iterate_from_flash_tensor, read_flashpack_file
 from helpers import DTYPES, MIB, assert_same, bits, dtype_id, flip_byte, listing, noise, read_footer

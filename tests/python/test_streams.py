@@ -13,7 +13,9 @@ from typing import TextIO
 import flashpack
 import pytest
 import torch
-from flashpack import FlashPackMixin, _printable, _progress
+from flashpack import FlashPackMixin
+from flashpack._core import progress as _progress
+from flashpack._core import text as _printable
 from helpers import run_python
 from torch import nn
 

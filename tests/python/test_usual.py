@@ -10,7 +10,7 @@ import flashpack
 import flashpack.ops
 import pytest
 import torch
-from flashpack import _assign
+from flashpack._module import assign as _assign
 from helpers import assert_same, bits, noise
 from torch import Tensor, nn
 

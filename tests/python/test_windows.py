@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flashpack._windows import BROADCAST, Image, plan_steps
+from flashpack._ranks.windows import BROADCAST, Image, plan_steps
 from flashpack.constants import SHARD_STRATEGY_CONTIGUOUS as CONTIGUOUS
 from flashpack.constants import SHARD_STRATEGY_WINDOWS as WINDOWS
 from hypothesis import given

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from flashpack import _native
+from flashpack._core import native as _native
 from flashpack.commands import convert_to_flashpack, revert_from_flashpack
 from helpers import write_file
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._slots import Slot
-from .._tensors import is_on, rebuild
+from .._core.tensors import is_on, rebuild
+from .slots import Slot
 
 
 class Held(NamedTuple):

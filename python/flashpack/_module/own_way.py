@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .._keywords import keywords_of
-from .._slots import Slot, find_slots
-from .._tensors import PLAIN_TYPES, has_own_dispatch, is_uninitialized, rebuild
+from .._core.hints import keywords_of
+from .._core.tensors import PLAIN_TYPES, has_own_dispatch, is_uninitialized, rebuild
+from .slots import Slot, find_slots
 
 # Those of norms differ only for files of old releases.
 _USUAL = (

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from .._hints import close_match, listed, warn
-from .._load import as_device
-from .._options import OPTION_NAMES, LoadOptions
+from .._core.hints import close_match, listed, warn
+from .._load.load import as_device
+from .._load.options import OPTION_NAMES, LoadOptions
 from ..mixin import FlashPackMixin
 
 _STRICTNESS = ("strict", "strict_params", "strict_buffers")

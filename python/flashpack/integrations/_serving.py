@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._footer import records_of
-from .._load import load_tensors
-from .._model_folder import SUFFIX
-from .._opened import OpenModel
-from .._paths import StrPath
-from .._ranks import world_size_of
-from .._shards import INDEX_SUFFIX, split
-from .._sources import find_weights_file
-from ._hub import HubOptions, fetch
+from .._core.index import records_of
+from .._core.paths import StrPath
+from .._files.folder import SUFFIX
+from .._files.opened import OpenModel
+from .._files.shards import INDEX_SUFFIX, split
+from .._files.sources import find_weights_file
+from .._hub.client import HubOptions, fetch
+from .._load.load import load_tensors
+from .._ranks.group import world_size_of
 
 # What is read at a time where tensors are not mapped: large beside the cost of a load (about a millisecond),
 # small beside the memory that engines leave free.

@@ -13,21 +13,21 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .._assign import assign, assign_records
-from .._footer import records_of
-from .._load import load_tensors
-from .._match import Match
-from .._meta_init import parameters_on_meta
-from .._model_folder import SUFFIX as SUFFIX
-from .._model_folder import checked_subfolder
-from .._model_folder import weights_name as weights_name
-from .._opened import OpenModel
-from .._options import LoadOptions
-from .._paths import StrPath
-from .._shards import index_path
-from .._slots import find_slots
-from .._sources import shards_of
-from ._hub import HubOptions, fetch
+from .._core.index import records_of
+from .._core.paths import StrPath
+from .._files.folder import SUFFIX as SUFFIX
+from .._files.folder import checked_subfolder
+from .._files.folder import weights_name as weights_name
+from .._files.opened import OpenModel
+from .._files.shards import index_path
+from .._files.sources import shards_of
+from .._hub.client import HubOptions, fetch
+from .._load.load import load_tensors
+from .._load.meta import parameters_on_meta
+from .._load.options import LoadOptions
+from .._module.assign import assign, assign_records
+from .._module.match import Match
+from .._module.slots import find_slots
 
 M = TypeVar("M", bound=nn.Module)
 FileDtypes = Mapping[str, torch.dtype]

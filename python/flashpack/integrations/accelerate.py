@@ -15,16 +15,16 @@ import accelerate
 import torch
 from torch import nn
 
-from .._assign import assign
-from .._cast import cast
-from .._commit import commit
-from .._load import load_tensors
-from .._match import dtypes_of
+from .._core.paths import StrPath, text_path
+from .._files.opened import OpenModel
+from .._load.cast import cast
+from .._load.load import load_tensors
+from .._load.options import LoadOptions
+from .._module.assign import assign
+from .._module.commit import commit
+from .._module.match import dtypes_of
 from .._module.own_way import own_roots
-from .._opened import OpenModel
-from .._options import LoadOptions
-from .._paths import StrPath, text_path
-from .._slots import find_slots
+from .._module.slots import find_slots
 
 __all__ = ["disk_offload", "load_checkpoint_and_dispatch"]
 

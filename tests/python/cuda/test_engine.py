@@ -14,7 +14,7 @@ import flashpack
 import pytest
 import torch
 from engine import Images, Net, assert_arrived, loading, only_on, pinned, saved, state_of, untouched
-from flashpack import _ops
+from flashpack._core import ops as _ops
 from flashpack.deserialization import iterate_from_flash_tensor, read_flashpack_file
 from helpers import MIB, flip_byte, noise, place_of, record_of
 from torch import Tensor

@@ -19,7 +19,7 @@ import flashpack
 import pytest
 import torch
 from engine import BUSY, Net, assert_arrived, saved, untouched
-from flashpack import _ops
+from flashpack._core import ops as _ops
 from helpers import MIB, flip_byte
 from torch import nn
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flashpack.integrations._hub import HubOptions, PushOptions, fetch, is_repo_id, push
+from flashpack._hub.client import HubOptions, PushOptions, fetch, is_repo_id, push
 from hub_server import connect, serving
 from hub_store import OWNER_TOKEN, READER_TOKEN, STRANGER_TOKEN, Hub
 from huggingface_hub.errors import (

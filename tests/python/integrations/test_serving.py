@@ -11,8 +11,8 @@ import flashpack
 import pytest
 import torch
 from flashpack import ChecksumError, FlashPackError
+from flashpack._hub.client import HubOptions
 from flashpack.integrations import _serving
-from flashpack.integrations._hub import HubOptions
 from flashpack.integrations._serving import ServingOptions, checkpoint_tensors, find_checkpoint
 from helpers import MIB, assert_same, flip_byte, listing, noise, place_of
 from hub_server import connect, serving

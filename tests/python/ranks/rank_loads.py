@@ -16,8 +16,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from faultio import Faults
-from flashpack import _distributed, _ops
-from flashpack._ranks import Ranks
+from flashpack._core import ops as _ops
+from flashpack._ranks import load as _distributed
+from flashpack._ranks.group import Ranks
 from flashpack.deserialization import iterate_from_flash_tensor
 from helpers import DTYPES, MIB, assert_same, bytes_read, dtype_id, noise
 from torch import Tensor, nn

@@ -8,10 +8,10 @@ from typing import Any
 
 import diffusers
 
-from ..._model_folder import CONFIG, PIPELINE
-from ..._paths import StrPath
+from ..._core.paths import StrPath
+from ..._files.folder import CONFIG, PIPELINE
+from ..._hub.client import HubOptions, fetch
 from .._arguments import add_switch
-from .._hub import HubOptions, fetch
 from ._classes import is_transformers_model, model_class, named_class
 from ._index import read_index
 from ._mixin import save_and_push

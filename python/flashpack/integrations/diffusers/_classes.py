@@ -18,7 +18,7 @@ import diffusers
 from diffusers.configuration_utils import ConfigMixin
 from torch import nn
 
-from ..._model_folder import CONFIG, require_config
+from ..._files.folder import CONFIG, require_config
 
 # What a file may have imported: a module of any other name would run whatever goes by that name here.
 _IMPORTED = ("diffusers", "transformers")

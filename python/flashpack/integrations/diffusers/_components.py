@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,3 +107,16 @@ def _library_variant(folder: Path, variant: str | None) -> bool:
         return False
     names = [path.name for path in folder.iterdir() if path.suffix in _LIBRARY_WEIGHTS]
     return any(f".{variant}." in name or f".{variant}-" in name for name in names)
+
+
+def save_parts(
+    pipeline: Any, parts: Iterable[Part], folder: Path, save: Callable[[Part, Path], None]
+) -> None:
+    """Save `pipeline` into `folder`; `save` is called for each part with weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        if is_packable(part.model):
+            save(part, folder / part.place)
+        else:
+            part.model.save_pretrained(folder / part.place)
+    pipeline.save_config(folder)

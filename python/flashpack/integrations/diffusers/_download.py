@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..._paths import StrPath
-from .._hub import HubOptions, fetch
+from ..._core.paths import StrPath
+from ..._hub.client import HubOptions, fetch
 from .._weights import has_weights, shard_names, weights_name
 from ._classes import holds_several, is_diffusers_module, is_transformers_model, saved_class
 from ._index import Index, read_index

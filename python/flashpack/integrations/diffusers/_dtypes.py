@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..._slots import find_slots
+from ..._module.slots import find_slots
 from .._weights import FileDtypes
 from ._classes import is_transformers_model
 

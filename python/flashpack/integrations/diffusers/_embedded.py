@@ -7,7 +7,7 @@ import binascii
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from ..._errors import FlashPackError
+from ..._core.errors import FlashPackError
 
 _TEXT = "file:"
 _BINARY = "base64:"

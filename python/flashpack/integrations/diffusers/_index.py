@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..._model_folder import PIPELINE, require_config
+from ..._files.folder import PIPELINE, require_config
 from ._classes import Entry, exact_class, saved_class
 
 _CHECKED_LIBRARIES = ("diffusers", "transformers")

@@ -11,12 +11,12 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from ..._model_folder import CONFIG
-from ..._paths import StrPath
+from ..._core.paths import StrPath
+from ..._files.folder import CONFIG
+from ..._hub.client import PushOptions
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from ...mixin import FlashPackMixin
 from .._arguments import check_save_arguments
-from .._hub import PushOptions
 from .._weights import written_weights
 from ._classes import holds_several
 from ._model import load_model, save_model

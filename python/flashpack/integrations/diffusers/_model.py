@@ -12,17 +12,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..._hints import warn_of_unused
-from ..._keywords import filter_kwargs_for_method, keywords_of
-from ..._model_folder import CONFIG, checked_subfolder, require_config
-from ..._offloaded import whole_state_dict
-from ..._options import OPTION_NAMES
-from ..._paths import StrPath, text_path
-from ..._revert import revert_from_flashpack
-from ..._save import pack_to_file
+from ..._convert.revert import revert_from_flashpack
+from ..._core.hints import filter_kwargs_for_method, keywords_of, warn_of_unused
+from ..._core.paths import StrPath, text_path
+from ..._files.folder import CONFIG, checked_subfolder, require_config
+from ..._hub.client import HubOptions, fetch
+from ..._load.options import OPTION_NAMES
+from ..._save.offloaded import whole_state_dict
+from ..._save.pack import pack_to_file
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from .._arguments import initialiser, load_options, one_device, one_dtype, take_load_arguments
-from .._hub import HubOptions, fetch
 from .._weights import (
     BUILDING,
     FileDtypes,

@@ -12,12 +12,11 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..._hints import warn_of_unused
-from ..._keywords import keywords_of
-from ..._options import OPTION_NAMES
-from ..._paths import StrPath, text_path
+from ..._core.hints import keywords_of, warn_of_unused
+from ..._core.paths import StrPath, text_path
+from ..._hub.client import HubOptions
+from ..._load.options import OPTION_NAMES
 from .._arguments import one_device, one_dtype, take_load_arguments
-from .._hub import HubOptions
 from .._weights import BUILDING, SUFFIX
 from ._classes import class_hints, component_class, pipeline_class
 from ._components import Loading, library_variant, load_weights, packed_variants

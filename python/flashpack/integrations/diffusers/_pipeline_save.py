@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..._model_folder import PIPELINE
-from ..._paths import StrPath, text_path
+from ..._core.paths import StrPath, text_path
+from ..._files.folder import PIPELINE
+from ..._hub.client import PushOptions
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from .._arguments import check_save_arguments
-from .._hub import PushOptions
 from .._weights import SUFFIX, refuse_adapters
 from ._classes import members_of, unwrapped
-from ._components import Part, dtype_of, is_packable, save_weights
+from ._components import Part, dtype_of, is_packable, save_parts, save_weights
 from ._push import push_folder
+from ._single_file import save_single_file
 
 
 def save_pipeline(
@@ -74,8 +75,6 @@ def save_pipeline(
             raise ValueError(
                 f"{path}: a single file can be neither pushed nor split nor a variant; save to a folder"
             )
-        from ._single_file import save_single_file
-
         save_single_file(pipeline, parts, path, target_dtype, packing)
         return
 
@@ -88,19 +87,6 @@ def save_pipeline(
     if push_to_hub:
         push = PushOptions(repo_id, token, private, create_pr, commit_message)
         push_folder(path, push, [PIPELINE, *(f"{part.place}/*" for part in parts)], is_pipeline=True)
-
-
-def save_parts(
-    pipeline: Any, parts: Iterable[Part], folder: Path, save: Callable[[Part, Path], None]
-) -> None:
-    """Save `pipeline` into `folder`; `save` is called for each part with weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in parts:
-        if is_packable(part.model):
-            save(part, folder / part.place)
-        else:
-            part.model.save_pretrained(folder / part.place)
-    pipeline.save_config(folder)
 
 
 def _parts_of(pipeline: Any, target_dtype: Any, folder: Path) -> list[Part]:

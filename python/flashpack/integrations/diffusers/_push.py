@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .._hub import CARD_NAME, PushOptions, push
+from ..._hub.client import CARD_NAME, PushOptions, push
 
 
 def push_folder(folder: Path, options: PushOptions, patterns: Iterable[str], *, is_pipeline: bool) -> str:

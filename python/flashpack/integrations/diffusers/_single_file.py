@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._errors import FlashPackError
-from ..._load import load_tensors
-from ..._model_folder import PIPELINE
-from ..._opened import OpenModel
-from ..._save import pack_to_file
+from ..._core.errors import FlashPackError
+from ..._files.folder import PIPELINE
+from ..._files.opened import OpenModel
+from ..._load.load import load_tensors
+from ..._save.pack import pack_to_file
 from .._arguments import load_options
 from .._weights import BUILDING, FileDtypes, build_and_fill
 from . import _dtypes
@@ -29,10 +29,9 @@ from ._classes import (
     model_class,
     named_class,
 )
-from ._components import Dtypes, Loading, Part, dtype_of
+from ._components import Dtypes, Loading, Part, dtype_of, save_parts
 from ._embedded import embed_files, restore_files
 from ._index import Index, as_diffusers_reads, read_index
-from ._pipeline_save import save_parts
 
 _Build = Callable[[FileDtypes], Any]
 

@@ -11,7 +11,7 @@ import torch
 from sglang.srt.model_loader.loader import DefaultModelLoader
 from torch import Tensor, nn
 
-from .._hub import HubOptions
+from ..._hub.client import HubOptions
 from .._serving import ServingOptions, checkpoint_tensors, find_checkpoint
 
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from ..._paths import StrPath
+from ..._core.paths import StrPath
 from .._arguments import add_switch
 from .._weights import BUILDING
 from ._model import load_from, load_model, save_model

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..._load import load_tensors
-from ..._meta_init import parameters_on_meta
-from ..._opened import OpenModel
-from ..._slots import Slot, find_slots
+from ..._files.opened import OpenModel
+from ..._load.load import load_tensors
+from ..._load.meta import parameters_on_meta
+from ..._module.slots import Slot, find_slots
 from .._arguments import initialiser
 from .._weights import BUILDING, LoadingInfo, build_and_load
 from ._place import Place

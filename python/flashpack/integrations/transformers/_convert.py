@@ -14,15 +14,15 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..._distributed import load_together
-from ..._file import FlashPackFile
-from ..._load import load_tensors
-from ..._match import check_names
-from ..._opened import OpenModel
-from ..._ranks import world_size_of
-from ..._revert import revert_from_flashpack
-from ..._slots import find_slots
-from ..._storage import FlashTensorStorage, iterate_from_flash_tensor, read_flashpack_file
+from ..._convert.revert import revert_from_flashpack
+from ..._files.opened import OpenModel
+from ..._load.file import FlashPackFile
+from ..._load.load import load_tensors
+from ..._load.storage import FlashTensorStorage, iterate_from_flash_tensor, read_flashpack_file
+from ..._module.match import check_names
+from ..._module.slots import find_slots
+from ..._ranks.group import world_size_of
+from ..._ranks.load import load_together
 from .._weights import BUILDING, LoadingInfo
 from ._build import range_of
 from ._names import architecture_of, without_prefix

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
-from ..._paths import StrPath
+from ..._core.paths import StrPath
 from ...mixin import FlashPackMixin
 from ._model import load_model, save_model
 from ._wishes import Device

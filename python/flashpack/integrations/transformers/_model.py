@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from ..._paths import StrPath
+from ..._core.paths import StrPath
 from .._weights import LoadingInfo
 from ._build import build_empty, fits, load_directly, map_tensors, model_names
 from ._convert import as_dict, is_quantized, load_through_transformers

@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from ..._model_folder import CONFIG, require_config
-from ..._paths import StrPath
-from .._hub import HubOptions
+from ..._core.paths import StrPath
+from ..._files.folder import CONFIG, require_config
+from ..._hub.client import HubOptions
 from .._weights import fetch_weights
 
 GENERATION_CONFIG = "generation_config.json"

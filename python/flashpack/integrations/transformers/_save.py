@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.dynamic_module_utils import custom_object_save
 
-from ..._model_folder import CONFIG
-from ..._offloaded import whole_state_dict
-from ..._paths import StrPath, text_path
-from ..._save import pack_to_file
+from ..._core.paths import StrPath, text_path
+from ..._files.folder import CONFIG
+from ..._hub.client import CARD_NAME, PushOptions, push
+from ..._save.offloaded import whole_state_dict
+from ..._save.pack import pack_to_file
 from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from .._arguments import check_save_arguments
-from .._hub import CARD_NAME, PushOptions, push
 from .._weights import refuse_adapters, weights_name, written_weights
 from ._names import architecture_of
 from ._place import GENERATION_CONFIG

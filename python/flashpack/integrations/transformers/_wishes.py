@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from ..._options import LoadOptions
+from ..._load.options import LoadOptions
 from .._arguments import load_options, one_device, one_dtype, take_load_arguments
 
 Device = str | int | torch.device

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader import BaseModelLoader, DefaultModelLoader
 
-from .._hub import HubOptions
+from ..._hub.client import HubOptions
 from .._serving import ServingOptions, checkpoint_tensors, find_checkpoint
 
 logger = init_logger(__name__)

@@ -1,0 +1,269 @@
+"""Conversion to FlashPack: from a model, a state dict, or weight files. Imports torch only when it must."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._core import native
+from .._core.dtypes import dtype_name, dtype_to_string, string_to_dtype
+from .._core.errors import may_need_torch
+from .._core.hints import listed, warn, warn_of_unmatched
+from .._core.names import filter_state_dict, is_ignored_tensor_name, name_tuple
+from .._core.paths import StrPath, refuse_source, text_path
+from .._core.progress import run
+from .._files.folder import STEM, Library, adapters_beside, copy_companions, find_companions
+from .._files.shards import ShardFile, index_path, parse_size, split, write_shards
+from .._files.sources import Sources, check_promises, find_sources, header_dtypes, header_names, header_sizes
+from ..constants import DEFAULT_ALIGN_BYTES
+from .source import Source, find_source
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+_NATIVE_CASTS = frozenset({"float64", "float32", "float16", "bfloat16"})
+_NATIVE_ORIGINS = frozenset({"F64", "F32", "F16"})  # safetensors' names; BF16 is the one without an F
+
+
+@may_need_torch("this conversion")
+def convert_to_flashpack(
+    model_or_state_dict_or_path_or_repo_id: StrPath | nn.Module | Mapping[str, Tensor],
+    destination_path: StrPath | None = None,
+    dtype: torch.dtype | str | None = None,
+    ignore_names: Iterable[str] | None = None,
+    ignore_prefixes: Iterable[str] | None = None,
+    ignore_suffixes: Iterable[str] | None = None,
+    use_transformers: bool = False,
+    use_diffusers: bool = False,
+    silent: bool | None = True,
+    *,
+    checksum: str | None = None,
+    max_shard_size: int | str | None = None,
+    key: str | None = None,
+    **kwargs: Any,
+) -> str:
+    """Convert to a FlashPack file and return its path, or that of the model folder that was made.
+
+    The source is a model, a state dict, a weight file (.safetensors, or a torch file that
+    weights_only=True accepts), a model folder, whole or sharded, or the id of a repository on a model hub.
+    Weights are taken as they are unless `use_transformers` or `use_diffusers` lets that library load them.
+
+    A model folder or a repository becomes a model folder: `model[.variant].flashpack` with the source's
+    configurations and other small files, unless the destination ends in .flashpack and is no folder. An
+    adapter of PEFT or diffusers keeps its name (`adapter_model.flashpack`). An adapter beside a model,
+    folders of further adapters and those that sentence-transformers' modules.json lists are copied as they
+    are: no `dtype` for them. Other sources become a file, inside the destination if that is a folder or ends
+    with a slash. The destination defaults to the source with its suffix swapped, to
+    `model[.variant].flashpack` in the source folder, or, for a repository, to
+    `<its name>[-subfolder][.variant].flashpack` in the working directory.
+
+    `dtype`, torch's or a name such as "bfloat16", "bf16" or "torch.half", casts floating tensors only. `key`
+    chooses the state dict of a torch checkpoint that holds more: "model", or "ema.model" where dicts are
+    nested; without it "state_dict" is taken if there is one, with a warning that names what is left out.
+    `checksum` and `max_shard_size` as in `pack_to_file`: if there are shards, the path returned is their
+    index's. Further arguments: `subfolder`, `variant`; `revision`,
+    `token`, `cache_dir`, `local_files_only`, `force_download` for repositories; with a library, more of its
+    from_pretrained's.
+
+    Raises ValueError for a destination that is a source, a dtype that is none, shards or tensors that
+    an index promises but that are missing, a whole pipeline; ImportError for a library that is missing;
+    TypeError for arguments that nothing takes; for repositories what huggingface_hub raises; OSError.
+    """
+    wishes = _Wishes(
+        _dtype_name(dtype),
+        {
+            "ignore_names": name_tuple("ignore_names", ignore_names),
+            "ignore_prefixes": name_tuple("ignore_prefixes", ignore_prefixes),
+            "ignore_suffixes": name_tuple("ignore_suffixes", ignore_suffixes),
+        },
+        silent,
+        checksum,
+        None if max_shard_size is None else parse_size(max_shard_size),
+        key,
+    )
+    source = model_or_state_dict_or_path_or_repo_id
+    if isinstance(source, str | os.PathLike):
+        library = _library(use_transformers, use_diffusers)
+        return _convert_path(text_path(source), destination_path, library, wishes, kwargs)
+    if destination_path is None:
+        raise ValueError("destination_path is required for a model or a state dict")
+    destination = Path(text_path(destination_path))
+    _pack(_state_of(source, key), destination, wishes)
+    return str(_made(destination))
+
+
+def _state_of(source: nn.Module | Mapping[str, Tensor], key: str | None) -> Mapping[str, Tensor]:
+    if isinstance(source, Mapping):
+        from .torch_files import choose_state_dict
+
+        return choose_state_dict(source, key, "the dict")
+    if key is not None:
+        raise ValueError("key chooses a state dict of a torch checkpoint, and this is a model")
+    return source.state_dict()
+
+
+def _made(destination: Path) -> Path:
+    """The file, or the index of the shards, that a conversion to `destination` has made."""
+    return destination if destination.is_file() else index_path(destination)
+
+
+def _library(use_transformers: bool, use_diffusers: bool) -> Library | None:
+    if use_transformers and use_diffusers:
+        raise ValueError("use_transformers and use_diffusers exclude each other: one library loads the model")
+    return "transformers" if use_transformers else "diffusers" if use_diffusers else None
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    """What a conversion does on the way: cast, leave out, show progress, bound the bytes of a file."""
+
+    dtype: str | None
+    ignore: Mapping[str, tuple[str, ...]]
+    silent: bool | None
+    checksum: str | None
+    shard_bytes: int | None = None
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in _NATIVE_CASTS:
+            string_to_dtype(self.dtype)  # a name that is none fails before any work
+
+    def can_stream(self, sources: Sources) -> bool:
+        """Whether the native side can do it all: files of safetensors, of whose casts it knows every one."""
+        if not sources.are_safetensors:
+            return False
+        if self.dtype is None:
+            return True
+        return self.dtype in _NATIVE_CASTS and not any(
+            dtype.startswith("F") and dtype not in _NATIVE_ORIGINS
+            for file in sources.files
+            for name, dtype in header_dtypes(file)
+            if not is_ignored_tensor_name(name, **self.ignore)
+        )
+
+
+def _dtype_name(dtype: torch.dtype | str | None) -> str | None:
+    if dtype is None:
+        return None
+    return dtype_name(dtype if isinstance(dtype, str) else dtype_to_string(dtype))
+
+
+def _convert_path(
+    text: str,
+    destination_path: StrPath | None,
+    library: Library | None,
+    wishes: _Wishes,
+    arguments: dict[str, Any],
+) -> str:
+    source = find_source(text, arguments, wishes.silent)
+    if arguments and library is None:
+        raise TypeError(f"unexpected arguments without use_transformers or use_diffusers: {[*arguments]}")
+    weights = find_sources(source.place, source.variant) if library is None else None
+    stem = weights.packed_stem if weights else STEM
+    destination = source.destination(destination_path, stem)
+    refuse_source(destination, source.files())
+    companions = find_companions(source.place, stem) if source.makes_folder(destination_path) else None
+    if weights:
+        _convert_files(weights, destination, wishes)
+    elif library:
+        _convert_by_class(source, library, destination, wishes, arguments)
+    if companions is None:
+        if source.place.is_dir() and (left := adapters_beside(source.place, stem)):
+            warn(
+                f"{source.place}: only the model is converted, and not the adapter beside it: {listed(left)}"
+            )
+        return str(_made(destination))
+    copy_companions(source.place, companions, destination.parent)
+    return str(destination.parent)
+
+
+def _convert_files(sources: Sources, destination: Path, wishes: _Wishes) -> None:
+    refuse_source(destination, sources.files)
+    if wishes.key is not None and sources.are_safetensors:
+        raise ValueError(f"{sources.files[0]}: key chooses a state dict of a torch file, and this is none")
+    if wishes.can_stream(sources):
+        _stream(sources, destination, wishes)
+        return
+    for file in sources.files:
+        native.call("screen", path=str(file), torch=not sources.are_safetensors)
+    _read_and_pack(sources, destination, wishes)
+
+
+def _convert_by_class(
+    source: Source, library: Library, destination: Path, wishes: _Wishes, arguments: Mapping[str, Any]
+) -> None:
+    if wishes.key is not None:
+        raise ValueError(f"key chooses a state dict of a torch file, and {library} loads the model")
+    if not source.place.is_dir():
+        raise ValueError(f"{source.place}: {library} loads model folders, not files")
+    from .model_classes import load_model
+
+    model = load_model(source.place, library, source.variant, arguments)
+    _pack(model.state_dict(), destination, wishes, {"format": "pt"})
+
+
+def _stream(sources: Sources, destination: Path, wishes: _Wishes) -> None:
+    """safetensors go through the native side: bytes stream, no model and no torch."""
+    check_promises(sources)
+    if any(wishes.ignore.values()):
+        warn_of_unmatched(wishes.ignore, (name for file in sources.files for name in header_names(file)))
+
+    def write(file: ShardFile, names: Sequence[str] | None, metadata: Mapping[str, str] | None) -> None:
+        run(
+            lambda counter: native.call(
+                "convert",
+                counter,
+                sources=[str(file) for file in sources.files],
+                destination=str(file.path),
+                descriptor=file.descriptor,
+                dtype=wishes.dtype,
+                align_bytes=DEFAULT_ALIGN_BYTES,
+                names=names,
+                metadata=metadata,
+                checksum=wishes.checksum,
+                **wishes.ignore,
+            ),
+            label="Converting",
+            size=sum(file.stat().st_size for file in sources.files),
+            silent=wishes.silent,
+        )
+
+    if wishes.shard_bytes is None:
+        write(ShardFile(destination), None, None)
+        return
+    sizes = {
+        name: size
+        for file in sources.files
+        for name, size in header_sizes(file, wishes.dtype)
+        if not is_ignored_tensor_name(name, **wishes.ignore)
+    }
+    write_shards(destination, split(sizes, wishes.shard_bytes), sum(sizes.values()), write)
+
+
+def _read_and_pack(sources: Sources, destination: Path, wishes: _Wishes) -> None:
+    from .torch_files import read_metadata, read_state_dict
+
+    _pack(read_state_dict(sources, wishes.key), destination, wishes, read_metadata(sources))
+
+
+def _pack(
+    state: Mapping[str, Any], destination: Path, wishes: _Wishes, metadata: Mapping[str, str] | None = None
+) -> None:
+    from .._save.pack import pack_to_file
+
+    dtype = None if wishes.dtype is None else string_to_dtype(wishes.dtype)
+    warn_of_unmatched(wishes.ignore, state)
+    kept = filter_state_dict(state, **wishes.ignore)
+    pack_to_file(
+        kept,
+        destination,
+        dtype,
+        silent=wishes.silent,
+        metadata=metadata,
+        checksum=wishes.checksum,
+        max_shard_size=wishes.shard_bytes,
+    )

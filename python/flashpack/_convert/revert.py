@@ -1,0 +1,132 @@
+"""Conversion back from FlashPack, to safetensors or to torch's own format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .._core import native
+from .._core.errors import may_need_torch
+from .._core.paths import StrPath, refuse_source, text_path, with_suffix
+from .._core.progress import run
+from .._files.folder import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    SAFETENSORS,
+    SUFFIX,
+    copy_companions,
+    find_companions,
+    find_packed,
+    is_weights_name,
+    library_weights_name,
+    names_folder,
+    stem_of,
+)
+from .._files.new_file import replacing
+from .._files.shards import INDEX_SUFFIX
+from .._files.sources import find_index, model_path, shards_of, size_of
+from .._inspect.verify import get_flashpack_file_metadata, verify_file
+
+# Names of other formats than torch's, which is written under any other.
+_FOREIGN_SUFFIXES = frozenset(
+    {".flashpack", ".gguf", ".h5", ".json", ".msgpack", ".npy", ".npz", ".onnx", ".pb", ".tflite", ".zip"}
+)
+_OWN_SUFFIX = frozenset({".flashpack"})
+
+
+@may_need_torch("this conversion")
+def revert_from_flashpack(
+    path: StrPath, destination_path: StrPath | None = None, silent: bool | None = True
+) -> str:
+    """Write the file's tensors as .safetensors, or with torch.save for any other suffix; return the path.
+
+    `path` may be a model folder with one FlashPack file or one set of shards. The destination is a file, or a
+    folder (there is one, or the path ends with a slash): of a model folder it becomes one that the model's
+    library loads, the weights named as the library names them, beside the configurations and other small
+    files. It defaults to the source with .flashpack swapped for .safetensors (another suffix is kept and
+    .safetensors appended), or to the model folder. safetensors stream; torch.save needs memory for the whole
+    model.
+
+    Raises ValueError for a destination that is the source or whose suffix is another format's, and for a
+    folder with several FlashPack files, FlashPackError for an unsound file or another format's, OSError.
+    """
+    given = Path(text_path(path))
+    source = packed_source(given)
+    folder = source.parent if given.is_dir() or _is_model_folder(source) else None
+    named = source.with_name(source.name.removesuffix(INDEX_SUFFIX))
+    destination = _destination(named, folder, given.is_dir(), destination_path)
+    refuse_source(destination, [source])
+    if destination.suffix.lower() in _FOREIGN_SUFFIXES:
+        raise ValueError(
+            f"{destination}: cannot write {destination.suffix}, only .safetensors and torch's own format"
+        )
+    size = size_of(str(source))
+    copies = folder is not None and destination_path is not None and names_folder(destination_path)
+    companions = find_companions(folder, stem_of(source)) if folder and copies else []
+    if destination.suffix.lower() == SAFETENSORS:
+        run(
+            lambda counter: native.call("revert", counter, path=str(source), destination=str(destination)),
+            label="Reverting",
+            size=size,
+            silent=silent,
+        )
+    else:
+        for file in _files_of(source):
+            get_flashpack_file_metadata(file)  # or it raises: of safetensors there is nothing to revert
+        _save_with_torch(source, destination)
+    if folder and companions:
+        copy_companions(folder, companions, destination.parent)
+    return str(destination)
+
+
+def _files_of(source: Path) -> list[Path]:
+    """The file, or the shards of which it is the index."""
+    if not source.name.endswith(INDEX_SUFFIX):
+        return [source]
+    return [source.with_name(name) for name in sorted(set(shards_of(source).values()))]
+
+
+def packed_source(given: Path) -> Path:
+    """The FlashPack file, or the index of shards, that is or lies in `given`. Raises as `find_packed`."""
+    if not given.is_dir():
+        return Path(model_path(given))
+    index = find_index(given, SUFFIX, None)
+    whole = index is not None and index.with_name(index.name.removesuffix(INDEX_SUFFIX)).exists()
+    return find_packed(given) if index is None or whole else index
+
+
+def _is_model_folder(source: Path) -> bool:
+    """Whether the file is the weights of the model folder that it lies in."""
+    configs = [source.parent / CONFIG, source.parent / ADAPTER_CONFIG]
+    return is_weights_name(source.name) and any(config.is_file() for config in configs)
+
+
+def _destination(source: Path, folder: Path | None, whole: bool, wished: StrPath | None) -> Path:
+    into = None if wished is None else Path(text_path(wished))
+    if wished is not None and into is not None and not names_folder(wished):
+        return into
+    if folder is not None and (whole or into is not None):
+        return (into or folder) / library_weights_name(source)
+    default = with_suffix(source, _OWN_SUFFIX, SAFETENSORS)
+    return default if into is None else into / default.name
+
+
+def _save_with_torch(source: Path, destination: Path) -> None:
+    import torch
+
+    from .._load.cast import duplicate
+    from .._load.load import load_file
+
+    verify_file(source)  # the new file has no checksums to find damage by
+    tensors = load_file(source)
+    # torch.save stores whole storages, and refuses one that holds several dtypes: each tensor needs its own.
+    own = dict(zip(tensors, duplicate(tensors.values(), torch.Tensor.clone), strict=True))
+    with replacing(destination) as file:  # ours, so that a full disk is an OSError
+        try:
+            torch.save(own, file)
+            file.flush()
+        except (OSError, RuntimeError) as error:
+            # After a failed write torch's own writer fails once more and hides the reason.
+            reason = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(reason, OSError):
+                raise
+            raise OSError(reason.errno, f"cannot write: {reason.strerror}", str(destination)) from error

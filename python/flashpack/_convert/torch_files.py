@@ -1,0 +1,150 @@
+"""State dicts out of torch's own files, and out of safetensors where the native side has no cast."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._core.errors import FlashPackError
+from .._core.hints import listed, warn
+from .._files.sources import Sources, check_promises, refuse_broken_promises
+
+_ESCAPE_CODE = re.compile(r"\x1b\[[\d;]*m")
+_MAX_REASON = 500
+
+
+def read_state_dict(sources: Sources, key: str | None = None) -> dict[str, Tensor]:
+    """The tensors of all files, mapped rather than read wherever the format allows.
+
+    `key` as in `choose_state_dict`. Raises ValueError for a file that is no state dict, that needs pickled
+    code, or repeats a name.
+    """
+    if sources.are_safetensors:
+        check_promises(sources)
+        parts = {file.name: _read_safetensors(file) for file in sources.files}
+    else:
+        parts = {file.name: _read_torch(file, key) for file in sources.files}
+    refuse_broken_promises(sources, {shard: set(part) for shard, part in parts.items()})
+    return _merge(parts)
+
+
+def read_metadata(sources: Sources) -> dict[str, str]:
+    """The strings that safetensors files hold beside their tensors; torch's files have none."""
+    metadata: dict[str, str] = {}
+    if sources.are_safetensors:
+        for path in sources.files:
+            with _open_safetensors(path) as file:
+                metadata.update(file.metadata() or {})
+    return metadata
+
+
+def _merge(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    merged: dict[str, Tensor] = {}
+    for shard, part in parts.items():
+        repeated = merged.keys() & part.keys()
+        if repeated:
+            raise ValueError(f"{shard}: tensors that an earlier shard holds too: {sorted(repeated)}")
+        merged.update(part)
+    return merged
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with _open_safetensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+@contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise FlashPackError(f"{path}: is not a sound safetensors file: {error}") from error
+
+
+def _read_torch(path: Path, key: str | None) -> dict[str, Tensor]:
+    mapped = zipfile.is_zipfile(path)  # torch's older format cannot be mapped
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 (damage can make the unpickler fail in any way)
+        reason = _refusal(error)  # without torch's advice to run whatever code the file holds
+        raise ValueError(f"{path}: torch.load(weights_only=True) refuses the file: {reason}") from None
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict")
+    state = choose_state_dict(content, key, str(path))
+    for name in state:
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: not a state dict: tensor names must be strings, not {name!r}")
+    return dict(state)
+
+
+def _refusal(error: Exception) -> str:
+    text = _ESCAPE_CODE.sub("", str(error))
+    if code := re.search(r"Unsupported (?:global|class).*?(?:GLOBAL|class) ([\w.]+)", text):
+        return (
+            f"it holds {code[1]}, which runs code of its own; if you trust the file, load it in Python and "
+            "save its state dict alone"
+        )
+    reason = re.search(r"WeightsUnpickler error: (.+)", text)
+    return (reason[1] if reason else text.partition("\n")[0])[:_MAX_REASON]
+
+
+def choose_state_dict(content: Mapping[Any, Any], key: str | None, name: str) -> Mapping[Any, Any]:
+    """The state dict under `key`, dotted where dicts are nested, of what `name` holds.
+
+    Without `key`: all of it, or what lies under "state_dict", with a warning that names what is left out.
+    Raises ValueError for a key that is not there, and for a checkpoint whose state dicts have other keys.
+    """
+    if key is not None:
+        found = _under(content, key)
+        if not isinstance(found, Mapping):
+            raise ValueError(f"{name}: has no state dict under the key {key!r}{_choice(content)}")
+        return found
+    state = content.get("state_dict")
+    if isinstance(state, Mapping):
+        left = [str(each) for each in content if each != "state_dict"]
+        if left:
+            warn(f"{name}: takes the {len(state)} entries of 'state_dict' and leaves out {listed(left)}")
+        return state
+    if content and not any(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{name}: is not a state dict: there is no tensor at its top{_choice(content)}")
+    return content
+
+
+def _under(content: Any, key: str) -> Any:
+    """What lies under `key`: one key, or dotted ones. None if nothing does."""
+    if not isinstance(content, Mapping):
+        return None
+    if key in content:
+        return content[key]
+    found = (
+        _under(content[each], key.removeprefix(f"{each}."))
+        for each in content
+        if isinstance(each, str) and key.startswith(f"{each}.")
+    )
+    return next((each for each in found if each is not None), None)
+
+
+def _choice(content: Mapping[Any, Any]) -> str:
+    found = list(_state_dicts(content, "", 3))
+    return f"; choose one of its state dicts with --key (key=): {listed(found)}" if found else ""
+
+
+def _state_dicts(content: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[str]:
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, Mapping) and depth:
+            if any(isinstance(each, Tensor) for each in value.values()):
+                yield f"{prefix}{key}"
+            else:
+                yield from _state_dicts(value, f"{prefix}{key}.", depth - 1)

@@ -1,0 +1,1 @@
+"""What everything else uses: the native libraries, errors, progress, names, dtypes, paths, text."""

@@ -1,0 +1,54 @@
+"""The index of a model, as its footer says it: blocks, records. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..constants import FILE_FORMAT_V4
+from . import native
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One macroblock: `length` elements of `dtype` (torch's name), `offset_bytes` into the file."""
+
+    dtype: str
+    offset_bytes: int
+    length: int
+
+
+def read_index(path: str) -> dict[str, Any]:
+    """What a model says of itself as the footer of a FlashPack file says it; `path` is as from `model_path`.
+
+    Of several files the offsets count through all of them. Raises as `load_file`.
+    """
+    index: dict[str, Any] = native.call("index", path=path)
+    return index
+
+
+def unverified_note(shown: str, footer: Mapping[str, Any]) -> str | None:
+    """What to say of a model that has bytes without checksums; None for any other."""
+    checksums = footer.get("checksums")
+    if checksums is None:
+        return f"{shown}: the file has no checksums, nothing was verified"
+    unverified = checksums.get("unverified_bytes", 0)
+    return f"{shown}: {unverified} bytes are in files without checksums" if unverified else None
+
+
+def blocks_of(footer: dict[str, Any]) -> list[Block]:
+    """The macroblocks of either format, in the order that records count them."""
+    if footer.get("format") == FILE_FORMAT_V4:
+        return [
+            Block(block["dtype"], int(block["offset_bytes"]), int(block["length_elems"]))
+            for block in footer["macroblocks"]
+        ]
+    return [Block(footer["target_dtype"], 0, int(footer["total_elems"]))]
+
+
+def records_of(footer: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """(name, shape, torch's dtype name) of every record, in file order."""
+    dtypes = [block.dtype for block in blocks_of(footer)]
+    for record in footer["index"]:
+        yield record["name"], tuple(record["shape"]), dtypes[record.get("macroblock", 0)]

@@ -1,0 +1,123 @@
+"""Long native calls: a worker thread runs the call, this one shows progress and can stop it.
+
+The native side cannot see Ctrl-C and cannot draw; it only fills a counter and looks at its cancel word.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from typing import Any, TypeAlias, TypeVar
+
+from .native import Counter, new_counter
+from .text import is_open
+
+T = TypeVar("T")
+
+# How much of its progress a call shows; see `run`.
+Silent: TypeAlias = bool | Callable[[int, int], None] | None
+
+# Below this a call is over before a bar could show or a thread would pay.
+INLINE_BYTES = 64 << 20
+_POLL_SECONDS = 0.1
+_QUIET_SECONDS = 1.0
+
+
+def run(work: Callable[[Counter | None], T], *, label: str, size: int, silent: Silent) -> T:
+    """Return `work(counter)`, with a progress bar once it has taken over a second.
+
+    `size` is the number of bytes to go through: small calls run inline, with no counter. `silent`: True
+    shows nothing, False always shows the bar, None shows it on a terminal, and a callable is told the bytes
+    done and the bytes in all, ten times a second and at the end. KeyboardInterrupt, or what the callable
+    raises, cancels the native call, waits until it has cleaned up, and is raised again. While the interpreter
+    ends, when no thread can start, the call runs inline.
+    """
+    if size < INLINE_BYTES or sys.is_finalizing():
+        return _run_inline(work, size, silent)
+    counter = new_counter()
+    future: Future[T] = Future()
+    thread = threading.Thread(target=_settle, args=(future, lambda: work(counter)), name="flashpack")
+    try:
+        try:
+            thread.start()  # inside: an interrupt can find it started and us not yet back
+        except RuntimeError:  # at exit since Python 3.12, or too many threads
+            return _run_inline(work, size, silent)
+        _watch(future, counter, label, silent)
+    except BaseException:
+        counter[2] = 1
+        _wait_through_interrupts(thread)
+        raise
+    result = future.result()
+    if callable(silent):
+        silent(counter[1], counter[1])
+    return result
+
+
+def _run_inline(work: Callable[[Counter | None], T], size: int, silent: Silent) -> T:
+    result = work(None)
+    if callable(silent):
+        silent(size, size)
+    return result
+
+
+def _settle(future: Future[T], body: Callable[[], T]) -> None:
+    try:
+        result = body()
+    except BaseException as error:  # noqa: BLE001 (handed to the waiting thread, whatever it is)
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def wants_bar(silent: Silent) -> bool:
+    """Whether work that is this silent shows a bar, on standard error."""
+    if callable(silent) or not is_open(sys.stderr):
+        return False
+    return sys.stderr.isatty() if silent is None else not silent
+
+
+def _watch(future: Future[Any], counter: Counter, label: str, silent: Silent) -> None:
+    started = time.monotonic()
+    shows_bar = wants_bar(silent)
+    bar: Any = None
+    try:
+        while not wait([future], _POLL_SECONDS).done:
+            if shows_bar and time.monotonic() - started > _QUIET_SECONDS:
+                with _unheard():
+                    bar = _new_bar(label) if bar is None else bar
+                    _update(bar, counter)
+            if callable(silent):
+                silent(counter[0], counter[1])
+    finally:
+        if bar is not None:
+            with _unheard():
+                _update(bar, counter)
+                bar.close()
+
+
+def _unheard() -> suppress:
+    """What cannot be shown is no reason to stop the work: a closed stream, or one that lacks a character."""
+    return suppress(OSError, ValueError)
+
+
+def _new_bar(label: str) -> Any:
+    tqdm: Any = importlib.import_module("tqdm")
+    return tqdm.tqdm(desc=label, unit="B", unit_scale=True, unit_divisor=1024)
+
+
+def _update(bar: Any, counter: Counter) -> None:
+    bar.total = counter[1] or None
+    bar.n = counter[0]
+    bar.refresh()
+
+
+def _wait_through_interrupts(thread: threading.Thread) -> None:
+    """A second Ctrl-C must not leave a thread writing behind the caller's back."""
+    while thread.is_alive():
+        with suppress(KeyboardInterrupt):
+            thread.join()

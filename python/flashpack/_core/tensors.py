@@ -1,0 +1,103 @@
+"""What counts as a plain tensor, and how a parameter is made anew around other data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .names import is_utf8
+
+P = TypeVar("P", bound=nn.Parameter)
+
+# Whose bytes are as they seem: no subclass has a say.
+PLAIN_TYPES = (Tensor, nn.Parameter)
+
+# What the format has names for.
+_DTYPES = frozenset(
+    {
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
+        *(torch.float8_e8m0fnu, torch.float4_e2m1fn_x2),
+        *(torch.int64, torch.int32, torch.int16, torch.int8),
+        *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+        *(torch.bool, torch.complex32, torch.complex64, torch.complex128),
+    }
+)
+
+
+def has_own_dispatch(tensor: Tensor) -> bool:
+    """True for subclasses that compute in Python (DTensor, fake or quantized wrappers): no plain bytes."""
+    return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
+def is_uninitialized(tensor: Tensor) -> bool:
+    """True for the parameters and buffers of lazy modules, which have no shape yet."""
+    return type(tensor) not in PLAIN_TYPES and is_lazy(tensor)
+
+
+def packable(name: object, value: Any) -> Tensor:
+    """`value` as a plain tensor with data. Raises ValueError naming it and the reason otherwise."""
+    if not isinstance(name, str):
+        raise ValueError(f"tensor names must be strings, not {name!r}")
+    if not is_utf8(name):
+        raise ValueError(f"tensor names must be UTF-8 text, not {name!r}")
+    if name.rpartition(".")[2] == "_extra_state":  # even as a tensor: nothing in a model would take it back
+        raise ValueError(
+            f"{name!r} is extra state ({type(value).__name__}): FlashPack stores parameters and buffers "
+            "only; pack a state dict without it"
+        )
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name!r} is a {type(value).__name__}, not a tensor: FlashPack stores tensors only")
+    reason = _unpackable(value)
+    if reason is not None:
+        raise ValueError(f"{name!r} cannot be packed: {reason}")
+    plain = value if type(value) in PLAIN_TYPES else value.as_subclass(Tensor)
+    return plain.resolve_conj().resolve_neg()  # the tensor itself unless it is such a view
+
+
+def _unpackable(tensor: Tensor) -> str | None:
+    """Why the tensor's bytes cannot be read as they are; None when they can."""
+    if is_uninitialized(tensor):
+        return "it is not initialized yet (lazy module)"
+    if has_own_dispatch(tensor):
+        return f"it is a {type(tensor).__name__}, a tensor subclass without plain data"
+    if tensor.is_nested:
+        return "it is a nested tensor"
+    if tensor.is_quantized:
+        return f"it is quantized ({tensor.dtype})"
+    if tensor.dtype not in _DTYPES:
+        return f"Unsupported dtype {tensor.dtype}"
+    if tensor.layout is not torch.strided:
+        return f"its layout is {tensor.layout}, not dense"
+    if tensor.is_meta:
+        return "it is on the meta device and has no data"
+    if tensor.numel() and not tensor.untyped_storage().nbytes():
+        return "its storage was freed"
+    return None
+
+
+def rebuild(old: nn.Parameter, data: Tensor) -> nn.Parameter:
+    """A parameter of `old`'s class, requires_grad and attributes around `data`."""
+    kind = nn.Parameter if is_uninitialized(old) else type(old)
+    new: nn.Parameter = Tensor._make_subclass(kind, data.detach(), old.requires_grad)
+    new.__dict__.update(old.__dict__)
+    return new
+
+
+def swapped(old: nn.Parameter, new: nn.Parameter) -> bool:
+    """Make each of the two what the other was; False if weak references or a graph hold on to one."""
+    swap: Callable[[Tensor, Tensor], None] = torch.utils.swap_tensors
+    try:
+        swap(old, new)
+    except RuntimeError:
+        return False
+    return True
+
+
+def is_on(tensor: Tensor, device: torch.device) -> bool:
+    """Whether the tensor is on `device`, of which any will do if it has no index."""
+    return tensor.device.type == device.type and device.index in (None, tensor.device.index)

@@ -1,0 +1,1 @@
+"""What a path stands for, and files that are made: folders, shards, open models."""

@@ -1,0 +1,51 @@
+"""Open models: files are opened and parsed once, whatever is loaded from them after that."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from .._core import ops
+from .._core.native import decoded
+from .readable import Source, as_path
+from .sources import shown_path
+
+
+class OpenModel:
+    """The weights behind a path. They stay what they are when other files take their paths.
+
+    `path`: as `model_path` gives it. `handle`: what operators know the model by; with the last reference to
+    it the files are closed. Raises FlashPackError for files that are not sound, OSError for those that cannot
+    be read.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.handle: Tensor = ops.open_model(path)
+
+    @property
+    def shown(self) -> str:
+        """What messages call the model."""
+        return shown_path(self.path)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its files."""
+        return int(self.handle[1])
+
+    @functools.cached_property
+    def footer(self) -> dict[str, Any]:
+        """The footer; of safetensors and of several files, the one that a single file of all would have."""
+        footer: dict[str, Any] = decoded(ops.describe(self.handle), self.path)
+        return footer
+
+
+@contextmanager
+def opened(source: Source) -> Iterator[OpenModel]:
+    """The model of a path, or of an object with `read`, by whose name errors call it."""
+    with as_path(source) as path:
+        yield OpenModel(path)

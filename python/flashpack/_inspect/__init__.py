@@ -1,0 +1,1 @@
+"""What a file is, whether it is sound, what a load would do."""

@@ -1,0 +1,76 @@
+"""A footer as lines of text for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from .._core.index import blocks_of
+from .._core.text import printable
+from .._save.sign import fingerprint_of
+from ..constants import FILE_FORMAT_V4
+
+_LISTS = ("macroblocks", "index")
+_DIGITS = {"xxh3_64": 16, "blake3": 64}  # of a digest
+
+
+def describe(footer: dict[str, Any]) -> Iterator[str]:
+    """Keys and values, then macroblocks (bytes) and, when the footer has it, the index (elements).
+
+    What is not printable in the file's own words is escaped.
+    """
+    for key, value in footer.items():
+        if key not in _LISTS:
+            yield f"{_key(key)}: {printable(_brief(key, value))}"
+    if footer["format"] == FILE_FORMAT_V4:
+        yield f"{_key('macroblocks')}:"
+        yield from _macroblocks(footer["macroblocks"])
+    if "index" in footer:
+        yield f"{_key('index')}:"
+        yield from _index(footer)
+
+
+def _key(text: str) -> str:
+    return click.style(printable(text), fg="green")
+
+
+def _number(value: int) -> str:
+    return click.style(str(value), fg="magenta")
+
+
+def _brief(key: str, value: Any) -> Any:
+    """The digests of a large file would fill the screen: say how many. Of a signature say whose."""
+    if key == "checksums" and value:
+        count = len(value["digests"]) // _DIGITS.get(value["algorithm"], 16)
+        return f"{value['algorithm']}, {count} digests of {value['chunk_bytes']} bytes each"
+    if key == "signature" and value and value["algorithm"] == "ed25519":
+        signer = fingerprint_of(value["public_key"])
+        return f"ed25519, said to be by the key {signer} (`flashpack verify --key` tells)"
+    return value
+
+
+def _macroblocks(blocks: list[dict[str, Any]]) -> Iterator[str]:
+    width = len(str(max((block["offset_bytes"] + block["length_bytes"] for block in blocks), default=0)))
+    dtype_width = max((len(block["dtype"]) for block in blocks), default=0)
+    for number, block in enumerate(blocks):
+        start = block["offset_bytes"]
+        end = start + block["length_bytes"]
+        yield f"  {_number(number)}: {block['dtype']:{dtype_width}} {start:0{width}}:{end:0{width}}"
+
+
+def _index(footer: dict[str, Any]) -> Iterator[str]:
+    """Records in the order they lie in the file, under a line for each macroblock."""
+    blocks = blocks_of(footer)
+    width = len(str(max((block.length for block in blocks), default=0)))
+    current = None
+    records = sorted(footer["index"], key=lambda record: (record.get("macroblock", 0), record["offset"]))
+    for number, record in enumerate(records):
+        block = record.get("macroblock", 0)
+        if block != current:
+            current = block
+            yield f"  {click.style(f'macroblock{block}', fg='cyan')}: {blocks[block].dtype}"
+        start, end = record["offset"], record["offset"] + record["length"]
+        name = click.style(printable(record["name"]), fg="blue")
+        yield f"  {_number(number)}: {start:0{width}}:{end:0{width}} {name} {record['shape']}"

@@ -1,0 +1,1 @@
+"""Loads of tensors, by name or by block."""

@@ -1,0 +1,203 @@
+"""flashpack.open: a lazy handle on a file, with the calls of safetensors' safe_open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._core.dtypes import numpy_dtype
+from .._core.native import dtypes
+from .._files.opened import OpenModel, opened
+from .._files.readable import Source
+from .load import Device, as_device, load_tensors
+from .slices import Cuts, part_of
+
+_FRAMEWORKS = {"pt": False, "torch": False, "pytorch": False, "np": True, "numpy": True}
+
+
+@dataclass(frozen=True)
+class TensorSlice:
+    """One tensor of an open file: index it to load the part that is needed, into memory of its own.
+
+    An index of integers, slices with steps of 1, and `...` reads just that part. Every other index that torch
+    takes (steps, lists, masks, None) goes through the file's mapping, where nothing is verified.
+    """
+
+    _source: _Source
+    _name: str
+    _mapped: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """The tensor's shape."""
+        return self._mapped.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The tensor's dtype."""
+        return self._mapped.dtype
+
+    def get_shape(self) -> list[int]:
+        """The tensor's shape."""
+        return list(self._mapped.shape)
+
+    def get_dtype(self) -> str:
+        """safetensors' name of the tensor's dtype ("F32"), or torch's ("complex128") where it has none."""
+        return safetensors_name(self._mapped.dtype)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The part as a tensor, or as an array under framework="np".
+
+        Raises IndexError for what lies outside of the tensor, as torch does, and as loads otherwise.
+        """
+        part = part_of(self._mapped.shape, index)
+        if part is None:
+            return self._source.given(self._mapped[index].clone())
+        loaded = self._source.read(self._name, part.cuts)
+        kept = [size for dim, size in enumerate(loaded.shape) if dim not in part.dropped]
+        return self._source.given(loaded.reshape(kept))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An open model, its tensors, mapped, and the form that they are given in."""
+
+    model: OpenModel
+    tensors: dict[str, Tensor]
+    device: torch.device
+    verify: bool | None
+    as_numpy: bool
+
+    def read(self, name: str, cuts: Cuts) -> Tensor:
+        """That part of a tensor."""
+        loaded = load_tensors(
+            self.model, self.device, names=[name], slices={name: cuts}, eager=True, verify=self.verify
+        )
+        return loaded[name]
+
+    def given(self, tensor: Tensor) -> Any:
+        """`tensor` on the device, or as an array on the same memory."""
+        return to_numpy(tensor) if self.as_numpy else tensor.to(self.device)
+
+
+class FlashPackFile:
+    """An open model: a file, or several as `load_file` takes them.
+
+    Tensors are mapped: what is never touched is never read. Iterating gives the names.
+
+    On the CPU tensors are views of one private mapping: writable, and valid after the file is closed. What
+    is written to one is seen in every later `get_tensor` of the same name from this handle (and of names
+    tied to it), never in the file, in slices or through other handles: clone what is to be changed.
+    """
+
+    def __init__(
+        self, path: Source, framework: str = "pt", device: Device = "cpu", *, verify: bool | None = None
+    ) -> None:
+        if framework not in _FRAMEWORKS:
+            raise ValueError(f"framework {framework!r} is not one of {', '.join(_FRAMEWORKS)}")
+        as_numpy, place = _FRAMEWORKS[framework], as_device(device)
+        if as_numpy and place.type != "cpu":
+            raise ValueError(f"framework={framework!r}: arrays are on the CPU, not on {place}")
+        with opened(path) as model:
+            mapped = load_tensors(model, torch.device("cpu"), eager=False, verify=verify)
+        self._shown = model.shown
+        verifies = False if verify is False else None
+        self._source: _Source | None = _Source(model, mapped, place, verifies, as_numpy)
+
+    def keys(self) -> list[str]:
+        """The names of the tensors, in file order."""
+        return list(self._opened().tensors)
+
+    def offset_keys(self) -> list[str]:
+        """The names of the tensors, in file order."""
+        return self.keys()
+
+    def get_tensor(self, name: str) -> Any:
+        """The tensor of this name on the handle's device, or an array. Raises KeyError for an unknown name.
+
+        On the CPU it shares the handle's mapping: writes to it are seen by later calls.
+        """
+        return self._opened().given(self._find(name))
+
+    def get_tensors(self) -> dict[str, Any]:
+        """Every tensor by its name, as `get_tensor` gives it."""
+        return dict(self.items())
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Each name with its tensor, in file order."""
+        return ((name, self.get_tensor(name)) for name in self.keys())
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """Shape, dtype and parts of the tensor. Raises KeyError for an unknown name."""
+        return TensorSlice(self._opened(), name, self._find(name))
+
+    def metadata(self) -> dict[str, str] | None:
+        """The user's own metadata; None when the file has none."""
+        metadata: dict[str, str] | None = self._opened().model.footer.get("metadata")
+        return None if metadata is None else dict(metadata)
+
+    def close(self) -> None:
+        """Let go of the file. Tensors handed out stay valid."""
+        self._source = None
+
+    def __enter__(self) -> FlashPackFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __getitem__(self, name: str) -> Any:
+        return self.get_tensor(name)
+
+    def __len__(self) -> int:
+        return len(self._opened().tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._opened().tensors
+
+    def _opened(self) -> _Source:
+        if self._source is None:
+            raise ValueError(f"{self._shown}: the file is closed")
+        return self._source
+
+    def _find(self, name: str) -> Tensor:
+        tensors = self._opened().tensors
+        if name not in tensors:
+            raise KeyError(f"{self._shown} has no tensor {name!r}")
+        return tensors[name]
+
+
+def safetensors_name(dtype: torch.dtype) -> str:
+    """safetensors' name of a dtype ("F32"), or torch's where it has none."""
+    name = str(dtype).removeprefix("torch.")
+    return dtypes().get(name) or name
+
+
+def to_numpy(tensor: Tensor) -> Any:
+    """The array on the memory of a tensor of the CPU. Raises ValueError where NumPy lacks the dtype."""
+    dtype = numpy_dtype("tensor", str(tensor.dtype).removeprefix("torch."))
+    if dtype.isbuiltin == 1:
+        return tensor.numpy()
+    return tensor.contiguous().view(torch.uint8).numpy().view(dtype).reshape(tensor.shape)
+
+
+def open(  # noqa: A001 (meant to be called flashpack.open)
+    path: Source, framework: str = "pt", device: Device = "cpu", *, verify: bool | None = None
+) -> FlashPackFile:
+    """Open a file lazily; usable as a context manager. `verify=True` checks every checksum first.
+
+    `path` as in `load_file`. `framework` is "pt" for torch's tensors or "np" for NumPy's arrays, on the CPU.
+    Raises FlashPackError for a file that is not sound, OSError for one that cannot be read, ValueError for
+    another framework.
+    """
+    return FlashPackFile(path, framework, device, verify=verify)

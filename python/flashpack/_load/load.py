@@ -1,0 +1,346 @@
+"""Loading tensors by name, to any device."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .._core import ops
+from .._core.index import records_of
+from .._core.names import name_tuple
+from .._core.native import Counter
+from .._core.progress import Silent, run
+from .._files.opened import OpenModel, opened
+from .._files.readable import Source
+from .cast import cast, duplicate, is_castable, load_cast, requested_dtype
+from .report import remember
+from .slices import Cuts, SliceLike, parse_slices
+
+T = TypeVar("T")
+Device = str | int | torch.device
+
+
+def as_device(device: Device) -> torch.device:
+    """`device` as torch's own; cpu:0 is the CPU, whose tensors have no index.
+
+    Raises RuntimeError for what names no kind of device, ValueError for another CPU than the first.
+    """
+    named = torch.device(device)
+    if named.type != "cpu":
+        return named
+    if named.index:
+        raise ValueError(f"there is no device {named}: the CPU is one device")
+    return torch.device("cpu")
+
+
+def load_file(
+    path: Source,
+    device: Device = "cpu",
+    *,
+    names: Iterable[str] | None = None,
+    slices: Mapping[str, SliceLike] | None = None,
+    eager: bool | None = None,
+    verify: bool | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    dtype: torch.dtype | str = "file",
+) -> dict[str, Tensor]:
+    """The tensors of a FlashPack or safetensors file, in file order, or those of `names` in that order.
+
+    `path` may also be a folder, the index of shards, the name that they were saved under, or a list of files:
+    these load as one, and no name may be in two. safetensors have no checksums. An object with
+    `read`, such as an open binary file, is copied to memory first.
+
+    `slices` maps names to `(dim, start, stop)`, or to several of these for different dimensions: of those
+    tensors only that part is loaded. No more than 8 KiB beyond the part are read for each of its runs of
+    bytes in the file; checksums are verified where whole chunks (1 MiB) are read.
+
+    On the CPU the default maps the file: tensors are there at once, pages are private to the process and
+    writable, the file is never changed. What the page cache lacks is read ahead in the background if there
+    is memory for it; with `eager=False` nothing is read until it is touched. `eager=True` reads every byte
+    into private memory now (as FLASHPACK_CPU_PARALLEL_READ=1 does) and verifies checksums unless
+    `verify=False`.
+    On a CUDA device tensors are ready in the order of the current stream, and verified. `progress` is told
+    the bytes read and the bytes in all as a long load goes on; what it raises cancels the load.
+    Tensors that are stored once (tied weights) share memory. `dtype`, or its name, is what floating tensors
+    are cast to while they are loaded; all others, and by default all, have the file's.
+
+    Raises FlashPackError or ChecksumError for a file that is not sound, OSError for one that cannot be
+    read, ValueError for a name or a part that it does not hold, or a dtype that is not floating.
+    """
+    floats = requested_dtype(dtype)
+    if floats == "model":
+        raise ValueError('dtype="model" is for loads into a model')
+    wanted = None if names is None else list(dict.fromkeys(name_tuple("names", names)))
+    cuts = parse_slices(slices)
+    with opened(path) as model:
+        if cuts and wanted is None:
+            wanted = [name for name, _, _ in records_of(model.footer)]
+        load = functools.partial(load_tensors, model, as_device(device), eager=eager, verify=verify)
+        silent: Silent = progress or True
+        if floats == "file":
+            return load(names=wanted, slices=cuts, silent=silent)
+        _ops_slices(wanted or (), cuts)  # of any other tensor is refused here
+        maps = torch.device(device).type == "cpu" and surely_maps(eager, verify) and not cuts
+        return _load_as(floats, load, model, wanted, cuts, maps, silent)
+
+
+def _load_as(
+    floats: torch.dtype,
+    load: Callable[..., dict[str, Tensor]],
+    model: OpenModel,
+    names: Sequence[str] | None,
+    cuts: Mapping[str, Cuts],
+    maps: bool,
+    silent: Silent,
+) -> dict[str, Tensor]:
+    """The tensors of `names`, or all of the model, by `load`, floating ones as `floats`."""
+    stored: dict[str, torch.dtype] = {
+        name: getattr(torch, dtype) for name, _, dtype in records_of(model.footer)
+    }
+    wanted = list(stored) if names is None else names
+    if unknown := [name for name in wanted if name not in stored]:
+        return load(names=unknown)  # which says so
+    dtypes = {name: floats if is_castable(stored[name]) else stored[name] for name in wanted}
+    if maps:
+        return cast(load(names=wanted, silent=silent), dtypes)
+
+    def load_some(some: list[str], silent: Silent) -> dict[str, Tensor]:
+        parts = {name: cuts[name] for name in some if name in cuts}
+        return load(names=some, slices=parts, silent=silent)
+
+    return load_cast(load_some, model.footer, dtypes, silent)
+
+
+def surely_maps(eager: bool | None, verify: bool | None) -> bool:
+    """Whether a CPU load with these options only maps the file: it reads no payload.
+
+    The native side reads the environment variable; here it only matters whether there is one.
+    """
+    maps = not eager if eager is not None else "FLASHPACK_CPU_PARALLEL_READ" not in os.environ
+    return maps and not verify
+
+
+def load_tensors(
+    model: OpenModel,
+    device: torch.device,
+    *,
+    names: Sequence[str] | None = None,
+    slices: Mapping[str, Cuts] | None = None,
+    ignore: Mapping[str, Sequence[str]] | None = None,
+    eager: bool | None = None,
+    verify: bool | None = None,
+    silent: Silent = True,
+) -> dict[str, Tensor]:
+    """Load by name, `slices` of some of these, or everything that is not ignored."""
+    if names is not None:
+        parts = _ops_slices(names, slices or {})
+        listed = load_list(model, names, device, slices=parts, eager=eager, verify=verify, silent=silent)
+        return dict(zip(names, listed, strict=True))
+    native = native_device(device)
+    loaded = run_load(
+        lambda counter: ops.load_all(
+            model.handle, ignore or {}, device=native, eager=eager, verify=verify, counter=counter
+        ),
+        model,
+        native,
+        eager=eager,
+        verify=verify,
+        silent=silent,
+    )
+    if native.type == device.type:
+        return loaded
+    return dict(zip(loaded, _to_device(list(loaded.values()), device), strict=True))
+
+
+def load_list(
+    model: OpenModel,
+    names: Sequence[str],
+    device: torch.device,
+    *,
+    slices: Sequence[ops.Slice] = (),
+    eager: bool | None,
+    verify: bool | None,
+    silent: Silent,
+) -> list[Tensor]:
+    """Load each of `names`, of which some may occur more than once, or `slices` of them."""
+    native = native_device(device)
+    loaded = run_load(
+        lambda counter: ops.load(
+            model.handle, names, device=native, eager=eager, verify=verify, counter=counter, slices=slices
+        ),
+        model,
+        native,
+        eager=eager,
+        verify=verify,
+        silent=silent,
+    )
+    return _to_device(loaded, device)
+
+
+def load_blocks(
+    model: OpenModel, device: torch.device, *, eager: bool | None, verify: bool | None, silent: Silent
+) -> list[Tensor]:
+    """The macroblocks of the model, each a 1-D tensor on `device`."""
+    native = native_device(device)
+    blocks = run_load(
+        lambda counter: ops.load_blocks(
+            model.handle, device=native, eager=eager, verify=verify, counter=counter
+        ),
+        model,
+        native,
+        eager=eager,
+        verify=verify,
+        silent=silent,
+    )
+    return _to_device(blocks, device)
+
+
+def load_into(
+    model: OpenModel,
+    tensors: Mapping[str, Tensor],
+    *,
+    verify: bool | None,
+    silent: Silent,
+) -> None:
+    """Fill the memory of `tensors`, all on one device, with the records of their names, shapes and dtypes."""
+    _into(ops.fill, model, list(tensors), list(tensors.values()), verify=verify, silent=silent)
+
+
+def load_all_into(
+    model: OpenModel, names: str, tensors: list[Tensor], *, verify: bool | None, silent: Silent
+) -> bool:
+    """`load_into` if the file holds just the records of these `names`, with NUL between them, and each fits.
+
+    Else False, and nothing has changed.
+    """
+    return _into(ops.fill_all, model, names, tensors, verify=verify, silent=silent)
+
+
+def load_all_for(
+    model: OpenModel,
+    names: str,
+    tensors: list[Tensor],
+    *,
+    eager: bool | None,
+    verify: bool | None,
+    silent: Silent,
+) -> bool:
+    """As `load_all_into`, but the tensors get other memory with their records, on the device they are on."""
+    return run_load(
+        lambda counter: ops.assign_all(
+            model.handle, names, tensors, eager=eager, verify=verify, counter=counter
+        ),
+        model,
+        tensors[0].device,
+        eager=eager,
+        verify=verify,
+        silent=silent,
+    )
+
+
+def _into(
+    fill: Callable[..., T],
+    model: OpenModel,
+    names: Sequence[str],
+    tensors: list[Tensor],
+    *,
+    verify: bool | None,
+    silent: Silent,
+) -> T:
+    return run_load(
+        lambda counter: fill(model.handle, names, tensors, verify=verify, counter=counter),
+        model,
+        tensors[0].device if tensors else torch.device("cpu"),
+        eager=True,
+        verify=verify,
+        silent=silent,
+    )
+
+
+def run_load(
+    work: Callable[[Counter | None], T],
+    model: OpenModel,
+    device: torch.device,
+    *,
+    eager: bool | None,
+    verify: bool | None,
+    silent: Silent,
+) -> T:
+    """Run a load to `device` with progress; one that only maps the file has nothing to show.
+
+    Its report becomes this thread's last load, whatever thread has run it.
+    """
+    on_cuda = device.type == "cuda"
+    reads = on_cuda or eager is not False or bool(verify)
+    size = model.bytes if reads else 0
+    native = _on_callers_stream(work, device)
+
+    def reported(counter: Counter | None) -> tuple[T, dict[str, Any] | None]:
+        return native(counter), ops.last_load()
+
+    result, report = run(reported, label="Loading", size=size, silent=silent)
+    remember(report)
+    if on_cuda:
+        _warn_of_pageable_memory()
+    return result
+
+
+def _ops_slices(names: Sequence[str], slices: Mapping[str, Cuts]) -> list[ops.Slice]:
+    places = {name: place for place, name in enumerate(names)}
+    unknown = [name for name in slices if name not in places]
+    if unknown:
+        raise ValueError(f"slices of tensors that are not loaded: {unknown}")
+    return [ops.Slice(places[name], *cut) for name, cuts in slices.items() for cut in cuts]
+
+
+def native_device(device: torch.device) -> torch.device:
+    """Where the native side loads to: CUDA or the CPU, from where `_to_device` goes on."""
+    if device.type != "cuda":
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
+
+
+def _on_callers_stream(
+    work: Callable[[Counter | None], T], device: torch.device
+) -> Callable[[Counter | None], T]:
+    """`work` in the order of this thread's current stream, whatever thread runs it."""
+    if device.type != "cuda":
+        return work
+    caller, stream = threading.get_ident(), torch.cuda.current_stream(device)
+
+    def on_stream(counter: Counter | None) -> T:
+        if threading.get_ident() != caller:
+            # For good, as the thread is for this load alone: `with torch.cuda.stream` would end by selecting
+            # the device that was current before, which makes a context there.
+            torch.cuda.set_stream(stream)
+        return work(counter)
+
+    return on_stream
+
+
+@functools.cache
+def _warn_once_of_pageable_memory() -> None:
+    warnings.warn(
+        "flashpack: memory could not be pinned (see `ulimit -l`): loads to the device copy more slowly",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _warn_of_pageable_memory() -> None:
+    if ops.pinned_usage().pageable:
+        _warn_once_of_pageable_memory()
+
+
+def _to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """`tensors` on `device`; those that are the same memory stay the same memory."""
+    if device.type in ("cpu", "cuda"):  # where the native side put them
+        return list(tensors)
+    return duplicate(tensors, lambda tensor: tensor.to(device))

@@ -1,0 +1,89 @@
+"""Where the time of a load went. Needs no torch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .._core.text import human_duration, rate_text, size_text
+
+_STAGES = {
+    "read": "reading",
+    "hash": "checksums",
+    "staging": "getting staging memory",
+    "device": "waiting for the device",
+    "queue": "queueing copies",
+    "idle": "threads without work",
+}
+_TIMES = ("open", "wall", *_STAGES)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What one load read, and its time in seconds.
+
+    `bytes` were read from the file, padding included, and `verified_bytes` of them compared with checksums;
+    what a mapped load leaves to be read on touch is not among them. `direct`: past the page cache;
+    `from_disk`: more of the file than a few percent was not in it. `wall` is the load's time, `open` the part
+    that opening, parsing and planning took. The other times are summed over `threads` reader threads: `read`,
+    `hash` (checksums), `staging` (getting buffers), `device` (waiting until copies to it gave a buffer back),
+    `queue` (queueing them), `idle`.
+
+    `limit` is what held the load up: "disk", "page cache", "checksums", "device link", "staging memory"
+    (pinning it, once a process), "index" (a file of many small tensors), or None for a load that had nothing
+    to read. A load to a device returns when its last copies are queued; those are not in these times.
+    """
+
+    bytes: int
+    verified_bytes: int
+    threads: int
+    direct: bool
+    from_disk: bool
+    open: float
+    wall: float
+    staging: float
+    device: float
+    read: float
+    hash: float
+    queue: float
+    idle: float
+    limit: str | None
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        if self.limit is None:
+            yield f"nothing to read: the load took {human_duration(self.wall)}"
+            return
+        way = f"{self.threads} threads {'past' if self.direct else 'through'} the page cache"
+        time = f"{human_duration(self.wall)} ({rate_text(self.bytes, self.wall)})"
+        yield f"{size_text(self.bytes)} read in {time} by {way}; {size_text(self.verified_bytes)} verified"
+        yield f"  the limit was: {self.limit}"
+        yield f"  {'opening and planning':<24}{human_duration(self.open):>10}"
+        of_threads = sum(getattr(self, stage) for stage in _STAGES)
+        for stage, label in _STAGES.items():
+            spent: float = getattr(self, stage)
+            if spent > 0:
+                part = f"{spent / of_threads:>5.0%} of the threads' time"
+                yield f"  {label:<24}{human_duration(spent):>10}{part}"
+
+
+class _Last(threading.local):
+    report: LoadReport | None = None
+
+
+_last = _Last()
+
+
+def last_load() -> LoadReport | None:
+    """The report of the last load, or verification, that this thread has finished; None before the first."""
+    return _last.report
+
+
+def remember(told: Mapping[str, Any] | None) -> None:
+    """Make what the native side told, times in nanoseconds, the calling thread's last load."""
+    if told is not None:
+        _last.report = LoadReport(**{**told, **{name: told[name] / 1e9 for name in _TIMES}})

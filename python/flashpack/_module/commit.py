@@ -1,0 +1,139 @@
+"""The step that changes the model: everything new is built first, then put in place at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .._core import ops
+from .._core.tensors import is_uninitialized, rebuild, swapped
+from .dtensors import is_dtensor, local_of
+from .dtensors import rebuild as rebuild_dtensor
+from .offloaded import Held
+from .slots import Slot
+
+
+@dataclass
+class _Changes:
+    """`live[i]` is to take over `values[i]`'s storage; `replaced` maps an old tensor's id to its heir;
+    `filled` pairs memory that stays (of DTensors) with what goes into it."""
+
+    live: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    filled: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    replaced: dict[int, Tensor] = field(default_factory=dict)
+
+
+def commit(
+    paired: Mapping[str, Slot],
+    tensors: Mapping[str, Tensor],
+    slots: Iterable[Slot],
+    held: Mapping[str, Held] | None = None,
+) -> None:
+    """Put `tensors` in their paired places; `slots` are all of the model's, so that ties follow along.
+
+    Those of the names in `held` go where the model's weights wait.
+    """
+    held = held or {}
+    # Clones and parameters made in inference mode could never be trained.
+    with torch.inference_mode(False), torch.no_grad():
+        changes = _prepare({name: slot for name, slot in paired.items() if name not in held}, tensors)
+        for memory, value in changes.filled:
+            memory.copy_(value)
+    if changes.live:
+        ops.set_data(changes.live, changes.values)
+        # As load_state_dict: a backward pass that saved the old values must notice.
+        torch.autograd.graph.increment_version(changes.live)
+    _replace(slots, changes.replaced)
+    for name, slot in paired.items():
+        if name in held:
+            slot.put(held[name].replace(slot, tensors[name].cpu()))
+
+
+def _replace(slots: Iterable[Slot], replaced: Mapping[int, Tensor]) -> None:
+    """Put the heirs in their slots; a meta parameter turns into its heir and stays the same object."""
+    placed: dict[int, Tensor] = {}
+    for slot in slots:
+        heir = replaced.get(id(slot.tensor))
+        if heir is None:
+            continue
+        if id(heir) not in placed:
+            placed[id(heir)] = slot.tensor if _turned_into(slot.tensor, heir) else heir
+        slot.put(placed[id(heir)])
+
+
+def _turned_into(old: Tensor, heir: Tensor) -> bool:
+    """Swap a meta parameter with its heir, unless weak references or a graph hold on to it."""
+    return (
+        isinstance(old, nn.Parameter)
+        and old.is_meta
+        and type(old) is type(heir)
+        and not is_dtensor(old)
+        and swapped(old, heir)
+    )
+
+
+def _prepare(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor]) -> _Changes:
+    changes = _Changes()
+    shared = _SharedRanges()
+    # One entry per tensor of the model: of the names of a tied one, the last wins.
+    targets = {id(slot.tensor): (slot, tensors[name]) for name, slot in paired.items()}
+    for key, (slot, value) in targets.items():
+        old = slot.tensor
+        if is_dtensor(old):  # of which `value` is this rank's part
+            if old.is_meta:
+                changes.replaced[key] = rebuild_dtensor(old, value)
+            else:  # FSDP keeps views of the memory
+                changes.filled.append((local_of(old), value))
+        elif _can_set_data(old, value):
+            changes.live.append(old)
+            changes.values.append(shared.own(value))
+        elif slot.is_parameter:
+            changes.replaced[key] = shared.parameter(cast(nn.Parameter, old), value)
+        else:
+            changes.replaced[key] = shared.own(value)
+    return changes
+
+
+def _can_set_data(old: Tensor, value: Tensor) -> bool:
+    """Whether the storage can be swapped in place: not for meta, lazy, inference or conjugated tensors."""
+    return (
+        not is_uninitialized(old)
+        and not (old.is_inference() or old.is_conj() or old.is_neg())
+        and torch._has_compatible_shallow_copy_type(old, value)
+    )
+
+
+class _SharedRanges:
+    """Hands out values such that two tensors share memory only where the model means them to.
+
+    Records of one range are one tied weight. Distinct parameters on the meta device become one parameter
+    again, which mends the ties that an initialisation on meta broke. Distinct live tensors each
+    get memory of their own, so that training one does not change the other.
+    """
+
+    def __init__(self) -> None:
+        self._taken: set[int] = set()
+        self._parameters: dict[tuple[object, ...], nn.Parameter] = {}
+
+    def own(self, value: Tensor) -> Tensor:
+        """`value`, or a copy when its memory went to another tensor before."""
+        if value.numel() == 0:
+            return value
+        if value.data_ptr() in self._taken:
+            return value.clone()
+        self._taken.add(value.data_ptr())
+        return value
+
+    def parameter(self, old: nn.Parameter, value: Tensor) -> nn.Parameter:
+        """`old` made anew around `value`, or the parameter already made from the same range."""
+        if not old.is_meta or value.numel() == 0:
+            return rebuild(old, self.own(value))
+        key = (value.data_ptr(), value.shape, value.dtype, type(old), old.requires_grad)
+        if key not in self._parameters:
+            self._parameters[key] = rebuild(old, self.own(value))
+        return self._parameters[key]

@@ -1,0 +1,1 @@
+"""Loads by all ranks together."""

@@ -1,0 +1,154 @@
+"""Packing a model or a state dict: check every tensor, then one native call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .._core import ops
+from .._core.names import is_utf8
+from .._core.paths import StrPath, text_path
+from .._core.progress import run
+from .._core.tensors import packable
+from .._files.shards import ShardFile, parse_size, split, write_shards
+from ..constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
+from .offloaded import whole_state_dict
+
+# torch counts it as floating but has no cast to it: two values share a byte.
+_NO_CAST = torch.float4_e2m1fn_x2
+
+
+def pack_to_file(
+    state_dict_or_model: Mapping[str, Tensor] | nn.Module,
+    destination_path: StrPath,
+    target_dtype: torch.dtype | None = None,
+    name_order: Iterable[str] | None = None,
+    align_bytes: int = DEFAULT_ALIGN_BYTES,
+    silent: bool | None = True,
+    num_workers: int = DEFAULT_NUM_WRITE_WORKERS,  # noqa: ARG001 (0.4.5's signature)
+    *,
+    metadata: Mapping[str, str] | None = None,
+    checksum: str | None = None,
+    max_shard_size: int | str | None = None,
+) -> None:
+    """Write a model's state dict, or a dict of tensors, to a FlashPack file.
+
+    The file appears whole or not at all; an old one stays until then. `target_dtype` casts floating
+    tensors only. `name_order` selects and orders (unknown names are dropped); without it the largest
+    come first. `align_bytes` aligns every tensor's start, 0 packs densely. Tensors that are the same
+    memory (tied weights) are stored once and load tied. `metadata` is kept as text beside the tensors.
+    `num_workers` is accepted and not needed.
+
+    `checksum` names the digest function: "xxh3_64" (the default: finds accidents, at the speed of memory), or
+    "blake3", with which `checksums.footer` of the footer is a cryptographic root of everything in the file.
+    `max_shard_size`, in bytes or as "5GB", makes several files of it when one would be larger: of
+    model.flashpack model-00001-of-00002.flashpack and so on, with model.flashpack.index.json. They load by
+    the name they were saved under, replace what was saved under it, and appear once all are written.
+
+    Raises ValueError for an empty state dict, for what is not a plain tensor with data (extra state,
+    None, sparse, quantized, nested, meta… named with the reason) and for unsuitable options; OSError when
+    the file cannot be written.
+    """
+    state = _state_of(state_dict_or_model)
+    names = [name for name in dict.fromkeys(state if name_order is None else name_order) if name in state]
+    if not names:
+        raise ValueError("No tensors to pack.")
+    if align_bytes < 0:
+        raise ValueError(f"align_bytes must be >= 0, not {align_bytes}")
+    if align_bytes >= 1 << 63:
+        raise ValueError(f"align_bytes must be below 2^63, not {align_bytes}")
+    _check_target(target_dtype)
+    tensors = {name: packable(name, state[name]) for name in names}
+    path, notes = text_path(destination_path), _checked_metadata(metadata or {})
+
+    def write(file: ShardFile, names: Iterable[str], extra: Mapping[str, str]) -> None:
+        _write(
+            str(file.path),
+            {name: tensors[name] for name in names},
+            descriptor=file.descriptor,
+            silent=silent,
+            dtype=target_dtype,
+            align_bytes=align_bytes,
+            keep_order=name_order is not None,
+            metadata={**notes, **extra},
+            checksum=checksum,
+        )
+
+    if max_shard_size is None:
+        write(ShardFile(path), tensors, {})
+    else:
+        shards, total = _shards_of(tensors, target_dtype, parse_size(max_shard_size))
+        write_shards(Path(path), shards, total, write)
+
+
+def save_file(
+    tensors: Mapping[str, Tensor],
+    path: StrPath,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    checksum: str | None = None,
+    max_shard_size: int | str | None = None,
+) -> None:
+    """Write a dict of tensors, with optional {str: str} metadata; the counterpart of `load_file`.
+
+    `checksum` and `max_shard_size` as in `pack_to_file`.
+    """
+    pack_to_file(tensors, path, metadata=metadata, checksum=checksum, max_shard_size=max_shard_size)
+
+
+def _shards_of(
+    tensors: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int
+) -> tuple[Sequence[Sequence[str]], int]:
+    """The names of each shard, tensors that are the same memory together; and the bytes of all."""
+    first: dict[tuple[int, int, torch.dtype, torch.device], str] = {}
+    sizes: dict[str, int] = {}
+    same: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        casts = dtype is not None and tensor.is_floating_point() and tensor.dtype != _NO_CAST
+        itemsize = cast("torch.dtype", dtype).itemsize if casts else tensor.itemsize
+        sizes[name] = tensor.numel() * itemsize
+        if tensor.numel():
+            root = first.setdefault((tensor.data_ptr(), tensor.numel(), tensor.dtype, tensor.device), name)
+            if root != name:
+                same[name] = root
+    total = sum(size for name, size in sizes.items() if name not in same)
+    return split(sizes, limit, same), total
+
+
+def _write(path: str, tensors: dict[str, Tensor], *, silent: bool | None, **options: Any) -> None:
+    # A worker thread does not see this thread's current CUDA stream, which may still be computing.
+    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors.values())
+    run(
+        lambda counter: ops.pack(path, tensors, counter=counter, **options),
+        label="Packing",
+        size=sum(tensor.nbytes for tensor in tensors.values()) if on_cpu else 0,
+        silent=silent,
+    )
+
+
+def _state_of(source: Mapping[str, Tensor] | nn.Module) -> Mapping[str, Any]:
+    if isinstance(source, nn.Module):
+        return whole_state_dict(source)
+    if isinstance(source, Mapping):
+        return source
+    raise TypeError(f"expected a torch.nn.Module or a dict of tensors, not {type(source).__name__}")
+
+
+def _check_target(dtype: torch.dtype | None) -> None:
+    if dtype is None:
+        return
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype == _NO_CAST:
+        raise ValueError(f"Unsupported dtype: target_dtype must be a floating torch.dtype, not {dtype}")
+
+
+def _checked_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise ValueError(f"metadata must map str to str: {key!r} maps to {value!r}")
+        if not is_utf8(key) or not is_utf8(value):
+            raise ValueError(f"metadata must be UTF-8 text: {key!r} maps to {value!r}")
+    return metadata

@@ -1,0 +1,129 @@
+"""`python -m flashpack.bench PATH`: how fast your file loads here, and how near that is to the limit.
+
+What every way to load brings is first compared with the file's own bytes. Then raw limits and loads take
+turns. Printed are the best of each limit, since other work can only hide it, and the median of each load.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import click
+
+from .._core.errors import FlashPackError
+from .._core.text import human_duration, printable, rate_text
+from .._inspect.explain import Explanation, explain
+from .._load.report import LoadReport, last_load
+from . import limits as limits
+
+if TYPE_CHECKING:
+    from .loads import Case
+
+# Raw reads into fresh memory take as much as they read: at most this part of what is free.
+_MEMORY_PART = 0.4
+
+
+def bench(path: str, device: str | None = None, rounds: int = 5, cold: bool = False) -> Iterator[str]:
+    """Measure, and yield the lines of the report as they are known.
+
+    `cold`: the file is dropped from the page cache before every measurement. Raises FlashPackError for a file
+    that is not sound, OSError, and RuntimeError for a load of wrong bytes.
+    """
+    explain(path)  # refuses what is no FlashPack file before torch is imported
+    from .loads import cases, check_bytes
+
+    check_bytes(path, device)
+    yield "every load brings the file's own bytes; now measuring"
+    if cold:
+        limits.drop_from_cache(path)
+    planned = explain(path, eager=True)
+    yield from ("", str(planned), "")
+    size = min(planned.payload_bytes, int(_free_memory() * _MEMORY_PART))
+    raw, loads = _raw_limits(path, planned, size, device, cold), list(cases(path, device))
+    work = {**raw, **{case.name: case.load for case in loads}}
+    times: dict[str, list[float]] = {name: [] for name in work}
+    reports: list[LoadReport | None] = []
+    for _ in range(rounds):
+        for name in random.sample(list(work), len(work)):  # whose turn follows whose must not matter
+            if cold:
+                limits.drop_from_cache(path)
+            times[name].append(_time(work[name]))
+            if name == loads[-1].name:
+                reports.append(last_load())
+    medians = {case.name: statistics.median(times[case.name]) for case in loads}
+    rates = {name: size / min(times[name]) for name in raw}
+    yield f"limits: the best of {rounds} rounds; loads: medians of {rounds}"
+    yield from _table(rates, medians, loads, planned)
+    middle = times[loads[-1].name].index(statistics.median_low(times[loads[-1].name]))
+    yield from ("", f"where the time went, {loads[-1].name}:", str(reports[middle]))
+
+
+def _free_memory() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _time(run: Callable[[], object]) -> float:
+    """Seconds until `run` returns; the raw limits time their own work and return seconds."""
+    started = time.perf_counter()
+    result = run()
+    passed = time.perf_counter() - started
+    return result if isinstance(result, float) else passed
+
+
+def _raw_limits(
+    path: str, planned: Explanation, size: int, device: str | None, cold: bool
+) -> Mapping[str, Callable[[], object]]:
+    """What bounds the loads, as functions that take as long as moving `size` bytes does."""
+    from .loads import touch_mapping
+
+    threads = max(planned.threads, 1)
+    copying = min(threads, len(os.sched_getaffinity(0)))
+
+    def reading(reused: bool) -> Callable[[], float]:
+        return lambda: limits.read(path, size, threads, direct=planned.direct, reused=reused)
+
+    raw: dict[str, Callable[[], object]] = {"copy in memory": lambda: size / limits.copy_rate(copying)}
+    if cold:
+        raw["disk"] = reading(reused=False)
+    else:
+        raw["page cache"] = reading(reused=False)
+        raw["page cache, same memory"] = reading(reused=True)
+        raw["touching a mapping"] = lambda: touch_mapping(path, size)
+    if device is not None and device.startswith("cuda"):
+        raw["device link"] = lambda: size / limits.link_rate(device)
+    return raw
+
+
+def _table(
+    rates: Mapping[str, float], medians: Mapping[str, float], loads: list[Case], planned: Explanation
+) -> Iterator[str]:
+    for name, rate in rates.items():
+        yield f"{name:<26}{rate_text(rate, 1):>12}"
+    for case in loads:
+        seconds = medians[case.name]
+        rate = planned.payload_bytes / seconds
+        limit = min((name for name in case.bounds if name in rates), key=lambda name: rates[name])
+        nearness = f"{rate / rates[limit]:.2f} x the limit ({limit})"
+        yield f"{case.name:<26}{rate_text(rate, 1):>12}{human_duration(seconds):>12}  {nearness}"
+
+
+@click.command()
+@click.argument("path", type=click.Path())
+@click.option("--device", help="Load to this device, too, such as cuda:0.")
+@click.option(
+    "--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Medians of so many."
+)
+@click.option("--cold", is_flag=True, help="Drop the file from the page cache before every measurement.")
+def main(path: str, device: str | None, rounds: int, cold: bool) -> None:
+    """Measure how fast PATH, a .flashpack file, loads, beside what this machine can do."""
+    try:
+        for line in bench(path, device, rounds, cold):
+            click.echo(printable(line, keep="\n"))
+    except (FlashPackError, OSError, RuntimeError, ValueError) as error:
+        hint = f" (convert it first: flashpack convert {path})" if path.endswith(".safetensors") else ""
+        raise click.ClickException(printable(f"{error}{hint}")) from None

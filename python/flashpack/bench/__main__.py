@@ -1,0 +1,5 @@
+"""`python -m flashpack.bench`."""
+
+from . import main
+
+main()

@@ -1,0 +1,92 @@
+"""The loads that `flashpack.bench` times, and the check of their bytes. Imports torch."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .._core.index import blocks_of
+from .._inspect.verify import get_flashpack_file_metadata
+from .._load.load import load_file
+
+_PAGE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A way to load, and the names of the raw limits of which the lowest bounds it."""
+
+    name: str
+    load: Callable[[], object]
+    bounds: tuple[str, ...]
+
+
+def cases(path: str, device: str | None) -> Iterator[Case]:
+    """The ways to load that are worth comparing; `device` adds one."""
+    yield Case("mapped, all touched", lambda: touch(load_file(path)), ("touching a mapping", "disk"))
+    host = ("page cache", "disk")
+    yield Case("eager, unverified", lambda: load_file(path, eager=True, verify=False), host)
+    yield Case("eager, verified", lambda: load_file(path, eager=True), host)
+    if device is not None:
+        bounds = ("page cache, same memory", "disk", "device link")
+        yield Case(f"to {device}, verified", lambda: _to_device(path, device), bounds)
+
+
+def _to_device(path: str, device: str) -> dict[str, Tensor]:
+    loaded = load_file(path, device)
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return loaded
+
+
+def touch(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Look at every page of the tensors' memory."""
+    for tensor in tensors.values():
+        _flat(tensor)[::_PAGE_BYTES].sum(dtype=torch.int64)
+    return tensors
+
+
+def touch_mapping(path: str, size: int) -> Tensor:
+    """Map the file's first `size` bytes, privately, and look at every page."""
+    with Path(path).open("rb") as file:
+        mapping = mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+    return torch.frombuffer(mapping, dtype=torch.uint8)[::_PAGE_BYTES].sum(dtype=torch.int64)
+
+
+def check_bytes(path: str, device: str | None) -> None:
+    """Compare what every case loads with the bytes of the file, read by themselves.
+
+    Raises RuntimeError that names case and tensor where they differ.
+    """
+    places = _places(path)
+    for case in cases(path, device):
+        loaded = case.load()
+        if not isinstance(loaded, dict) or loaded.keys() != places.keys():
+            raise RuntimeError(f"{path}: {case.name}: other tensors were loaded than the file lists")
+        with Path(path).open("rb") as file:
+            for name, (offset, size) in places.items():
+                file.seek(offset)
+                expected = bytearray(file.read(size))
+                got = _flat(loaded[name].cpu())
+                if not torch.equal(got, torch.frombuffer(expected, dtype=torch.uint8) if size else got[:0]):
+                    raise RuntimeError(f"{path}: {case.name}: {name!r} has other bytes than the file")
+
+
+def _places(path: str) -> dict[str, tuple[int, int]]:
+    """First byte in the file and length of every tensor."""
+    footer = get_flashpack_file_metadata(path)
+    blocks, places = blocks_of(footer), {}
+    for record in footer["index"]:
+        block = blocks[record.get("macroblock", 0)]
+        size = getattr(torch, block.dtype).itemsize
+        places[record["name"]] = (block.offset_bytes + record["offset"] * size, record["length"] * size)
+    return places
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
