@@ -328,17 +328,16 @@ void op_fill_payload(const Tensor& handle, const Numbers& offsets, const Tensors
   fill_tensors(model, names, tensors, *load, progress);
 }
 
-// The tensors of `given` in the order of the file's records. Nothing unless the file holds just their names,
-// each a dense tensor's of the same device, type and sizes, and no two of the same bytes: the usual case of
-// loading into a model.
-std::optional<Handles> usual_targets(const Load& load, Handles given) {
+// The tensors of `given` in the order of the records. Nothing unless each that `load` is of is a dense
+// tensor's of the same device, type and sizes, and no two show the same bytes.
+std::optional<Handles> targets_of(const Load& load, Handles given) {
   const auto& places = load.places();
-  if (given.empty() || places.size() != given.size()) {
+  if (load.views().empty() || places.size() + load.unknown().size() != given.size()) {
     return std::nullopt;
   }
   const DeviceNumbers device = device_of(given[0].get());
   Handles targets;
-  targets.reserve(given.size());
+  targets.reserve(places.size());
   for (const View& view : load.views()) {
     const size_t number = targets.size();
     Handle& tensor = given[places[number]];
@@ -351,14 +350,21 @@ std::optional<Handles> usual_targets(const Load& load, Handles given) {
   return targets;
 }
 
-// The usual case of loading into a model's own memory. Else false, and nothing is changed.
-bool op_fill_all(const Tensor& model, const std::string& names, StableListHandle tensors,
-                 std::optional<bool> verify, const std::optional<Tensor>& progress) {
-  Handles given = take_list(tensors);
-  const Device device = device_of_first(given);
-  const Place place = place_on(device) == Place::Cuda ? Place::GivenCuda : Place::GivenHost;
-  const auto load = load_all(number_of(model), str_of(names), options(std::nullopt, verify, place));
-  const auto targets = usual_targets(*load, std::move(given));
+// Whether a load into tensors was done, the places of the names that the file lacks, and its names that were
+// not given. It was not done for a reason in the tensors if there are neither.
+using Outcome = std::tuple<bool, Numbers, StableIValue>;
+
+Outcome outcome(bool done, const Load& load) {
+  std::vector<Text> unnamed;
+  for (const rust::String& name : load.unnamed()) {
+    unnamed.push_back(make_text({name.data(), name.size()}));
+  }
+  return {done, Numbers(load.unknown().begin(), load.unknown().end()), make_list(std::move(unnamed))};
+}
+
+// Fills memory that does not overlap. Else false, and nothing is changed.
+bool fill_targets(const Load& load, Handles given, const Device& device, ProgressWords progress) {
+  const auto targets = targets_of(load, std::move(given));
   if (!targets) {
     return false;
   }
@@ -373,26 +379,36 @@ bool op_fill_all(const Tensor& model, const std::string& names, StableListHandle
   if (overlap({memory.data(), memory.size()})) {  // as that of one tensor under two names does
     return false;
   }
-  read_into(*load, device, memory, words(progress));
+  read_into(load, device, memory, progress);
   return true;
 }
 
-// The same by new memory for each tensor, in the place of its own.
-bool op_assign_all(const Tensor& model, const std::string& names, StableListHandle tensors,
-                   std::optional<bool> eager, std::optional<bool> verify,
-                   const std::optional<Tensor>& progress) {
+Outcome op_fill_all(const Tensor& model, const std::string& names, StableListHandle tensors, bool partly,
+                    std::optional<bool> verify, const std::optional<Tensor>& progress) {
   Handles given = take_list(tensors);
   const Device device = device_of_first(given);
-  auto load = load_all(number_of(model), str_of(names), options(eager, verify, place_on(device)));
-  auto targets = usual_targets(*load, std::move(given));
+  const Place place = place_on(device) == Place::Cuda ? Place::GivenCuda : Place::GivenHost;
+  const auto load =
+      load_fitting(number_of(model), str_of(names), partly, options(std::nullopt, verify, place));
+  return outcome(fill_targets(*load, std::move(given), device, words(progress)), *load);
+}
+
+// The same by new memory for each tensor, in the place of its own.
+Outcome op_assign_all(const Tensor& model, const std::string& names, StableListHandle tensors, bool partly,
+                      std::optional<bool> eager, std::optional<bool> verify,
+                      const std::optional<Tensor>& progress) {
+  Handles given = take_list(tensors);
+  const Device device = device_of_first(given);
+  auto load = load_fitting(number_of(model), str_of(names), partly, options(eager, verify, place_on(device)));
+  auto targets = targets_of(*load, std::move(given));
   if (!targets) {
-    return false;
+    return outcome(false, *load);
   }
   Handles values = read(*load, device, words(progress));  // all of them, before anything changes
   for (size_t number = 0; number < values.size(); ++number) {
     set_data(std::move((*targets)[number]), std::move(values[number]));
   }
-  return true;
+  return outcome(true, *load);
 }
 
 std::string op_last_load() { return std::string(last_load()); }
@@ -449,14 +465,14 @@ STABLE_TORCH_LIBRARY(flashpack, m) {
       "Tensor? progress=None) -> Tensor[]");
   m.def("assign(str path, str[] names, Tensor(*!)[] tensors, *, bool? eager=None, bool? verify=None) -> ()");
   m.def(
-      "assign.all(Tensor model, str names, Tensor(*!)[] tensors, *, bool? eager=None, bool? verify=None, "
-      "Tensor? progress=None) -> bool");
+      "assign.all(Tensor model, str names, Tensor(*!)[] tensors, *, bool partly=False, bool? eager=None, "
+      "bool? verify=None, Tensor? progress=None) -> (bool, int[], str[])");
   m.def(
       "fill(Tensor model, str[] names, Tensor(*!)[] tensors, *, bool? verify=None, "
       "Tensor? progress=None) -> ()");
   m.def(
-      "fill.all(Tensor model, str names, Tensor(*!)[] tensors, *, bool? verify=None, "
-      "Tensor? progress=None) -> bool");
+      "fill.all(Tensor model, str names, Tensor(*!)[] tensors, *, bool partly=False, bool? verify=None, "
+      "Tensor? progress=None) -> (bool, int[], str[])");
   m.def(
       "fill.payload(Tensor model, int[] offsets, Tensor(*!)[] tensors, *, bool? verify=None, "
       "Tensor? progress=None) -> ()");

@@ -144,11 +144,13 @@ mod ffi {
             suffixes: &CxxVector<CxxString>,
             options: &LoadOptions,
         ) -> Result<Box<Load>>;
-        fn load_all(model: i64, names: &str, options: &LoadOptions) -> Result<Box<Load>>;
+        fn load_fitting(model: i64, names: &str, partly: bool, options: &LoadOptions) -> Result<Box<Load>>;
         fn load_blocks(model: i64, options: &LoadOptions) -> Result<Box<Load>>;
         fn load_payload(model: i64, ranges: &[i64], options: &LoadOptions) -> Result<Box<Load>>;
         fn name(self: &Load, number: usize) -> Result<&str>;
         fn places(self: &Load) -> &Vec<usize>;
+        fn unknown(self: &Load) -> &Vec<i64>;
+        fn unnamed(self: &Load) -> &Vec<String>;
         fn views(self: &Load) -> &Vec<View>;
         fn sizes(self: &Load) -> &Vec<i64>;
         fn strides(self: &Load) -> &Vec<i64>;
@@ -312,16 +314,22 @@ fn wanted(options: &LoadOptions) -> load::Options {
 
 fn load(model: i64, selection: Selection<'_>, options: &LoadOptions) -> Result<Box<Load>> {
     let prepared = load::prepare(&*opened::find(model)?, selection, wanted(options))?;
-    Ok(Box::new(Load::new(prepared, Vec::new())))
+    Ok(Box::new(Load::new(prepared)))
 }
 
-/// A load of all tensors if `names`, which [`SEPARATOR`] divides, are theirs; else of none.
-fn load_all(model: i64, names: &str, options: &LoadOptions) -> std::result::Result<Box<Load>, Tagged> {
+/// A load of all tensors if `names`, which [`SEPARATOR`] divides, are theirs, or with `partly` of those that have one
+/// of the names; else of none.
+fn load_fitting(
+    model: i64,
+    names: &str,
+    partly: bool,
+    options: &LoadOptions,
+) -> std::result::Result<Box<Load>, Tagged> {
     guarded(|| {
         let names: Vec<&str> = names.split(SEPARATOR).collect();
-        let prepared = load::prepare_all(&*opened::find(model)?, &names, wanted(options))?;
-        let load = prepared.map_or_else(Load::default, |(prepared, places)| Load::new(prepared, places));
-        Ok(Box::new(load))
+        let model = opened::find(model)?;
+        let (prepared, fit) = load::prepare_fitting(&model, &names, partly, wanted(options))?;
+        Ok(Box::new(prepared.map_or_else(Load::default, Load::new).fitting(&fit, &model.index)))
     })
 }
 

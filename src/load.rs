@@ -15,7 +15,7 @@ use crate::{
         transfer,
     },
     error::{At, Error, ErrorKind, Result},
-    format::Index,
+    format::{Fit, Index},
     io::{self, Files, HostBuffer, Mapping, Route, Source, prefetch::prefetch, read::ChunkReader},
     model::Model,
     options::Environment,
@@ -143,20 +143,28 @@ pub struct Prepared {
     open: Duration,
 }
 
-/// [`prepare`] for all tensors, and for each the place of its name among `names`; `None`, and nothing is decided, unless
-/// these are the names of all.
+/// [`prepare`] for the tensors of `names`, in the order of the file, and how the names fit. `None`, and nothing is
+/// decided, unless these are the names of all tensors, or with `partly` of some.
 ///
 /// # Errors
 /// As [`prepare`].
-pub fn prepare_all(
+pub fn prepare_fitting(
     model: &Model,
     names: &[&str],
+    partly: bool,
     options: Options,
-) -> Result<Option<(Prepared, Vec<usize>)>> {
-    let Some(places) = model.index.places(names) else {
-        return Ok(None);
+) -> Result<(Option<Prepared>, Fit)> {
+    let fit = model.index.fit(names);
+    let prepared = match (&*fit.unknown, &*fit.unnamed) {
+        ([], []) => Some(prepare(model, Selection::Except(&Ignore::default()), options)?),
+        ([], _) if partly => {
+            let name = |&(record, _): &(usize, usize)| model.index.records()[record].name().to_owned();
+            let names: Vec<String> = fit.pairs.iter().map(name).collect();
+            Some(prepare(model, Selection::Names(&names), options)?)
+        }
+        _ => None,
     };
-    Ok(Some((prepare(model, Selection::Except(&Ignore::default()), options)?, places)))
+    Ok((prepared, fit))
 }
 
 /// Decides how to load `selection` of `model`.

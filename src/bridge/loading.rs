@@ -8,6 +8,7 @@ use super::{
 use crate::{
     device::cuda::{self, Cuda},
     error::{Error, ErrorKind, Result},
+    format::{Fit, Index},
     load::{Block, Prepared},
     options::Environment,
     plan::{self, Memory},
@@ -18,6 +19,8 @@ use crate::{
 pub struct Load {
     prepared: Option<Prepared>,
     places: Vec<usize>,
+    unknown: Vec<i64>,
+    unnamed: Vec<String>,
     blocks: std::vec::IntoIter<Block>,
     memory_bytes: Vec<i64>,
     views: Vec<View>,
@@ -26,7 +29,7 @@ pub struct Load {
 }
 
 impl Load {
-    pub(super) fn new(prepared: Prepared, places: Vec<usize>) -> Self {
+    pub(super) fn new(prepared: Prepared) -> Self {
         let planned = &prepared.plan().views;
         let (mut sizes, mut strides) = (Vec::new(), Vec::new());
         let views = planned.iter().zip(first_shown(planned)).map(|(view, same_as)| {
@@ -55,7 +58,17 @@ impl Load {
         };
         let memory_bytes = prepared.plan().memory.iter().map(bytes).collect();
         let prepared = Some(prepared);
-        Self { prepared, places, memory_bytes, views, sizes, strides, blocks: Vec::new().into_iter() }
+        Self { prepared, memory_bytes, views, sizes, strides, ..Self::default() }
+    }
+
+    /// The same, with what C++ asks about the names that it has given.
+    pub(super) fn fitting(self, fit: &Fit, index: &Index) -> Self {
+        Self {
+            places: fit.pairs.iter().map(|&(_, place)| place).collect(),
+            unknown: fit.unknown.iter().map(|&place| place.cast_signed() as i64).collect(),
+            unnamed: fit.unnamed.iter().map(|&number| index.records()[number].name().to_owned()).collect(),
+            ..self
+        }
     }
 
     /// The name of tensor `number`, of a load by names that has not been read yet.
@@ -66,9 +79,19 @@ impl Load {
         })
     }
 
-    /// Of a load of all tensors: for each view the place of its name among the names given.
+    /// Of a load of what fits names: for each view the place of its name among them.
     pub(super) fn places(&self) -> &Vec<usize> {
         &self.places
+    }
+
+    /// Of such a load: the places of the names that no record has.
+    pub(super) fn unknown(&self) -> &Vec<i64> {
+        &self.unknown
+    }
+
+    /// Of such a load: the names of the records that are not among them.
+    pub(super) fn unnamed(&self) -> &Vec<String> {
+        &self.unnamed
     }
 
     pub(super) fn views(&self) -> &Vec<View> {

@@ -265,10 +265,10 @@ impl Index {
         self.by_name.find(name, &self.records)
     }
 
-    /// For each record the place of its name among `names`; `None` unless these are the names of all records.
+    /// How `names` fit those of the records.
     #[must_use]
-    pub fn places(&self, names: &[&str]) -> Option<Vec<usize>> {
-        self.by_name.places(names, &self.records)
+    pub fn fit(&self, names: &[&str]) -> Fit {
+        self.by_name.fit(names, &self.records)
     }
 
     /// Bytes of `record` in the file; empty for a tensor without elements.
@@ -289,6 +289,17 @@ impl Index {
     }
 }
 
+/// How some names and those of an index's records fit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fit {
+    /// The number of each record whose name is among the names, and its place there, in the order of the file.
+    pub pairs: Vec<(usize, usize)>,
+    /// The numbers of the other records.
+    pub unnamed: Vec<usize>,
+    /// The places of the other names; of a name that is there twice, the second.
+    pub unknown: Vec<usize>,
+}
+
 /// The numbers of records in the order of their names' digests, then of the names: integers sort and are searched
 /// several times faster than strings, and names made to have equal digests cost no more than the strings would.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -307,21 +318,25 @@ impl NameOrder {
         }
     }
 
-    /// As [`Index::places`]: both lists of names are in one order, so they are equal or not the same names.
-    fn places(&self, names: &[&str], records: &[Record]) -> Option<Vec<usize>> {
-        if names.len() != records.len() {
-            return None;
-        }
-        let mut places = vec![0; names.len()];
-        for (&(digest, number), &(other, place)) in
-            self.0.iter().zip(&ordered(names.len(), |place| names[place]))
-        {
-            if digest != other || *records[number].name != *names[place] {
-                return None;
+    /// As [`Index::fit`]: both lists of names are in one order, so one walk finds what they have in common.
+    fn fit(&self, names: &[&str], records: &[Record]) -> Fit {
+        let mut places = vec![None; records.len()];
+        let mut unknown = Vec::new();
+        let mut own = self.0.iter().peekable();
+        for &(digest, place) in &ordered(names.len(), |place| names[place]) {
+            let order = |&&(other, number): &&(u64, usize)| {
+                other.cmp(&digest).then_with(|| (*records[number].name).cmp(names[place]))
+            };
+            while own.next_if(|record| order(record).is_lt()).is_some() {}
+            match own.next_if(|record| order(record).is_eq()) {
+                Some(&(_, number)) => places[number] = Some(place),
+                None => unknown.push(place),
             }
-            places[number] = place;
         }
-        Some(places)
+        unknown.sort_unstable();
+        let unnamed = (0..records.len()).filter(|&number| places[number].is_none()).collect();
+        let pairs = places.into_iter().enumerate().filter_map(|(number, place)| Some((number, place?)));
+        Fit { pairs: pairs.collect(), unnamed, unknown }
     }
 
     fn find(&self, name: &str, records: &[Record]) -> Option<usize> {
@@ -362,23 +377,31 @@ mod tests {
     }
 
     #[test]
-    fn places_are_those_of_just_the_names_in_any_order() {
+    fn names_in_any_order_find_their_records() {
         let names: Vec<String> = (0..300).map(|number| format!("layers.{number}.weight")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let index = index(&names);
         for step in [1, 7, 299] {
             let given: Vec<&str> = (0..300).map(|place| names[place * step % 300]).collect();
-            let places = index.places(&given).unwrap();
-            let found: Vec<&str> = places.iter().map(|&place| given[place]).collect();
-            assert_eq!(found, names);
+            let fit = index.fit(&given);
+            let found: Vec<_> = fit.pairs.iter().map(|&(number, place)| (number, given[place])).collect();
+            assert_eq!(found, names.iter().copied().enumerate().collect::<Vec<_>>());
+            assert_eq!((fit.unnamed, fit.unknown), (vec![], vec![]));
         }
         let mut given = names.clone();
-        given[5] = "another";
-        assert_eq!(index.places(&given), None);
-        given[5] = names[6];
-        assert_eq!(index.places(&given), None, "one name twice");
-        assert_eq!(index.places(&names[1..]), None);
-        assert_eq!(index.places(&[&names[..], &["another"]].concat()), None);
-        assert_eq!(index.places(&[]), None);
+        let mut misfits = |place: usize, name| {
+            given[place] = name;
+            let fit = index.fit(&given);
+            assert!(fit.pairs.iter().all(|&(number, place)| names[number] == given[place]));
+            assert_eq!(fit.pairs.len() + fit.unknown.len(), given.len());
+            assert_eq!(fit.pairs.len() + fit.unnamed.len(), names.len());
+            (fit.unnamed, fit.unknown)
+        };
+        assert_eq!(misfits(5, "another"), (vec![5], vec![5]));
+        let (unnamed, unknown) = misfits(5, names[6]);
+        assert_eq!((unnamed, unknown.len()), (vec![5], 1), "one name twice");
+        assert_eq!(index.fit(&names[1..]).unnamed, [0]);
+        assert_eq!(index.fit(&[&names[..], &["another"]].concat()).unknown, [300]);
+        assert_eq!(index.fit(&[]).unnamed.len(), 300);
     }
 }

@@ -21,7 +21,7 @@ pub mod signature;
 mod validate;
 
 pub use dtype::DType;
-pub use index::{Checksums, Index, Macroblock, Part, Record};
+pub use index::{Checksums, Fit, Index, Macroblock, Part, Record};
 pub use shape::Shape;
 pub use signature::{Seal, Signature};
 

@@ -57,7 +57,7 @@ def test_damage_anywhere_is_noticed(name: str, path: Path) -> None:
 
 def test_filling_all_where_all_fits(path: Path) -> None:
     given = {name: tensor.clone() for name, tensor in Many(2).state_dict().items()}
-    assert ops.fill.all(ops.open(str(path)), "\0".join(given), list(given.values()))
+    assert ops.fill.all(ops.open(str(path)), "\0".join(given), list(given.values()))[0]
     assert_same(given, Many(1).state_dict())
 
 
@@ -88,7 +88,7 @@ def changed(given: dict[str, Tensor], how: str) -> dict[str, Tensor]:
 def test_filling_all_changes_nothing_where_something_does_not_fit(how: str, path: Path) -> None:
     given = changed({name: tensor.clone() for name, tensor in Many(2).state_dict().items()}, how)
     before = {name: bits(tensor.to_dense()) for name, tensor in given.items()}
-    assert not ops.fill.all(ops.open(str(path)), "\0".join(given), list(given.values()))
+    assert not ops.fill.all(ops.open(str(path)), "\0".join(given), list(given.values()))[0]
     assert {name: bits(tensor.to_dense()) for name, tensor in given.items()} == before
 
 
@@ -96,7 +96,7 @@ def test_filling_all_leaves_tied_records_to_the_general_case(tmp_path: Path) -> 
     path, tied = tmp_path / "tied.flashpack", noise(torch.float32, (4, 4))
     flashpack.save_file({"one": tied, "other": tied}, path)
     given = {"one": torch.zeros(4, 4), "other": torch.zeros(4, 4)}
-    assert not ops.fill.all(ops.open(str(path)), "\0".join(given), list(given.values()))
+    assert not ops.fill.all(ops.open(str(path)), "\0".join(given), list(given.values()))[0]
     model = nn.ParameterDict(given)
     flashpack.assign_from_file(model, path, in_place=True)
     assert_same(model.state_dict(), {"one": tied, "other": tied})

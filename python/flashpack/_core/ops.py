@@ -153,21 +153,33 @@ def fill_payload(
     _run("fill.payload", model, list(offsets), list(tensors), verify=verify, progress=_progress(counter))
 
 
+class Outcome(NamedTuple):
+    """Of a load into tensors: whether it was `done`, the places of the names that the file lacks, and the
+    file's names that were not given. With neither, it was not done because a tensor is not as its record."""
+
+    done: bool
+    unknown: list[int]
+    unnamed: list[str]
+
+
 def fill_all(
     model: Tensor,
     names: str,
     tensors: list[Tensor],
     *,
+    partly: bool,
     verify: bool | None,
     counter: Counter | None,
-) -> bool:
+) -> Outcome:
     """`fill` if the file holds just these names, NUL between them, and each tensor is as its record.
 
-    Else False, and nothing has changed.
+    `partly`: the file may have others, too. If it is not done, nothing has changed.
     """
     with torch._C.DisableTorchFunctionSubclass():
-        filled: bool = _run("fill.all", model, names, tensors, verify=verify, progress=_progress(counter))
-    return filled
+        outcome = _run(
+            "fill.all", model, names, tensors, partly=partly, verify=verify, progress=_progress(counter)
+        )
+    return Outcome(*outcome)
 
 
 def assign_all(
@@ -175,22 +187,24 @@ def assign_all(
     names: str,
     tensors: list[Tensor],
     *,
+    partly: bool,
     eager: bool | None,
     verify: bool | None,
     counter: Counter | None,
-) -> bool:
+) -> Outcome:
     """As `fill_all`, but the tensors get other memory with their records, on the device they are on."""
     with torch._C.DisableTorchFunctionSubclass():
-        assigned: bool = _run(
+        outcome = _run(
             "assign.all",
             model,
             names,
             tensors,
+            partly=partly,
             eager=eager,
             verify=verify,
             progress=_progress(counter),
         )
-    return assigned
+    return Outcome(*outcome)
 
 
 def last_load() -> dict[str, Any] | None:

@@ -214,13 +214,14 @@ def load_into(
 
 
 def load_all_into(
-    model: OpenModel, names: str, tensors: list[Tensor], *, verify: bool | None, silent: Silent
-) -> bool:
+    model: OpenModel, names: str, tensors: list[Tensor], *, partly: bool, verify: bool | None, silent: Silent
+) -> ops.Outcome:
     """`load_into` if the file holds just the records of these `names`, with NUL between them, and each fits.
 
-    Else False, and nothing has changed.
+    `partly`: the file may have others, too. If it is not done, nothing has changed.
     """
-    return _into(ops.fill_all, model, names, tensors, verify=verify, silent=silent)
+    fill = functools.partial(ops.fill_all, partly=partly)
+    return _into(fill, model, names, tensors, verify=verify, silent=silent)
 
 
 def load_all_for(
@@ -228,14 +229,15 @@ def load_all_for(
     names: str,
     tensors: list[Tensor],
     *,
+    partly: bool,
     eager: bool | None,
     verify: bool | None,
     silent: Silent,
-) -> bool:
+) -> ops.Outcome:
     """As `load_all_into`, but the tensors get other memory with their records, on the device they are on."""
     return run_load(
         lambda counter: ops.assign_all(
-            model.handle, names, tensors, eager=eager, verify=verify, counter=counter
+            model.handle, names, tensors, partly=partly, eager=eager, verify=verify, counter=counter
         ),
         model,
         tensors[0].device,

@@ -26,6 +26,7 @@ from .._ranks.load import SharedFile, load_together
 from ..constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 from .commit import commit
 from .dtensors import is_dtensor, load_local
+from .fast_path import assign_fast
 from .in_place import fill
 from .match import IncompatibleKeys, Match, check_ties, dtypes_of, match_tensors
 from .offloaded import find_held, refresh_groups, refuse_to_move
@@ -40,7 +41,6 @@ from .own_way import (
 )
 from .plans import note_own_blocks
 from .slots import Slot, find_slots, find_tensors
-from .usual import assign_usual
 
 
 def assign_from_file(
@@ -115,16 +115,19 @@ def assign_from_file(
     when one is lost.
     """
     match = _assign(model, path, LoadOptions.pick(locals()))
-    return IncompatibleKeys([], []) if match is None else match.incompatible
+    return match.incompatible if isinstance(match, Match) else match
 
 
 def assign(model: nn.Module, source: ModelPath | OpenModel, options: LoadOptions) -> Match:
     """`assign_from_file` with the options as one value; returns what went where."""
-    return _assign(model, source, options) or _all_of(model)
+    match = _assign(model, source, options)
+    return match if isinstance(match, Match) else _all_but(model, match)
 
 
-def _assign(model: nn.Module, source: ModelPath | OpenModel, options: LoadOptions) -> Match | None:
-    """`assign`; None if all that state dicts hold was in the file, and nothing else."""
+def _assign(
+    model: nn.Module, source: ModelPath | OpenModel, options: LoadOptions
+) -> Match | IncompatibleKeys:
+    """`assign`; of the fast path the names that are left over, as to pair the others takes time."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, not {type(model).__name__}")
     device = _device_of(model, options)
@@ -132,10 +135,11 @@ def _assign(model: nn.Module, source: ModelPath | OpenModel, options: LoadOption
         path = source.path if isinstance(source, OpenModel) else source
         return _assign_together(model, path, device, options)
     weights = source if isinstance(source, OpenModel) else OpenModel(model_path(source))
-    if assign_usual(model, weights, device, options):
+    if (incompatible := assign_fast(model, weights, device, options)) is not None:
         if not options.silent and not options.in_place:
-            _report(_all_of(model), dict(zip(*find_tensors(model)[:2], strict=True)), weights)
-        return None
+            tensors = dict(zip(*find_tensors(model)[:2], strict=True))
+            _report(_all_but(model, incompatible), tensors, weights)
+        return incompatible
     if loads_flat(model):
         return _hand_over(model, weights, options)
     note_own_blocks(model)
@@ -380,9 +384,10 @@ def _hand_over(model: nn.Module, weights: OpenModel, options: LoadOptions) -> Ma
     return Match({}, list(keys.unexpected_keys), list(keys.missing_keys))
 
 
-def _all_of(model: nn.Module) -> Match:
-    slots = find_slots(model)
-    return Match({name: slots[name] for name in find_tensors(model).names}, discarded=[], missing=[])
+def _all_but(model: nn.Module, left: IncompatibleKeys) -> Match:
+    slots, missing = find_slots(model), set(left.missing_keys)
+    paired = {name: slots[name] for name in find_tensors(model).names if name not in missing}
+    return Match(paired, left.unexpected_keys, left.missing_keys)
 
 
 def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, options: LoadOptions) -> Match:

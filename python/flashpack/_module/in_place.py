@@ -15,8 +15,8 @@ from .._load.cast import cast_parts, part_of
 from .._load.load import load_into, load_tensors
 from .._load.options import LoadOptions
 from .dtensors import is_dtensor
+from .fast_path import bump_versions
 from .match import Match, check_ties, dtypes_of
-from .usual import bump_versions
 
 
 def fill(

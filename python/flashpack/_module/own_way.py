@@ -31,7 +31,7 @@ _USUAL = (
 _HARMLESS = ("LazyModuleMixin._lazy_load_hook", "FSDPParamGroup._register_state_dict_hooks")
 
 
-def is_usual(kinds: Iterable[type], hooked: Iterable[nn.Module]) -> bool:
+def load_plainly(kinds: Iterable[type], hooked: Iterable[nn.Module]) -> bool:
     """Whether modules of these classes, some with hooks, take the records of their names as they are."""
     return not any(map(_overrides, kinds)) and not any(module._load_state_dict_pre_hooks for module in hooked)
 

@@ -1,4 +1,4 @@
-"""The usual case of assign_from_file, decided natively, gives what matching the names one by one does."""
+"""The fast path of assign_from_file, decided natively, gives what matching the names one by one does."""
 
 from __future__ import annotations
 
@@ -87,32 +87,35 @@ def as_it_is(_: Model) -> None:
     pass
 
 
-USUAL = [as_it_is, channels_last, shared_memory, expanded]
-UNUSUAL = [inference, partly_meta, another_dtype, subclass]
+FAST = [as_it_is, channels_last, shared_memory, expanded]
+SLOW = [inference, partly_meta, another_dtype, subclass]
 EAGER = pytest.mark.parametrize("eager", [None, True], ids=["mapped", "eager"])
 
 
 def load(
     model: Model, path: Path, eager: bool | None, monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> list[bool]:
-    """Whether the usual case was found."""
-    found: list[bool] = []
+    """Whether the fast path was taken."""
+    taken: list[bool] = []
 
-    def watched(*args: object) -> bool:
-        found.append(usual(*args))
-        return found[-1]
+    def watched(*args: object) -> object:
+        incompatible = fast(*args)
+        taken.append(incompatible is not None)
+        return incompatible
 
-    usual: Callable[..., bool] = _assign.assign_usual
+    fast: Callable[..., object] = _assign.assign_fast
     with monkeypatch.context() as patch:
-        patch.setattr(_assign, "assign_usual", watched)
+        patch.setattr(_assign, "assign_fast", watched)
         flashpack.assign_from_file(model, path, eager=eager, **options)
-    return found
+    return taken
 
 
-def generally(model: Model, path: Path, eager: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def generally(
+    model: nn.Module, path: Path, eager: bool | None, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> object:
     with monkeypatch.context() as patch:
-        patch.setattr(_assign, "assign_usual", lambda *_: False)
-        flashpack.assign_from_file(model, path, eager=eager)
+        patch.setattr(_assign, "assign_fast", lambda *_: None)
+        return flashpack.assign_from_file(model, path, eager=eager, **options)
 
 
 def outline(tensor: Tensor) -> object:
@@ -136,8 +139,8 @@ def path(source: Model, tmp_path: Path) -> Path:
 
 
 @EAGER
-@pytest.mark.parametrize("change", [*USUAL, *UNUSUAL])
-def test_the_usual_case_gives_what_the_general_one_does(
+@pytest.mark.parametrize("change", [*FAST, *SLOW])
+def test_the_fast_path_gives_what_the_general_one_does(
     change: Callable[[Model], None],
     eager: bool | None,
     path: Path,
@@ -149,7 +152,7 @@ def test_the_usual_case_gives_what_the_general_one_does(
     change(other)
     before = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
     scratch = bits(model.scratch)
-    assert load(model, path, eager, monkeypatch) == [change in USUAL]
+    assert load(model, path, eager, monkeypatch) == [change in FAST]
     generally(other, path, eager, monkeypatch)
     assert_same(model.state_dict(), source.state_dict())
     tensors, others = (each.state_dict(keep_vars=True) for each in (model, other))
@@ -164,7 +167,7 @@ def test_the_usual_case_gives_what_the_general_one_does(
     assert bits(model.scratch) == scratch
 
 
-def test_the_records_of_one_tensor_are_compared_in_the_general_case(
+def test_the_records_of_one_tensor_are_compared_on_the_general_path(
     path: Path, source: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one_shape_for_two_names(source)
@@ -217,6 +220,97 @@ def test_names_that_cannot_be_joined(
     assert_same({key: each for key, each in model.state_dict().items() if key != name}, source.state_dict())
 
 
+# Names that only one side has
+
+
+class More(Model):
+    """With tensors that the file lacks."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.more = nn.Linear(2, 2)
+        self.register_buffer("mean", torch.zeros(2))
+
+
+class Fewer(Model):
+    """Without tensors that the file has."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        del self.image, self.layers[8]
+
+
+class Normed(Model):
+    """With a batch norm, whose count a file may lack."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.norm = nn.BatchNorm1d(2)
+
+
+def scratched(path: Path) -> None:
+    """A file that holds what state dicts do not."""
+    source = Model(1)
+    flashpack.save_file({**source.state_dict(), "scratch": source.scratch}, path)
+
+
+@EAGER
+@pytest.mark.parametrize("in_place", [False, True], ids=["", "in place"])
+@pytest.mark.parametrize("kind", [More, Fewer])
+def test_what_is_left_over_is_left_alone(
+    kind: type[Model], in_place: bool, eager: bool | None, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, other = kind(2), kind(2)
+    model.load_state_dict(other.state_dict())
+    versions = {name: tensor._version for name, tensor in model.state_dict(keep_vars=True).items()}
+    options = {"strict": False, "in_place": in_place}
+    if in_place:
+        del model.none, other.none  # an empty tensor has no memory to fill
+    assert load(model, path, eager, monkeypatch, **options) == [True]
+    expected = generally(other, path, eager, monkeypatch, **options)
+    assert_same(model.state_dict(), other.state_dict())
+    assert flashpack.assign_from_file(kind(2), path, strict=False) == expected or in_place
+    left = [name for name in ("more.weight", "more.bias", "mean") if kind is More]
+    assert all(model.state_dict(keep_vars=True)[name]._version == versions[name] for name in left)
+
+
+def test_what_is_left_over_is_told(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = flashpack.assign_from_file(More(2), path, strict=False, silent=False)
+    assert keys == (["mean", "more.weight", "more.bias"], [])
+    assert "Missing 3 names" in capsys.readouterr().out
+    keys = flashpack.assign_from_file(Fewer(2), path, strict=False, silent=False)
+    assert sorted(keys.unexpected_keys) == ["image", "layers.8.bias", "layers.8.weight"]
+    assert "Discarded 3 names" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [(More, {}), (Fewer, {}), (Normed, {"strict": False})], ids=["more", "fewer", "norm"]
+)
+def test_what_may_not_be_left_over_is_matched(
+    kind: type[Model], options: dict[str, Any], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        assert load(kind(2), path, None, monkeypatch, **options) == [False]
+    except ValueError:
+        assert kind is not Normed
+    else:
+        assert kind is Normed
+
+
+def test_a_buffer_that_state_dicts_lack_is_filled(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratched(path)
+    model = Model(2)
+    assert load(model, path, None, monkeypatch, strict=False) == [False]
+    assert bits(model.scratch) == bits(Model(1).scratch)
+
+
+def test_nothing_in_common(path: Path) -> None:
+    model = nn.Linear(2, 2)
+    keys = flashpack.assign_from_file(model, path, strict=False)
+    assert keys.missing_keys == ["weight", "bias"]
+    assert len(keys.unexpected_keys) == 22
+
+
 # The operator
 
 
@@ -245,7 +339,7 @@ def changed(given: dict[str, Tensor], how: str) -> dict[str, Tensor]:
 def test_assigning_all_gives_other_memory(path: Path, source: Model) -> None:
     given = {name: tensor.clone() for name, tensor in Model(2).state_dict().items()}
     before = {name: tensor.data_ptr() for name, tensor in given.items() if tensor.numel()}
-    assert ops.assign.all(ops.open(str(path)), "\0".join(given), list(given.values()))
+    assert ops.assign.all(ops.open(str(path)), "\0".join(given), list(given.values()))[0]
     assert_same(given, source.state_dict())
     assert all(given[name].data_ptr() != address for name, address in before.items())
 
@@ -261,15 +355,15 @@ def test_assigning_all_changes_nothing_where_something_does_not_fit(how: str, pa
     given = changed({name: tensor.clone() for name, tensor in Model(2).state_dict().items()}, how)
     real = {name: tensor for name, tensor in given.items() if not tensor.is_meta}
     before = {name: bits(tensor.to_dense()) for name, tensor in real.items()}
-    assert not ops.assign.all(ops.open(str(path)), "\0".join(given), list(given.values()))
+    assert not ops.assign.all(ops.open(str(path)), "\0".join(given), list(given.values()))[0]
     assert {name: bits(tensor.to_dense()) for name, tensor in real.items()} == before
 
 
-def test_assigning_all_leaves_tied_records_to_the_general_case(tmp_path: Path) -> None:
+def test_assigning_all_leaves_tied_records_to_the_general_path(tmp_path: Path) -> None:
     path, tied = tmp_path / "tied.flashpack", noise(torch.float32, (4, 4))
     flashpack.save_file({"one": tied, "other": tied}, path)
     given = {"one": torch.zeros(4, 4), "other": torch.zeros(4, 4)}
-    assert not ops.assign.all(ops.open(str(path)), "\0".join(given), list(given.values()))
+    assert not ops.assign.all(ops.open(str(path)), "\0".join(given), list(given.values()))[0]
     model = nn.ParameterDict(given)
     flashpack.assign_from_file(model, path)
     assert_same(model.state_dict(), {"one": tied, "other": tied})
