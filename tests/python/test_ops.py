@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -87,6 +88,18 @@ def test_load_blocks_gives_one_flat_tensor_per_macroblock(eager: bool, packed: s
 
 def test_verify_gives_the_bytes_it_checked(packed: str) -> None:
     assert ops.verify(ops.open(packed)) == len(read_payload(Path(packed)))
+
+
+# What is documented
+
+
+def test_the_documented_schemas_are_those_registered() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "operators.md"
+    block = page.read_text().partition("```text\n")[2].partition("```")[0]
+    documented = {" ".join(entry.split()) for entry in re.split(r"\n(?=\S)", block.strip())}
+    schemas = [str(schema) for schema in torch._C._jit_get_all_schemas()]
+    ours = {schema.removeprefix("flashpack::") for schema in schemas if schema.startswith("flashpack::")}
+    assert documented == ours
 
 
 # Open models

@@ -84,7 +84,7 @@ def test_workflows_call_targets_that_exist() -> None:
 
 
 def test_links_lead_to_files() -> None:
-    for page in [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
+    for page in [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]:
         links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
         missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
         assert not missing, f"{page.name}: {missing}"

@@ -1,4 +1,4 @@
-"""Every snippet and command of the README, run as it is written."""
+"""Every snippet and command of the README, the guides and the reference, run as it is written, in one go."""
 
 from __future__ import annotations
 
@@ -25,12 +25,25 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import BertConfig, BertModel
 
-README = (Path(__file__).parents[3] / "README.md").read_text()
+ROOT = Path(__file__).parents[3]
+# In the order in which they are read: what one makes the next may use.
+PAGES = (
+    *("README.md", "docs/guides/loading.md", "docs/guides/hugging-face.md", "docs/guides/ranks.md"),
+    *("docs/guides/serving.md", "docs/guides/slow-loads.md", "docs/reference/command-line.md"),
+    *("docs/reference/environment.md", "docs/reference/operators.md", "docs/reference/python.md"),
+)
+TEXT = "".join((ROOT / page).read_text() for page in PAGES)
+
+
+def test_no_page_is_left_out() -> None:
+    folders = ("docs/guides", "docs/reference")
+    found = {str(page.relative_to(ROOT)) for folder in folders for page in (ROOT / folder).glob("*.md")}
+    assert found == set(PAGES[1:])
 
 
 def snippets(language: str) -> list[str]:
-    """The README's blocks of this language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    """The pages' blocks of this language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
 PYTHON = [code for code in snippets("python") if 'device="cuda"' not in code]
