@@ -154,10 +154,9 @@ vllm: build $(VLLM)/.ready ## test the loader of vLLM, in an environment of its 
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --force-reinstall target/vllm/*.whl
 	$(VLLM)/bin/python -m pytest tests/serving/test_vllm.py
 
-docs: build $(VENV)/.docs ## build the references of both interfaces into target/doc; a warning is an error
+docs: build $(VENV)/.docs ## build the site and the Rust reference into target/doc; a warning is an error
 	$(RUSTDOC)
-	$(BIN)/python -W error::UserWarning -m pdoc --output-directory target/doc/python flashpack \
-		'!flashpack[.]integrations[.].*[.]_loader' # they need vLLM and SGLang
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove what was built (and keep the tools in $(VENV))
 	rm -rf target dist python/*.egg-info python/flashpack/_lib/*.so $(VENV)/.built

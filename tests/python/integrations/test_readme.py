@@ -31,6 +31,7 @@ PAGES = (
     *("README.md", "docs/guides/loading.md", "docs/guides/hugging-face.md", "docs/guides/ranks.md"),
     *("docs/guides/serving.md", "docs/guides/slow-loads.md", "docs/reference/command-line.md"),
     *("docs/reference/environment.md", "docs/reference/operators.md", "docs/reference/python.md"),
+    "docs/reference/api.md",
 )
 TEXT = "".join((ROOT / page).read_text() for page in PAGES)
 
