@@ -29,7 +29,7 @@ VALGRIND_TESTS := conversion faults fixtures hardening properties transfer writi
 MIRI := nightly-2026-05-20
 MODELS := RUSTFLAGS='--cfg shuttle' cargo test --quiet --target-dir target/shuttle --test interleavings
 
-.PHONY: help build test lint fmt demo fuzz fuzzbuild models asan valgrind miri audit mutations bench parity reliability
+.PHONY: help build test thorough lint fmt demo fuzz fuzzbuild models asan valgrind miri audit mutations bench parity reliability
 .PHONY: wheel wheel-test oldest matrix sdist tch sglang vllm docs clean
 
 help: ## list the tasks
@@ -39,9 +39,12 @@ build: $(VENV)/.built ## make $(VENV) with pinned tools and install the package 
 
 test: build ## run the Rust tests, then the Python tests on the installed package
 	cargo test --quiet --features cuda
+	$(BIN)/python -m pytest -m "not slow"
+
+thorough: build ## run what takes long: other releases, 0.4.5's own tests, interleavings, fuzzing
+	$(BIN)/python -m pytest -m slow
 	$(MODELS)
 	$(MAKE) --jobs=2 fuzz FUZZ_SECONDS=30
-	$(BIN)/python -m pytest
 
 lint: $(VENV)/.tools ## check format, lints and types of Rust, C++ and Python
 	cargo fmt --check

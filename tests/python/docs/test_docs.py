@@ -79,8 +79,12 @@ def test_the_pages_are_found() -> None:
 
 def test_workflows_call_targets_that_exist() -> None:
     files = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-    called = re.findall(r"make (.+)$", "".join(file.read_text() for file in files), re.MULTILINE)
-    assert {"lint", "test", "wheel-test", "sdist"} <= set(called) <= TARGETS
+    text = "".join(file.read_text() for file in files)
+    called = set(re.findall(r"run: make ([a-z-]+)$", text, re.MULTILINE))
+    listed = {target for targets in re.findall(r"target: \[(.*)\]", text) for target in targets.split(", ")}
+    assert {"lint", "test", "thorough", "wheel-test", "sdist"} <= called
+    assert {"asan", "mutations", "reliability"} <= listed
+    assert called | listed <= TARGETS
 
 
 def test_links_lead_to_files() -> None:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from processes import python, succeed
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
 

@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import beside
+import pytest
 from processes import environment, python
+
+pytestmark = pytest.mark.slow
 
 RELEASES = [
     "transformers==5.10.4",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from upstream_suite import outcomes
+
+pytestmark = pytest.mark.slow
 
 READER = "tests the release's Python reader from within, by private functions or by replacing what it imports"
 RANKS = "replaces private functions of the release on the ranks; tests/python/ranks has the same faults"
