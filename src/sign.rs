@@ -93,7 +93,7 @@ impl PublicKey {
     }
 }
 
-/// Signs the FlashPack file at `path`, which takes the place of what it was, with the signature instead of any it had.
+/// Signs the file in place, replacing any existing signature.
 /// The payload is copied a chunk of digests at a time, and compared with those: what is damaged is not signed.
 ///
 /// # Errors

@@ -109,7 +109,7 @@ def main() -> None:
     "--ignore-prefixes", multiple=True, help="Skip tensors whose name starts with this (repeatable)."
 )
 @click.option("--ignore-suffixes", multiple=True, help="Skip tensors whose name ends with this (repeatable).")
-@click.option("--checksum", help="What makes the digests: xxh3_64, the default, or blake3.")
+@click.option("--checksum", help="Checksum algorithm: xxh3_64 (default) or blake3.")
 @click.option("--use-transformers", is_flag=True, help="Let transformers load the model.")
 @click.option("--use-diffusers", is_flag=True, help="Let diffusers load the model.")
 @_VERBOSE
@@ -167,7 +167,10 @@ def metadata(path: str, show_index: bool, as_json: bool) -> None:
 @main.command()
 @click.argument("path", type=click.Path())
 @click.option(
-    "--key", type=click.Path(), required=True, help="Private key, of `openssl genpkey -algorithm ed25519`."
+    "--key",
+    type=click.Path(),
+    required=True,
+    help="Private key, as `openssl genpkey -algorithm ed25519` writes it.",
 )
 @_VERBOSE
 def sign(path: str, key: str, verbose: bool) -> None:

@@ -44,7 +44,7 @@ pub struct Request<'a> {
     pub ignore: Ignore<'a>,
     /// Strings for the new footer, over those of the sources.
     pub metadata: BTreeMap<String, String>,
-    /// What makes the digests.
+    /// The checksum algorithm.
     pub algorithm: Algorithm,
 }
 

@@ -86,7 +86,7 @@ def find_source(text: str, arguments: dict[str, Any], silent: bool | None) -> So
         name = "-".join([path.name, *filter(None, subfolder.split("/"))])
         default = Path(weights_name(variant, stem=name))
     else:
-        raise FileNotFoundError(errno.ENOENT, "No such file or folder, and this is no repository id", text)
+        raise FileNotFoundError(errno.ENOENT, "Not a file, a folder, or a valid repository id", text)
     if not place.exists():
         raise FileNotFoundError(errno.ENOENT, "No such file or folder", str(place))
     refuse_pipeline(place)

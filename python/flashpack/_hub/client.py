@@ -58,7 +58,7 @@ def fetch(source: StrPath, options: HubOptions, patterns: Iterable[str], *, quie
             errno.ENOTDIR, "expected a folder or a repository id, not a file", str(folder)
         )
     if not is_repo_id(text):
-        raise FileNotFoundError(errno.ENOENT, "No such folder, and this is no repository id", text)
+        raise FileNotFoundError(errno.ENOENT, "Not a folder or a valid repository id", text)
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:

@@ -21,8 +21,8 @@ _MODES = {
 class Explanation:
     """A load that has been planned and not run: sizes in bytes, times in seconds, rates in bytes per second.
 
-    Source: `cached_part` is the part of the file in the page cache, from 64 places looked at, None where
-    nobody tells; `direct` says that reads go past it, `why` the reason; `algorithm` is that of
+    Source: `cached_part` is the part of the file in the page cache, estimated from 64 samples, None where it
+    is unknown; `direct` says that reads go past it, `why` the reason; `algorithm` is that of
     the checksums, None for a file without.
 
     Work: `mode` is "map", "read" or "stage"; each of `threads` takes `task_bytes` at a time, in chunks of up
@@ -92,7 +92,7 @@ class Explanation:
 
     def _cached(self) -> str:
         if self.cached_part is None:
-            return "nobody tells how much of it the page cache holds"
+            return "page-cache residency unknown"
         return f"about {self.cached_part:.0%} of it in the page cache"
 
     def _work(self) -> str:

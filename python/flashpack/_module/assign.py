@@ -74,9 +74,9 @@ def assign_from_file(
     """Give `model` the weights of a file, or of several, that `load_file` takes, by their names.
 
     Live tensors keep their identity, requires_grad and optimizer references; parameters take the file's
-    dtype, unless `dtype` says otherwise. Tensors on the meta device become real ones, ties kept: parameters
-    as the same objects unless something holds weak references or a graph to them, buffers by replacement.
-    Nothing is changed unless everything fits.
+    dtype, unless `dtype` says otherwise. Meta tensors are materialized and stay tied. Parameters keep their
+    identity unless a weak reference or an autograd graph points at them; buffers are replaced. Nothing
+    changes unless everything fits.
 
     Returns the names that the file lacks and those that the model lacks, as `load_state_dict` does. Not
     missing is what is ignored, or tied to a name that the file has; not unexpected is a non-persistent
