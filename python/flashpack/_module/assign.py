@@ -212,16 +212,14 @@ def _read(
         fill(weights.shown, match, mapped, device, options, weights)
         return match, mapped, {}
     dtypes, retained = dtypes_of(match.slots, mapped, options), {}
-    parts = [name for name, slot in match.slots.items() if is_dtensor(slot.tensor)]
+    has_parts = any(is_dtensor(slot.tensor) for slot in match.slots.values())
     if options.keep_flash_ref_on_model:
-        if places or parts:
+        if places or has_parts:
             what = "the model lies on several devices" if places else "DTensors do not lie in whole blocks"
             raise ValueError(f"{weights.shown}: keep_flash_ref_on_model=True: {what}")
-        # By blocks, so that what stays on the model is the memory that its tensors live in.
-        how: dict[str, Any] = {"eager": options.eager, "verify": options.verify, "silent": options.shown}
-        retained = _retained(read_blocks(weights, device, **how), weights.footer)
+        retained = _read_blocks(weights, device, options)
         tensors = cast(_in_blocks(retained, options), dtypes)
-    elif maps and not parts:
+    elif maps and not has_parts:
         tensors = cast(mapped, dtypes)
     elif places:
         tensors = _load_to_places(weights, places, options, match.slots, mapped, dtypes)
@@ -230,6 +228,12 @@ def _read(
     # As the file has them: on the CPU, and of DTensors the whole, so that all ranks come to the same.
     check_ties(weights.shown, match.slots, mapped, options)
     return match, tensors, retained
+
+
+def _read_blocks(weights: OpenModel, device: torch.device, options: LoadOptions) -> dict[str, Any]:
+    """What stays on the model: the memory that its tensors will live in."""
+    storage = read_blocks(weights, device, eager=options.eager, verify=options.verify, silent=options.shown)
+    return _retained(storage, weights.footer)
 
 
 def _retained(storage: FlashTensorStorage, footer: dict[str, Any]) -> dict[str, Any]:
@@ -396,25 +400,7 @@ def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, op
         held = find_held(model)
         ranks, slots, described = file.ranks, find_slots(model), file.described(options.ignore)
 
-        def check() -> Match:
-            if options.in_place:
-                raise ValueError("in_place=True cannot be combined with use_distributed_loading=True")
-            if any(is_dtensor(slot.tensor) for slot in slots.values()):
-                raise ValueError(
-                    "use_distributed_loading=True loads whole tensors: leave it out for DTensors, of which "
-                    "each rank reads its own part"
-                )
-            places = _places(model, slots, held, device, options)
-            if any(place != device for name, place in places.items() if name not in held):
-                raise ValueError(f"{path}: use_distributed_loading=True: the model lies on several devices")
-            if loads_flat(model) or (roots := own_roots(model, described)):
-                kinds = "FSDP1's modules load" if loads_flat(model) else _named(roots)
-                raise ValueError(
-                    f"{path}: {kinds} in their own way, which use_distributed_loading=True cannot follow"
-                )
-            return match_tensors(described, slots, options, str(path))
-
-        match = ranks.agree(check)
+        match = ranks.agree(lambda: _match_together(model, described, slots, held, device, path, options))
         dtypes = dtypes_of(match.slots, described, options)
         retained: dict[str, Any] = {}
         if options.keep_flash_ref_on_model:
@@ -433,6 +419,34 @@ def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, op
     if not options.silent and ranks.rank == 0:
         _report(match, tensors, file)
     return match
+
+
+def _match_together(
+    model: nn.Module,
+    described: Mapping[str, Tensor],
+    slots: Mapping[str, Slot],
+    held: Collection[str],
+    device: torch.device,
+    path: ModelPath,
+    options: LoadOptions,
+) -> Match:
+    """What goes where on this rank, if a load by all ranks can do it."""
+    if options.in_place:
+        raise ValueError("in_place=True cannot be combined with use_distributed_loading=True")
+    if any(is_dtensor(slot.tensor) for slot in slots.values()):
+        raise ValueError(
+            "use_distributed_loading=True loads whole tensors: leave it out for DTensors, of which "
+            "each rank reads its own part"
+        )
+    places = _places(model, slots, held, device, options)
+    if any(place != device for name, place in places.items() if name not in held):
+        raise ValueError(f"{path}: use_distributed_loading=True: the model lies on several devices")
+    if loads_flat(model) or (roots := own_roots(model, described)):
+        kinds = "FSDP1's modules load" if loads_flat(model) else _named(roots)
+        raise ValueError(
+            f"{path}: {kinds} in their own way, which use_distributed_loading=True cannot follow"
+        )
+    return match_tensors(described, slots, options, str(path))
 
 
 def _device_of(model: nn.Module, options: LoadOptions) -> torch.device:

@@ -32,22 +32,7 @@ def fill(
     Raises ValueError, before anything changes, for memory that cannot take its record: on another device, of
     another dtype, not there, or shared with what has another record.
     """
-    if options.keep_flash_ref_on_model:
-        raise ValueError("in_place=True makes no storage that keep_flash_ref_on_model could keep")
-    shown = clipped(shown, 500)
-    dtypes = dtypes_of(match.slots, mapped, options)
-    for name, slot in match.slots.items():
-        reason = _refusal(slot.tensor, dtypes[name], device)
-        if reason is not None:
-            raise ValueError(f"{shown}: in_place=True cannot fill {quoted(name)}: {reason}")
-    check_ties(shown, match.slots, mapped, options, _shown_memory)
-    last = {_shown_memory(slot.tensor): name for name, slot in match.slots.items()}
-    targets = {name: match.slots[name].tensor.detach() for name in last.values()}
-    if names := _overlapping(targets):
-        raise ValueError(
-            f"{shown}: in_place=True cannot fill {listed(names)}: they share memory in part, so that one "
-            "would overwrite the other"
-        )
+    targets = _targets(clipped(shown, 500), match, mapped, device, options)
     direct = {
         name: tensor
         for name, tensor in targets.items()
@@ -65,6 +50,28 @@ def fill(
             _put(copied, source)
     finally:  # also half a load
         bump_versions(list(targets.values()))
+
+
+def _targets(
+    shown: str, match: Match, mapped: Mapping[str, Tensor], device: torch.device, options: LoadOptions
+) -> dict[str, Tensor]:
+    """The tensors to fill, one of those that are the same memory, if each can take its record."""
+    if options.keep_flash_ref_on_model:
+        raise ValueError("in_place=True makes no storage that keep_flash_ref_on_model could keep")
+    dtypes = dtypes_of(match.slots, mapped, options)
+    for name, slot in match.slots.items():
+        reason = _refusal(slot.tensor, dtypes[name], device)
+        if reason is not None:
+            raise ValueError(f"{shown}: in_place=True cannot fill {quoted(name)}: {reason}")
+    check_ties(shown, match.slots, mapped, options, _shown_memory)
+    last = {_shown_memory(slot.tensor): name for name, slot in match.slots.items()}
+    targets = {name: match.slots[name].tensor.detach() for name in last.values()}
+    if names := _overlapping(targets):
+        raise ValueError(
+            f"{shown}: in_place=True cannot fill {listed(names)}: they share memory in part, so that one "
+            "would overwrite the other"
+        )
+    return targets
 
 
 def _copy(
