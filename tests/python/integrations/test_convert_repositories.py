@@ -178,9 +178,9 @@ def test_a_pipeline_names_its_models(hub: Hub, work: Path, tmp_path: Path) -> No
     [
         (["tiny/absent"], "tiny/absent: neither a local folder nor a repository that exists"),
         (["absent"], "absent: neither a local folder nor a repository that exists"),
-        (["absent.safetensors"], "No such file or folder"),
-        (["absent.flashpack"], "No such file or folder"),
-        (["./tiny/empty"], "No such file or folder"),
+        (["absent.safetensors"], "Not a file, a folder, or a valid repository id"),
+        (["absent.flashpack"], "Not a file, a folder, or a valid repository id"),
+        (["./tiny/empty"], "Not a file, a folder, or a valid repository id"),
         (["tiny/empty"], "No .safetensors or .bin weights"),
         (["tiny/empty", "--subfolder", "no"], "tiny/empty: no model in the repository"),
         (["tiny/empty", "--subfolder", "../x"], "subfolder must lie inside"),

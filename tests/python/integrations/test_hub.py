@@ -69,7 +69,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 )
 def test_what_can_only_be_a_path(hub: Hub, missing: str) -> None:
     assert not is_repo_id(missing)
-    with pytest.raises(FileNotFoundError, match="No such folder") as caught:
+    with pytest.raises(FileNotFoundError, match="Not a folder or a valid repository id") as caught:
         fetch(missing, HubOptions(), ["*"])
     assert caught.value.filename == missing
     assert hub.requests == []
