@@ -48,7 +48,7 @@ TORCH = [
             "assign",
             "assign_fit",
         ),
-        *("assign_ties", "in_place", "usual", "mixin", "fixtures"),
+        *("assign_ties", "in_place", "fast_path", "opens", "mixin", "fixtures"),
     )
 ]
 ENGINE = [TESTS / "cuda" / "test_engine.py"]
