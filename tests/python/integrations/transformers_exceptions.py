@@ -59,6 +59,9 @@ KNOWN: dict[str, list[str]] = {
         "DeepseekV4ForCausalLM DeepseekV4Model converted",
         "DeepseekV4ForCausalLM DeepseekV4Model packed",
     ],
+    "a packed file holds the class's own names; below two prefixes transformers does not find its base": [
+        "RfDetrForInstanceSegmentation RfDetrModel packed"
+    ],
     "a tied bias that is left over is reported by the other of its names": [
         "FlavaForPreTraining FlavaModel packed"
     ],
