@@ -155,7 +155,7 @@ def check_that_it_bites() -> None:
 
 def refuse_other_libraries() -> None:
     """Exits unless the tests will use the libraries that were built here, and those are instrumented."""
-    code = "from flashpack import _native, _ops; print(_native.LIBRARY_FOLDER, _ops.library_path())"
+    code = "from flashpack._core import native, ops; print(native.LIBRARY_FOLDER, ops.library_path())"
     folder, library = run(["-c", code]).stdout.split()
     if Path(folder) != PACKAGE / "_lib" or Path(library).parent != PACKAGE / "_lib":
         sys.exit(f"the tests would use {folder} and {library}, not what is in {PACKAGE}")

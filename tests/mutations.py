@@ -165,7 +165,7 @@ def with_edits(mutation: Mutation) -> None:
 
 def first_failure() -> str:
     """The first test that fails with the copy; empty if all pass."""
-    used = "from flashpack import _ops; print(_ops.library_path())"
+    used = "from flashpack._core import ops; print(ops.library_path())"
     path = {"PYTHONPATH": str(CRATE / "python")}
     library = run([sys.executable, "-c", used], ROOT, **path).stdout.strip()
     if Path(library) != LIBRARY:
