@@ -1,4 +1,4 @@
-"""Loading into the memory that a model has: `in_place=True` and the op behind its usual case."""
+"""Loading into the memory that a model has: `in_place=True` and the op behind its fast path."""
 
 from __future__ import annotations
 
