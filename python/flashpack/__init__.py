@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ._load.load import load_file
     from ._load.report import LoadReport, last_load
     from ._module.assign import assign_from_file
-    from ._module.sharded import load_sharded
+    from ._parallel.load import load_sharded
     from ._ranks.load import read_flashpack_file_distributed
     from ._save.pack import pack_to_file, save_file
     from ._save.sign import sign_file
@@ -68,7 +68,7 @@ _HOMES = {
     "pack_to_file": "_save.pack",
     "release_pinned_pool": "_core.ops",
     "save_file": "_save.pack",
-    "load_sharded": "_module.sharded",
+    "load_sharded": "_parallel.load",
     "sign_file": "_save.sign",
     "patch_integrations": "integrations",
     "FlashPackMixin": "mixin",

@@ -11,7 +11,7 @@ import flashpack
 PACKAGE = Path(flashpack.__file__).parent
 # Each uses only those before it. What is not among them are the public names: they come last.
 ROOMS = (
-    *("constants", "_core", "_files", "_load", "_ranks", "_module"),
+    *("constants", "_core", "_files", "_load", "_ranks", "_module", "_parallel"),
     *("_save", "_hub", "_inspect", "_convert", "public", "integrations"),
 )
 # Public names that are of an integration, or that are for its sake.

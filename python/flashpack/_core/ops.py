@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from . import fakes
 from .errors import from_native
 from .native import LIBRARY_FOLDER, Counter
 from .paths import native_path
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def library_path() -> str:
@@ -73,84 +76,54 @@ def describe(model: Tensor) -> str:
     return text
 
 
+class How(TypedDict):
+    """How a load reads: the operators' options of these names, and the progress buffer."""
+
+    eager: bool | None
+    verify: bool | None
+    counter: Counter | None
+
+
 def load(
     model: Tensor,
     names: Sequence[str],
+    slices: Sequence[Slice] = (),
     *,
     device: torch.device,
-    eager: bool | None,
-    verify: bool | None,
-    counter: Counter | None,
-    slices: Sequence[Slice] = (),
+    **how: Unpack[How],
 ) -> list[Tensor]:
     """The named tensors on `device`, in the order of `names`. Identical ranges of the file share memory."""
+    numbers = [number for part in slices for number in part] or None
     tensors: list[Tensor] = _run(
-        "load.names",
-        model,
-        list(names),
-        device=device,
-        eager=eager,
-        verify=verify,
-        slices=[number for part in slices for number in part] if slices else None,
-        progress=_progress(counter),
+        "load.names", model, list(names), device=device, slices=numbers, **_reading(how)
     )
     return tensors
 
 
 def load_all(
-    model: Tensor,
-    ignore: Mapping[str, Sequence[str]],
-    *,
-    device: torch.device,
-    eager: bool | None,
-    verify: bool | None,
-    counter: Counter | None,
+    model: Tensor, ignore: Mapping[str, Sequence[str]], *, device: torch.device, **how: Unpack[How]
 ) -> dict[str, Tensor]:
     """Every tensor whose name is not ignored, in file order. `ignore` holds ignore_names and the like."""
-    names, tensors = _run(
-        "load.ignoring",
-        model,
-        **ignore,
-        device=device,
-        eager=eager,
-        verify=verify,
-        progress=_progress(counter),
-    )
+    names, tensors = _run("load.ignoring", model, **ignore, device=device, **_reading(how))
     return dict(zip(names, tensors, strict=True))
 
 
-def load_blocks(
-    model: Tensor, *, device: torch.device, eager: bool | None, verify: bool | None, counter: Counter | None
-) -> list[Tensor]:
+def load_blocks(model: Tensor, *, device: torch.device, **how: Unpack[How]) -> list[Tensor]:
     """One 1-D tensor per macroblock."""
-    result: list[Tensor] = _run(
-        "load_blocks", model, device=device, eager=eager, verify=verify, progress=_progress(counter)
-    )
+    result: list[Tensor] = _run("load_blocks", model, device=device, **_reading(how))
     return result
 
 
-def fill(
-    model: Tensor,
-    names: Sequence[str],
-    tensors: Sequence[Tensor],
-    *,
-    verify: bool | None,
-    counter: Counter | None,
-) -> None:
+def fill(model: Tensor, names: Sequence[str], tensors: Sequence[Tensor], **how: Unpack[How]) -> None:
     """Fill the memory of `tensors`, all on one device, with the named records of equal shape and dtype."""
-    _run("fill.default", model, list(names), list(tensors), verify=verify, progress=_progress(counter))
+    _run("fill.default", model, list(names), list(tensors), **_filling(how))
 
 
 def fill_payload(
-    model: Tensor,
-    offsets: Sequence[int],
-    tensors: Sequence[Tensor],
-    *,
-    verify: bool | None,
-    counter: Counter | None = None,
+    model: Tensor, offsets: Sequence[int], tensors: Sequence[Tensor], *, verify: bool | None
 ) -> None:
     """Fill each of `tensors`, flat uint8 on one device, with the file's bytes from its offset on."""
-    _run("fill.payload", model, list(offsets), list(tensors), verify=verify, progress=_progress(counter))
+    _run("fill.payload", model, list(offsets), list(tensors), verify=verify)
 
 
 class Outcome(NamedTuple):
@@ -163,48 +136,30 @@ class Outcome(NamedTuple):
 
 
 def fill_all(
-    model: Tensor,
-    names: str,
-    tensors: list[Tensor],
-    *,
-    partly: bool,
-    verify: bool | None,
-    counter: Counter | None,
+    model: Tensor, names: str, tensors: list[Tensor], *, partly: bool, **how: Unpack[How]
 ) -> Outcome:
     """`fill` if the file holds just these names, NUL between them, and each tensor is as its record.
 
     `partly`: the file may have others, too. If it is not done, nothing has changed.
     """
     with torch._C.DisableTorchFunctionSubclass():
-        outcome = _run(
-            "fill.all", model, names, tensors, partly=partly, verify=verify, progress=_progress(counter)
-        )
-    return Outcome(*outcome)
+        return Outcome(*_run("fill.all", model, names, tensors, partly=partly, **_filling(how)))
 
 
 def assign_all(
-    model: Tensor,
-    names: str,
-    tensors: list[Tensor],
-    *,
-    partly: bool,
-    eager: bool | None,
-    verify: bool | None,
-    counter: Counter | None,
+    model: Tensor, names: str, tensors: list[Tensor], *, partly: bool, **how: Unpack[How]
 ) -> Outcome:
     """As `fill_all`, but the tensors get other memory with their records, on the device they are on."""
     with torch._C.DisableTorchFunctionSubclass():
-        outcome = _run(
-            "assign.all",
-            model,
-            names,
-            tensors,
-            partly=partly,
-            eager=eager,
-            verify=verify,
-            progress=_progress(counter),
-        )
-    return Outcome(*outcome)
+        return Outcome(*_run("assign.all", model, names, tensors, partly=partly, **_reading(how)))
+
+
+def _reading(how: How) -> dict[str, Any]:
+    return {"eager": how["eager"], **_filling(how)}
+
+
+def _filling(how: How) -> dict[str, Any]:
+    return {"verify": how["verify"], "progress": _progress(how["counter"])}
 
 
 def last_load() -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from .._files.readable import Source
 from .cast import cast, duplicate, is_castable, load_cast, requested_dtype
 from .report import remember
 from .slices import Cuts, SliceLike, parse_slices
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 T = TypeVar("T")
 Device = str | int | torch.device
@@ -127,6 +130,14 @@ def surely_maps(eager: bool | None, verify: bool | None) -> bool:
     return maps and not verify
 
 
+class Reading(TypedDict, total=False):
+    """How a load reads: `eager` and `verify` as in `load_file`, `silent` as in `run`."""
+
+    eager: bool | None
+    verify: bool | None
+    silent: Silent
+
+
 def load_tensors(
     model: OpenModel,
     device: torch.device,
@@ -134,25 +145,15 @@ def load_tensors(
     names: Sequence[str] | None = None,
     slices: Mapping[str, Cuts] | None = None,
     ignore: Mapping[str, Sequence[str]] | None = None,
-    eager: bool | None = None,
-    verify: bool | None = None,
-    silent: Silent = True,
+    **reading: Unpack[Reading],
 ) -> dict[str, Tensor]:
     """Load by name, `slices` of some of these, or everything that is not ignored."""
     if names is not None:
-        parts = _ops_slices(names, slices or {})
-        listed = load_list(model, names, device, slices=parts, eager=eager, verify=verify, silent=silent)
+        listed = load_list(model, names, device, slices=_ops_slices(names, slices or {}), **reading)
         return dict(zip(names, listed, strict=True))
     native = native_device(device)
     loaded = run_load(
-        lambda counter: ops.load_all(
-            model.handle, ignore or {}, device=native, eager=eager, verify=verify, counter=counter
-        ),
-        model,
-        native,
-        eager=eager,
-        verify=verify,
-        silent=silent,
+        lambda how: ops.load_all(model.handle, ignore or {}, device=native, **how), model, native, reading
     )
     if native.type == device.type:
         return loaded
@@ -165,129 +166,37 @@ def load_list(
     device: torch.device,
     *,
     slices: Sequence[ops.Slice] = (),
-    eager: bool | None,
-    verify: bool | None,
-    silent: Silent,
+    **reading: Unpack[Reading],
 ) -> list[Tensor]:
     """Load each of `names`, of which some may occur more than once, or `slices` of them."""
     native = native_device(device)
     loaded = run_load(
-        lambda counter: ops.load(
-            model.handle, names, device=native, eager=eager, verify=verify, counter=counter, slices=slices
-        ),
-        model,
-        native,
-        eager=eager,
-        verify=verify,
-        silent=silent,
+        lambda how: ops.load(model.handle, names, slices, device=native, **how), model, native, reading
     )
     return _to_device(loaded, device)
 
 
-def load_blocks(
-    model: OpenModel, device: torch.device, *, eager: bool | None, verify: bool | None, silent: Silent
-) -> list[Tensor]:
+def load_blocks(model: OpenModel, device: torch.device, **reading: Unpack[Reading]) -> list[Tensor]:
     """The macroblocks of the model, each a 1-D tensor on `device`."""
     native = native_device(device)
-    blocks = run_load(
-        lambda counter: ops.load_blocks(
-            model.handle, device=native, eager=eager, verify=verify, counter=counter
-        ),
-        model,
-        native,
-        eager=eager,
-        verify=verify,
-        silent=silent,
-    )
+    blocks = run_load(lambda how: ops.load_blocks(model.handle, device=native, **how), model, native, reading)
     return _to_device(blocks, device)
 
 
-def load_into(
-    model: OpenModel,
-    tensors: Mapping[str, Tensor],
-    *,
-    verify: bool | None,
-    silent: Silent,
-) -> None:
-    """Fill the memory of `tensors`, all on one device, with the records of their names, shapes and dtypes."""
-    _into(ops.fill, model, list(tensors), list(tensors.values()), verify=verify, silent=silent)
-
-
-def load_all_into(
-    model: OpenModel, names: str, tensors: list[Tensor], *, partly: bool, verify: bool | None, silent: Silent
-) -> ops.Outcome:
-    """`load_into` if the file holds just the records of these `names`, with NUL between them, and each fits.
-
-    `partly`: the file may have others, too. If it is not done, nothing has changed.
-    """
-    fill = functools.partial(ops.fill_all, partly=partly)
-    return _into(fill, model, names, tensors, verify=verify, silent=silent)
-
-
-def load_all_for(
-    model: OpenModel,
-    names: str,
-    tensors: list[Tensor],
-    *,
-    partly: bool,
-    eager: bool | None,
-    verify: bool | None,
-    silent: Silent,
-) -> ops.Outcome:
-    """As `load_all_into`, but the tensors get other memory with their records, on the device they are on."""
-    return run_load(
-        lambda counter: ops.assign_all(
-            model.handle, names, tensors, partly=partly, eager=eager, verify=verify, counter=counter
-        ),
-        model,
-        tensors[0].device,
-        eager=eager,
-        verify=verify,
-        silent=silent,
-    )
-
-
-def _into(
-    fill: Callable[..., T],
-    model: OpenModel,
-    names: Sequence[str],
-    tensors: list[Tensor],
-    *,
-    verify: bool | None,
-    silent: Silent,
-) -> T:
-    return run_load(
-        lambda counter: fill(model.handle, names, tensors, verify=verify, counter=counter),
-        model,
-        tensors[0].device if tensors else torch.device("cpu"),
-        eager=True,
-        verify=verify,
-        silent=silent,
-    )
-
-
-def run_load(
-    work: Callable[[Counter | None], T],
-    model: OpenModel,
-    device: torch.device,
-    *,
-    eager: bool | None,
-    verify: bool | None,
-    silent: Silent,
-) -> T:
+def run_load(work: Callable[[ops.How], T], model: OpenModel, device: torch.device, reading: Reading) -> T:
     """Run a load to `device` with progress; one that only maps the file has nothing to show.
 
     Its report becomes this thread's last load, whatever thread has run it.
     """
     on_cuda = device.type == "cuda"
-    reads = on_cuda or eager is not False or bool(verify)
-    size = model.bytes if reads else 0
+    eager, verify = reading.get("eager"), reading.get("verify")
+    size = model.bytes if on_cuda or eager is not False or verify else 0
     native = _on_callers_stream(work, device)
 
     def reported(counter: Counter | None) -> tuple[T, dict[str, Any] | None]:
-        return native(counter), ops.last_load()
+        return native({"eager": eager, "verify": verify, "counter": counter}), ops.last_load()
 
-    result, report = run(reported, label="Loading", size=size, silent=silent)
+    result, report = run(reported, label="Loading", size=size, silent=reading.get("silent", True))
     remember(report)
     if on_cuda:
         _warn_of_pageable_memory()
@@ -309,20 +218,18 @@ def native_device(device: torch.device) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
 
 
-def _on_callers_stream(
-    work: Callable[[Counter | None], T], device: torch.device
-) -> Callable[[Counter | None], T]:
+def _on_callers_stream(work: Callable[[ops.How], T], device: torch.device) -> Callable[[ops.How], T]:
     """`work` in the order of this thread's current stream, whatever thread runs it."""
     if device.type != "cuda":
         return work
     caller, stream = threading.get_ident(), torch.cuda.current_stream(device)
 
-    def on_stream(counter: Counter | None) -> T:
+    def on_stream(how: ops.How) -> T:
         if threading.get_ident() != caller:
             # For good, as the thread is for this load alone: `with torch.cuda.stream` would end by selecting
             # the device that was current before, which makes a context there.
             torch.cuda.set_stream(stream)
-        return work(counter)
+        return work(how)
 
     return on_stream
 

@@ -11,7 +11,7 @@ from .._core.names import is_ignored_tensor_name, name_tuple
 from .._core.progress import Silent
 from ..constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS, DEFAULT_SHARD_STRATEGY, SHARD_STRATEGIES
 from .cast import DtypeLike, requested_dtype
-from .load import Device, as_device, surely_maps
+from .load import Device, Reading, as_device, surely_maps
 
 
 def flag(name: str, default: bool) -> bool:
@@ -134,6 +134,11 @@ class LoadOptions:
     def shown(self) -> Silent:
         """How the load shows its progress."""
         return self.progress or self.silent
+
+    @property
+    def reading(self) -> Reading:
+        """How it reads."""
+        return {"eager": self.eager, "verify": self.verify, "silent": self.shown}
 
     @property
     def surely_maps(self) -> bool:

@@ -6,7 +6,7 @@ import importlib.util
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,8 +19,11 @@ from .._core.progress import Silent
 from .._files.opened import OpenModel
 from .._files.sources import ModelPath, model_path
 from ..constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
-from .load import Device, as_device, load_blocks, load_tensors
+from .load import Device, Reading, as_device, load_blocks, load_tensors
 from .options import flag
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass
@@ -106,11 +109,10 @@ def read_flashpack_file(
     return storage, metadata or model.footer
 
 
-def read_blocks(
-    model: OpenModel, device: torch.device, *, eager: bool | None, verify: bool | None, silent: Silent
-) -> FlashTensorStorage:
+def read_blocks(model: OpenModel, device: torch.device, **reading: Unpack[Reading]) -> FlashTensorStorage:
     """The blocks of a model."""
-    blocks = load_blocks(model, device, eager=eager, verify=verify, silent=silent)
+    blocks = load_blocks(model, device, **reading)
+    eager = reading.get("eager")
     reads = flag("FLASHPACK_CPU_PARALLEL_READ", False) if eager is None else eager
     return FlashTensorStorage(blocks, None if reads or device.type != "cpu" else _arrays(blocks))
 

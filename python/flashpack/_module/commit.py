@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from .._core import ops
 from .._core.tensors import is_uninitialized, rebuild, swapped
+from .devices import Held, refresh_groups
 from .dtensors import is_dtensor, local_of
 from .dtensors import rebuild as rebuild_dtensor
-from .offloaded import Held
+from .match import Match
+from .own_way import call_post_hooks, children_first
 from .slots import Slot
 
 
@@ -28,17 +30,29 @@ class _Changes:
     replaced: dict[int, Tensor] = field(default_factory=dict)
 
 
+def commit_to(
+    model: nn.Module,
+    match: Match,
+    tensors: Mapping[str, Tensor],
+    slots: Iterable[Slot],
+    held: Mapping[str, Held],
+) -> None:
+    """`commit`, and let the model's modules and hooks know."""
+    commit(match.slots, tensors, slots, held)
+    refresh_groups(model, {id(slot.tensor): slot.tensor for slot in match.slots.values()})
+    call_post_hooks(children_first(model), match.incompatible)
+
+
 def commit(
     paired: Mapping[str, Slot],
     tensors: Mapping[str, Tensor],
     slots: Iterable[Slot],
-    held: Mapping[str, Held] | None = None,
+    held: Mapping[str, Held],
 ) -> None:
     """Put `tensors` in their paired places; `slots` are all of the model's, so that ties follow along.
 
     Those of the names in `held` go where the model's weights wait.
     """
-    held = held or {}
     # Clones and parameters made in inference mode could never be trained.
     with torch.inference_mode(False), torch.no_grad():
         changes = _prepare({name: slot for name, slot in paired.items() if name not in held}, tensors)
@@ -46,12 +60,16 @@ def commit(
             memory.copy_(value)
     if changes.live:
         ops.set_data(changes.live, changes.values)
-        # As load_state_dict: a backward pass that saved the old values must notice.
-        torch.autograd.graph.increment_version(changes.live)
+        bump_versions(changes.live)
     _replace(slots, changes.replaced)
     for name, slot in paired.items():
         if name in held:
             slot.put(held[name].replace(slot, tensors[name].cpu()))
+
+
+def bump_versions(tensors: Sequence[Tensor]) -> None:
+    """As load_state_dict: a backward pass that saved the old values must notice that they are gone."""
+    torch.autograd.graph.increment_version(tensors)  # inference tensors have none and are passed over
 
 
 def _replace(slots: Iterable[Slot], replaced: Mapping[int, Tensor]) -> None:

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from .._core.ops import Slice
-from .._core.progress import Silent
 from .._files.opened import OpenModel
-from .._load.load import load_list
+from .._load.load import Reading, load_list
 from .packed import Blocks
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor.placement_types import Placement
+    from typing_extensions import Unpack
 
 Runs = list[tuple[int, int]]
 
@@ -41,9 +41,7 @@ def load_local(
     device: torch.device,
     *,
     packed: Mapping[str, Blocks],
-    eager: bool | None,
-    verify: bool | None,
-    silent: Silent,
+    **reading: Unpack[Reading],
 ) -> dict[str, Tensor]:
     """For each DTensor in `wanted` this rank's part of the record of that name, for others the whole.
 
@@ -62,7 +60,7 @@ def load_local(
                 if (start, stop) != (0, tensor.shape[dim])
             ]
             names.append(name)
-    pieces = iter(load_list(weights, names, device, slices=slices, eager=eager, verify=verify, silent=silent))
+    pieces = iter(load_list(weights, names, device, slices=slices, **reading))
     return {name: _assemble([len(runs) for runs in layout], pieces) for name, layout in layouts.items()}
 
 

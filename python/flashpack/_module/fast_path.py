@@ -12,16 +12,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .._core import ops
 from .._core.names import is_utf8
 from .._core.ops import Outcome
 from .._core.paths import SEPARATOR
 from .._core.progress import wants_bar
 from .._core.tensors import PLAIN_TYPES, is_on
 from .._files.opened import OpenModel
-from .._load.load import load_all_for, load_all_into, native_device
+from .._load.load import native_device, run_load
 from .._load.options import LoadOptions
+from .commit import bump_versions
+from .devices import is_grouped
 from .match import IncompatibleKeys
-from .offloaded import is_grouped
 from .own_way import call_post_hooks, load_plainly
 from .slots import find_tensors
 
@@ -119,15 +121,18 @@ def _fill(
 ) -> Outcome:
     if not all(map(Tensor.data_ptr, tensors)):  # without elements, or without the memory for them
         return _FAILED
+    done = True  # perhaps halfway, if it fails
     try:
-        outcome = load_all_into(
-            weights, names, tensors, partly=partly, verify=options.verify, silent=options.shown
+        outcome = run_load(
+            lambda how: ops.fill_all(weights.handle, names, tensors, partly=partly, **how),
+            weights,
+            tensors[0].device,
+            {**options.reading, "eager": True},
         )
-    except BaseException:  # perhaps halfway
-        bump_versions(tensors)
-        raise
-    if outcome.done:
-        bump_versions(tensors)
+        done = outcome.done
+    finally:
+        if done:
+            bump_versions(tensors)
     return outcome
 
 
@@ -143,24 +148,12 @@ def _replace(
     some = next((tensor for tensor in tensors if tensor.numel()), tensors[0])
     before = some.data_ptr()
     try:
-        outcome = load_all_for(
+        return run_load(
+            lambda how: ops.assign_all(weights.handle, names, tensors, partly=partly, **how),
             weights,
-            names,
-            tensors,
-            partly=partly,
-            eager=options.eager,
-            verify=options.verify,
-            silent=True if maps else options.silent,
+            tensors[0].device,
+            {**options.reading, "silent": True if maps else options.silent},
         )
-    except BaseException:
-        if some.data_ptr() != before:  # everything has changed: a warning was an error, or Ctrl-C came late
+    finally:
+        if some.data_ptr() != before:  # also where a warning was an error, or Ctrl-C came late
             bump_versions(tensors)
-        raise
-    if outcome.done:
-        bump_versions(tensors)
-    return outcome
-
-
-def bump_versions(tensors: Sequence[Tensor]) -> None:
-    """A backward pass that saved the old values must notice that they are gone."""
-    torch.autograd.graph.increment_version(tensors)  # inference tensors have none and are passed over

@@ -7,15 +7,16 @@ from collections.abc import Hashable, Mapping
 import torch
 from torch import Tensor
 
+from .._core import ops
 from .._core.hints import clipped, listed, quoted
 from .._core.progress import Silent
 from .._core.tensors import is_on, is_uninitialized
 from .._files.opened import OpenModel
 from .._load.cast import cast_parts, part_of
-from .._load.load import load_into, load_tensors
+from .._load.load import Reading, load_tensors, run_load
 from .._load.options import LoadOptions
+from .commit import bump_versions
 from .dtensors import is_dtensor
-from .fast_path import bump_versions
 from .match import Match, check_ties, dtypes_of
 
 
@@ -44,8 +45,13 @@ def fill(
         if isinstance(source, OpenModel):
             if copied:
                 _copy(source, copied, device, options.verify, part_of(options.shown, 0, first, whole))
-            silent = part_of(options.shown, first, whole - first, whole)
-            load_into(source, direct, verify=options.verify, silent=silent)
+            model, names, tensors = source, list(direct), list(direct.values())
+            reading: Reading = {
+                "eager": True,
+                "verify": options.verify,
+                "silent": part_of(options.shown, first, whole - first, whole),
+            }
+            run_load(lambda how: ops.fill(model.handle, names, tensors, **how), model, device, reading)
         else:
             _put(copied, source)
     finally:  # also half a load

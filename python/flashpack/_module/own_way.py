@@ -17,8 +17,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .._core.hints import keywords_of
+from .._core.hints import keywords_of, warn
 from .._core.tensors import PLAIN_TYPES, has_own_dispatch, is_uninitialized, rebuild
+from .._files.opened import OpenModel
+from .._load.load import Reading, load_tensors
+from .._load.options import LoadOptions
+from .match import Match
 from .slots import Slot, find_slots
 
 # Those of norms differ only for files of old releases.
@@ -73,18 +77,39 @@ def loads_flat(model: nn.Module) -> bool:
     return any(map(_is_flat, model.modules()))
 
 
-def hand_over(model: nn.Module, records: Mapping[str, Tensor], strict: bool, path: str) -> Any:
-    """Load by the model's own load_state_dict. Raises ValueError, with nothing changed, if it refuses."""
+def hand_over(model: nn.Module, weights: OpenModel, options: LoadOptions) -> Match:
+    """Load FSDP1's flat parameters, of which no tensor of the model is one record's.
+
+    Raises ValueError, with nothing changed, for what they do not take.
+    """
+    if options.keep_flash_ref_on_model:
+        raise ValueError(f"{weights.shown}: keep_flash_ref_on_model=True: FSDP1 copies what it loads")
+    if isinstance(options.dtype, torch.dtype):
+        raise ValueError(f"{weights.shown}: dtype={options.dtype}: FSDP1 keeps the dtypes of the model")
+    reading: Reading = {"eager": options.eager, "verify": options.verify}
+    records = load_tensors(weights, torch.device("cpu"), ignore=options.ignore, **reading)
     tensors = [*model.parameters(), *model.buffers()]
     before = [tensor.detach().clone() for tensor in tensors]  # of the flat ones, this rank's part
     try:
-        return model.load_state_dict(dict(records), strict=strict)
+        keys = model.load_state_dict(dict(records), strict=options.demands_params)
     except RuntimeError as error:
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)
         told = str(error).replace("_fsdp_wrapped_module.", "")[:2000]
-        raise ValueError(f"Error while assigning from {path}: {told}") from error
+        raise ValueError(f"Error while assigning from {weights.shown}: {told}") from error
+    kept = {tensor.dtype for tensor in tensors}
+    others = {record.dtype for record in records.values() if record.is_floating_point()} - kept
+    if options.dtype == "file" and others:
+        what = ", ".join(sorted(map(str, others)))
+        warn(f"{weights.shown}: FSDP1 keeps the dtypes of the model: {what} was cast")
+    return Match({}, list(keys.unexpected_keys), list(keys.missing_keys))
+
+
+def told_of(roots: Mapping[str, nn.Module]) -> str:
+    """The classes of modules that load in their own way, as the subject of a sentence."""
+    kinds = sorted({type(module).__name__ for module in roots.values()})
+    return f"{', '.join(kinds)} load" if len(kinds) < 4 else f"{', '.join(kinds[:3])} and others load"
 
 
 @dataclass

@@ -6,12 +6,15 @@ rank one after another in a DTensor that claims to be a plain shard. So the part
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import nn
+
+Plan = Mapping[str, Any]
 
 _COLWISE, _ROWWISE = "PackedColwiseParallel", "PackedRowwiseParallel"
 _NOTE = "_flashpack_packed"  # on a module: the blocks of its parameters
@@ -76,3 +79,39 @@ def noted_blocks(module: nn.Module, attribute: str) -> Blocks | None:
     """The blocks of a parameter, if it is packed."""
     noted: dict[str, Blocks] = getattr(module, _NOTE, {})
     return noted.get(attribute)
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """The plan that comes with a model of transformers or diffusers. Raises ValueError if there is none."""
+    config = getattr(model, "config", None)
+    plans = (
+        getattr(model, "tp_plan", None),
+        getattr(model, "_tp_plan", None),
+        getattr(config, "base_model_tp_plan", None),
+    )
+    plan: Plan | None = next((plan for plan in plans if plan), None)
+    if plan is None:
+        raise ValueError(f"{type(model).__name__} has no tensor-parallel plan of its own: give tp_plan")
+    return plan
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a plan's pattern is for this name."""
+    parts, patterns = name.split("."), pattern.split(".")
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def note_own_blocks(model: nn.Module) -> None:
+    """Note what is packed in a model that diffusers itself has split over ranks."""
+    parallel = getattr(getattr(model, "_parallel_config", None), "tensor_parallel_config", None)
+    if parallel is not None:
+        note_plan(model, plan_of(model))
+
+
+def note_plan(model: nn.Module, plan: Plan) -> None:
+    """Note the blocks of what the plan has as packed."""
+    packed = {pattern: style for pattern, style in plan.items() if is_packed(style)}
+    for name, module in model.named_modules():
+        for pattern, style in packed.items():
+            if matches(name, pattern):
+                note_blocks(module, style)

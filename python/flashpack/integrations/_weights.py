@@ -25,8 +25,9 @@ from .._hub.client import HubOptions, fetch
 from .._load.load import load_tensors
 from .._load.meta import parameters_on_meta
 from .._load.options import LoadOptions
-from .._module.assign import assign, assign_records
+from .._module.assign import assign
 from .._module.match import Match
+from .._module.records import assign_records
 from .._module.slots import find_slots
 
 M = TypeVar("M", bound=nn.Module)

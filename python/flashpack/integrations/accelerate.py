@@ -142,7 +142,7 @@ def _load_to_devices(
     for device, names in by_device.items():
         tensors = load_tensors(weights, device, names=names, verify=options.verify, silent=options.shown)
         paired = {name: slots[name] for name in names}
-        commit(paired, cast(tensors, dtypes_of(paired, tensors, options)), slots.values())
+        commit(paired, cast(tensors, dtypes_of(paired, tensors, options)), slots.values(), {})
 
 
 def _place_of(name: str, places: Mapping[str, Device]) -> Device:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
-from .dtensors import is_dtensor
-from .packed import Blocks, blocks_by, is_colwise, is_packed, note_blocks
-from .slots import Slot, find_slots
+from .._module.dtensors import is_dtensor
+from .._module.packed import Blocks, Plan, blocks_by, is_colwise, is_packed, matches, note_plan, plan_of
+from .._module.slots import Slot, find_slots
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor.parallel import ParallelStyle
     from torch.distributed.tensor.placement_types import Placement
-
-Plan = Mapping[str, Any]
 
 # Names that transformers and diffusers have for styles.
 _COLWISE = ("colwise", "colwise_gather_output", "colwise_rep")
@@ -29,20 +26,6 @@ _WHOLE = (
     *("replicate", "replicated_with_grad_allreduce", "sequence_parallel", "local_params", "all_reduce"),
     *("mla_kv_a_proj", "moe_tp_experts", "moe_identity_expert"),
 )
-
-
-def plan_of(model: nn.Module) -> Plan:
-    """The plan that comes with a model of transformers or diffusers. Raises ValueError if there is none."""
-    config = getattr(model, "config", None)
-    plans = (
-        getattr(model, "tp_plan", None),
-        getattr(model, "_tp_plan", None),
-        getattr(config, "base_model_tp_plan", None),
-    )
-    plan: Plan | None = next((plan for plan in plans if plan), None)
-    if plan is None:
-        raise ValueError(f"{type(model).__name__} has no tensor-parallel plan of its own: give tp_plan")
-    return plan
 
 
 class Split(NamedTuple):
@@ -87,7 +70,7 @@ class Rule(NamedTuple):
 def unmatched(plan: Plan, names: Iterable[str]) -> list[str]:
     """What the plan names and is not among `names`."""
     known = set(names)
-    return [pattern for pattern in plan if not any(_matches(name, pattern) for name in known)]
+    return [pattern for pattern in plan if not any(matches(name, pattern) for name in known)]
 
 
 def rule_of(plan: Plan, parameter: str) -> Rule | None:
@@ -95,14 +78,9 @@ def rule_of(plan: Plan, parameter: str) -> Rule | None:
     module = parameter.rpartition(".")[0]
     for name in (parameter, module):
         for pattern, style in plan.items():
-            if _matches(name, pattern):
+            if matches(name, pattern):
                 return Rule(pattern, style)
     return None
-
-
-def _matches(name: str, pattern: str) -> bool:
-    parts, patterns = name.split("."), pattern.split(".")
-    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
 def parallelize(model: nn.Module, mesh: DeviceMesh, plan: Plan | None) -> None:
@@ -123,31 +101,16 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, plan: Plan | None) -> None:
     _tie(tied)
 
 
-def note_own_blocks(model: nn.Module) -> None:
-    """Note what is packed in a model that diffusers itself has split over ranks."""
-    parallel = getattr(getattr(model, "_parallel_config", None), "tensor_parallel_config", None)
-    if parallel is not None:
-        _note_blocks(model, plan_of(model))
-
-
-def _note_blocks(model: nn.Module, plan: Plan) -> None:
-    packed = {pattern: style for pattern, style in plan.items() if is_packed(style)}
-    for name, module in model.named_modules():
-        for pattern, style in packed.items():
-            if _matches(name, pattern):
-                note_blocks(module, style)
-
-
 def _by_torch(model: nn.Module, mesh: DeviceMesh, plan: Plan) -> None:
     from torch.distributed.tensor.parallel import parallelize_module
 
     styles = {}
     for pattern, style in plan.items():
-        modules = [(name, module) for name, module in model.named_modules() if _matches(name, pattern)]
+        modules = [(name, module) for name, module in model.named_modules() if matches(name, pattern)]
         parallel = _torch_style(Rule(pattern, style))
         if parallel is not None:
             styles.update({name: (module, parallel) for name, module in modules})
-    _note_blocks(model, plan)
+    note_plan(model, plan)
     for module, parallel in styles.values():
         parallelize_module(module, mesh, parallel, src_data_rank=None)
 
@@ -202,7 +165,7 @@ def _in_order(model: nn.Module, plan: Plan) -> Iterator[tuple[str, Any]]:
             if rule := rule_of(plan, parameter):
                 yield parameter, rule.style
         for pattern, style in plan.items():
-            if _matches(name, pattern):
+            if matches(name, pattern):
                 yield name, style
 
 

@@ -13,11 +13,11 @@ from .._core.index import records_of
 from .._files.opened import OpenModel
 from .._files.sources import ModelPath, model_path
 from .._load.load import as_device
-from .assign import assign_from_file
-from .dtensors import is_dtensor, load_local, local_of, with_local
-from .packed import Blocks
-from .plans import Plan, parallelize, rule_of, unmatched
-from .slots import find_slots
+from .._module.assign import assign_from_file
+from .._module.dtensors import is_dtensor, load_local, local_of, with_local
+from .._module.packed import Blocks, Plan
+from .._module.slots import find_slots
+from .plans import parallelize, rule_of, unmatched
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -96,7 +96,7 @@ def _load_by_plan(
         wanted[name] = distribute_tensor(whole, mesh, [placement], src_data_rank=None)
         if split and split.blocks:
             packed[name] = split.blocks
-    loaded = load_local(weights, wanted, device, packed=packed, eager=eager, verify=verify, silent=True)
+    loaded = load_local(weights, wanted, device, packed=packed, eager=eager, verify=verify)
     return {
         name: with_local(tensor, loaded[name]) if is_dtensor(tensor) else loaded[name]
         for name, tensor in wanted.items()

@@ -1,20 +1,68 @@
-"""Models whose weights wait elsewhere: accelerate's and diffusers' hooks bring them in before each forward.
+"""The devices of a model's tensors, and weights that wait elsewhere.
 
-What such a hook holds is what the model computes with, so that is what a load replaces.
-Needs neither library.
+accelerate's and diffusers' hooks bring the latter in before each forward. What such a hook holds is what the
+model computes with, so that is what a load replaces. Needs neither library.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .._core.tensors import is_on, rebuild
+from .._load.load import as_device
+from .._load.options import LoadOptions
+from .dtensors import is_dtensor
 from .slots import Slot
+
+
+def device_of(model: nn.Module, options: LoadOptions) -> torch.device:
+    """The device asked for, else the model's own; meta is where weights come from, never where they go."""
+    device = _own_device(model) if options.device is None else as_device(options.device)
+    if device.type != "meta":
+        return device
+    shard = next((parameter for parameter in model.parameters() if is_dtensor(parameter)), None)
+    return torch.device("cpu" if shard is None else shard.device_mesh.device_type)
+
+
+def _own_device(model: nn.Module) -> torch.device:
+    try:
+        stated = model.device  # of many libraries' classes; of others a submodule, a method, or anything else
+    except Exception:  # noqa: BLE001 (whatever the class's own code raises)
+        stated = None
+    if isinstance(stated, torch.device):
+        return as_device(stated)
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def places_of(
+    model: nn.Module,
+    slots: Mapping[str, Slot],
+    held: Collection[str],
+    device: torch.device,
+    options: LoadOptions,
+) -> dict[str, torch.device]:
+    """The device of each tensor, where that is not always `device`; else nothing.
+
+    What a hook holds waits on the CPU. Unless a device is asked for, the rest stays where it is.
+    """
+    if options.device is not None:
+        refuse_to_move(model, device)
+    if not held and len({slot.tensor.device for slot in slots.values()}) < 2:
+        return {}
+    places = {}
+    for name, slot in slots.items():
+        stays = options.device is None and not slot.tensor.is_meta
+        places[name] = torch.device("cpu") if name in held else slot.tensor.device if stays else device
+    real = {slot.tensor.device for slot in slots.values() if not slot.tensor.is_meta}
+    several = bool(held) or len(real) > 1
+    return places if several and set(places.values()) != {device} else {}
 
 
 class Held(NamedTuple):

@@ -1,0 +1,1 @@
+"""Loads of the tensor-parallel parts of a model."""
