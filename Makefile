@@ -12,6 +12,8 @@ MACHINE ?= $(shell uname -m)
 PORTABLE = PATH="$(abspath $(BIN)):$$PATH" FLASHPACK_PORTABLE=$(MACHINE)
 WHEEL = dist/flashpack-*-py3-none-manylinux_2_28_$(MACHINE).whl
 MATRIX = $(BIN)/python tests/matrix.py $(WHEEL)
+# Two, as each holds torch and the model libraries in memory.
+WORKERS ?= -n 2 --dist loadfile
 TCH ?= .venv-tch
 SGLANG ?= .venv-sglang
 VLLM ?= .venv-vllm
@@ -39,10 +41,10 @@ build: $(VENV)/.built ## make $(VENV) with pinned tools and install the package 
 
 test: build ## run the Rust tests, then the Python tests on the installed package
 	cargo test --quiet --features cuda
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 thorough: build ## run what takes long: other releases, 0.4.5's own tests, interleavings, fuzzing
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(WORKERS) -m slow
 	$(MODELS)
 	$(MAKE) --jobs=2 fuzz FUZZ_SECONDS=30
 

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests" / "python"
 PROGRAMS = ("bash", "mount", "sh", "true", "umount", "unshare")  # what tests run besides Python
 COMPILERS = ("c++", "cargo", "cc", "clang", "g++", "gcc", "rustc")
+WORKERS = ("-n", "2", "--dist", "loadfile")  # of pytest
 HERE = "{}.{}".format(*sys.version_info)
 
 
@@ -137,7 +138,7 @@ def pytest(venv: Path, path: str, tests: list[Path]) -> tuple[str, bool]:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     check = f"import flashpack, sys; sys.exit(not flashpack.__file__.startswith({str(venv)!r}))"
     subprocess.run([f"{venv}/bin/python", "-c", check], env=environment, cwd=venv, check=True)
-    command = [f"{venv}/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    command = [f"{venv}/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *WORKERS, *tests]
     done = subprocess.Popen(
         command, env={**environment, "PATH": path}, cwd=ROOT, stdout=subprocess.PIPE, text=True
     )

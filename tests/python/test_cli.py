@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
-import os
-import pty
 import re
-import signal
-import struct
 import subprocess
 import sys
-import termios
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import flashpack
 import pytest
 import torch
-from click.testing import CliRunner, Result
-from flashpack.__main__ import main
+from command_line import HELP, NEEDED, assert_failure, assert_success, run, saved, tensors
 from helpers import (
-    FIXTURES,
     MAGIC,
     MIB,
     assert_same,
@@ -34,65 +26,19 @@ from helpers import (
     read_footer,
     read_payload,
     without_checksums,
-    write_file,
 )
 from processes import TIMEOUT_SECONDS, environment, python, succeed
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-HELP = {
-    "convert": {
-        *("--subfolder", "--variant", "--revision", "--dtype", "--ignore-names", "--ignore-prefixes"),
-        *("--ignore-suffixes", "--use-transformers", "--use-diffusers", "--verbose", "-v"),
-    },
-    "revert": {"--verbose", "-v"},
-    "metadata": {"--show-index", "-i", "--json", "-j"},
-    "sign": {"--key", "--verbose", "-v"},
-    "verify": {"--key", "--verbose", "-v"},
-    "explain": {"--device", "--eager", "--verbose", "-v"},
-}
-# What a command needs beside a path.
-NEEDED = {"sign": ["--key", FIXTURES / "keys" / "private.pem"]}
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, list(map(str, args)))
-
-
-def tensors() -> dict[str, Tensor]:
-    return {
-        "encoder.weight": noise(torch.float32, (24, 16), seed=1),
-        "encoder.bias": noise(torch.float32, (24,), seed=2),
-        "encoder.steps": torch.tensor(2301),
-        "head.weight": torch.linspace(-3, 3, 64).reshape(4, 16),
-    }
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    save_file(tensors(), tmp_path / "model.safetensors", {"format": "pt", "made": "by a test"})
-    return tmp_path / "model.safetensors"
+    return saved(tmp_path / "model.safetensors")
 
 
 @pytest.fixture
 def packed(path: Path) -> Path:
-    flashpack.save_file(tensors(), path, metadata={"made": "by a test"})
-    return path
-
-
-def assert_success(result: Result, *shown: object) -> None:
-    assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("Success: ")
-    assert all(str(text) in result.stdout for text in shown), result.stdout
-    assert result.stderr == ""
-
-
-def assert_failure(result: Result, *shown: object) -> None:
-    assert result.exit_code == 1
-    assert result.stderr.startswith("Error: ")
-    assert all(str(text) in result.stderr for text in shown), result.stderr
-    assert "Traceback" not in result.output
-    assert "Success" not in result.output
+    return saved(path)
 
 
 @pytest.mark.parametrize("command", HELP)
@@ -372,172 +318,6 @@ def test_light_commands_import_nothing_heavy(packed: Path, source: Path, command
     assert not modules & {"torch", "numpy", "safetensors", "transformers", "diffusers", "accelerate", "tqdm"}
 
 
-# Conversion stands still until the bar is up (or would be), so that nothing depends on time.
-SLOW = """
-import sys, threading, time
-from flashpack._core import native as _native
-from flashpack._core import progress as _progress
-from flashpack.__main__ import main
-
-_progress.INLINE_BYTES = 0
-_progress._QUIET_SECONDS = 0.0
-_progress._POLL_SECONDS = 0.01
-shown = threading.Event()
-new_bar, call = _progress._new_bar, _native.call
-
-
-def new_bar_shown(label):
-    bar = new_bar(label)
-    shown.set()
-    return bar
-
-
-def slow_call(op, progress=None, **fields):
-    if op in ("convert", "revert", "verify"):
-        shown.wait(float(sys.argv[1]))
-    return call(op, progress, **fields)
-
-
-_progress._new_bar, _native.call = new_bar_shown, slow_call
-main(sys.argv[2:])
-"""
-BAR = re.compile(r"100%.*\|.*B/s")
-
-
-def on_terminal(*args: object) -> tuple[int, str]:
-    """Exit code and what came through a pseudo-terminal that is all of the program's streams."""
-    parent, child = pty.openpty()
-    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    with subprocess.Popen(
-        [sys.executable, *map(str, args)], env=environment(), stdin=child, stdout=child, stderr=child
-    ) as process:
-        os.close(child)
-        shown = b""
-        while True:
-            try:
-                block = os.read(parent, 65536)
-            except OSError:  # the last of the other side's descriptors was closed
-                break
-            if not block:
-                break
-            shown += block
-        os.close(parent)
-        return process.wait(TIMEOUT_SECONDS), shown.decode()
-
-
-@pytest.mark.parametrize(
-    ("command", "label"), [("convert", "Converting"), ("revert", "Reverting"), ("verify", "Verifying")]
-)
-def test_progress_shows_on_a_terminal(source: Path, packed: Path, command: str, label: str) -> None:
-    args = [source, packed.with_name("new")] if command == "convert" else [packed]
-    if command == "revert":
-        args.append(packed.with_name("new.safetensors"))
-    code, shown = on_terminal("-c", SLOW, 60, command, *args)
-    assert code == 0, shown
-    assert label in shown
-    assert BAR.search(shown), shown
-    assert "Success: " in shown
-
-
-def test_no_progress_into_a_pipe(source: Path) -> None:
-    done = python("-c", SLOW, 0.3, "convert", source, source.with_name("new"))
-    assert succeed(done).startswith("Success: ")
-    assert done.stderr == ""
-
-
-def test_verbose_shows_progress_anywhere(source: Path) -> None:
-    done = python("-c", SLOW, 60, "convert", source, source.with_name("new"), "-v")
-    assert succeed(done).startswith("Success: ")
-    assert "Converting" in done.stderr
-
-
-def test_quick_work_shows_no_progress_on_a_terminal(source: Path) -> None:
-    code, shown = on_terminal("-m", "flashpack", "convert", source, source.with_name("new"))
-    assert code == 0
-    assert "Converting" not in shown
-    assert len(shown.splitlines()) == 1
-
-
-# Waits inside the native call's worker thread until the main thread was interrupted, then lets it go on.
-INTERRUPTED = """
-import signal, sys, time
-from flashpack._core import native as _native
-from flashpack._core import progress as _progress
-from flashpack.__main__ import main
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs us in the background ignores it
-_progress.INLINE_BYTES = 0
-call = _native.call
-
-
-def waiting_call(op, progress=None, **fields):
-    print("started", flush=True)
-    while not progress[2]:
-        time.sleep(0.01)
-    return call(op, progress, **fields)
-
-
-_native.call = waiting_call
-main(sys.argv[1:])
-"""
-
-
-@pytest.mark.parametrize("old", [None, b"the old file"])
-def test_an_interrupt_cancels_and_leaves_nothing(source: Path, path: Path, old: bytes | None) -> None:
-    if old is not None:
-        path.write_bytes(old)
-    before = {name: (path.parent / name).read_bytes() for name in listing(path.parent)}
-    with subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, "convert", str(source), str(path)],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "started\n"
-            process.send_signal(signal.SIGINT)
-            out, error = process.communicate(timeout=TIMEOUT_SECONDS)
-        finally:
-            process.kill()
-    assert process.returncode != 0
-    assert "Success" not in out
-    assert "Traceback" not in error
-    assert {name: (path.parent / name).read_bytes() for name in listing(path.parent)} == before
-
-
-@pytest.mark.parametrize(
-    "entry", [flashpack.commands.convert_to_flashpack, flashpack.commands.revert_from_flashpack]
-)
-def test_the_functions_behind_it_print_nothing(
-    source: Path, packed: Path, capfd: pytest.CaptureFixture[str], entry: Callable[..., str]
-) -> None:
-    given = source if entry is flashpack.commands.convert_to_flashpack else packed
-    assert entry(given, source.with_name("out.safetensors")) == str(source.with_name("out.safetensors"))
-    assert capfd.readouterr() == ("", "")
-
-
-def test_metadata_sends_no_control_sequences(path: Path) -> None:
-    flashpack.save_file({"a\x1b[2J": torch.ones(1)}, path, metadata={"k\x1b]0;t\x07": "v\x9b"})
-    footer = {**read_footer(path), "odd\x1b[31m": "\x1b[0m\x7f"}
-    footer.pop("checksums")
-    write_file(path, read_payload(path), footer)
-    for flags in ([], ["-j"]):
-        done = run("metadata", "-i", *flags, path)
-        assert done.exit_code == 0, done.output
-        assert not set("\x1b\x07\x9b") & set(done.output)
-        assert "u001b" in done.output or "x1b" in done.output
-
-
-def test_metadata_where_the_terminal_has_no_code_for_it(path: Path) -> None:
-    flashpack.save_file({"层": torch.ones(1)}, path)
-    shown = succeed(
-        python("-m", "flashpack", "metadata", "-i", path, env=environment(PYTHONIOENCODING="ascii"))
-    )
-    assert "\\u5c42" in shown
-
-
 @pytest.mark.parametrize("odd", ["9" * 5000, "[" * 50_000 + "]" * 50_000], ids=["digits", "nesting"])
 def test_a_footer_that_python_cannot_decode(path: Path, odd: str) -> None:
     flashpack.save_file({"a": torch.ones(1)}, path)
@@ -549,34 +329,3 @@ def test_a_footer_that_python_cannot_decode(path: Path, odd: str) -> None:
         flashpack.get_flashpack_file_metadata(path)
     assert not flashpack.is_flashpack_file(path)
     assert run("metadata", path).exit_code == 1
-
-
-@pytest.mark.parametrize("command", [c for c in HELP if c != "metadata"])
-def test_an_interrupt_ends_with_130(command: str, monkeypatch: pytest.MonkeyPatch, packed: Path) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("flashpack._core.native.call", interrupt)
-    key = FIXTURES / "keys" / "private.pem"
-    result = run(command, packed, *(["--key", key] if command == "sign" else []))
-    assert result.exit_code == 130
-    assert (result.stdout, result.stderr) == ("", "Interrupted\n")
-
-
-@pytest.mark.parametrize("stdout", ["ascii", "closed"])
-@pytest.mark.parametrize("command", ["convert", "verify", "metadata", "explain"])
-def test_standard_output_that_cannot_say_it(command: str, stdout: str, source: Path) -> None:
-    path = source.rename(source.with_name("modèle 模型.safetensors"))
-    shell = [sys.executable, "-m", "flashpack", command, str(path)]
-    if stdout == "closed":
-        shell = ["/bin/sh", "-c", '"$@" >&-', "sh", *shell]
-    done = subprocess.run(
-        shell,
-        env=environment(PYTHONIOENCODING="ascii"),
-        capture_output=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert b"Error" not in done.stderr
-    assert command != "convert" or path.with_suffix(".flashpack").is_file()

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import stat
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +13,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from flashpack.__main__ import main
-from flashpack.commands import convert_to_flashpack, revert_from_flashpack
 from helpers import (
     MIB,
     assert_same,
@@ -223,95 +217,6 @@ def test_loaded_parameters_are_writable(path: Path, device: str) -> None:
     assert path.read_bytes() == before
 
 
-# The file's mode is 0600 whatever the umask; a symbolic link at the destination is replaced.
-
-
-@contextmanager
-def umask(mask: int) -> Iterator[None]:
-    old = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(old)
-
-
-def mode_of(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
-
-
-def write_by_packing(folder: Path, destination: Path) -> None:
-    del folder
-    flashpack.pack_to_file({"a": torch.ones(3)}, destination)
-
-
-def write_by_converting(folder: Path, destination: Path) -> None:
-    save_file({"a": torch.ones(3)}, folder / "source.safetensors")
-    convert_to_flashpack(folder / "source.safetensors", destination)
-
-
-def write_by_reverting(folder: Path, destination: Path) -> None:
-    flashpack.save_file({"a": torch.ones(3)}, folder / "source.flashpack")
-    revert_from_flashpack(folder / "source.flashpack", destination.with_suffix(".safetensors"))
-
-
-def write_by_reverting_to_torch(folder: Path, destination: Path) -> None:
-    flashpack.save_file({"a": torch.ones(3)}, folder / "source.flashpack")
-    revert_from_flashpack(folder / "source.flashpack", destination.with_suffix(".pt"))
-
-
-WRITERS: dict[Callable[[Path, Path], None], str] = {
-    write_by_packing: "out.flashpack",
-    write_by_converting: "out.flashpack",
-    write_by_reverting: "out.safetensors",
-    write_by_reverting_to_torch: "out.pt",
-}
-
-
-@pytest.fixture(params=WRITERS, ids=lambda writer: writer.__name__)
-def writer(request: pytest.FixtureRequest) -> Callable[[Path, Path], None]:
-    chosen: Callable[[Path, Path], None] = request.param
-    return chosen
-
-
-@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002, 0o000])
-def test_the_umask_is_honoured(tmp_path: Path, writer: Callable[[Path, Path], None], mask: int) -> None:
-    destination = tmp_path / WRITERS[writer]
-    with umask(mask):
-        writer(tmp_path, destination)
-    assert mode_of(destination) == 0o666 & ~mask
-
-
-def test_a_replaced_file_keeps_its_mode(tmp_path: Path, writer: Callable[[Path, Path], None]) -> None:
-    destination = tmp_path / WRITERS[writer]
-    destination.write_bytes(b"old")
-    destination.chmod(0o640)
-    writer(tmp_path, destination)
-    assert destination.read_bytes() != b"old"
-    assert mode_of(destination) == 0o640
-
-
-@pytest.mark.parametrize("target", ["existing", "dangling", "chain"])
-def test_a_symbolic_link_is_followed(
-    tmp_path: Path, writer: Callable[[Path, Path], None], target: str
-) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    real = tmp_path / "elsewhere" / "real"
-    if target == "existing":
-        real.write_bytes(b"old")
-    link = tmp_path / WRITERS[writer]
-    if target == "chain":
-        (tmp_path / "middle").symlink_to("elsewhere/real")
-        link.symlink_to("middle")
-    else:
-        link.symlink_to(Path("elsewhere") / "real")
-    writer(tmp_path, link)
-    assert link.is_symlink()
-    assert real.is_file()
-    assert not real.is_symlink()
-    assert real.read_bytes() != b"old"
-    assert listing(real.parent) == {"real"}
-
-
 # Payload damage, overlaps, duplicates and blocks past the end of the file are accepted.
 
 
@@ -379,115 +284,6 @@ def test_a_damaged_payload_is_refused(path: Path, reader: Callable[[Path], objec
     flip_byte(path, MIB + 12345)
     with pytest.raises(flashpack.ChecksumError, match=r"chunk 1 .*'?a"):
         reader(path)
-
-
-# A full disk is SIGBUS; a killed pack leaves 100 MB temporary files.
-
-
-FULL_DISK = """
-import errno, os, resource, sys
-import flashpack
-from flashpack.commands import convert_to_flashpack, revert_from_flashpack
-
-operation, source, destination, limit = sys.argv[1:]
-if operation == "pack":
-    import torch
-    tensors = {"a": torch.ones(1 << 20)}
-if int(limit):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-with open(destination, "wb") as file:
-    file.write(b"the old file")
-try:
-    if operation == "pack":
-        flashpack.pack_to_file(tensors, destination)
-    elif operation == "convert":
-        convert_to_flashpack(source + ".safetensors", destination)
-    else:
-        revert_from_flashpack(source + ".flashpack", destination)
-except OSError as error:
-    print(errno.errorcode[error.errno], destination in str(error))
-folder, name = os.path.split(destination)
-assert os.listdir(folder) == [name], os.listdir(folder)
-assert open(destination, "rb").read() == b"the old file"
-"""
-IN_SMALL_DISK = ["unshare", "-m", "sh", "-ec", 'mount -t tmpfs -o size=2m none "$0"; exec "$@"']
-
-
-@pytest.fixture(params=["small", "limited"])
-def disk(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, list[object], int]:
-    """The error that a disk without room gives, the command that makes such a disk, a limit on files."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if request.param == "limited":
-        return "EFBIG", [], 2 * MIB
-    try:
-        subprocess.run([*IN_SMALL_DISK, folder, "true"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("this user may not mount a file system")
-    return "ENOSPC", [*IN_SMALL_DISK, folder], 0
-
-
-DISK_OPERATIONS = {"pack": "out", "convert": "out", "revert": "out.safetensors", "revert to torch": "out.pt"}
-
-
-@pytest.mark.parametrize("operation", DISK_OPERATIONS)
-def test_a_full_disk_is_an_os_error(
-    tmp_path: Path, operation: str, disk: tuple[str, list[object], int]
-) -> None:
-    code, behind, limit = disk
-    save_file({"a": torch.ones(MIB)}, tmp_path / "source.safetensors")
-    flashpack.save_file({"a": torch.ones(MIB)}, tmp_path / "source.flashpack")
-    destination = tmp_path / "disk" / DISK_OPERATIONS[operation]
-    done = python("-c", FULL_DISK, operation, tmp_path / "source", destination, limit, behind=behind)
-    assert succeed(done).split() == [code, "True"]
-
-
-# Kills its own process as soon as some bytes, but not all, are on their way to the disk.
-KILLED = """
-import os, signal, sys, threading
-import flashpack.ops
-import torch
-
-progress = torch.zeros(3, dtype=torch.int64)
-seen = memoryview(progress.numpy())
-
-def kill():
-    while not seen[0]:
-        pass
-    os.kill(os.getpid(), signal.SIGKILL)
-
-threading.Thread(target=kill, daemon=True).start()
-torch.ops.flashpack.pack(sys.argv[1], ["a"], [torch.ones(64 << 20)], progress=progress)
-"""
-
-
-def test_a_killed_pack_leaves_nothing(path: Path) -> None:
-    flashpack.save_file({"a": torch.zeros(5)}, path)
-    old = path.read_bytes()
-    assert python("-c", KILLED, path).returncode == -signal.SIGKILL
-    assert listing(path.parent) == {path.name}
-    assert path.read_bytes() == old
-
-
-FAILURES: dict[str, Callable[[Path], object]] = {
-    "nothing to pack": lambda path: flashpack.pack_to_file({}, path),
-    "a sparse tensor": lambda path: flashpack.pack_to_file({"a": torch.ones(3).to_sparse()}, path),
-    "a meta tensor": lambda path: flashpack.pack_to_file({"a": torch.ones(3, device="meta")}, path),
-    "extra state": lambda path: flashpack.pack_to_file({"a": torch.ones(3), "b._extra_state": 7}, path),
-    "a bad target": lambda path: flashpack.pack_to_file({"a": torch.ones(3)}, path, torch.int8),
-    "a bad source": lambda path: convert_to_flashpack(__file__, path),
-}
-
-
-@pytest.mark.parametrize("failure", FAILURES)
-@pytest.mark.parametrize("old", [None, b"the old file"], ids=["new", "replacing"])
-def test_a_failed_pack_leaves_everything_as_it_was(path: Path, failure: str, old: bytes | None) -> None:
-    if old is not None:
-        path.write_bytes(old)
-    before = snapshot(path.parent)
-    with pytest.raises(ValueError, match=r"\S"):
-        FAILURES[failure](path)
-    assert snapshot(path.parent) == before
 
 
 def test_a_destination_that_is_a_folder(tmp_path: Path) -> None:
