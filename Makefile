@@ -59,6 +59,7 @@ lint: $(VENV)/.tools ## check format, lints and types of Rust, C++ and Python
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/typos
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 fmt: $(VENV)/.tools ## format all sources in place

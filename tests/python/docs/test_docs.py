@@ -87,6 +87,13 @@ def test_workflows_call_targets_that_exist() -> None:
     assert called | listed <= TARGETS
 
 
+def test_workflows_pin_what_they_use() -> None:
+    text = "".join(file.read_text() for file in (ROOT / ".github" / "workflows").glob("*.yml"))
+    used = [action for action in re.findall(r"uses: (\S+)", text) if not action.startswith("./")]
+    assert used
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in used), used
+
+
 def test_links_lead_to_files() -> None:
     for page in [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]:
         links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
