@@ -1,4 +1,4 @@
-//! With the feature `torch`: compiles `src/bridge.rs` and `cpp/*.cpp` against torch's stable ABI.
+//! With the feature `torch`: compiles `src/bindings/bridge.rs` and `cpp/*.cpp` against torch's stable ABI.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -23,7 +23,7 @@ mod torch {
     pub fn build() {
         println!("cargo::rerun-if-env-changed=FLASHPACK_TORCH_DIR");
         println!("cargo::rerun-if-env-changed={PORTABLE}");
-        println!("cargo::rerun-if-changed=src/bridge.rs");
+        println!("cargo::rerun-if-changed=src/bindings/bridge.rs");
         println!("cargo::rerun-if-changed=cpp");
         let torch = torch_dir();
         println!("cargo::rerun-if-changed={}", torch.join(HEADER).display());
@@ -52,7 +52,7 @@ mod torch {
 
     fn compile(torch: &Path) {
         let include = torch.join("include");
-        cxx_build::bridge("src/bridge.rs")
+        cxx_build::bridge("src/bindings/bridge.rs")
             .files(sources("cpp"))
             .files(env::var_os(PORTABLE).map_or_else(Vec::new, |_| sources("cpp/portable")))
             .std("c++20")

@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "flashpack/src/bridge.rs.h"
+#include "flashpack/src/bindings/bridge.rs.h"
 #include "tensors.h"
 
 namespace flashpack {

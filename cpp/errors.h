@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "flashpack/src/bridge.rs.h"
+#include "flashpack/src/bindings/bridge.rs.h"
 
 namespace flashpack {
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <utility>
 
-#include "flashpack/src/bridge.rs.h"
+#include "flashpack/src/bindings/bridge.rs.h"
 
 namespace flashpack {
 

@@ -17,7 +17,7 @@
 
 #include "blocks.h"
 #include "errors.h"
-#include "flashpack/src/bridge.rs.h"
+#include "flashpack/src/bindings/bridge.rs.h"
 #include "model.h"
 #include "tensors.h"
 

@@ -8,7 +8,7 @@
 #include <span>
 #include <vector>
 
-#include "flashpack/src/bridge.rs.h"
+#include "flashpack/src/bindings/bridge.rs.h"
 
 namespace flashpack {
 

@@ -4,44 +4,35 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | `error`, `sync`, `progress`, [`stats`], `options` | what all use: errors, locks, progress, time spent, environment |
+//! | `error`, `sync`, `progress`, [`stats`], `environment` | what all use: errors, locks, progress, time spent, environment variables |
 //! | [`format`](mod@format) | the file: bytes in, values out; validated once into an [`Index`](format::Index) |
 //! | [`plan`] | pure: index and selection to what is read where, and where each tensor lies |
 //! | [`io`] | sources of bytes, mappings, the engine that reads what is planned, atomic writes |
 //! | [`device`] | memory that loads fill; staging buffers and the transfer engine to devices |
-//! | `reader`, [`model`], `opened` | an open file; what a path stands for: one file or several; open models by number |
-//! | [`load`], [`pack`], [`sign`](mod@sign), [`verify`](mod@verify), [`convert`], [`explain`](mod@explain) | the jobs, each a short composition of the above |
-//! | `capi`, `bridge` | the C interface (feature `capi`) and the cxx bridge to torch (feature `torch`) |
-//! | `var_store` | loads into tch's variable stores (feature `tch`) |
+//! | [`model`] | what a path stands for: one open file or several; open models by number |
+//! | `jobs` | [`load`], [`pack`], [`sign`](mod@sign), [`verify`](mod@verify), [`convert`], [`explain`](mod@explain): each a short composition of the above |
+//! | `bindings` | the C interface (feature `capi`), the cxx bridge to torch (`torch`), tch's variable stores (`tch`) |
 
-pub mod convert;
+#[cfg(any(feature = "capi", feature = "torch", feature = "tch"))]
+mod bindings;
 pub mod device;
+mod environment;
 mod error;
-pub mod explain;
 pub mod format;
 pub mod io;
-pub mod load;
+mod jobs;
 pub mod model;
-#[cfg(any(feature = "capi", feature = "torch"))]
-mod opened;
-mod options;
-pub mod pack;
 pub mod plan;
 mod progress;
-mod reader;
-pub mod sign;
 pub mod stats;
 mod sync;
-pub mod verify;
 
-#[cfg(feature = "torch")]
-mod bridge;
 #[cfg(feature = "capi")]
-pub mod capi;
+pub use bindings::capi;
 #[cfg(feature = "tch")]
-pub mod var_store;
-
+pub use bindings::var_store;
+pub use environment::Environment;
 pub use error::{Error, ErrorKind, Result};
-pub use options::Environment;
+pub use jobs::{convert, explain, load, pack, sign, verify};
+pub use model::reader::Reader;
 pub use progress::Progress;
-pub use reader::Reader;

@@ -48,7 +48,7 @@ static ALLOCATOR: Counting = Counting;
 
 /// Bytes of each footer here: just past a power of two of elements, where lists that double waste most.
 const FOOTER_BYTES: usize = 1 << 20;
-/// The library asks for this much before it parses: `MEMORY_PER_BYTE` of src/format/footer.rs.
+/// The library asks for this much before it parses: `MEMORY_PER_BYTE` of src/format/footer/mod.rs.
 const MEMORY_PER_BYTE: usize = 16;
 const LIMIT: &str = "FLASHPACK_TEST_MIB";
 

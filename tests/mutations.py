@@ -48,24 +48,24 @@ MUTATIONS = [
     Mutation(
         "allocation",
         "copies do not wait for what the caller's stream has queued",
-        (("cuda.rs", "unsafe { sys::cuStreamWaitEvent(stream.raw, self.allocated.raw, 0) }", NOTHING),),
+        (("cuda/mod.rs", "unsafe { sys::cuStreamWaitEvent(stream.raw, self.allocated.raw, 0) }", NOTHING),),
     ),
     Mutation(
         "join",
         "the caller's stream does not wait for the last copies",
-        (("cuda.rs", "unsafe { sys::cuStreamWaitEvent(self.caller, done.raw, 0) }", NOTHING),),
+        (("cuda/mod.rs", "unsafe { sys::cuStreamWaitEvent(self.caller, done.raw, 0) }", NOTHING),),
     ),
     Mutation(
         "idle",
         "the pool hands out buffers whose copies still run",
-        (("cuda.rs", "self.busy.as_ref().map_or(Ok(true), Event::is_reached)?", "true"),),
+        (("cuda/pinned.rs", "self.busy.as_ref().map_or(Ok(true), Event::is_reached)?", "true"),),
     ),
     Mutation(
         "free",
         "pinned memory is freed while copies still run",
         (
             (
-                "cuda.rs",
+                "cuda/pinned.rs",
                 "if self.wait_idle().and_then(|()| self.unregister())",
                 "self.busy = None;\n        if self.unregister()",
             ),
@@ -76,7 +76,7 @@ MUTATIONS = [
         "pinned memory is freed on a thread that is in no context",
         (
             (
-                "cuda.rs",
+                "cuda/pinned.rs",
                 "let _entered = Entered::new(context)?;\n        // SAFETY: registered by",
                 "let _ = context;\n        // SAFETY: registered by",
             ),
@@ -100,12 +100,12 @@ MUTATIONS = [
     Mutation(
         "fork",
         "a child made by fork has its parent's pool",
-        (("cuda.rs", "&& owned.process == process", "&& owned.process != 0"),),
+        (("cuda/pinned.rs", "&& owned.process == process", "&& owned.process != 0"),),
     ),
     Mutation(
         "pageable",
         "any error of pinning stands for memory that cannot be pinned",
-        (("cuda.rs", "Err(error) if is_pinning_refused(error) => {", "Err(_) => {"),),
+        (("cuda/pinned.rs", "Err(error) if is_pinning_refused(error) => {", "Err(_) => {"),),
     ),
     Mutation(
         "again",
@@ -150,7 +150,7 @@ def copy_crate() -> None:
 
 def with_edits(mutation: Mutation) -> None:
     """Builds the copy with the edits of `mutation` and no others."""
-    for file in ("cuda.rs", "fetch.rs", "lane.rs", "pool.rs", "transfer.rs"):
+    for file in ("cuda/mod.rs", "cuda/pinned.rs", "fetch.rs", "lane.rs", "pool.rs", "transfer.rs"):
         text = (ROOT / "src" / "device" / file).read_text()
         for _, old, new in (edit for edit in mutation.edits if edit[0] == file):
             if text.count(old) != 1:

@@ -105,6 +105,15 @@ impl DType {
         }
     }
 
+    /// The elements between two legal starts of records of this type under `align_bytes`; at least 1.
+    pub(super) fn align_elems(self, align_bytes: u64) -> u64 {
+        let (mut a, mut b) = (align_bytes, self.size());
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        (align_bytes / a).max(1)
+    }
+
     /// The type with the same elements as safetensors' `dtype`, if there is one.
     #[must_use]
     pub fn from_safetensors(dtype: safetensors::Dtype) -> Option<Self> {

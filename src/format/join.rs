@@ -2,14 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    BLOCK_ALIGN_BYTES, Checksums, Index,
-    index::{NameOrder, Part},
-};
+use super::{BLOCK_ALIGN_BYTES, Checksums, Index, index::Part, names::NameOrder};
 use crate::error::{Error, Result};
 
-/// Footer metadata that tells the shards of one save from those of another.
-pub const SET_KEY: &str = "flashpack_set";
+pub use super::signature::SET_KEY;
 
 impl Index {
     /// Joins the indices of `files`, each with what errors call it. [`Index::parts`] tells where each file's payload

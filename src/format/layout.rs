@@ -5,8 +5,9 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use super::{
     BLOCK_ALIGN_BYTES, Checksums, DType, Index, Macroblock, Record, checksum,
     checksum::{Algorithm, Digest},
-    index::{NameOrder, Part},
-    validate::{align_elems, product},
+    index::Part,
+    names::NameOrder,
+    shape::product,
 };
 use crate::error::{Error, Result};
 
@@ -177,7 +178,7 @@ impl GrowingBlock {
     /// Appends `elems` elements of `tensor`; returns the element they start at.
     fn push(&mut self, tensor: usize, elems: u64, align_bytes: u64) -> Result<u64> {
         let size = self.dtype.size();
-        let start = self.elems.checked_next_multiple_of(align_elems(align_bytes, self.dtype));
+        let start = self.elems.checked_next_multiple_of(self.dtype.align_elems(align_bytes));
         let end = start.and_then(|start| start.checked_add(elems));
         let (Some(start), Some(end)) = (start, end.filter(|end| end.checked_mul(size).is_some())) else {
             return Err(Error::argument("the tensors together exceed 2^63 bytes"));

@@ -1,7 +1,7 @@
 //! The file format: bytes in, values out. Nothing here opens a file, allocates a tensor or knows a device.
 //!
-//! A file is payload, footer JSON, footer length (`u64`, little endian), [`MAGIC`]. [`footer`] reads the JSON,
-//! `validate` turns it once into an [`Index`], [`layout`] makes the index of a new file, [`checksum`] its digests,
+//! A file is payload, footer JSON, footer length (`u64`, little endian), [`MAGIC`]. [`footer`] reads the JSON
+//! and turns it once into an [`Index`], [`layout`] makes the index of a new file, [`checksum`] its digests,
 //! [`signature`] is what vouches for those.
 //! [`foreign`] recognises what is something else.
 //! [`mod@safetensors`] makes an index of that format's header, [`join`] one of several, [`shards`] reads which files
@@ -14,14 +14,15 @@ pub mod foreign;
 mod index;
 pub mod join;
 pub mod layout;
+mod names;
 pub mod safetensors;
 mod shape;
 pub mod shards;
 pub mod signature;
-mod validate;
 
 pub use dtype::DType;
-pub use index::{Checksums, Fit, Index, Macroblock, Part, Record};
+pub use index::{Checksums, Index, Macroblock, Part, Record};
+pub use names::Fit;
 pub use shape::Shape;
 pub use signature::{Seal, Signature};
 

@@ -6,8 +6,9 @@ use safetensors::tensor::Metadata;
 
 use super::{
     DType, Index, Macroblock, Record, Shape,
-    index::{NameOrder, Part},
-    validate::{duplicate, product},
+    index::Part,
+    names::{NameOrder, duplicate},
+    shape::product,
 };
 use crate::error::{Error, ErrorKind, Result, ensure_memory};
 

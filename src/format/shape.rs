@@ -5,8 +5,6 @@ use std::{fmt, ops};
 use serde::{Deserialize, Deserializer, de};
 use smallvec::SmallVec;
 
-use super::footer::Count;
-
 /// Sizes of a tensor's dimensions. Up to four lie in the value itself: memory of its own for each of thousands of
 /// tensors takes longer to get and to give back than all that is done with them.
 #[derive(Default, PartialEq, Eq)]
@@ -74,6 +72,33 @@ impl<'de> Deserialize<'de> for Shape {
         }
         deserializer.deserialize_seq(Visitor)
     }
+}
+
+/// A non-negative integer; serde's own `u64` would name Rust's type in its messages.
+#[derive(Clone, Copy)]
+pub(super) struct Count(pub(super) u64);
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Count;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an integer from 0 to 2^64-1")
+            }
+            fn visit_u64<E: de::Error>(self, value: u64) -> std::result::Result<Count, E> {
+                Ok(Count(value))
+            }
+        }
+        deserializer.deserialize_u64(Visitor)
+    }
+}
+
+/// The product of a shape, if the strides of a tensor of that shape (which skip zeros) fit `i64` too.
+pub(super) fn product(shape: &[u64]) -> Option<u64> {
+    let span = shape.iter().try_fold(1_u64, |span, &size| span.checked_mul(size.max(1)))?;
+    i64::try_from(span).ok()?;
+    Some(if shape.contains(&0) { 0 } else { span })
 }
 
 #[cfg(test)]

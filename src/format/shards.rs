@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Index, join::SET_KEY};
+use super::{Index, signature::SET_KEY};
 use crate::error::{Error, Result};
 
 /// Which files belong together.

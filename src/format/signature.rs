@@ -8,6 +8,8 @@ use serde::Serialize;
 pub(super) const KEY: &str = "signature";
 /// The name of the one algorithm there is, Ed25519 of RFC 8032.
 pub(super) const ALGORITHM: &str = "ed25519";
+/// Footer metadata that tells the shards of one save from those of another.
+pub const SET_KEY: &str = "flashpack_set";
 /// What is signed begins with this: no signature of anything else, by the same key, is one of a file.
 const DOMAIN: &[u8] = b"flashpack signature v1\n";
 

@@ -6,7 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{FileSource, Input, Route, Source, residency::Residency, source::ends_early};
+use super::{
+    FileSource, Source,
+    read::{Route, direct::Input, residency::Residency},
+    source::ends_early,
+};
 use crate::{error::Result, format::Index};
 
 /// One file, or the payloads of several: offsets count through these, and what lies between two of them reads as zeros.

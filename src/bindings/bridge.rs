@@ -1,0 +1,385 @@
+//! The cxx bridge: everything C++ may ask of Rust, in flat values. C++ calls Rust, never the reverse.
+//!
+//! Loads are in `bridge/loading.rs`, saves in `bridge/packing.rs`. Errors become `rust::Error` whose text ends in the tag of
+//! [`Error::to_tagged_string`]; so do panics.
+
+use std::{
+    ffi::OsStr,
+    fmt,
+    os::unix::ffi::OsStrExt as _,
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+};
+
+use cxx::{CxxString, CxxVector};
+use serde_json::Value;
+
+use crate::{
+    device::cuda,
+    error::{Error, ErrorKind, Result},
+    io::Source as _,
+    jobs::{
+        load::{self, Block},
+        verify::verify_model,
+    },
+    model::{Model, SEPARATOR, opened},
+    plan::{Cut, Ignore, Selection},
+    progress::Progress,
+    stats::Report,
+};
+
+mod loading;
+mod packing;
+
+#[cxx::bridge(namespace = "flashpack")]
+mod ffi {
+    /// What a load may be told. 1 is yes, 0 no, -1 leaves it to the environment and the defaults.
+    struct LoadOptions {
+        eager: i8,
+        verify: i8,
+        place: Place,
+    }
+
+    /// Where tensors go.
+    enum Place {
+        /// Memory of the process, provided by the load.
+        Host,
+        /// A CUDA device's memory, provided by C++.
+        Cuda,
+        /// Host memory of tensors that exist.
+        GivenHost,
+        /// CUDA memory of tensors that exist.
+        GivenCuda,
+    }
+
+    /// A CUDA device and the stream in whose order its memory is used (0: the default stream).
+    struct CudaStream {
+        device: i32,
+        stream: usize,
+    }
+
+    /// Memory that a load fills: where it is, and how many bytes.
+    struct GivenMemory {
+        address: usize,
+        bytes: usize,
+    }
+
+    /// What the process's pinned staging memory amounts to.
+    struct PinnedUsage {
+        bytes: i64,
+        peak_bytes: i64,
+        /// Some memory could not be pinned.
+        pageable: bool,
+    }
+
+    /// Address of three int64 (bytes done, bytes in all, cancel) that outlive the operation, or 0.
+    #[derive(Clone, Copy)]
+    struct ProgressWords {
+        address: usize,
+    }
+
+    /// A loaded tensor.
+    struct View {
+        /// torch's `ScalarType` number.
+        dtype: i32,
+        /// The block it lies in.
+        block: usize,
+        /// Its first byte there.
+        offset: i64,
+        /// Where its sizes and strides begin in [`Load`]'s flat lists, and how many there are.
+        first_size: usize,
+        dims: usize,
+        /// The first tensor of the load that shows the same bytes: itself, unless weights are tied.
+        same_as: usize,
+    }
+
+    /// How tensors are packed.
+    struct PackOptions {
+        keep_order: bool,
+        align_bytes: i64,
+        /// Of an empty file that is to be filled and that somebody else will put in place, or -1.
+        descriptor: i32,
+    }
+
+    /// A tensor to pack.
+    struct TensorSpec {
+        name: String,
+        /// torch's `ScalarType` number of the elements as stored.
+        dtype: i32,
+        shape: Vec<i64>,
+        /// Number of an earlier tensor with the same elements in the same memory, or -1.
+        tied_to: i64,
+    }
+
+    extern "Rust" {
+        fn printable(message: &CxxString) -> String;
+
+        fn open_model(path: &CxxString) -> Result<i64>;
+        fn close_model(model: i64);
+        fn file_bytes(model: i64) -> Result<i64>;
+        fn shown_path(model: i64) -> Result<String>;
+        fn footer(model: i64) -> Result<String>;
+        fn verify(model: i64, progress: ProgressWords) -> Result<i64>;
+
+        type Load;
+        fn load_names(
+            model: i64,
+            names: &CxxVector<CxxString>,
+            cuts: &[i64],
+            options: &LoadOptions,
+        ) -> Result<Box<Load>>;
+        fn load_except(
+            model: i64,
+            names: &CxxVector<CxxString>,
+            prefixes: &CxxVector<CxxString>,
+            suffixes: &CxxVector<CxxString>,
+            options: &LoadOptions,
+        ) -> Result<Box<Load>>;
+        fn load_fitting(model: i64, names: &str, partly: bool, options: &LoadOptions) -> Result<Box<Load>>;
+        fn load_blocks(model: i64, options: &LoadOptions) -> Result<Box<Load>>;
+        fn load_payload(model: i64, ranges: &[i64], options: &LoadOptions) -> Result<Box<Load>>;
+        fn name(self: &Load, number: usize) -> Result<&str>;
+        fn places(self: &Load) -> &Vec<usize>;
+        fn unknown(self: &Load) -> &Vec<i64>;
+        fn unnamed(self: &Load) -> &Vec<String>;
+        fn views(self: &Load) -> &Vec<View>;
+        fn sizes(self: &Load) -> &Vec<i64>;
+        fn strides(self: &Load) -> &Vec<i64>;
+        fn memory_bytes(self: &Load) -> &Vec<i64>;
+        fn read_to_host(self: &mut Load, progress: ProgressWords) -> Result<()>;
+        fn next_block(self: &mut Load) -> Result<Box<Block>>;
+        /// # Safety
+        /// The memory is writable and nobody else looks at it until the call returns.
+        unsafe fn fill_host(self: &Load, memory: &[GivenMemory], progress: ProgressWords) -> Result<()>;
+        /// # Safety
+        /// Stream and memory belong to the device and stay until what the call queues on the stream is done.
+        unsafe fn fill_cuda(
+            self: &Load,
+            memory: &[GivenMemory],
+            stream: &CudaStream,
+            progress: ProgressWords,
+        ) -> Result<()>;
+
+        fn overlap(memory: &[GivenMemory]) -> bool;
+
+        fn last_load() -> String;
+        fn pinned_usage() -> PinnedUsage;
+        fn release_pinned();
+
+        type Block;
+        fn data(self: &mut Block) -> *mut u8;
+
+        type PackInProgress;
+        fn stored_dtype(name: &str, dtype: i32, wanted: i32) -> Result<i32>;
+        /// # Safety
+        /// The descriptor is open until the call returns.
+        unsafe fn pack(
+            path: &CxxString,
+            tensors: &[TensorSpec],
+            options: &PackOptions,
+            metadata: &CxxVector<CxxString>,
+            checksum: &str,
+            progress: ProgressWords,
+        ) -> Result<Box<PackInProgress>>;
+        fn order(self: &PackInProgress) -> &Vec<usize>;
+        fn write(self: &mut PackInProgress, bytes: &[u8]) -> Result<()>;
+        /// # Safety
+        /// Stream and memory belong to the device and stay until the call returns.
+        unsafe fn write_cuda(
+            self: &mut PackInProgress,
+            memory: &GivenMemory,
+            stream: &CudaStream,
+        ) -> Result<()>;
+        fn finish(pack: Box<PackInProgress>) -> Result<()>;
+    }
+
+    // C++ makes the list that `pack` borrows.
+    impl Vec<TensorSpec> {}
+}
+
+use ffi::{LoadOptions, PinnedUsage, Place, ProgressWords};
+use loading::{Load, overlap};
+use packing::{PackInProgress, finish, pack, stored_dtype};
+
+/// An error as it crosses the bridge: cxx shows it by `Display`.
+struct Tagged(Error);
+
+impl fmt::Display for Tagged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.to_tagged_string())
+    }
+}
+
+/// Runs `operation`; a panic becomes an error, because unwinding into C++ would abort the process.
+fn guarded<T>(operation: impl FnOnce() -> Result<T>) -> std::result::Result<T, Tagged> {
+    let panicked = |_| Err(Error::new(ErrorKind::Internal, "internal error: a panic was caught"));
+    // What a panic interrupts is dropped with the operation's values, so nothing inconsistent stays reachable.
+    panic::catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(panicked).map_err(Tagged)
+}
+
+impl ProgressWords {
+    fn get<'a>(self) -> Progress<'a> {
+        // SAFETY: the address is 0 or that of three words in a tensor which the operator's caller holds until the
+        // operator returns; ops.cpp checks type, size and device, and drops every user of `'a` before it returns.
+        unsafe { Progress::from_ptr(std::ptr::with_exposed_provenance_mut(self.address)) }
+    }
+}
+
+/// The path in the operating system's own bytes, which need not be UTF-8.
+fn native(path: &CxxString) -> &Path {
+    Path::new(OsStr::from_bytes(path.as_bytes()))
+}
+
+/// `message` as UTF-8, which is all that torch can make an exception of.
+fn printable(message: &CxxString) -> String {
+    message.to_string_lossy().into_owned()
+}
+
+fn open_model(path: &CxxString) -> std::result::Result<i64, Tagged> {
+    guarded(|| Ok(opened::keep(Model::open(native(path))?)))
+}
+
+fn close_model(model: i64) {
+    opened::close(model);
+}
+
+/// Bytes of all the model's files.
+fn file_bytes(model: i64) -> std::result::Result<i64, Tagged> {
+    guarded(|| Ok(opened::find(model)?.files.file_bytes().cast_signed()))
+}
+
+/// What messages call the model.
+fn shown_path(model: i64) -> std::result::Result<String, Tagged> {
+    guarded(|| Ok(opened::find(model)?.files.path().display().to_string()))
+}
+
+fn footer(model: i64) -> std::result::Result<String, Tagged> {
+    guarded(|| Ok(opened::find(model)?.footer()))
+}
+
+fn verify(model: i64, progress: ProgressWords) -> std::result::Result<i64, Tagged> {
+    guarded(|| {
+        let report = verify_model(&*opened::find(model)?, None, progress.get())?;
+        Ok(report.verified_bytes.cast_signed())
+    })
+}
+
+/// What the last load of this thread did, as JSON; null before the first.
+fn last_load() -> String {
+    Report::last().map_or(Value::Null, |report| report.to_json()).to_string()
+}
+
+fn pinned_usage() -> PinnedUsage {
+    let usage = cuda::pinned().usage();
+    PinnedUsage {
+        bytes: usage.bytes.cast_signed() as i64,
+        peak_bytes: usage.peak_bytes.cast_signed() as i64,
+        pageable: cuda::fell_back_to_pageable(),
+    }
+}
+
+fn release_pinned() {
+    cuda::pinned().clear();
+}
+
+fn strings(values: &CxxVector<CxxString>) -> Vec<String> {
+    values.iter().map(|value| value.to_string_lossy().into_owned()).collect()
+}
+
+const fn choice(value: i8) -> Option<bool> {
+    match value {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
+}
+
+fn wanted(options: &LoadOptions) -> load::Options {
+    let place = match options.place {
+        Place::Cuda => load::Place::Device,
+        Place::GivenHost => load::Place::GivenHost,
+        Place::GivenCuda => load::Place::GivenDevice,
+        _ => load::Place::Host,
+    };
+    load::Options { eager: choice(options.eager), verify: choice(options.verify), place }
+}
+
+fn load(model: i64, selection: Selection<'_>, options: &LoadOptions) -> Result<Box<Load>> {
+    let prepared = load::prepare(&*opened::find(model)?, selection, wanted(options))?;
+    Ok(Box::new(Load::new(prepared)))
+}
+
+/// A load of all tensors if `names`, which [`SEPARATOR`] divides, are theirs, or with `partly` of those that have one
+/// of the names; else of none.
+fn load_fitting(
+    model: i64,
+    names: &str,
+    partly: bool,
+    options: &LoadOptions,
+) -> std::result::Result<Box<Load>, Tagged> {
+    guarded(|| {
+        let names: Vec<&str> = names.split(SEPARATOR).collect();
+        let model = opened::find(model)?;
+        let (prepared, fit) = load::prepare_fitting(&model, &names, partly, wanted(options))?;
+        Ok(Box::new(prepared.map_or_else(Load::default, Load::new).fitting(&fit, &model.index)))
+    })
+}
+
+/// `cuts` are four numbers each: of a name, of a dimension, the first index and the one after the last.
+fn load_names(
+    model: i64,
+    names: &CxxVector<CxxString>,
+    cuts: &[i64],
+    options: &LoadOptions,
+) -> std::result::Result<Box<Load>, Tagged> {
+    guarded(|| {
+        let (quadruples, []) = cuts.as_chunks::<4>() else {
+            return Err(Error::argument(
+                "slices are not a list of tensor, dimension, start and stop in turn",
+            ));
+        };
+        let cut = |&[tensor, dim, start, stop]: &[i64; 4]| {
+            let place = usize::try_from(tensor).ok().zip(usize::try_from(dim).ok());
+            let range = u64::try_from(start).ok().zip(u64::try_from(stop).ok());
+            match (place, range) {
+                (Some((tensor, dim)), Some((start, stop))) => Ok(Cut { tensor, dim, range: start..stop }),
+                _ => Err(Error::argument(format!(
+                    "a slice has a negative number: tensor {tensor}, dimension {dim}, {start}..{stop}"
+                ))),
+            }
+        };
+        let cuts = quadruples.iter().map(cut).collect::<Result<Vec<_>>>()?;
+        load(model, Selection::Slices { names: &strings(names), cuts: &cuts }, options)
+    })
+}
+
+/// `ranges` are two numbers each: the first byte and the one after the last.
+fn load_payload(model: i64, ranges: &[i64], options: &LoadOptions) -> std::result::Result<Box<Load>, Tagged> {
+    guarded(|| {
+        let (pairs, []) = ranges.as_chunks::<2>() else {
+            return Err(Error::argument("ranges are not a list of starts and ends in turn"));
+        };
+        let range = |&[start, end]: &[i64; 2]| Some(u64::try_from(start).ok()?..u64::try_from(end).ok()?);
+        let ranges = pairs.iter().map(range).collect::<Option<Vec<_>>>();
+        let ranges = ranges.ok_or_else(|| Error::argument("a range begins or ends before the file"))?;
+        load(model, Selection::Payload(&ranges), options)
+    })
+}
+
+fn load_except(
+    model: i64,
+    names: &CxxVector<CxxString>,
+    prefixes: &CxxVector<CxxString>,
+    suffixes: &CxxVector<CxxString>,
+    options: &LoadOptions,
+) -> std::result::Result<Box<Load>, Tagged> {
+    guarded(|| {
+        let (names, prefixes, suffixes) = (strings(names), strings(prefixes), strings(suffixes));
+        let ignore = Ignore { names: &names, prefixes: &prefixes, suffixes: &suffixes };
+        load(model, Selection::Except(&ignore), options)
+    })
+}
+
+fn load_blocks(model: i64, options: &LoadOptions) -> std::result::Result<Box<Load>, Tagged> {
+    guarded(|| load(model, Selection::Blocks, options))
+}

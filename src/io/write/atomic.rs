@@ -1,0 +1,361 @@
+//! Writing files so that nobody ever sees half of one.
+
+use std::{
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, Seek as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{AtFlags, CWD, FallocateFlags, OFlags},
+    io::Errno,
+};
+
+use super::{
+    behind::WriteBehind,
+    temporary::{
+        create_named, folder_of, is_any_of, is_renaming_refused, name_beside, own_link, remove_abandoned,
+    },
+};
+use crate::{
+    environment::Environment,
+    error::{At as _, Error, ErrorKind, IoContext, Result},
+};
+
+/// A new file that takes the place of `destination` in one step when it is [committed](Self::commit), and vanishes
+/// when it is dropped before.
+///
+/// It has no name while it is written (`O_TMPFILE`), so that nothing stays of a writer that is killed. In the end it is
+/// linked to the destination. A link cannot replace a file: if there is one, the new file is linked to a temporary name
+/// beside it and renamed at once, and only who is killed between these two calls leaves it there.
+///
+/// Where the file system has no files without names, it is written under a temporary one. Whatever has such a name is
+/// locked by its writer, so the next writer for the same destination on the same host knows the files of dead ones,
+/// and removes them.
+#[derive(Debug)]
+pub struct NewFile {
+    file: File,
+    /// Its name until it is committed, if it has one.
+    temporary: Option<PathBuf>,
+    destination: PathBuf,
+    /// Somebody else puts it in place.
+    lent: bool,
+}
+
+impl NewFile {
+    /// Begins a file in the folder of `destination`, which is created if it is missing. Where that is a symbolic link,
+    /// its target is meant.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if the folder cannot be written to, or the destination is no regular file.
+    pub fn create(destination: &Path) -> Result<Self> {
+        let destination = follow_link(destination)?;
+        refuse_irregular(&destination)?;
+        let folder = folder_of(&destination);
+        create_folder(folder).during("cannot create the folder", folder)?;
+        remove_abandoned(&destination);
+        let replaced = fs::metadata(&destination).ok().map(|old| old.permissions().mode() & 0o7777);
+        // At no time by a wider mode than what it replaces, but for its writer.
+        let mode = replaced.map_or(0o666, |mode| mode & 0o666 | 0o600);
+        let (file, temporary) = create(&destination, mode)
+            .during("cannot create a temporary file in its folder", &destination)?;
+        let this = Self { file, temporary, destination, lent: false };
+        if let Some(mode) = replaced {
+            let set = this.file.set_permissions(Permissions::from_mode(mode));
+            set.during("cannot set the permissions of the new file", &this.destination)?;
+        }
+        Ok(this)
+    }
+
+    /// One that another program has begun by [`create`](Self::create), of which these are the parts.
+    #[must_use]
+    pub const fn adopt(file: File, temporary: Option<PathBuf>, destination: PathBuf) -> Self {
+        Self { file, temporary, destination, lent: false }
+    }
+
+    /// One that another program has begun and will put in place: to [commit](Self::commit) it only makes it durable.
+    #[must_use]
+    pub const fn lend(file: File, destination: PathBuf) -> Self {
+        Self { file, temporary: None, destination, lent: true }
+    }
+
+    /// The parts: the file, its temporary name, and the destination, behind any symbolic link. Whoever has them is to
+    /// remove what has the name.
+    pub fn into_parts(mut self) -> (io::Result<File>, Option<PathBuf>, PathBuf) {
+        (self.file.try_clone(), self.temporary.take(), self.destination.clone())
+    }
+
+    /// Makes the file durable and puts it in the destination's place; returns its length in bytes.
+    ///
+    /// Where the file system has no renaming, or the destination is a mount point (a file that a container was given),
+    /// the finished file is copied over the destination instead. That is not one step: whoever reads meanwhile, or
+    /// after a crash, finds a file without a trailer, and mappings of the old file change.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`]; the destination is then what it was, unless only flushing its folder
+    /// or such a copy failed.
+    pub fn commit(self) -> Result<u64> {
+        self.commit_if(|| Ok(()))
+    }
+
+    /// [`commit`](Self::commit) if `may`, asked when nothing is left to do but to put the file in place, does not fail.
+    ///
+    /// # Errors
+    /// That of `may`, and as `commit`.
+    pub fn commit_if(mut self, may: impl FnOnce() -> Result<()>) -> Result<u64> {
+        let path = self.destination.clone();
+        let bytes = self.file.metadata().during("cannot stat", &path)?.len();
+        self.file.sync_all().during("cannot flush to disk", &path)?;
+        may()?;
+        if self.lent {
+            return Ok(bytes);
+        }
+        self.put_in_place().during("cannot put the new file in place of", &path)?;
+        let folder = folder_of(&path);
+        sync_folder(folder).during("cannot flush the folder to disk", folder)?;
+        Ok(bytes)
+    }
+
+    fn put_in_place(&mut self) -> io::Result<()> {
+        let temporary = match self.temporary.take() {
+            Some(name) => name,
+            None if link(&self.file, &self.destination).is_ok() => return Ok(()),
+            None => self.named()?,
+        };
+        // Until it is renamed, the name is for `drop` to remove.
+        let temporary = self.temporary.insert(temporary);
+        match fs::rename(&*temporary, &self.destination) {
+            Err(error) if is_renaming_refused(&error) => copy(
+                &self.file,
+                OpenOptions::new().write(true).create(true).truncate(true),
+                &self.destination,
+            ),
+            renamed => renamed.map(|()| self.temporary = None),
+        }
+    }
+
+    /// Gives the file a temporary name.
+    fn named(&mut self) -> io::Result<PathBuf> {
+        let name = name_beside(&self.destination);
+        // Before it has the name: whoever finds that without a lock takes its writer for dead.
+        let _ = self.file.try_lock();
+        match link(&self.file, &name) {
+            Ok(()) => Ok(name),
+            // Where files without a name cannot get one after all, a copy can.
+            Err(_) => self.copied(),
+        }
+    }
+
+    /// Puts a copy of the file, which has a temporary name, in its place.
+    fn copied(&mut self) -> io::Result<PathBuf> {
+        let permissions = self.file.metadata()?.permissions();
+        let (file, name) = create_named(&self.destination, permissions.mode() & 0o666)?;
+        let copied = file
+            .set_permissions(permissions)
+            .and_then(|()| copy(&self.file, OpenOptions::new().write(true), &name));
+        copied.inspect_err(|_| drop(fs::remove_file(&name)))?;
+        self.file = file;
+        Ok(name)
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(name) = &self.temporary {
+            let _ = fs::remove_file(name);
+        }
+    }
+}
+
+/// A [`NewFile`] whose bytes come in order, and are brought to the disk by threads.
+#[derive(Debug)]
+pub struct AtomicFile {
+    bytes: WriteBehind,
+    new: NewFile,
+}
+
+impl AtomicFile {
+    /// Begins a file of about `expected_bytes` (reserved at once, so that a full disk shows before the work is done).
+    ///
+    /// From a few MiB on it is written past the page cache, unless `FLASHPACK_DIRECT_IO=0` or the file system refuses.
+    ///
+    /// # Errors
+    /// Those of [`NewFile::create`]; [`ErrorKind::Io`] if the disk is full; [`ErrorKind::Argument`] for a malformed
+    /// environment variable.
+    pub fn create(destination: &Path, expected_bytes: u64) -> Result<Self> {
+        Self::fill(NewFile::create(destination)?, expected_bytes)
+    }
+
+    /// [`create`](Self::create), of a file that is there and empty.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn fill(new: NewFile, expected_bytes: u64) -> Result<Self> {
+        let direct = Environment::read()?.direct_io.unwrap_or(true);
+        let same = new.file.try_clone().during("cannot open", &new.destination)?;
+        let bytes = WriteBehind::new(same, direct).at(&new.destination)?;
+        let this = Self { bytes, new };
+        this.reserve(expected_bytes)?;
+        Ok(this)
+    }
+
+    /// Where it will be, behind any symbolic link.
+    #[must_use]
+    pub fn destination(&self) -> &Path {
+        &self.new.destination
+    }
+
+    /// Appends `bytes`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`], naming the destination, perhaps for bytes that were appended before.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.bytes.write(bytes).at(&self.new.destination)
+    }
+
+    /// Makes the file durable and puts it in the destination's place; returns its length in bytes.
+    ///
+    /// # Errors
+    /// As [`NewFile::commit`], perhaps of bytes that were appended before.
+    pub fn commit(self) -> Result<u64> {
+        self.commit_if(|| Ok(()))
+    }
+
+    /// [`commit`](Self::commit) if `may`, asked when nothing is left to do but to put the file in place, does not fail.
+    ///
+    /// # Errors
+    /// That of `may`, and as `commit`.
+    pub fn commit_if(mut self, may: impl FnOnce() -> Result<()>) -> Result<u64> {
+        self.bytes.finish().at(&self.new.destination)?;
+        self.new.commit_if(may)
+    }
+
+    /// Reserves disk blocks, and the length: several direct writes run at a time only within it. File systems that
+    /// cannot reserve are written to as they are.
+    fn reserve(&self, bytes: u64) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        match rustix::fs::fallocate(&self.new.file, FallocateFlags::empty(), 0, bytes) {
+            Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => {
+                Err(Error::io(&format!("cannot reserve {bytes} bytes"), &errno.into())
+                    .at(&self.new.destination))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+/// A new file for `destination`, without a name if the file system allows that, else under a temporary one.
+fn create(destination: &Path, mode: u32) -> io::Result<(File, Option<PathBuf>)> {
+    let nameless = OFlags::TMPFILE.bits().cast_signed();
+    let folder = folder_of(destination);
+    match OpenOptions::new().read(true).write(true).mode(mode).custom_flags(nameless).open(folder) {
+        Ok(file) if fs::symlink_metadata(own_link(&file)).is_ok() && honours_umask(&file, mode)? => {
+            Ok((file, None))
+        }
+        Err(error) if !is_any_of(&error, &[Errno::OPNOTSUPP, Errno::ISDIR, Errno::INVAL, Errno::NOSYS]) => {
+            Err(error)
+        }
+        _ => create_named(destination, mode).map(|(file, name)| (file, Some(name))),
+    }
+}
+
+/// Whether the file has the mode that one with a name would have: before Linux 6.0, `O_TMPFILE` leaves the umask out on
+/// some file systems.
+fn honours_umask(file: &File, mode: u32) -> io::Result<bool> {
+    let others = mode & 0o077;
+    if others == 0 || file.metadata()?.permissions().mode() & 0o077 != others {
+        return Ok(true);
+    }
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    let umask = umask.and_then(|umask| u32::from_str_radix(umask.trim(), 8).ok());
+    Ok(umask.is_some_and(|umask| umask & others == 0))
+}
+
+fn link(file: &File, name: &Path) -> io::Result<()> {
+    Ok(rustix::fs::linkat(CWD, own_link(file), CWD, name, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+/// Copies all of `from` to what `options` open at `to`, and flushes it.
+fn copy(mut from: &File, options: &OpenOptions, to: &Path) -> io::Result<()> {
+    from.rewind()?;
+    let mut to = options.open(to)?;
+    io::copy(&mut from, &mut to)?;
+    to.sync_all()
+}
+
+/// Creates a folder and those above it that are missing; what was created is durable.
+fn create_folder(folder: &Path) -> io::Result<()> {
+    let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+    let missing: Vec<&Path> = folder.ancestors().take_while(is_missing).collect();
+    fs::create_dir_all(folder)?;
+    missing.into_iter().try_for_each(|created| sync_folder(folder_of(created)))
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        // Some file systems cannot flush a folder; their renames are as durable as they get.
+        Err(error) if is_any_of(&error, &[Errno::INVAL]) => Ok(()),
+        synced => synced,
+    }
+}
+
+/// Folders cannot be replaced by a file, device nodes and pipes must not be.
+fn refuse_irregular(destination: &Path) -> Result<()> {
+    match fs::metadata(destination) {
+        Ok(old) if old.is_dir() => Err(Error::io("cannot write", &Errno::ISDIR.into()).at(destination)),
+        Ok(old) if !old.is_file() => {
+            Err(Error::new(ErrorKind::Io, "cannot write: is not a regular file").at(destination))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The file behind a symbolic link, even one that points to nothing yet.
+fn follow_link(path: &Path) -> Result<PathBuf> {
+    /// As many links as the kernel follows.
+    const MAX_LINKS: usize = 40;
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match fs::read_link(&path) {
+            Ok(target) => path = folder_of(&path).join(target),
+            Err(_) => return Ok(path),
+        }
+    }
+    Err(Error::io("cannot write", &Errno::LOOP.into()).at(&path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_the_umask_did_not_reach_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = || OpenOptions::new().write(true).create_new(true).mode(0o666).clone();
+        let file = options().open(folder.path().join("usual")).unwrap();
+        let usual = file.metadata().unwrap().permissions().mode();
+        assert!(honours_umask(&file, 0o666).unwrap());
+        file.set_permissions(Permissions::from_mode(0o666)).unwrap();
+        assert_eq!(honours_umask(&file, 0o666).unwrap(), usual & 0o066 == 0o066);
+        assert!(honours_umask(&file, 0o600).unwrap(), "nothing was to be masked");
+    }
+
+    #[test]
+    fn files_that_cannot_be_named_after_all_are_copied() {
+        let folder = tempfile::tempdir().unwrap();
+        let destination = folder.path().join("model");
+        fs::write(&destination, b"old").unwrap();
+        fs::set_permissions(&destination, Permissions::from_mode(0o604)).unwrap();
+        let mut new = NewFile::create(&destination).unwrap();
+        io::Write::write_all(&mut new.file, b"new").unwrap();
+        new.temporary = Some(new.copied().unwrap());
+        new.commit().unwrap();
+        assert_eq!(fs::read(&destination).unwrap(), b"new");
+        assert_eq!(fs::metadata(&destination).unwrap().permissions().mode() & 0o777, 0o604);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,7 @@
+//! Writing: new files that take the place of others in one step.
+
+mod atomic;
+mod behind;
+pub mod temporary;
+
+pub use atomic::{AtomicFile, NewFile};

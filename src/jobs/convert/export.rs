@@ -1,0 +1,122 @@
+//! FlashPack to safetensors.
+
+use std::{cmp::Reverse, collections::HashMap, ops::Range, path::Path};
+
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use super::Converted;
+use crate::{
+    error::{At, Error, ErrorKind, Result},
+    format::{DType, Index, Record, safetensors::MAX_HEADER_BYTES},
+    io::{Source, write::AtomicFile},
+    jobs::verify::verify_source,
+    model::{Model, reader::expect_flashpack},
+    progress::Progress,
+};
+
+/// Bytes held in memory at a time: still in the cache when they are written.
+const BUFFER_BYTES: u64 = 256 << 10;
+/// safetensors headers are padded with spaces to a multiple of this.
+const HEADER_ALIGN_BYTES: usize = 8;
+
+/// Writes the tensors of the model at `path`, as [`Model::open`] takes it, to a safetensors file at `destination`, a few megabytes at a time.
+/// Tied tensors are written once for each name, as safetensors has no way to say that they are one.
+///
+/// # Errors
+/// Those of [`verify`](crate::jobs::verify::verify); [`ErrorKind::Format`] for a file that is safetensors already;
+/// [`ErrorKind::Unsupported`] for a type that safetensors does not have; [`ErrorKind::Io`].
+pub fn to_safetensors(path: &Path, destination: &Path, progress: Progress<'_>) -> Result<Converted> {
+    let model = Model::open(path)?;
+    for (file, _) in model.files.iter() {
+        expect_flashpack(file)?;
+    }
+    let index = &model.index;
+    if destination.canonicalize().is_ok_and(|other| path.canonicalize().is_ok_and(|path| path == other)) {
+        return Err(Error::argument("is both source and destination").at(path));
+    }
+    // The order safetensors asks for: widest elements first, so that all are aligned, then by name.
+    let mut records: Vec<&Record> = index.records().iter().collect();
+    records.sort_by_cached_key(|record| {
+        (Reverse(index.blocks()[record.block()].dtype().to_safetensors()), record.name())
+    });
+    let (header, payload_bytes) = header(index, &records).at(path)?;
+    // The new file has no digests: damage has to show here or never.
+    verify_source(&model.files, index, progress)?;
+    let total_bytes = (header.len() as u64).checked_add(payload_bytes).ok_or_else(too_large).at(path)?;
+    let mut file = AtomicFile::create(destination, total_bytes)?;
+    progress.start(payload_bytes);
+    file.write(&header)?;
+    for record in &records {
+        copy(&model, record, &mut file, progress)?;
+    }
+    Ok(Converted { tensors: records.len(), bytes: file.commit()? })
+}
+
+/// The header's length and JSON, and the bytes of the tensors behind it.
+fn header(index: &Index, records: &[&Record]) -> Result<(Vec<u8>, u64)> {
+    let mut tensors = Vec::with_capacity(records.len());
+    let mut end = 0_usize;
+    for record in records {
+        if record.name() == "__metadata__" {
+            let what = "holds a tensor named \"__metadata__\", which safetensors reserves";
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        }
+        let from = index.blocks()[record.block()].dtype();
+        let dtype = from.to_safetensors().ok_or_else(|| {
+            let what =
+                format!("Unsupported dtype: safetensors has no {from}, the type of {:?}", record.name());
+            Error::new(ErrorKind::Unsupported, what)
+        })?;
+        let mut shape = record.shape().iter().map(|&size| fits(size)).collect::<Result<Vec<usize>>>()?;
+        if from == DType::Float4E2m1fnX2 {
+            // torch counts bytes, safetensors the halves of a byte.
+            match shape.last_mut() {
+                Some(last) => *last = last.checked_mul(2).ok_or_else(too_large)?,
+                None => shape.push(2),
+            }
+        }
+        let range = index.range_in_block(record);
+        let start = end;
+        end = fits(range.end - range.start)?.checked_add(end).ok_or_else(too_large)?;
+        tensors.push((record.name().to_owned(), TensorInfo { dtype, shape, data_offsets: (start, end) }));
+    }
+    let mut user: HashMap<String, String> = index.metadata().clone().into_iter().collect();
+    // transformers refuses safetensors files that do not name the framework their tensors come from.
+    user.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
+    let header = Metadata::new(Some(user), tensors).map_err(|error| Error::argument(error.to_string()))?;
+    let mut json = serde_json::to_vec(&header).map_err(|error| Error::argument(error.to_string()))?;
+    if json.len() as u64 > MAX_HEADER_BYTES {
+        let what = format!(
+            "needs a safetensors header of {} bytes, over its limit of {MAX_HEADER_BYTES}",
+            json.len()
+        );
+        return Err(Error::new(ErrorKind::Unsupported, what));
+    }
+    json.resize(json.len().next_multiple_of(HEADER_ALIGN_BYTES), b' ');
+    let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+    bytes.append(&mut json);
+    Ok((bytes, end as u64))
+}
+
+fn fits(value: u64) -> Result<usize> {
+    usize::try_from(value).map_err(|_| too_large())
+}
+
+fn too_large() -> Error {
+    Error::argument("is too large for this machine's address space")
+}
+
+fn copy(model: &Model, record: &Record, file: &mut AtomicFile, progress: Progress<'_>) -> Result<()> {
+    let Range { start, end } = model.index.file_range(record);
+    let bytes = end - start;
+    let mut buffer = vec![0; usize::try_from(BUFFER_BYTES.min(bytes)).expect("bounded")];
+    let mut done = 0;
+    while done < bytes {
+        let step = buffer.len().min(usize::try_from(bytes - done).unwrap_or(usize::MAX));
+        model.files.read_exact_at(&mut buffer[..step], start + done)?;
+        file.write(&buffer[..step])?;
+        progress.advance(step as u64)?;
+        done += step as u64;
+    }
+    Ok(())
+}

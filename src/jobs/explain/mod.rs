@@ -1,0 +1,182 @@
+//! What a load would do and how long it must take at least, without loading anything.
+
+pub mod measure;
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use measure::Rate;
+
+use crate::{
+    device::{pool, transfer},
+    error::Result,
+    format::Part,
+    io::{
+        prefetch::{self, Verdict},
+        residency::Residency,
+    },
+    jobs::load::{self, Options, Prepared},
+    model::Model,
+    plan::{Chunk, Memory, Mode, ReadPlan, Selection, View},
+    stats::Limit,
+};
+
+/// What a load of `selection` from `path` would do: where the bytes come from (`source`), what is done with them
+/// (`work`), and how long that takes at least (`bound`). Sizes are in bytes, times in seconds.
+///
+/// Reads up to 64 MiB of the file for a sample, the way the load would.
+///
+/// # Errors
+/// Those of [`Model::open`], of [`load::prepare`] and of reading the sample.
+pub fn explain(path: &Path, selection: Selection<'_>, options: Options) -> Result<Value> {
+    let mut prepared = load::prepare(&Model::open(path)?, selection, options)?;
+    if prepared.route.residency.is_none() {
+        prepared.route.residency = prepared.files.residency();
+    }
+    let (source, work) = (source(&prepared), work(&prepared));
+    Ok(json!({"source": source, "work": work, "bound": bound(&prepared)?}))
+}
+
+fn source(prepared: &Prepared) -> Value {
+    let Prepared { files, route, index, .. } = prepared;
+    json!({
+        "file_bytes": files.file_bytes(),
+        "payload_bytes": index.payload_bytes(),
+        "cached_part": route.residency.map(Residency::part),
+        "direct": route.direct,
+        "why": route.why.text(),
+        "algorithm": index.algorithms(),
+    })
+}
+
+fn work(prepared: &Prepared) -> Value {
+    let plan = prepared.plan();
+    let chunks = || plan.tasks.iter().flatten();
+    let (staging_buffers, staging_bytes) = staging(plan);
+    json!({
+        "mode": mode(plan.mode),
+        "tensors": plan.views.len(),
+        "tensor_bytes": plan.views.iter().map(View::bytes).sum::<u64>(),
+        "memory_bytes": memory_bytes(plan),
+        "mapped_bytes": mapped_bytes(plan),
+        "read_bytes": plan.read_bytes(),
+        "threads": plan.threads,
+        "task_bytes": plan.tasks.iter().map(|task| task_bytes(task)).max().unwrap_or(0),
+        "chunks": chunks().count(),
+        "chunk_bytes": chunks().map(|chunk| chunk.end() - chunk.offset).max().unwrap_or(0),
+        "verified_chunks": chunks().filter(|chunk| chunk.digest.is_some()).count(),
+        "verified_bytes": plan.verified_bytes(),
+        "staging_buffers": staging_buffers,
+        "staging_bytes": staging_bytes,
+        "read_ahead": read_ahead(prepared),
+    })
+}
+
+/// The time of each stage at a rate that was measured just now, and their bound. The threads that read from the page
+/// cache are busy reading, so digests add to their time; disks work on while digests are computed. What the device
+/// and its link take is not known here.
+fn bound(prepared: &Prepared) -> Result<Value> {
+    let plan = prepared.plan();
+    let (threads, verified) = (plan.threads.max(1), plan.verified_bytes());
+    let from_disk = prepared.route.is_from_disk();
+    let copy = measure::copying(threads.min(processors()))?;
+    // Of several algorithms the first: files of one model seldom differ.
+    let digests = prepared.index.parts().iter().find_map(Part::checksums).filter(|_| verified > 0);
+    let hash = digests.map(|digests| measure::hashing(digests.algorithm(), threads)).transpose()?;
+    let (source, source_seconds) = reading(prepared)?;
+    let hash_seconds = hash.map_or(0.0, |rate| rate.seconds(verified));
+    let seconds = if from_disk { source_seconds.max(hash_seconds) } else { source_seconds + hash_seconds };
+    let limit = match (source, from_disk) {
+        (None, _) => None,
+        _ if hash_seconds > source_seconds => Some(Limit::Checksums),
+        (_, true) => Some(Limit::Disk),
+        (_, false) => Some(Limit::PageCache),
+    };
+    Ok(json!({
+        "sample_bytes": source.map_or(0, |rate| rate.bytes),
+        "source_rate": source.map(Rate::per_second),
+        "checksum_rate": hash.map(Rate::per_second),
+        "copy_rate": copy.per_second(),
+        "source_seconds": source_seconds,
+        "checksum_seconds": hash_seconds,
+        "seconds": seconds,
+        "limit": limit.map(Limit::name),
+    }))
+}
+
+/// Readers that keep a disk as busy as reading ahead of a mapping does.
+const READ_AHEAD_DEPTH: usize = 16;
+
+/// The rate at which the source gives bytes now, and the seconds it takes for all; none for a load that reads nothing.
+///
+/// What a mapping shows and the page cache lacks will be read from the disk: that is what is timed then.
+fn reading(prepared: &Prepared) -> Result<(Option<Rate>, f64)> {
+    let plan = prepared.plan();
+    let payload_bytes = prepared.index.payload_bytes();
+    let (bytes, threads, reused) = (plan.read_bytes(), plan.threads, plan.mode.is_staged());
+    if plan.mode == Mode::Lazy && prepared.route.is_from_disk() {
+        let absent_part = 1.0 - prepared.route.residency.map_or(0.0, Residency::part);
+        let mapped_bytes = mapped_bytes(plan);
+        let (disk, _) = prepared.files.choose(Some(true));
+        let rate = measure::reading(&disk, payload_bytes, READ_AHEAD_DEPTH, true)?;
+        return Ok((Some(rate), rate.seconds(bytes.max(mapped_bytes)) * absent_part));
+    }
+    if bytes == 0 {
+        return Ok((None, 0.0));
+    }
+    let rate = measure::reading(&prepared.files, payload_bytes, threads, reused)?;
+    Ok((Some(rate), rate.seconds(bytes)))
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, Into::into)
+}
+
+const fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Lazy => "map",
+        Mode::Eager | Mode::InPlace => "read",
+        Mode::Staged | Mode::StagedInPlace => "stage",
+    }
+}
+
+fn memory_bytes(plan: &ReadPlan) -> u64 {
+    let bytes = |memory: &Memory| match *memory {
+        Memory::Buffer(bytes) => bytes,
+        Memory::Mapping => 0,
+    };
+    plan.memory.iter().map(bytes).sum()
+}
+
+fn mapped_bytes(plan: &ReadPlan) -> u64 {
+    plan.mapped_ranges().iter().map(|range| range.end - range.start).sum()
+}
+
+fn task_bytes(task: &[Chunk]) -> u64 {
+    task.iter().map(|chunk| chunk.end() - chunk.offset).sum()
+}
+
+/// How many staging buffers there will be at most, and their bytes together.
+fn staging(plan: &ReadPlan) -> (usize, usize) {
+    if !plan.mode.is_staged() || plan.tasks.is_empty() {
+        return (0, 0);
+    }
+    let bytes = transfer::staging_bytes(&plan.tasks).max(1);
+    let buffers =
+        (plan.threads * transfer::DEPTH).min(plan.tasks.len()).min((pool::LIMIT_BYTES / bytes).max(1));
+    (buffers, buffers * bytes)
+}
+
+/// Whether a mapping is read ahead, and why; `None` for other loads.
+fn read_ahead(prepared: &Prepared) -> Option<Value> {
+    let ranges = prepared.plan().mapped_ranges();
+    if ranges.is_empty() {
+        return None;
+    }
+    if !prepared.reads_ahead {
+        return Some(json!([false, "eager=False asks for nothing before it is touched"]));
+    }
+    let verdict = prefetch::judge(&prepared.files, &ranges);
+    Some(json!([verdict == Verdict::ReadAhead, verdict.text()]))
+}

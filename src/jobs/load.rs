@@ -1,0 +1,370 @@
+//! Loading tensors: open, plan, provide memory, read; into host memory, or through staging into a device's.
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustix::io::Errno;
+
+use crate::{
+    device::{
+        Device,
+        pool::{self, Pool},
+        transfer,
+    },
+    environment::Environment,
+    error::{At, Error, ErrorKind, Result},
+    format::{Fit, Index},
+    io::{self, Files, HostBuffer, Mapping, Route, Source, prefetch::prefetch, read::ChunkReader},
+    model::Model,
+    plan::{Ignore, Memory, Mode, ReadPlan, Selection, Settings, Verify, View},
+    progress::Progress,
+    stats::{Clock, Report},
+};
+
+/// Staging buffers are multiples of this: a chunk with a digest, as this library writes them.
+const STAGING_UNIT_BYTES: u64 = 1 << 20;
+
+/// What a caller may ask of a load; `None` leaves it to the environment and the defaults.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Read every byte before returning, instead of mapping the file. Default: `FLASHPACK_CPU_PARALLEL_READ`; and
+    /// where that says to map, the tensors are read ahead in the background.
+    pub eager: Option<bool>,
+    /// Verify digests. Default: in all loads but lazy ones, of files that have digests.
+    pub verify: Option<bool>,
+    /// Where the tensors go.
+    pub place: Place,
+}
+
+/// Where a load's tensors go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// Host memory that the load provides.
+    #[default]
+    Host,
+    /// A device's memory that the caller provides as the plan asks.
+    Device,
+    /// Host memory of tensors that exist, one for each name.
+    GivenHost,
+    /// A device's memory of tensors that exist, one for each name.
+    GivenDevice,
+}
+
+/// Memory with tensors in it.
+#[derive(Debug)]
+pub enum Block {
+    /// A private mapping of the whole file.
+    Mapped(Mapping),
+    /// Memory of the process.
+    Buffer(HostBuffer),
+}
+
+impl Block {
+    /// Address of the first byte, writable.
+    pub fn data(&mut self) -> *mut u8 {
+        match self {
+            Self::Mapped(mapping) => mapping.data(),
+            Self::Buffer(buffer) => buffer.data(),
+        }
+    }
+
+    const fn buffer(&self) -> Option<&HostBuffer> {
+        match self {
+            Self::Mapped(_) => None,
+            Self::Buffer(buffer) => Some(buffer),
+        }
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        match self {
+            Self::Mapped(_) => &mut [],
+            Self::Buffer(buffer) => buffer.as_mut_slice(),
+        }
+    }
+}
+
+/// A finished load.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The memory, in the plan's order.
+    pub blocks: Vec<Block>,
+    /// The tensors in it.
+    pub views: Vec<View>,
+    /// Their names; of macroblocks, their numbers.
+    pub names: Vec<String>,
+}
+
+impl Loaded {
+    /// A copy of the elements of tensor `number`, little endian, row-major.
+    ///
+    /// # Panics
+    /// If there is no such tensor.
+    #[must_use]
+    pub fn to_bytes(&mut self, number: usize) -> Vec<u8> {
+        let view = &self.views[number];
+        let bytes = usize::try_from(view.bytes()).expect("a loaded tensor fits in memory");
+        let offset = usize::try_from(view.offset).expect("a loaded tensor fits in memory");
+        let data = self.blocks[view.memory].data();
+        // SAFETY: the plan placed the view within its block, which lives as long as `self` and which nothing
+        // else writes to while `self` is borrowed.
+        unsafe { std::slice::from_raw_parts(data.add(offset), bytes) }.to_vec()
+    }
+}
+
+/// Loads `selection` of the file at `path` into host memory.
+///
+/// # Errors
+/// Those of [`Model::open`], [`prepare`] and [`Prepared::into_host`].
+pub fn load(
+    path: &Path,
+    selection: Selection<'_>,
+    options: Options,
+    progress: Progress<'_>,
+) -> Result<Loaded> {
+    prepare(&Model::open(path)?, selection, options)?.into_host(progress)
+}
+
+/// A load that has been decided on and not begun.
+#[derive(Debug)]
+pub struct Prepared {
+    pub(crate) files: Files,
+    pub(crate) route: Route,
+    pub(crate) index: Arc<Index>,
+    plan: ReadPlan,
+    /// What the plan maps.
+    mapping: Option<Mapping>,
+    /// Whether the tensors are called by their numbers.
+    numbered: bool,
+    pub(crate) reads_ahead: bool,
+    /// How long it took to decide, and to open the model if this is its first load.
+    open: Duration,
+}
+
+/// [`prepare`] for the tensors of `names`, in the order of the file, and how the names fit. `None`, and nothing is
+/// decided, unless these are the names of all tensors, or with `partly` of some.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_fitting(
+    model: &Model,
+    names: &[&str],
+    partly: bool,
+    options: Options,
+) -> Result<(Option<Prepared>, Fit)> {
+    let fit = model.index.fit(names);
+    let prepared = match (&*fit.unknown, &*fit.unnamed) {
+        ([], []) => Some(prepare(model, Selection::Except(&Ignore::default()), options)?),
+        ([], _) if partly => {
+            let name = |&(record, _): &(usize, usize)| model.index.records()[record].name().to_owned();
+            let names: Vec<String> = fit.pairs.iter().map(name).collect();
+            Some(prepare(model, Selection::Names(&names), options)?)
+        }
+        _ => None,
+    };
+    Ok((prepared, fit))
+}
+
+/// Decides how to load `selection` of `model`.
+///
+/// # Errors
+/// Those of [`ReadPlan::new`] and of mapping; [`ErrorKind::Argument`] for a malformed environment variable.
+pub fn prepare(model: &Model, selection: Selection<'_>, options: Options) -> Result<Prepared> {
+    let began = Instant::now();
+    let environment = Environment::read()?;
+    let mode = match options.place {
+        Place::Host if options.eager.unwrap_or(environment.eager) => Mode::Eager,
+        Place::Host => Mode::Lazy,
+        Place::Device => Mode::Staged,
+        Place::GivenHost => Mode::InPlace,
+        Place::GivenDevice => Mode::StagedInPlace,
+    };
+    let index = Arc::clone(&model.index);
+    let asked = Asked { index: &index, selection, options, environment };
+    let (mut files, mut route, mut plan) = asked.decide(&model.files, mode)?;
+    let mapping = match plan.memory.contains(&Memory::Mapping).then(|| Mapping::new(&files)).transpose() {
+        Err(error) if error.errno() == Some(Errno::NODEV.raw_os_error()) => {
+            (files, route, plan) = asked.decide(&model.files, Mode::Eager)?;
+            None
+        }
+        mapping => mapping?,
+    };
+    let numbered = matches!(selection, Selection::Blocks | Selection::Payload(_));
+    let (reads_ahead, open) = (options.eager.is_none(), model.take_opening_time() + began.elapsed());
+    Ok(Prepared { files, route, index, plan, mapping, numbered, reads_ahead, open })
+}
+
+/// What a load is to do, and for whom.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    index: &'a Index,
+    selection: Selection<'a>,
+    options: Options,
+    environment: Environment,
+}
+
+impl Asked<'_> {
+    /// The plan, and by which way it reads the files.
+    fn decide(self, files: &Files, mode: Mode) -> Result<(Files, Route, ReadPlan)> {
+        let Self { index, selection, options, environment } = self;
+        let plan = |direct: bool| {
+            let mut settings = settings(mode, options.verify, direct, environment);
+            if selection.is_sliced() && options.verify.is_none() {
+                settings.verify = Verify::Whole; // what cannot be mapped is read, also by a load that maps the rest
+            }
+            ReadPlan::new(index, selection, settings)
+        };
+        let maps = mode == Mode::Lazy && !selection.is_partial();
+        let (files, route) = if maps && options.verify == Some(true) {
+            (files.buffered(), Route { residency: files.residency(), ..Route::MAPPED })
+        } else if maps {
+            (files.buffered(), Route::MAPPED)
+        } else if selection.is_whole(index) {
+            files.choose(environment.direct_io)
+        } else {
+            let parts = plan(false).at(files.path())?.read_ranges();
+            files.choose_for_parts(environment.direct_io, &parts)
+        };
+        let plan = plan(files.is_direct()).at(files.path())?;
+        Ok((files, route, plan))
+    }
+}
+
+fn settings(mode: Mode, verify: Option<bool>, direct: bool, environment: Environment) -> Settings {
+    let verify = match (verify, mode) {
+        (Some(true), _) => Verify::Everything,
+        (Some(false), _) | (None, Mode::Lazy) => Verify::Never,
+        (None, _) => Verify::Whole,
+    };
+    // Reads through the page cache keep a processor busy; reads past it only wait for the disk.
+    let threads = if direct { environment.queue_depth } else { environment.read_threads };
+    let mut read_chunk_bytes = environment.read_chunk_bytes;
+    if mode.is_staged() {
+        let share = (pool::LIMIT_BYTES / (threads.get() * transfer::DEPTH)) as u64;
+        let share = (share & !(STAGING_UNIT_BYTES - 1)).max(STAGING_UNIT_BYTES);
+        read_chunk_bytes = read_chunk_bytes.min(share).min(transfer::MAX_TASK_BYTES);
+    }
+    Settings { mode, verify, threads, read_chunk_bytes, direct }
+}
+
+impl Prepared {
+    /// What will be done.
+    #[must_use]
+    pub const fn plan(&self) -> &ReadPlan {
+        &self.plan
+    }
+
+    /// What the tensors are of.
+    #[must_use]
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The tensors' names; of macroblocks, their numbers.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let name = |view: &View| {
+            if self.numbered {
+                view.source.to_string()
+            } else {
+                self.index.records()[view.source].name().to_owned()
+            }
+        };
+        self.plan.views.iter().map(name).collect()
+    }
+
+    /// Loads into memory of this process.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Memory`] if the memory cannot be had; [`ErrorKind::Io`] and [`ErrorKind::Checksum`] from reading.
+    pub fn into_host(self, progress: Progress<'_>) -> Result<Loaded> {
+        let names = self.names();
+        let (blocks, views) = self.into_blocks(progress)?;
+        Ok(Loaded { blocks, views, names })
+    }
+
+    /// [`Prepared::into_host`] for those who need no names.
+    pub(crate) fn into_blocks(mut self, progress: Progress<'_>) -> Result<(Vec<Block>, Vec<View>)> {
+        let mut blocks = provide(&self.plan, self.mapping.take()).at(self.files.path())?;
+        let is_direct = self.files.is_direct();
+        let buffers =
+            |blocks: &[Block], act: fn(&HostBuffer)| blocks.iter().filter_map(Block::buffer).for_each(act);
+        if is_direct {
+            buffers(&blocks, HostBuffer::keep_from_children);
+        }
+        let memory = blocks.iter_mut().map(Block::as_mut_slice).collect();
+        self.timed(progress, |reader| io::read::read(reader, &self.plan.tasks, memory, self.plan.threads))?;
+        if is_direct {
+            buffers(&blocks, HostBuffer::share_with_children);
+        }
+        if let (true, Some(Block::Mapped(mapping))) = (self.reads_ahead, blocks.first()) {
+            prefetch(self.files, &self.plan.mapped_ranges(), mapping);
+        }
+        Ok((blocks, self.plan.views))
+    }
+
+    /// Fills `memory` of any kind, a slice for each memory of the plan.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] and [`ErrorKind::Checksum`]; the memory then holds some of the bytes.
+    pub fn fill(&self, memory: Vec<&mut [u8]>, progress: Progress<'_>) -> Result<()> {
+        let ReadPlan { tasks, threads, .. } = &self.plan;
+        self.timed(progress, |reader| io::read::read_anywhere(reader, tasks, memory, *threads))
+    }
+
+    /// Fills a device's memories, those of the plan; see [`transfer::transfer`].
+    ///
+    /// # Errors
+    /// As [`Prepared::fill`], and those of the device.
+    pub fn transfer<D: Device>(
+        &self,
+        device: &D,
+        pool: &Pool<D::Staging>,
+        progress: Progress<'_>,
+    ) -> Result<()> {
+        let ReadPlan { tasks, threads, .. } = &self.plan;
+        self.timed(progress, |reader| transfer::transfer(reader, tasks, device, pool, *threads))
+            .at(self.files.path())
+    }
+
+    /// Runs `work`, and remembers where its time went.
+    fn timed(
+        &self,
+        progress: Progress<'_>,
+        work: impl FnOnce(&ChunkReader<'_, Files>) -> Result<()>,
+    ) -> Result<()> {
+        let (began, clock) = (Instant::now(), Clock::default());
+        let bytes = self.plan.read_bytes();
+        progress.start(bytes);
+        work(&ChunkReader { source: &self.files, index: &self.index, progress, clock: &clock })?;
+        // Only the first read tells whether the file system takes direct ones.
+        let route = Route { direct: self.files.is_direct(), ..self.route };
+        let report = Report {
+            bytes,
+            verified_bytes: self.plan.verified_bytes(),
+            threads: self.plan.threads,
+            direct: route.direct,
+            from_disk: route.is_from_disk(),
+            open: self.open,
+            ..Report::default()
+        };
+        report.with_times(&clock, began.elapsed()).remember();
+        Ok(())
+    }
+}
+
+fn provide(plan: &ReadPlan, mut mapping: Option<Mapping>) -> Result<Vec<Block>> {
+    let mut provide = |memory: &Memory| match *memory {
+        Memory::Mapping => {
+            let none = || Error::new(ErrorKind::Internal, "the plan maps the file twice");
+            mapping.take().map(Block::Mapped).ok_or_else(none)
+        }
+        Memory::Buffer(bytes) => usize::try_from(bytes)
+            .map_err(|_| Error::new(ErrorKind::Memory, format!("{bytes} bytes exceed the address space")))
+            .and_then(HostBuffer::new)
+            .map(Block::Buffer),
+    };
+    plan.memory.iter().map(&mut provide).collect()
+}

@@ -1,0 +1,8 @@
+//! What this library does with files: each job a short composition of the layers above it.
+
+pub mod convert;
+pub mod explain;
+pub mod load;
+pub mod pack;
+pub mod sign;
+pub mod verify;

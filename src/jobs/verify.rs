@@ -1,0 +1,84 @@
+//! Verifying a whole file against its digests and its signature.
+
+use std::{path::Path, time::Instant};
+
+use crate::{
+    environment::Environment,
+    error::Result,
+    format::Index,
+    io::{self, Source, read::ChunkReader},
+    jobs::sign::{self, PublicKey},
+    model::Model,
+    plan::every_digest,
+    progress::Progress,
+    stats::{self, Clock},
+};
+
+/// What [`verify`] found in a sound file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Bytes of the payload.
+    pub payload_bytes: u64,
+    /// Bytes compared with digests: the payloads of the files that have some.
+    pub verified_bytes: u64,
+    /// The digest functions of these, if there are any that this library knows.
+    pub algorithm: Option<String>,
+    /// Whose signature it has.
+    pub signer: Option<PublicKey>,
+}
+
+/// Checks the model at `path`, as [`Model::open`] takes it, and of each file that has digests every byte of the
+/// payload, padding included. With a `key`, each file must be signed by its holder; without, a signature must be one
+/// by the key that stands beside it, which proves nothing of who that is.
+///
+/// # Errors
+/// As [`Model::open`]; [`ErrorKind::Checksum`](crate::ErrorKind::Checksum) names the first damaged chunk, its
+/// bytes and the tensors in them; [`ErrorKind::Signature`](crate::ErrorKind::Signature).
+pub fn verify(path: &Path, key: Option<&PublicKey>, progress: Progress<'_>) -> Result<Report> {
+    verify_model(&Model::open(path)?, key, progress)
+}
+
+/// [`verify`] for an open model.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_model(model: &Model, key: Option<&PublicKey>, progress: Progress<'_>) -> Result<Report> {
+    let began = Instant::now();
+    let Model { files, index, seals, .. } = model;
+    let signer = sign::check(files, seals, key)?;
+    let (files, route) = files.choose(Some(false));
+    let (decided, clock) = (began.elapsed(), Clock::default());
+    let open = model.take_opening_time() + decided;
+    let (report, threads) = check(&files, index, progress, &clock)?;
+    let (bytes, from_disk) = (report.verified_bytes, route.is_from_disk());
+    stats::Report { bytes, verified_bytes: bytes, threads, from_disk, open, ..stats::Report::default() }
+        .with_times(&clock, began.elapsed().saturating_sub(decided))
+        .remember();
+    Ok(Report { signer, ..report })
+}
+
+/// [`verify`] for a source that is open and has been parsed, but for its signature.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_source<S: Source>(source: &S, index: &Index, progress: Progress<'_>) -> Result<Report> {
+    check(source, index, progress, &Clock::default()).map(|(report, _)| report)
+}
+
+/// The report, and how many threads made it.
+fn check<S: Source>(
+    source: &S,
+    index: &Index,
+    progress: Progress<'_>,
+    clock: &Clock,
+) -> Result<(Report, usize)> {
+    let environment = Environment::read()?;
+    let payload_bytes = index.parts().iter().map(|part| part.range().end - part.range().start).sum();
+    let tasks = every_digest(index);
+    let verified_bytes = tasks.iter().flatten().map(|chunk| chunk.end() - chunk.offset).sum();
+    let threads = environment.read_threads.get().min(tasks.len());
+    progress.start(verified_bytes);
+    let chunks = ChunkReader { source, index, progress, clock };
+    io::read::read(&chunks, &tasks, Vec::new(), threads)?;
+    Ok((Report { payload_bytes, verified_bytes, algorithm: index.algorithms(), signer: None }, threads))
+}

@@ -1,0 +1,256 @@
+//! What a path stands for: a FlashPack file, a safetensors file, or several of them that are one model.
+
+#[cfg(any(feature = "capi", feature = "torch"))]
+pub(crate) mod opened;
+pub(crate) mod reader;
+
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::{
+    error::{At, Error, Result, zeroed},
+    format::{
+        Index, MAGIC, MAX_FOOTER_BYTES, Seal, footer,
+        foreign::{self, Foreign},
+        safetensors::{self, Header},
+        shards::Shards,
+    },
+    io::{FileSource, Files, Pages, Source, file::Shelf},
+    model::reader::{Reader, recognise},
+};
+
+/// Between the paths of a list of files: no path holds it.
+pub const SEPARATOR: char = '\0';
+
+/// An open model: its files, and one index of all their tensors. What takes their paths meanwhile does not matter.
+#[derive(Debug)]
+pub struct Model {
+    /// The files.
+    pub files: Files,
+    /// Their tensors.
+    pub index: Arc<Index>,
+    /// The seal of each file.
+    pub seals: Vec<Seal>,
+    /// The footer of a FlashPack file as it stands there.
+    footer: Option<String>,
+    opening_nanoseconds: AtomicU64,
+}
+
+/// What a file is, told by its content.
+enum Kind {
+    FlashPack,
+    Safetensors,
+    Shards,
+    /// None of these: opened as a FlashPack file, which says what is wrong with it.
+    Other,
+}
+
+impl Model {
+    /// Opens the model at `path`: a file, the index of shards (as model hubs have it) beside it, or a list of files
+    /// with [`SEPARATOR`] between them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::Format`](crate::ErrorKind::Format) for files that are not
+    /// sound or do not belong together, [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a type of
+    /// safetensors that has no counterpart.
+    pub fn open(path: &Path) -> Result<Self> {
+        let began = Instant::now();
+        let mut model = Self::open_untimed(path)?;
+        *model.opening_nanoseconds.get_mut() = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        Ok(model)
+    }
+
+    fn open_untimed(path: &Path) -> Result<Self> {
+        let bytes = path.as_os_str().as_bytes();
+        if bytes.contains(&(SEPARATOR as u8)) {
+            let each = bytes.split(|&byte| byte == SEPARATOR as u8);
+            let paths: Vec<PathBuf> = each.map(|bytes| OsStr::from_bytes(bytes).into()).collect();
+            let label = PathBuf::from(format!("{} and {} more", paths[0].display(), paths.len() - 1));
+            let files = open_files(&paths)?;
+            let labels = paths.iter().map(|path| path.display().to_string());
+            return Self::join(&label, labels, files, None);
+        }
+        let file = FileSource::open(path)?;
+        match kind(&file)? {
+            Kind::Shards => Self::open_shards(path, &file),
+            kind => {
+                let (file, index, footer) = open_as(&kind, file)?;
+                let seals = vec![index.seal()];
+                Ok(Self::new(Files::new(path, vec![file], &index), index, seals, footer))
+            }
+        }
+    }
+
+    fn open_shards(path: &Path, index: &FileSource) -> Result<Self> {
+        let shards = read_shards(index)?;
+        let names = shards.files();
+        let missing: Vec<_> = names.iter().filter(|name| !path.with_file_name(name).exists()).collect();
+        if !missing.is_empty() {
+            let what = format!("{} of {} shards are missing: {missing:?}", missing.len(), names.len());
+            return Err(Error::format(what).at(path));
+        }
+        let paths: Vec<_> = names.iter().map(|name| path.with_file_name(name)).collect();
+        let files = open_files(&paths)?;
+        Self::join(path, names.iter().map(ToString::to_string), files, Some(&shards))
+    }
+
+    fn join(
+        path: &Path,
+        labels: impl Iterator<Item = String>,
+        opened: Vec<(FileSource, Index)>,
+        shards: Option<&Shards>,
+    ) -> Result<Self> {
+        let (files, indices): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
+        let seals = indices.iter().map(Index::seal).collect();
+        let indices: Vec<_> = labels.zip(indices).collect();
+        if let Some(shards) = shards {
+            shards.check(&indices).at(path)?;
+        }
+        let index = Index::join(indices, Pages::here().bytes as u64).at(path)?;
+        Ok(Self::new(Files::new(path, files, &index), index, seals, None))
+    }
+
+    fn new(files: Files, index: Index, seals: Vec<Seal>, footer: Option<String>) -> Self {
+        Self { files, index: index.into(), seals, footer, opening_nanoseconds: AtomicU64::new(0) }
+    }
+
+    /// How long opening took; nothing for who asks again, so that only the first load counts it.
+    pub(crate) fn take_opening_time(&self) -> Duration {
+        Duration::from_nanos(self.opening_nanoseconds.swap(0, Ordering::Relaxed))
+    }
+
+    /// The index as the JSON of a footer: a FlashPack file's own.
+    #[must_use]
+    pub fn footer(&self) -> String {
+        self.footer.clone().unwrap_or_else(|| footer::render(&self.index))
+    }
+}
+
+/// Opens all of `paths`; if they are many, only some of them stay open.
+fn open_files(paths: &[PathBuf]) -> Result<Vec<(FileSource, Index)>> {
+    let shelf = Shelf::for_files(paths.len());
+    let open = |path: &PathBuf| {
+        let (file, index) = open_file(path)?;
+        Ok((file.on_shelf(shelf.as_ref()), index))
+    };
+    paths.iter().map(open).collect()
+}
+
+fn open_file(path: &Path) -> Result<(FileSource, Index)> {
+    let file = FileSource::open(path)?;
+    match kind(&file)? {
+        Kind::Shards => Err(Error::format("is an index of shards, not a file with weights").at(path)),
+        kind => open_as(&kind, file).map(|(file, index, _)| (file, index)),
+    }
+}
+
+fn open_as(kind: &Kind, file: FileSource) -> Result<(FileSource, Index, Option<String>)> {
+    if let Kind::Safetensors = kind {
+        let index = read_header(&file)?.into_index().at(file.path())?;
+        return Ok((file, index, None));
+    }
+    let (file, index, footer) = Reader::new(file)?.into_parts();
+    Ok((file, index, Some(footer)))
+}
+
+/// Reads the index of shards.
+///
+/// # Errors
+/// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::Format`](crate::ErrorKind::Format).
+pub fn read_shards(file: &FileSource) -> Result<Shards> {
+    if file.len() > MAX_FOOTER_BYTES {
+        let what = format!("not a valid index: {} bytes, over the limit of {MAX_FOOTER_BYTES}", file.len());
+        return Err(Error::format(what).at(file.path()));
+    }
+    let mut json = zeroed(file.len()).at(file.path())?;
+    file.read_exact_at(&mut json, 0)?;
+    let parsed = Shards::parse(&json);
+    if parsed.is_err()
+        && !is_named(file, ".json")
+        && let Some(foreign) = recognise(file)?
+    {
+        return Err(Error::format(format!("holds no weights: it is {}", foreign.what)).at(file.path()));
+    }
+    parsed.at(file.path())
+}
+
+/// Refuses a file that a conversion cannot read as what it takes it for: safetensors, or what torch.load reads.
+///
+/// # Errors
+/// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::Format`](crate::ErrorKind::Format).
+pub fn screen(file: &FileSource, torch: bool) -> Result<()> {
+    let what = match kind(file)? {
+        Kind::FlashPack => "already a FlashPack file".to_owned(),
+        Kind::Safetensors if torch => {
+            "a safetensors file: give it a name that ends in .safetensors".to_owned()
+        }
+        Kind::Shards if read_shards(file).is_ok() => {
+            "an index of shards: convert the folder that it lies in".to_owned()
+        }
+        Kind::Safetensors => return Ok(()),
+        Kind::Shards | Kind::Other => match recognise(file)? {
+            Some(it) if !(torch && it.reader == foreign::Reader::Torch) => it.what,
+            _ => return Ok(()),
+        },
+    };
+    Err(Error::format(format!("is {what}")).at(file.path()))
+}
+
+/// Reads the header of a safetensors file.
+///
+/// # Errors
+/// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::Format`](crate::ErrorKind::Format).
+pub fn read_header(file: &FileSource) -> Result<Header> {
+    parse_header(file)
+        .or_else(|error| match recognise(file)? {
+            Some(Foreign { what, reader }) if reader != foreign::Reader::Safetensors => {
+                Err(safetensors::damaged(&format!("it is {what}")))
+            }
+            _ => Err(error),
+        })
+        .at(file.path())
+}
+
+fn parse_header(file: &FileSource) -> Result<Header> {
+    let mut prefix = [0; safetensors::PREFIX_BYTES];
+    if file.len() < prefix.len() as u64 {
+        return Err(safetensors::too_short(file.len()));
+    }
+    file.read_exact_at(&mut prefix, 0)?;
+    let mut json = zeroed(safetensors::header_bytes(prefix, file.len())?)?;
+    file.read_exact_at(&mut json, prefix.len() as u64)?;
+    Header::parse(&json, file.len())
+}
+
+/// Tells the formats apart: by content, and a file whose content is none of them by its name.
+fn kind(file: &FileSource) -> Result<Kind> {
+    let mut tail = [0; MAGIC.len()];
+    if let Some(offset) = file.len().checked_sub(tail.len() as u64) {
+        file.read_exact_at(&mut tail, offset)?;
+        if tail == MAGIC {
+            return Ok(Kind::FlashPack);
+        }
+    }
+    let mut start = [0; safetensors::PREFIX_BYTES + 1];
+    let bytes = usize::try_from(file.len()).map_or(start.len(), |len| len.min(start.len()));
+    file.read_exact_at(&mut start[..bytes], 0)?;
+    Ok(if safetensors::claims(&start[..bytes], file.len()) || is_named(file, ".safetensors") {
+        Kind::Safetensors
+    } else if start[..bytes].trim_ascii_start().first() == Some(&b'{') || is_named(file, ".json") {
+        Kind::Shards
+    } else {
+        Kind::Other
+    })
+}
+
+fn is_named(file: &FileSource, suffix: &str) -> bool {
+    file.path().as_os_str().as_bytes().ends_with(suffix.as_bytes())
+}
