@@ -1,6 +1,7 @@
 //! FlashPack: model weights as contiguous, aligned macroblocks with a JSON footer, and the fastest way to load them.
 //!
-//! Layers: each module uses only those above it, and in its own row those to its left. `tests/layering.rs` reads this table.
+//! Layers: each module uses only those above it, and in its own row those to its left. `tests/layering.rs` reads this
+//! table, and allows no two modules that use each other.
 //!
 //! | module | what |
 //! | --- | --- |

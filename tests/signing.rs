@@ -109,7 +109,7 @@ fn with_new_digests_of(footer: &Value, payload: &[u8], chunk_bytes: u64) -> Resu
     footer["checksums"] = json!({
         "algorithm": algorithm.name(), "chunk_bytes": chunk_bytes,
         "digests": digests.iter().map(ToString::to_string).collect::<String>(),
-        "footer": checksum::index_digest(&index, algorithm, chunk_bytes, &digests).to_string(),
+        "footer": footer::index_digest(&index, algorithm, chunk_bytes, &digests).to_string(),
     });
     Ok(footer)
 }

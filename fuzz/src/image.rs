@@ -3,7 +3,7 @@
 use arbitrary::{Arbitrary, Unstructured};
 use flashpack::format::{
     DType, FORMAT_V4,
-    checksum::{self, Algorithm},
+    checksum::Algorithm, footer,
     footer, signature,
 };
 use serde_json::{Value, json};
@@ -104,7 +104,7 @@ fn add_digests(footer: &mut Value, payload: &[u8], algorithm: Algorithm, chunk_b
     let chunk = to_usize(chunk_bytes);
     let digests: Vec<_> = payload.chunks(chunk).map(|chunk| algorithm.digest(chunk)).collect();
     let hex: String = digests.iter().map(ToString::to_string).collect();
-    let own = checksum::index_digest(&index, algorithm, chunk_bytes, &digests);
+    let own = footer::index_digest(&index, algorithm, chunk_bytes, &digests);
     footer["checksums"] = json!({
         "algorithm": algorithm.name(), "chunk_bytes": chunk_bytes, "digests": hex,
         "footer": own.to_string(),

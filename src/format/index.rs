@@ -95,6 +95,12 @@ impl Record {
     }
 }
 
+impl AsRef<str> for Record {
+    fn as_ref(&self) -> &str {
+        &self.name
+    }
+}
+
 /// Digests of a payload's chunks and of the index itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checksums {

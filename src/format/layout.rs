@@ -5,6 +5,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use super::{
     BLOCK_ALIGN_BYTES, Checksums, DType, Index, Macroblock, Record, checksum,
     checksum::{Algorithm, Digest},
+    footer::index_digest,
     index::Part,
     names::NameOrder,
     shape::product,
@@ -156,7 +157,7 @@ impl Layout {
     /// The finished index, given the digests by `algorithm` of the payload's chunks of [`checksum::CHUNK_BYTES`].
     #[must_use]
     pub fn into_index(mut self, algorithm: Algorithm, digests: Vec<Digest>) -> Index {
-        let footer = checksum::index_digest(&self.index, algorithm, checksum::CHUNK_BYTES, &digests);
+        let footer = index_digest(&self.index, algorithm, checksum::CHUNK_BYTES, &digests);
         self.index.parts[0].checksums = Some(Checksums {
             algorithm,
             chunk_bytes: checksum::CHUNK_BYTES,

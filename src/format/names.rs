@@ -1,6 +1,6 @@
 //! Names: found among those of an index's records, and matched with them.
 
-use super::{Record, checksum::xxh3};
+use super::checksum::xxh3;
 use crate::error::Error;
 
 /// How some names and those of an index's records fit.
@@ -14,17 +14,17 @@ pub struct Fit {
     pub unknown: Vec<usize>,
 }
 
-/// The numbers of records in the order of their names' digests, then of the names: integers sort and are searched
+/// The numbers of named things in the order of their names' digests, then of the names: integers sort and are searched
 /// several times faster than strings, and names made to have equal digests cost no more than the strings would.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct NameOrder(Box<[(u64, usize)]>);
 
 impl NameOrder {
-    /// Orders `records`, or finds two, the earlier first, with the same name.
-    pub(super) fn new(records: &[Record]) -> Result<Self, (usize, usize)> {
-        let order = ordered(records.len(), |number| &records[number].name);
+    /// Orders what has the names `named`, or finds two, the earlier first, with the same name.
+    pub(super) fn new(named: &[impl AsRef<str>]) -> Result<Self, (usize, usize)> {
+        let order = ordered(named.len(), |number| named[number].as_ref());
         let same = |(one, other): &(&(u64, usize), &(u64, usize))| {
-            one.0 == other.0 && records[one.1].name == records[other.1].name
+            one.0 == other.0 && named[one.1].as_ref() == named[other.1].as_ref()
         };
         match order.iter().zip(order.iter().skip(1)).find(same) {
             Some((one, other)) => Err((one.1, other.1)),
@@ -32,14 +32,14 @@ impl NameOrder {
         }
     }
 
-    /// As [`Index::fit`]: both lists of names are in one order, so one walk finds what they have in common.
-    pub(super) fn fit(&self, names: &[&str], records: &[Record]) -> Fit {
-        let mut places = vec![None; records.len()];
+    /// How `names` fit those of `named`: both lists of names are in one order, so one walk finds what they have in common.
+    pub(super) fn fit(&self, names: &[&str], named: &[impl AsRef<str>]) -> Fit {
+        let mut places = vec![None; named.len()];
         let mut unknown = Vec::new();
         let mut own = self.0.iter().peekable();
         for &(digest, place) in &ordered(names.len(), |place| names[place]) {
             let order = |&&(other, number): &&(u64, usize)| {
-                other.cmp(&digest).then_with(|| (*records[number].name).cmp(names[place]))
+                other.cmp(&digest).then_with(|| named[number].as_ref().cmp(names[place]))
             };
             while own.next_if(|record| order(record).is_lt()).is_some() {}
             match own.next_if(|record| order(record).is_eq()) {
@@ -48,15 +48,15 @@ impl NameOrder {
             }
         }
         unknown.sort_unstable();
-        let unnamed = (0..records.len()).filter(|&number| places[number].is_none()).collect();
+        let unnamed = (0..named.len()).filter(|&number| places[number].is_none()).collect();
         let pairs = places.into_iter().enumerate().filter_map(|(number, place)| Some((number, place?)));
         Fit { pairs: pairs.collect(), unnamed, unknown }
     }
 
-    pub(super) fn find(&self, name: &str, records: &[Record]) -> Option<usize> {
+    pub(super) fn find(&self, name: &str, named: &[impl AsRef<str>]) -> Option<usize> {
         let wanted = xxh3(name.as_bytes());
         let found = self.0.binary_search_by(|&(digest, number)| {
-            digest.cmp(&wanted).then_with(|| (*records[number].name).cmp(name))
+            digest.cmp(&wanted).then_with(|| named[number].as_ref().cmp(name))
         });
         found.ok().map(|position| self.0[position].1)
     }
@@ -72,9 +72,8 @@ fn ordered<'a>(count: usize, name: impl Fn(usize) -> &'a str) -> Box<[(u64, usiz
     order
 }
 
-/// The error of two `records` with one name.
-pub(super) fn duplicate(records: &[Record], one: usize, other: usize) -> Error {
-    let name = &records[one].name;
+/// The error of two records with the same `name`.
+pub(super) fn duplicate(name: &str, one: usize, other: usize) -> Error {
     Error::format(format!("duplicate name {name:?}: records {one} and {other} of the index both have it"))
 }
 

@@ -134,7 +134,8 @@ impl Header {
         Ok(Index {
             align_bytes: 0,
             payload_bytes: self.payload_bytes,
-            by_name: NameOrder::new(&records).map_err(|(one, other)| duplicate(&records, one, other))?,
+            by_name: NameOrder::new(&records)
+                .map_err(|(one, other)| duplicate(records[one].name(), one, other))?,
             blocks: blocks.into(),
             records: records.into(),
             signature: None,

@@ -6,9 +6,9 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use super::{FileSource, Files, Pages, Source};
+use super::{FileSource, Files, Source, pages::fault_huge_pages};
 use crate::error::{Error, IoContext, Result};
-use memmap2::{Advice, MmapOptions, MmapRaw};
+use memmap2::{MmapOptions, MmapRaw};
 
 /// A whole file, or the payloads of several as [`Files`] lays them out, mapped privately: reads come from the page cache on first touch, writes stay in this process.
 ///
@@ -104,28 +104,4 @@ impl Mapping {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-}
-
-/// Makes each fault of `map` read the huge page around it and the next one, whatever the device's read-ahead is, into huge
-/// pages where the file system has them; before Linux 5.18 it does nothing.
-///
-/// # Errors
-/// The kernel has no huge pages of a useful size.
-pub(super) fn fault_huge_pages(map: &MmapRaw) -> io::Result<()> {
-    if Pages::here().huge_bytes.is_none() {
-        return Err(io::ErrorKind::Unsupported.into());
-    }
-    map.advise(Advice::HugePage)
-}
-
-/// What `mincore` says of the page at `offset` of `map`: never that one is missing which the page cache holds.
-pub(super) fn may_be_cached(map: &MmapRaw, offset: u64) -> bool {
-    let Ok(offset) = usize::try_from(offset) else {
-        return true;
-    };
-    let mut state = 1;
-    let page = map.as_mut_ptr().wrapping_add(offset - offset % Pages::here().bytes);
-    // SAFETY: looks at one page and writes one byte about it; a page that is not mapped is an error, and changes nothing.
-    let failed = unsafe { libc::mincore(page.cast(), 1, &raw mut state) };
-    failed != 0 || state & 1 == 1
 }

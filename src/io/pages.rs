@@ -1,6 +1,8 @@
-//! Sizes of pages, which differ from machine to machine: 4, 16 or 64 KiB, huge ones 1 MiB to 512 MiB.
+//! Pages, whose sizes differ from machine to machine: 4, 16 or 64 KiB, huge ones 1 MiB to 512 MiB.
 
-use std::{fs, sync::OnceLock};
+use std::{fs, io, sync::OnceLock};
+
+use memmap2::{Advice, MmapRaw};
 
 /// Huge pages of this size at the most are used: a larger one takes more memory than it saves time.
 const MAX_HUGE_BYTES: usize = 2 << 20;
@@ -31,6 +33,30 @@ impl Pages {
         let is_useful = |huge: &usize| huge.is_power_of_two() && (bytes..=MAX_HUGE_BYTES).contains(huge);
         Self { bytes, huge_bytes: huge_bytes.filter(is_useful) }
     }
+}
+
+/// Makes each fault of `map` read the huge page around it and the next one, whatever the device's read-ahead is, into huge
+/// pages where the file system has them; before Linux 5.18 it does nothing.
+///
+/// # Errors
+/// The kernel has no huge pages of a useful size.
+pub(super) fn fault_huge_pages(map: &MmapRaw) -> io::Result<()> {
+    if Pages::here().huge_bytes.is_none() {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    map.advise(Advice::HugePage)
+}
+
+/// What `mincore` says of the page at `offset` of `map`: never that one is missing which the page cache holds.
+pub(super) fn may_be_cached(map: &MmapRaw, offset: u64) -> bool {
+    let Ok(offset) = usize::try_from(offset) else {
+        return true;
+    };
+    let mut state = 1;
+    let page = map.as_mut_ptr().wrapping_add(offset - offset % Pages::here().bytes);
+    // SAFETY: looks at one page and writes one byte about it; a page that is not mapped is an error, and changes nothing.
+    let failed = unsafe { libc::mincore(page.cast(), 1, &raw mut state) };
+    failed != 0 || state & 1 == 1
 }
 
 #[cfg(test)]

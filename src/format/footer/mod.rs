@@ -2,6 +2,7 @@
 //!
 //! Parsing checks syntax and types only; `validate` checks what the numbers mean.
 
+mod digest;
 mod raw;
 mod render;
 mod validate;
@@ -10,6 +11,7 @@ use serde::Deserialize;
 
 use super::{FORMAT_V3, FORMAT_V4, Index, MAGIC, MAX_FOOTER_BYTES, TRAILER_BYTES};
 use crate::error::{Error, Result, ensure_memory};
+pub use digest::index_digest;
 pub use render::{check_length, render, signed};
 
 use self::raw::{Object, RawFooter};

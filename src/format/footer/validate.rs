@@ -5,6 +5,7 @@ use std::ops::Range;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::digest::index_digest;
 use super::raw::{Object, RawBlock, RawChecksums, RawFooter, RawRecord, RawSignature};
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -49,7 +50,8 @@ pub(super) fn validate(raw: RawFooter<'_>, footer_offset: u64) -> Result<Index> 
     let mut index = Index {
         align_bytes: raw.align_bytes.0,
         payload_bytes,
-        by_name: NameOrder::new(&records).map_err(|(one, other)| duplicate(&records, one, other))?,
+        by_name: NameOrder::new(&records)
+            .map_err(|(one, other)| duplicate(records[one].name(), one, other))?,
         blocks: blocks.into(),
         records,
         signature: raw.signature.map(|Object(raw)| check_signature(&raw)).transpose()?.flatten(),
@@ -260,7 +262,7 @@ fn check_checksums(raw: &RawChecksums<'_>, index: &Index) -> Result<Option<Check
     let [footer] = *footer else {
         return Err(Error::format(format!("checksums.footer holds {} digests instead of one", footer.len())));
     };
-    let actual = checksum::index_digest(index, algorithm, chunk_bytes, &digests);
+    let actual = index_digest(index, algorithm, chunk_bytes, &digests);
     if actual != footer {
         return Err(Error::new(
             ErrorKind::Checksum,

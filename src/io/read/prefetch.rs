@@ -5,7 +5,7 @@ use std::{fs, io, num::NonZeroU64, ops::Range, thread};
 use memmap2::{Advice, MmapOptions};
 
 use super::residency::Residency;
-use crate::io::{FileSource, Files, Mapping, map::fault_huge_pages};
+use crate::io::{FileSource, Files, Mapping, pages::fault_huge_pages};
 
 /// Bytes asked for at a time, a huge page: of 2, 8 and 32 MiB, the smallest was as fast as any.
 const WINDOW_BYTES: u64 = 2 << 20;

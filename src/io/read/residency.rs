@@ -10,7 +10,7 @@ use std::{
 use memmap2::MmapOptions;
 use rustix::io::{Errno, ReadWriteFlags};
 
-use crate::io::{FileSource, Source, map::may_be_cached};
+use crate::io::{FileSource, Source, pages::may_be_cached};
 
 /// Places of a file looked at to tell whether the page cache holds it.
 const PROBES: u64 = 64;
