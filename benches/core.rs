@@ -13,7 +13,7 @@ use flashpack::{
     },
     load::{self, Options},
     pack::Packer,
-    plan::{Ignore, Mode, ReadPlan, Selection, Settings, Verify},
+    plan::{Ignore, Place, ReadPlan, Selection, Settings, Verify},
 };
 
 fn specs(count: usize, elems: u64) -> Vec<TensorSpec> {
@@ -50,19 +50,19 @@ fn plans(criterion: &mut Criterion) {
     let everything = Ignore::default();
     let large = index(100_000);
     let json = footer::render(&large);
-    let settings = |mode| {
+    let settings = |place| {
         let threads = NonZeroUsize::new(2).unwrap();
-        Settings { mode, verify: Verify::Whole, threads, read_chunk_bytes: 8 << 20, direct: false }
+        Settings { place, verify: Verify::Whole, threads, read_chunk_bytes: 8 << 20, direct: false }
     };
     criterion.bench_function("footer and plan/100000 tensors", |bencher| {
         bencher.iter(|| {
             let index = footer::parse(black_box(json.as_bytes()), large.payload_bytes()).unwrap();
-            ReadPlan::new(&index, Selection::Except(&everything), settings(Mode::Eager)).unwrap()
+            ReadPlan::new(&index, Selection::Except(&everything), settings(Place::Host)).unwrap()
         });
     });
     let index = index(5000);
-    for (name, mode) in [("lazy", Mode::Lazy), ("eager", Mode::Eager), ("in place", Mode::InPlace)] {
-        let settings = settings(mode);
+    for (name, place) in [("lazy", Place::Mapping), ("eager", Place::Host), ("in place", Place::GivenHost)] {
+        let settings = settings(place);
         criterion.bench_function(&format!("plan/5000 tensors, {name}"), |bencher| {
             bencher
                 .iter(|| ReadPlan::new(black_box(&index), Selection::Except(&everything), settings).unwrap());

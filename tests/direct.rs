@@ -13,7 +13,7 @@ use flashpack::{
         memory::MemorySource,
         read::{ChunkReader, read_anywhere},
     },
-    plan::{Ignore, Memory, Mode, ReadPlan, Selection, Verify},
+    plan::{Ignore, Memory, Place, ReadPlan, Selection, Verify},
     stats::Clock,
 };
 
@@ -63,7 +63,7 @@ fn children_share(address: usize) -> bool {
 /// Loads `index` into vectors, as the tensors of a model are.
 fn load_in_place(source: &Watched, index: &Index, verify: Verify) -> Vec<Vec<u8>> {
     let everything = Ignore::default();
-    let in_place = settings(Mode::InPlace, verify, 1, 8 << 20);
+    let in_place = settings(Place::GivenHost, verify, 1, 8 << 20);
     let plan = ReadPlan::new(index, Selection::Except(&everything), in_place).unwrap();
     let room = |memory: &Memory| match *memory {
         Memory::Buffer(bytes) => vec![0xAA; usize::try_from(bytes).unwrap()],

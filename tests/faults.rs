@@ -12,7 +12,7 @@ use flashpack::{
         FileSource, Files, Input, Mapping,
         memory::{Faults, MemorySource},
     },
-    plan::{Ignore, Mode, Selection, Verify},
+    plan::{Ignore, Place, Selection, Verify},
 };
 
 fn model() -> Vec<u8> {
@@ -27,7 +27,7 @@ fn model() -> Vec<u8> {
 fn read_with(faults: Faults, threads: usize) -> flashpack::Result<Vec<(String, Vec<u8>)>> {
     // The footer takes one read of its own, which the n-th read counts.
     let reader = Reader::new(MemorySource::with_faults(model(), faults))?;
-    let everything = settings(Mode::Eager, Verify::Never, threads, 4096);
+    let everything = settings(Place::Host, Verify::Never, threads, 4096);
     load(&reader, Selection::Except(&Ignore::default()), everything)
 }
 
@@ -60,7 +60,7 @@ fn a_file_that_shrinks_after_it_was_opened_is_an_io_error() {
     let reader = Reader::open(&path).unwrap();
     let len = 5000;
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(len).unwrap();
-    let everything = settings(Mode::Eager, Verify::Whole, 2, 4096);
+    let everything = settings(Place::Host, Verify::Whole, 2, 4096);
     let error = load(&reader, Selection::Except(&Ignore::default()), everything).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
     assert!(error.to_string().contains("ends at byte 5000"), "{error}");

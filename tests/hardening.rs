@@ -8,7 +8,7 @@ use flashpack::{
     ErrorKind, Reader,
     format::{DType, MAGIC, TRAILER_BYTES, checksum, footer},
     io::memory::MemorySource,
-    plan::{Ignore, Mode, ReadPlan, Selection, Verify},
+    plan::{Ignore, Place, ReadPlan, Selection, Verify},
 };
 
 fn trailer(length: u64) -> [u8; TRAILER_BYTES] {
@@ -33,12 +33,12 @@ fn a_plan_too_large_for_memory_is_an_error() {
         "index": [{"name": "hole", "shape": [1152921504606846976], "offset": 0, "length": 1152921504606846976}]}"#;
     let index = footer::parse(json.as_bytes(), 1 << 60).unwrap();
     let everything = Ignore::default();
-    for mode in [Mode::Eager, Mode::InPlace, Mode::Staged, Mode::StagedInPlace] {
-        let settings = settings(mode, Verify::Never, 1, 4096);
+    for place in [Place::Host, Place::GivenHost, Place::Device, Place::GivenDevice] {
+        let settings = settings(place, Verify::Never, 1, 4096);
         let error = ReadPlan::new(&index, Selection::Except(&everything), settings).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Memory, "{mode:?}: {error}");
+        assert_eq!(error.kind(), ErrorKind::Memory, "{place:?}: {error}");
     }
-    let lazy = settings(Mode::Lazy, Verify::Never, 1, 4096);
+    let lazy = settings(Place::Mapping, Verify::Never, 1, 4096);
     assert!(ReadPlan::new(&index, Selection::Except(&everything), lazy).unwrap().tasks.is_empty());
 }
 
@@ -62,7 +62,7 @@ fn digests_of_chunks_too_large_to_stage_are_refused() {
 fn chunks_of_no_bytes_are_chunks_of_one() {
     let model = tensor("x", DType::Uint8, &[5]);
     let reader = Reader::new(MemorySource::new(packed_by_default(std::slice::from_ref(&model)))).unwrap();
-    let nothing = settings(Mode::Eager, Verify::Never, 1, 0);
+    let nothing = settings(Place::Host, Verify::Never, 1, 0);
     let loaded = common::load(&reader, Selection::Except(&Ignore::default()), nothing).unwrap();
     assert_eq!(loaded, [("x".to_owned(), model.bytes)]);
 }

@@ -16,7 +16,7 @@ use flashpack::{
         memory::{Faults, MemorySource},
         read::{ChunkReader, Work, run_threads},
     },
-    plan::{Ignore, Memory, Mode, ReadPlan, Selection, Verify},
+    plan::{Ignore, Memory, Place, ReadPlan, Selection, Verify},
     stats::Clock,
 };
 use shuttle::{
@@ -256,7 +256,7 @@ fn open(image: &[u8], faults: Faults) -> Reader<MemorySource> {
 }
 
 fn plan(reader: &Reader<MemorySource>) -> ReadPlan {
-    let staged = settings(Mode::Staged, Verify::Never, 2, 4096);
+    let staged = settings(Place::Device, Verify::Never, 2, 4096);
     ReadPlan::new(reader.index(), Selection::Except(&Ignore::default()), staged).unwrap()
 }
 

@@ -12,7 +12,7 @@ use flashpack::{
     io::{Source as _, file::MAX_OPEN_FILES, memory::MemorySource},
     load::{self, Options, Place},
     model::{Model, SEPARATOR},
-    plan::{Ignore, Memory, Mode, ReadPlan, Selection, Verify},
+    plan::{Ignore, Memory, ReadPlan, Selection, Verify},
     stats::Report,
     verify::verify,
 };
@@ -104,7 +104,7 @@ fn safetensors_of_its_own_writer_are_mapped() {
     fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
     let index = Model::open(&path).unwrap().index;
     let everything = Ignore::default();
-    let lazy = settings(Mode::Lazy, Verify::Never, 1, 4096);
+    let lazy = settings(Place::Mapping, Verify::Never, 1, 4096);
     let plan = ReadPlan::new(&index, Selection::Except(&everything), lazy).unwrap();
     assert_eq!(plan.read_bytes(), 0);
 }

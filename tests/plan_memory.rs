@@ -15,7 +15,7 @@ use flashpack::{
         checksum::{Algorithm, CHUNK_BYTES, Digest},
         layout::{Layout, Order, TensorSpec},
     },
-    plan::{Chunk, Ignore, Mode, ReadPlan, Selection, Settings, Verify},
+    plan::{Chunk, Ignore, Place, ReadPlan, Selection, Settings, Verify},
 };
 
 /// The system's allocator, counting.
@@ -84,27 +84,27 @@ fn shape_of(plan: &ReadPlan) -> (usize, usize, u64, u64) {
 fn plans_of_1_to_40_gb_need_the_same_threads_and_staging_and_little_memory() {
     let everything = Ignore::default();
     let indices: Vec<_> = [1, 4, 10, 40].map(|size| (size, index(size))).into();
-    for mode in [Mode::Eager, Mode::Staged] {
+    for place in [Place::Host, Place::Device] {
         for verify in [Verify::Never, Verify::Whole] {
             let threads = NonZeroUsize::new(16).unwrap();
-            let read_chunk_bytes = if mode.is_staged() { transfer::MAX_TASK_BYTES } else { 8 << 20 };
-            let settings = Settings { mode, verify, threads, read_chunk_bytes, direct: true };
+            let read_chunk_bytes = if place.is_staged() { transfer::MAX_TASK_BYTES } else { 8 << 20 };
+            let settings = Settings { place, verify, threads, read_chunk_bytes, direct: true };
             let mut shapes = Vec::new();
             for (size, index) in &indices {
                 let plan = || ReadPlan::new(index, Selection::Except(&everything), settings).unwrap();
                 let (plan, held, peak) = weigh(plan);
                 let gigabytes = usize::try_from(*size).unwrap();
-                println!("{mode:?} {verify:?} {size} GB: {held} bytes of plan, {peak} at most");
-                assert!(held <= gigabytes * PLAN_BYTES_PER_GB, "{mode:?} {verify:?} {size} GB: {held}");
-                assert!(peak <= gigabytes * PLANNING_BYTES_PER_GB, "{mode:?} {verify:?} {size} GB: {peak}");
+                println!("{place:?} {verify:?} {size} GB: {held} bytes of plan, {peak} at most");
+                assert!(held <= gigabytes * PLAN_BYTES_PER_GB, "{place:?} {verify:?} {size} GB: {held}");
+                assert!(peak <= gigabytes * PLANNING_BYTES_PER_GB, "{place:?} {verify:?} {size} GB: {peak}");
                 assert!(plan.read_bytes() >= size * GB * 99 / 100);
                 shapes.push(shape_of(&plan));
             }
-            assert!(shapes.iter().all(|shape| *shape == shapes[0]), "{mode:?} {verify:?}: {shapes:?}");
+            assert!(shapes.iter().all(|shape| *shape == shapes[0]), "{place:?} {verify:?}: {shapes:?}");
             let (threads, staging, chunk, task) = shapes[0];
             assert_eq!(threads, 16);
             assert!(chunk <= task && task <= read_chunk_bytes);
-            assert!(staging <= if mode.is_staged() { pool::LIMIT_BYTES } else { usize::MAX });
+            assert!(staging <= if place.is_staged() { pool::LIMIT_BYTES } else { usize::MAX });
         }
     }
 }

@@ -15,7 +15,7 @@ use flashpack::{
         layout::{Layout, Order, TensorSpec},
     },
     io::memory::{Faults, MemorySource},
-    plan::{Ignore, Memory, Mode, ReadPlan, Selection, Verify},
+    plan::{Ignore, Memory, Place, ReadPlan, Selection, Verify},
 };
 use proptest::{prelude::*, sample::subsequence};
 
@@ -68,7 +68,7 @@ proptest! {
         let faults = Faults { short_reads, interrupt_every: 3, ..Faults::default() };
         let reader = Reader::new(MemorySource::with_faults(packed(&models, align), faults)).unwrap();
         let names: Vec<String> = wanted.iter().map(|&number| models[number].spec.name.clone()).collect();
-        let loaded = load(&reader, Selection::Names(&names), settings(Mode::Eager, verify, threads, chunk)).unwrap();
+        let loaded = load(&reader, Selection::Names(&names), settings(Place::Host, verify, threads, chunk)).unwrap();
         let expected: Vec<_> = wanted.iter().map(|&n| (models[n].spec.name.clone(), models[n].bytes.clone())).collect();
         prop_assert_eq!(loaded, expected);
     }
@@ -84,7 +84,7 @@ proptest! {
         let index = reader.index();
         let kept = models.iter().zip(keep).filter(|(_, keep)| *keep);
         let names: Vec<String> = kept.map(|(tensor, _)| tensor.spec.name.clone()).collect();
-        let wanted = settings(Mode::Eager, Verify::Never, 2, chunk);
+        let wanted = settings(Place::Host, Verify::Never, 2, chunk);
         let plan = ReadPlan::new(index, Selection::Names(&names), wanted).unwrap();
         let mut read: Vec<Range<u64>> = Vec::new();
         for chunk in plan.tasks.iter().flatten() {
@@ -117,7 +117,7 @@ proptest! {
         prop_assume!(payload > 0);
         bytes[at.index(payload as usize)] ^= 1 << bit;
         let reader = Reader::new(MemorySource::new(bytes)).unwrap();
-        let everything = settings(Mode::Eager, Verify::Everything, 1, 4096);
+        let everything = settings(Place::Host, Verify::Everything, 1, 4096);
         let error = load(&reader, Selection::Except(&Ignore::default()), everything).unwrap_err();
         prop_assert_eq!(error.kind(), ErrorKind::Checksum);
     }
@@ -152,7 +152,7 @@ proptest! {
     fn lazy_plans_verify_what_they_map(models in models(), align in alignments()) {
         let reader = Reader::new(MemorySource::new(packed(&models, align))).unwrap();
         let names: Vec<String> = models.iter().map(|tensor| tensor.spec.name.clone()).collect();
-        let lazy = settings(Mode::Lazy, Verify::Everything, 1, 4096);
+        let lazy = settings(Place::Mapping, Verify::Everything, 1, 4096);
         let plan = ReadPlan::new(reader.index(), Selection::Names(&names), lazy).unwrap();
         prop_assert_eq!(plan.read_bytes(), reader.index().payload_bytes());
         execute(&reader, &plan).unwrap();

@@ -14,7 +14,7 @@ use flashpack::{
         layout::{Layout, Order, TensorSpec},
     },
     io::memory::MemorySource,
-    plan::{Cut, Memory, Mode, ReadPlan, Selection, Settings, Target, Verify, View},
+    plan::{Cut, Memory, Place, ReadPlan, Selection, Settings, Target, Verify, View},
 };
 use proptest::prelude::*;
 
@@ -97,8 +97,8 @@ fn shown(index: &Index, file: &[u8], memory: &[Vec<u8>], plan: &ReadPlan, view: 
     }
 }
 
-fn modes() -> impl Strategy<Value = Mode> {
-    prop::sample::select(vec![Mode::Lazy, Mode::Eager, Mode::InPlace])
+fn places() -> impl Strategy<Value = Place> {
+    prop::sample::select(vec![Place::Mapping, Place::Host, Place::GivenHost])
 }
 
 /// The chunks' places in the file.
@@ -112,7 +112,7 @@ proptest! {
     #[test]
     fn slices_are_parts_of_the_whole(
         models in sliced_models(),
-        mode in modes(),
+        place in places(),
         verify in prop::sample::select(vec![Verify::Never, Verify::Whole, Verify::Everything]),
         chunk in prop::sample::select(vec![1000_u64, 4096, 1 << 20]),
         direct in any::<bool>(),
@@ -121,11 +121,11 @@ proptest! {
         let file = packed(&tensors, 128);
         let reader = Reader::new(MemorySource::new(file.clone())).unwrap();
         let (names, cuts) = selected(&models);
-        let settings = Settings { direct, ..settings(mode, verify, 2, chunk) };
+        let settings = Settings { direct, ..settings(place, verify, 2, chunk) };
         let selection = Selection::Slices { names: &names, cuts: &cuts };
         let plan = ReadPlan::new(reader.index(), selection, settings).unwrap();
         let mut memory = execute(&reader, &plan).unwrap();
-        if mode == Mode::InPlace {
+        if place == Place::GivenHost {
             for (number, view) in plan.views.iter().enumerate() {
                 memory[number] = memory[view.memory].clone();
             }
@@ -151,7 +151,7 @@ proptest! {
         let reader = Reader::new(MemorySource::new(packed(&tensors, 128))).unwrap();
         let index = reader.index();
         let (names, cuts) = selected(&models);
-        let settings = Settings { direct, ..settings(Mode::Eager, verify, 2, chunk) };
+        let settings = Settings { direct, ..settings(Place::Host, verify, 2, chunk) };
         let selection = Selection::Slices { names: &names, cuts: &cuts };
         let plan = ReadPlan::new(index, selection, settings).unwrap();
         let read = chunks(&plan);
@@ -179,7 +179,7 @@ proptest! {
         let reader = Reader::new(MemorySource::new(packed(&[wide], 128))).unwrap();
         let cuts = [Cut { tensor: 0, dim: 1, range: from..from + bytes }];
         let names = ["wide".to_owned()];
-        let settings = Settings { direct: true, ..settings(Mode::Eager, Verify::Never, 1, 1 << 20) };
+        let settings = Settings { direct: true, ..settings(Place::Host, Verify::Never, 1, 1 << 20) };
         let selection = Selection::Slices { names: &names, cuts: &cuts };
         let plan = ReadPlan::new(reader.index(), selection, settings).unwrap();
         let end = reader.index().payload_bytes();
@@ -203,7 +203,7 @@ fn a_plan_of_short_runs_is_short() {
     let cuts = [Cut { tensor: 0, dim: 3, range: 0..1 }, Cut { tensor: 0, dim: 2, range: 1..3 }];
     let names = ["w".to_owned()];
     let selection = Selection::Slices { names: &names, cuts: &cuts };
-    let plan = ReadPlan::new(&index, selection, settings(Mode::Eager, Verify::Never, 1, 8 << 20)).unwrap();
+    let plan = ReadPlan::new(&index, selection, settings(Place::Host, Verify::Never, 1, 8 << 20)).unwrap();
     let chunks: Vec<_> = plan.tasks.iter().flatten().collect();
     assert!(chunks.len() <= (18 << 30) / (8 << 20) + 1, "{} chunks for 4 billion runs", chunks.len());
     assert!(chunks.iter().all(|chunk| matches!(chunk.parts[0].target, Some(Target::Rows(0, _)))));
@@ -216,7 +216,7 @@ fn payload_ranges_are_the_bytes_of_the_file() {
     let reader = Reader::new(MemorySource::new(file.clone())).unwrap();
     let end = reader.index().payload_bytes();
     let plan = |ranges: &[Range<u64>]| {
-        let settings = settings(Mode::InPlace, Verify::Whole, 2, 4096);
+        let settings = settings(Place::GivenHost, Verify::Whole, 2, 4096);
         ReadPlan::new(reader.index(), Selection::Payload(ranges), settings)
     };
     let ranges = [0..5, 5..5, 4097..end];

@@ -24,7 +24,7 @@ use flashpack::{
         memory::{Faults, MemorySource},
         read::ChunkReader,
     },
-    plan::{Cut, Ignore, Memory, Mode, ReadPlan, Selection, Verify},
+    plan::{Cut, Ignore, Memory, Place, ReadPlan, Selection, Verify},
     stats::{Clock, Limit, Report, Stage},
 };
 use proptest::prelude::*;
@@ -254,7 +254,7 @@ proptest! {
         let cut = |tensor, dim, range| Cut { tensor, dim, range };
         let cuts = [cut(0, 1, from..from + columns), cut(0, 0, 0..rows), cut(1, 1, 1..columns)];
         let selection = Selection::Slices { names: &names, cuts: &cuts };
-        let staged = settings(Mode::Staged, verify, 2, chunk);
+        let staged = settings(Place::Device, verify, 2, chunk);
         let plan = ReadPlan::new(reader.index(), selection, staged).unwrap();
         let expected = common::execute(&reader, &plan).unwrap();
         let device = LateDevice::new(&plan);
@@ -275,9 +275,9 @@ proptest! {
         let reader = Reader::new(MemorySource::new(packed(&models, align))).unwrap();
         let kept: Vec<_> = models.iter().zip(keep).filter(|(_, keep)| *keep).map(|(tensor, _)| tensor).collect();
         let names: Vec<String> = kept.iter().map(|tensor| tensor.spec.name.clone()).collect();
-        let mode = if in_place { Mode::StagedInPlace } else { Mode::Staged };
+        let place = if in_place { Place::GivenDevice } else { Place::Device };
         let plan =
-            ReadPlan::new(reader.index(), Selection::Names(&names), settings(mode, verify, threads, chunk)).unwrap();
+            ReadPlan::new(reader.index(), Selection::Names(&names), settings(place, verify, threads, chunk)).unwrap();
         let device = LateDevice::new(&plan);
         let pool = Pool::new(64 << 20);
         run(&reader, &plan, &device, &pool, threads).unwrap();
@@ -293,7 +293,7 @@ proptest! {
 fn the_pool_stays_within_its_limit_and_is_reused() {
     let reader = Reader::new(MemorySource::new(model())).unwrap();
     let everything = Ignore::default();
-    let staged = settings(Mode::Staged, Verify::Never, 3, 64 << 10);
+    let staged = settings(Place::Device, Verify::Never, 3, 64 << 10);
     let plan = ReadPlan::new(reader.index(), Selection::Except(&everything), staged).unwrap();
     assert!(plan.tasks.len() >= 12);
     let pool = Pool::new(2 << 20); // two buffers of the smallest size, for three threads
@@ -312,7 +312,7 @@ fn the_pool_stays_within_its_limit_and_is_reused() {
 fn waiting_for_a_slow_device_is_counted_and_named() {
     let reader = Reader::new(MemorySource::new(model())).unwrap();
     let everything = Ignore::default();
-    let staged = settings(Mode::Staged, Verify::Never, 1, 64 << 10);
+    let staged = settings(Place::Device, Verify::Never, 1, 64 << 10);
     let plan = ReadPlan::new(reader.index(), Selection::Except(&everything), staged).unwrap();
     let delay = Duration::from_millis(20);
     let device = LateDevice { delay, ..LateDevice::new(&plan) };
@@ -332,7 +332,7 @@ fn after_any_failure_nothing_is_in_flight_and_the_pool_works_on() {
     let pool = Pool::new(16 << 20);
     let attempt = |faults: Faults, fail_stage: usize, fail_copy: usize, threads: usize| {
         let reader = Reader::new(MemorySource::with_faults(model(), faults)).unwrap();
-        let staged = settings(Mode::Staged, Verify::Never, threads, 64 << 10);
+        let staged = settings(Place::Device, Verify::Never, threads, 64 << 10);
         let plan = ReadPlan::new(reader.index(), Selection::Except(&everything), staged).unwrap();
         let device = LateDevice { fail_stage, fail_copy, ..LateDevice::new(&plan) };
         let outcome = run(&reader, &plan, &device, &pool, threads);
@@ -357,7 +357,7 @@ fn after_any_failure_nothing_is_in_flight_and_the_pool_works_on() {
 
 fn everything(threads: usize) -> (Reader<MemorySource>, ReadPlan) {
     let reader = Reader::new(MemorySource::new(model())).unwrap();
-    let staged = settings(Mode::Staged, Verify::Never, threads, 64 << 10);
+    let staged = settings(Place::Device, Verify::Never, threads, 64 << 10);
     let plan = ReadPlan::new(reader.index(), Selection::Except(&Ignore::default()), staged).unwrap();
     (reader, plan)
 }

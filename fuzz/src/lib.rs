@@ -27,7 +27,7 @@ pub fn load<S: Source>(reader: &Reader<S>, wish: &Wish) -> Result<Vec<Vec<u8>>> 
     let mut memory: Vec<Vec<u8>> = plan.memory.iter().map(room).collect();
     let (progress, clock) = (Progress::SILENT, Clock::default());
     let chunks = ChunkReader { source: reader.source(), index: reader.index(), progress, clock: &clock };
-    if plan.mode.is_staged() {
+    if plan.place.is_staged() {
         let device = Immediate::new(memory);
         transfer::transfer(&chunks, &plan.tasks, &device, &Pool::new(POOL_BYTES), plan.threads)?;
         memory = device.into_memories();

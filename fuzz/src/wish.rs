@@ -6,13 +6,13 @@ use arbitrary::{Arbitrary, Unstructured};
 use flashpack::{
     format::Index,
     io::memory::Faults,
-    plan::{Cut, Ignore, Mode, Selection, Settings, Verify},
+    plan::{Cut, Ignore, Place, Selection, Settings, Verify},
 };
 
 /// Bytes at the front of an input that a [`Wish`] is drawn from. Zeros wish for an eager load of everything.
 pub const WISH_BYTES: usize = 32;
 
-const MODES: [Mode; 5] = [Mode::Eager, Mode::Lazy, Mode::Staged, Mode::InPlace, Mode::StagedInPlace];
+const PLACES: [Place; 5] = [Place::Host, Place::Mapping, Place::Device, Place::GivenHost, Place::GivenDevice];
 const VERIFICATIONS: [Verify; 3] = [Verify::Whole, Verify::Never, Verify::Everything];
 const CHUNKS: [u64; 6] = [4096, 100, 1, 8192, 1 << 20, 1 << 62];
 const EVERYTHING: Ignore<'_> = Ignore { names: &[], prefixes: &[], suffixes: &[] };
@@ -20,7 +20,7 @@ const EVERYTHING: Ignore<'_> = Ignore { names: &[], prefixes: &[], suffixes: &[]
 /// A load to try, and what goes wrong in it.
 #[derive(Clone, Debug, Default)]
 pub struct Wish {
-    mode: u8,
+    place: u8,
     verify: u8,
     chunk: u8,
     threads: u8,
@@ -36,7 +36,7 @@ pub struct Wish {
 impl<'a> Arbitrary<'a> for Wish {
     fn arbitrary(u: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
         Ok(Self {
-            mode: u.arbitrary()?,
+            place: u.arbitrary()?,
             verify: u.arbitrary()?,
             chunk: u.arbitrary()?,
             threads: u.arbitrary()?,
@@ -63,7 +63,7 @@ impl Wish {
     #[must_use]
     pub fn settings(&self) -> Settings {
         Settings {
-            mode: of(&MODES, self.mode),
+            place: of(&PLACES, self.place),
             verify: of(&VERIFICATIONS, self.verify),
             // A second thread costs more than a hundred inputs without.
             threads: NonZeroUsize::MIN.saturating_add(usize::from(self.threads % 32 == 31)),

@@ -8,6 +8,7 @@ use std::{
 
 use rustix::io::Errno;
 
+pub use crate::plan::Place;
 use crate::{
     device::{
         Device,
@@ -19,7 +20,7 @@ use crate::{
     format::{Fit, Index},
     io::{self, Files, HostBuffer, Mapping, Route, Source, prefetch::prefetch, read::ChunkReader},
     model::Model,
-    plan::{Ignore, Memory, Mode, ReadPlan, Selection, Settings, Verify, View},
+    plan::{Ignore, Memory, ReadPlan, Selection, Settings, Verify, View},
     progress::Progress,
     stats::{Clock, Report},
 };
@@ -35,22 +36,8 @@ pub struct Options {
     pub eager: Option<bool>,
     /// Verify digests. Default: in all loads but lazy ones, of files that have digests.
     pub verify: Option<bool>,
-    /// Where the tensors go.
+    /// Where the tensors go; those to the host are mapped unless the load is eager.
     pub place: Place,
-}
-
-/// Where a load's tensors go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Place {
-    /// Host memory that the load provides.
-    #[default]
-    Host,
-    /// A device's memory that the caller provides as the plan asks.
-    Device,
-    /// Host memory of tensors that exist, one for each name.
-    GivenHost,
-    /// A device's memory of tensors that exist, one for each name.
-    GivenDevice,
 }
 
 /// Memory with tensors in it.
@@ -174,19 +161,16 @@ pub fn prepare_fitting(
 pub fn prepare(model: &Model, selection: Selection<'_>, options: Options) -> Result<Prepared> {
     let began = Instant::now();
     let environment = Environment::read()?;
-    let mode = match options.place {
-        Place::Host if options.eager.unwrap_or(environment.eager) => Mode::Eager,
-        Place::Host => Mode::Lazy,
-        Place::Device => Mode::Staged,
-        Place::GivenHost => Mode::InPlace,
-        Place::GivenDevice => Mode::StagedInPlace,
+    let place = match options.place {
+        Place::Host if !options.eager.unwrap_or(environment.eager) => Place::Mapping,
+        place => place,
     };
     let index = Arc::clone(&model.index);
     let asked = Asked { index: &index, selection, options, environment };
-    let (mut files, mut route, mut plan) = asked.decide(&model.files, mode)?;
+    let (mut files, mut route, mut plan) = asked.decide(&model.files, place)?;
     let mapping = match plan.memory.contains(&Memory::Mapping).then(|| Mapping::new(&files)).transpose() {
         Err(error) if error.errno() == Some(Errno::NODEV.raw_os_error()) => {
-            (files, route, plan) = asked.decide(&model.files, Mode::Eager)?;
+            (files, route, plan) = asked.decide(&model.files, Place::Host)?;
             None
         }
         mapping => mapping?,
@@ -207,16 +191,16 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     /// The plan, and by which way it reads the files.
-    fn decide(self, files: &Files, mode: Mode) -> Result<(Files, Route, ReadPlan)> {
+    fn decide(self, files: &Files, place: Place) -> Result<(Files, Route, ReadPlan)> {
         let Self { index, selection, options, environment } = self;
         let plan = |direct: bool| {
-            let mut settings = settings(mode, options.verify, direct, environment);
+            let mut settings = settings(place, options.verify, direct, environment);
             if selection.is_sliced() && options.verify.is_none() {
                 settings.verify = Verify::Whole; // what cannot be mapped is read, also by a load that maps the rest
             }
             ReadPlan::new(index, selection, settings)
         };
-        let maps = mode == Mode::Lazy && !selection.is_partial();
+        let maps = place == Place::Mapping && !selection.is_partial();
         let (files, route) = if maps && options.verify == Some(true) {
             (files.buffered(), Route { residency: files.residency(), ..Route::MAPPED })
         } else if maps {
@@ -232,21 +216,21 @@ impl Asked<'_> {
     }
 }
 
-fn settings(mode: Mode, verify: Option<bool>, direct: bool, environment: Environment) -> Settings {
-    let verify = match (verify, mode) {
+fn settings(place: Place, verify: Option<bool>, direct: bool, environment: Environment) -> Settings {
+    let verify = match (verify, place) {
         (Some(true), _) => Verify::Everything,
-        (Some(false), _) | (None, Mode::Lazy) => Verify::Never,
+        (Some(false), _) | (None, Place::Mapping) => Verify::Never,
         (None, _) => Verify::Whole,
     };
     // Reads through the page cache keep a processor busy; reads past it only wait for the disk.
     let threads = if direct { environment.queue_depth } else { environment.read_threads };
     let mut read_chunk_bytes = environment.read_chunk_bytes;
-    if mode.is_staged() {
+    if place.is_staged() {
         let share = (pool::LIMIT_BYTES / (threads.get() * transfer::DEPTH)) as u64;
         let share = (share & !(STAGING_UNIT_BYTES - 1)).max(STAGING_UNIT_BYTES);
         read_chunk_bytes = read_chunk_bytes.min(share).min(transfer::MAX_TASK_BYTES);
     }
-    Settings { mode, verify, threads, read_chunk_bytes, direct }
+    Settings { place, verify, threads, read_chunk_bytes, direct }
 }
 
 impl Prepared {

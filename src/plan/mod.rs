@@ -97,26 +97,33 @@ impl Ignore<'_> {
     }
 }
 
-/// Where the bytes come to lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+/// Where tensors go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
     /// A private mapping of the file, paged in on first touch.
-    Lazy,
-    /// Memory of the process, filled before the load returns.
-    Eager,
-    /// A device's memory, filled through staging buffers.
-    Staged,
-    /// Memory that the caller's tensors have already, one for each.
-    InPlace,
-    /// The same on a device, filled through staging buffers.
-    StagedInPlace,
+    Mapping,
+    /// Host memory that the load provides.
+    #[default]
+    Host,
+    /// A device's memory that the caller provides as the plan asks, filled through staging buffers.
+    Device,
+    /// Host memory of tensors that exist, one for each.
+    GivenHost,
+    /// A device's memory of tensors that exist, one for each, filled through staging buffers.
+    GivenDevice,
 }
 
-impl Mode {
+impl Place {
     /// Whether bytes pass through staging buffers.
     #[must_use]
     pub const fn is_staged(self) -> bool {
-        matches!(self, Self::Staged | Self::StagedInPlace)
+        matches!(self, Self::Device | Self::GivenDevice)
+    }
+
+    /// Whether the memory is there already, that of one tensor after the other.
+    #[must_use]
+    pub const fn is_given(self) -> bool {
+        matches!(self, Self::GivenHost | Self::GivenDevice)
     }
 }
 
@@ -134,8 +141,8 @@ pub enum Verify {
 /// The knobs of a plan.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Mapping or memory.
-    pub mode: Mode,
+    /// Where the tensors go.
+    pub place: Place,
     /// Digests.
     pub verify: Verify,
     /// Most reader threads.
@@ -169,6 +176,8 @@ pub struct View {
     pub offset: u64,
     /// Sizes of its dimensions.
     pub shape: Shape,
+    /// Number of the first view that shows the same bytes of the file: its own, unless weights are tied.
+    pub same_as: usize,
 }
 
 impl View {
@@ -239,8 +248,8 @@ impl Target {
 /// The work of one load.
 #[derive(Clone, Debug)]
 pub struct ReadPlan {
-    /// Mapping or memory.
-    pub mode: Mode,
+    /// Where the tensors go.
+    pub place: Place,
     /// The memory to provide, in order.
     pub memory: Vec<Memory>,
     /// The tensors to return, in order.
@@ -264,16 +273,16 @@ impl ReadPlan {
     pub fn new(index: &Index, selection: Selection<'_>, settings: Settings) -> Result<Self> {
         let mut views = select::select(index, selection)?;
         let mut memory = Vec::new();
-        let mut segments = match settings.mode {
-            Mode::Lazy => place::lazily(&mut views, &mut memory),
-            Mode::Eager => place::in_buffers(&mut views, &mut memory, 1, |_| true),
-            Mode::Staged => place::in_buffers(&mut views, &mut memory, DEVICE_ALIGN_BYTES, |_| true),
-            Mode::InPlace | Mode::StagedInPlace => place::in_tensors(&mut views, &mut memory),
+        let mut segments = match settings.place {
+            Place::Mapping => place::lazily(&mut views, &mut memory),
+            Place::Host => place::in_buffers(&mut views, &mut memory, 1, |_| true),
+            Place::Device => place::in_buffers(&mut views, &mut memory, DEVICE_ALIGN_BYTES, |_| true),
+            Place::GivenHost | Place::GivenDevice => place::in_tensors(&mut views, &mut memory),
         };
         if memory.is_empty() && !views.is_empty() {
             memory.push(Memory::Buffer(0));
         }
-        if settings.mode == Mode::Lazy && settings.verify == Verify::Everything {
+        if settings.place == Place::Mapping && settings.verify == Verify::Everything {
             segments.extend(place::for_digests(&views, &memory));
         }
         segments.sort_unstable_by_key(|segment| (segment.layer, segment.file.start));
@@ -282,7 +291,7 @@ impl ReadPlan {
         let tasks = layers.map(cut).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect::<Vec<_>>();
         let threads = settings.threads.get().min(tasks.len());
         let views = views.into_iter().map(|wanted| wanted.view).collect();
-        Ok(Self { mode: settings.mode, memory, views, tasks, threads, direct: settings.direct })
+        Ok(Self { place: settings.place, memory, views, tasks, threads, direct: settings.direct })
     }
 
     /// The parts of the file that mapped tensors show, sorted and disjoint.
@@ -340,17 +349,17 @@ pub fn every_digest(index: &Index) -> Vec<Vec<Chunk>> {
 impl fmt::Display for ReadPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let chunks = || self.tasks.iter().flatten();
-        let mode = match self.mode {
-            Mode::Lazy => "map the file privately",
-            Mode::Eager => "read into memory",
-            Mode::Staged => "read into staging buffers and copy to the device",
-            Mode::InPlace => "read into the tensors given",
-            Mode::StagedInPlace => "read into staging buffers and copy to the tensors given",
+        let way = match self.place {
+            Place::Mapping => "map the file privately",
+            Place::Host => "read into memory",
+            Place::Device => "read into staging buffers and copy to the device",
+            Place::GivenHost => "read into the tensors given",
+            Place::GivenDevice => "read into staging buffers and copy to the tensors given",
         };
         let cache = if self.direct { "past" } else { "through" };
         write!(
             f,
-            "{mode}; {} tensors; {} bytes in {} chunks by {} threads {cache} the page cache; {} chunks verified",
+            "{way}; {} tensors; {} bytes in {} chunks by {} threads {cache} the page cache; {} chunks verified",
             self.views.len(),
             self.read_bytes(),
             chunks().count(),

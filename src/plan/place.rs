@@ -6,11 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{
-    DIRECT_ALIGN_BYTES, MERGE_GAP_BYTES, Memory, Target,
-    select::{Shown, Wanted},
-    slices::Rows,
-};
+use super::{DIRECT_ALIGN_BYTES, MERGE_GAP_BYTES, Memory, Target, select::Wanted, slices::Rows};
 
 /// Alignment in memory of a block whose place in the file is no multiple of its element size (torch's own for the CPU).
 const FALLBACK_ALIGN_BYTES: u64 = 64;
@@ -61,10 +57,10 @@ pub(super) fn in_buffers(
         memory.push(buffer);
         segments.extend(segmented);
     }
-    let mut first: HashMap<Rows, usize> = HashMap::new();
+    let mut buffers: HashMap<usize, usize> = HashMap::new();
     for wanted in sliced {
         let rows = wanted.rows.as_ref().expect("only those with rows");
-        wanted.view.memory = *first.entry(rows.clone()).or_insert(memory.len());
+        wanted.view.memory = *buffers.entry(wanted.view.same_as).or_insert(memory.len());
         if wanted.view.memory == memory.len() {
             segments.extend(of_rows(rows, memory.len(), wanted.layer));
             memory.push(Memory::Buffer(rows.bytes()));
@@ -117,11 +113,11 @@ fn in_buffer(
 /// first is read; the others name its memory, and nothing is asked for in their place.
 pub(super) fn in_tensors(views: &mut [Wanted], memory: &mut Vec<Memory>) -> Vec<Segment> {
     let mut segments = Vec::with_capacity(views.len());
-    for (number, first) in first_of_same(views).into_iter().enumerate() {
-        let wanted = &mut views[number];
-        wanted.view.memory = first;
-        memory.push(Memory::Buffer(if first == number { wanted.view.bytes() } else { 0 }));
-        if first != number || wanted.file.is_empty() {
+    for (number, wanted) in views.iter_mut().enumerate() {
+        let is_first = wanted.view.same_as == number;
+        wanted.view.memory = wanted.view.same_as;
+        memory.push(Memory::Buffer(if is_first { wanted.view.bytes() } else { 0 }));
+        if !is_first || wanted.file.is_empty() {
             continue;
         }
         match &wanted.rows {
@@ -134,21 +130,6 @@ pub(super) fn in_tensors(views: &mut [Wanted], memory: &mut Vec<Memory>) -> Vec<
         }
     }
     segments
-}
-
-/// For each of `views` the number of the first that shows the same bytes: its own, unless weights are tied.
-fn first_of_same(views: &[Wanted]) -> Vec<usize> {
-    let mut first: Vec<usize> = (0..views.len()).collect();
-    let mut order: Vec<usize> = (0..views.len()).filter(|&number| !views[number].file.is_empty()).collect();
-    order.sort_by_key(|&number| views[number].file.start); // stable: of equal ones the first stays first
-    let same_start = |&one: &usize, &other: &usize| views[one].file.start == views[other].file.start;
-    for same in order.chunk_by(same_start).filter(|same| same.len() > 1) {
-        let mut known: HashMap<Shown, usize> = HashMap::new();
-        for &number in same {
-            first[number] = *known.entry(views[number].shown()).or_insert(number);
-        }
-    }
-    first
 }
 
 /// The runs of `rows`, near ones joined: each segment ends before the next begins by more than the gap that is joined,

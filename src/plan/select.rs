@@ -26,13 +26,19 @@ pub(super) struct Wanted {
     pub(super) layer: usize,
 }
 
-impl Wanted {
-    pub(super) fn shown(&self) -> Shown {
-        (self.file.clone(), self.rows.clone())
+pub(super) fn select(index: &Index, selection: Selection<'_>) -> Result<Vec<Wanted>> {
+    let mut views = select_each(index, selection)?;
+    for (number, wanted) in views.iter_mut().enumerate() {
+        wanted.view.same_as = number;
     }
+    find_same(&mut views);
+    if selection.is_sliced() {
+        find_layers(index, &mut views);
+    }
+    Ok(views)
 }
 
-pub(super) fn select(index: &Index, selection: Selection<'_>) -> Result<Vec<Wanted>> {
+fn select_each(index: &Index, selection: Selection<'_>) -> Result<Vec<Wanted>> {
     match selection {
         Selection::Names(names) => select_names(index, names, &[]),
         Selection::Slices { names, cuts } => select_names(index, names, cuts),
@@ -65,41 +71,46 @@ fn select_names(index: &Index, names: &[String], cuts: &[Cut]) -> Result<Vec<Wan
         }
         cuts_of.entry(cut.tensor).or_default().push(cut);
     }
-    let mut layers = Layers::default();
-    let mut select = |(number, name): (usize, &String)| {
+    let select = |(number, name): (usize, &String)| {
         let unknown = || Error::argument(format!("holds no tensor named {name:?}"));
         let source = index.find(name).ok_or_else(unknown)?;
-        let mut wanted = match cuts_of.get(&number) {
-            None => whole_record(index, source),
-            Some(cuts) => sliced(index, source, cuts)?,
-        };
-        if !cuts.is_empty() {
-            wanted.layer = layers.of(index.file_range(&index.records()[source]).start, &wanted);
+        match cuts_of.get(&number) {
+            None => Ok(whole_record(index, source)),
+            Some(cuts) => sliced(index, source, cuts),
         }
-        Ok(wanted)
     };
-    names.iter().enumerate().map(&mut select).collect()
+    names.iter().enumerate().map(select).collect()
 }
 
-/// The bytes that a view shows: from the first to the last, and which of these.
-pub(super) type Shown = (Range<u64>, Option<Rows>);
-
-/// Different slices of tied tensors are read one after the other: what is shown of each record so far.
-#[derive(Default)]
-struct Layers(HashMap<u64, Vec<Shown>>);
-
-impl Layers {
-    /// The layer of a view of the record at `record` in the file.
-    fn of(&mut self, record: u64, wanted: &Wanted) -> usize {
-        if wanted.file.is_empty() {
-            return 0;
+/// Tells each of `views` which is the first that shows the same bytes.
+fn find_same(views: &mut [Wanted]) {
+    let mut order: Vec<usize> = (0..views.len()).filter(|&number| !views[number].file.is_empty()).collect();
+    order.sort_by_key(|&number| views[number].file.start); // stable: of equal ones the first stays first
+    let same_start = |&one: &usize, &other: &usize| views[one].file.start == views[other].file.start;
+    let groups: Vec<_> = order.chunk_by(same_start).filter(|same| same.len() > 1).collect();
+    for same in groups {
+        let mut first = HashMap::new();
+        let shown = |&number: &usize| {
+            let Wanted { file, rows, .. } = &views[number];
+            (*first.entry((file.clone(), rows.clone())).or_insert(number), number)
+        };
+        for (first, number) in same.iter().map(shown).collect::<Vec<_>>() {
+            views[number].view.same_as = first;
         }
-        let shown = self.0.entry(record).or_default();
-        let own = wanted.shown();
-        shown.iter().position(|known| *known == own).unwrap_or_else(|| {
-            shown.push(own);
+    }
+}
+
+/// Different slices of tied tensors are read one after the other, each in a layer of its own.
+fn find_layers(index: &Index, views: &mut [Wanted]) {
+    let mut shown: HashMap<u64, Vec<usize>> = HashMap::new();
+    for wanted in views.iter_mut().filter(|wanted| !wanted.file.is_empty()) {
+        let record = index.file_range(&index.records()[wanted.view.source]).start;
+        let shown = shown.entry(record).or_default();
+        let first = wanted.view.same_as;
+        wanted.layer = shown.iter().position(|&known| known == first).unwrap_or_else(|| {
+            shown.push(first);
             shown.len() - 1
-        })
+        });
     }
 }
 
@@ -139,6 +150,6 @@ fn select_payload(index: &Index, ranges: &[Range<u64>]) -> Result<Vec<Wanted>> {
 }
 
 fn whole(source: usize, block: usize, dtype: DType, shape: Shape, file: Range<u64>) -> Wanted {
-    let view = View { source, dtype, memory: 0, offset: 0, shape };
+    let view = View { source, dtype, memory: 0, offset: 0, shape, same_as: 0 };
     Wanted { view, file, rows: None, block, layer: 0 }
 }

@@ -13,7 +13,7 @@ use flashpack::{
     },
     io::{self, Source, read::ChunkReader},
     pack::Packer,
-    plan::{Memory, Mode, ReadPlan, Selection, Settings, Verify},
+    plan::{Memory, Place, ReadPlan, Selection, Settings, Verify},
     stats::Clock,
 };
 use proptest::prelude::*;
@@ -66,8 +66,8 @@ pub fn packed_by_default(tensors: &[Tensor]) -> Vec<u8> {
     packed(tensors, DEFAULT_ALIGN_BYTES)
 }
 
-pub fn settings(mode: Mode, verify: Verify, threads: usize, read_chunk_bytes: u64) -> Settings {
-    Settings { mode, verify, threads: NonZeroUsize::new(threads).unwrap(), read_chunk_bytes, direct: false }
+pub fn settings(place: Place, verify: Verify, threads: usize, read_chunk_bytes: u64) -> Settings {
+    Settings { place, verify, threads: NonZeroUsize::new(threads).unwrap(), read_chunk_bytes, direct: false }
 }
 
 /// Carries out `plan` with plain vectors for memory; a mapping stays empty.

@@ -11,7 +11,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     format::{Fit, Index},
     jobs::load::{Block, Prepared},
-    plan::{self, Memory},
+    plan::Memory,
 };
 
 /// A load: prepared, then read to the host or into given memory. That of nothing is empty.
@@ -32,7 +32,7 @@ impl Load {
     pub(super) fn new(prepared: Prepared) -> Self {
         let planned = &prepared.plan().views;
         let (mut sizes, mut strides) = (Vec::new(), Vec::new());
-        let views = planned.iter().zip(first_shown(planned)).map(|(view, same_as)| {
+        let views = planned.iter().map(|view| {
             let first_size = sizes.len();
             // An index holds only shapes whose sizes and strides fit i64.
             sizes.extend(view.shape.iter().map(|size| size.cast_signed()));
@@ -48,7 +48,7 @@ impl Load {
                 offset: view.offset.cast_signed(),
                 first_size,
                 dims: view.shape.len(),
-                same_as,
+                same_as: view.same_as,
             }
         });
         let views = views.collect();
@@ -202,18 +202,4 @@ pub(super) fn overlap(memory: &[GivenMemory]) -> bool {
         .collect();
     ranges.sort_unstable();
     ranges.iter().zip(ranges.iter().skip(1)).any(|(one, other)| other.0 < one.1)
-}
-
-/// For each of `views` the first that shows the same bytes: another one where weights are tied, else itself.
-fn first_shown(views: &[plan::View]) -> Vec<usize> {
-    let mut first: Vec<usize> = (0..views.len()).collect();
-    let place = |number: usize| (views[number].memory, views[number].offset, views[number].bytes(), number);
-    let mut places: Vec<_> = first.iter().map(|&number| place(number)).filter(|it| it.2 > 0).collect();
-    places.sort_unstable(); // they nearly always are
-    for same in places.chunk_by(|one, other| (one.0, one.1, one.2) == (other.0, other.1, other.2)) {
-        for place in same {
-            first[place.3] = same[0].3;
-        }
-    }
-    first
 }

@@ -18,7 +18,7 @@ use crate::{
     },
     jobs::load::{self, Options, Prepared},
     model::Model,
-    plan::{Chunk, Memory, Mode, ReadPlan, Selection, View},
+    plan::{Chunk, Memory, Place, ReadPlan, Selection, View},
     stats::Limit,
 };
 
@@ -55,7 +55,7 @@ fn work(prepared: &Prepared) -> Value {
     let chunks = || plan.tasks.iter().flatten();
     let (staging_buffers, staging_bytes) = staging(plan);
     json!({
-        "mode": mode(plan.mode),
+        "mode": mode(plan.place),
         "tensors": plan.views.len(),
         "tensor_bytes": plan.views.iter().map(View::bytes).sum::<u64>(),
         "memory_bytes": memory_bytes(plan),
@@ -114,8 +114,8 @@ const READ_AHEAD_DEPTH: usize = 16;
 fn reading(prepared: &Prepared) -> Result<(Option<Rate>, f64)> {
     let plan = prepared.plan();
     let payload_bytes = prepared.index.payload_bytes();
-    let (bytes, threads, reused) = (plan.read_bytes(), plan.threads, plan.mode.is_staged());
-    if plan.mode == Mode::Lazy && prepared.route.is_from_disk() {
+    let (bytes, threads, reused) = (plan.read_bytes(), plan.threads, plan.place.is_staged());
+    if plan.place == Place::Mapping && prepared.route.is_from_disk() {
         let absent_part = 1.0 - prepared.route.residency.map_or(0.0, Residency::part);
         let mapped_bytes = mapped_bytes(plan);
         let (disk, _) = prepared.files.choose(Some(true));
@@ -133,11 +133,11 @@ fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, Into::into)
 }
 
-const fn mode(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Lazy => "map",
-        Mode::Eager | Mode::InPlace => "read",
-        Mode::Staged | Mode::StagedInPlace => "stage",
+const fn mode(place: Place) -> &'static str {
+    match place {
+        Place::Mapping => "map",
+        Place::Host | Place::GivenHost => "read",
+        Place::Device | Place::GivenDevice => "stage",
     }
 }
 
@@ -159,7 +159,7 @@ fn task_bytes(task: &[Chunk]) -> u64 {
 
 /// How many staging buffers there will be at most, and their bytes together.
 fn staging(plan: &ReadPlan) -> (usize, usize) {
-    if !plan.mode.is_staged() || plan.tasks.is_empty() {
+    if !plan.place.is_staged() || plan.tasks.is_empty() {
         return (0, 0);
     }
     let bytes = transfer::staging_bytes(&plan.tasks).max(1);
