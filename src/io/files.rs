@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     FileSource, Source,
-    read::{Route, direct::Input, residency::Residency},
+    read::{Asked, Route, direct::Input, residency::Residency},
     source::ends_early,
 };
 use crate::{error::Result, format::Index};
@@ -42,31 +42,13 @@ impl Files {
         self.parts.iter().map(|part| part.input.len()).sum()
     }
 
-    /// Through the page cache, all of them.
+    /// The same files, each read by the way that `asked` takes to it, of whose parts each file has its own.
     #[must_use]
-    pub fn buffered(&self) -> Self {
-        self.by(|_, _| Route::MAPPED).0
-    }
-
-    /// Decides for each file how it is read: see [`Route::choose`].
-    #[must_use]
-    pub fn choose(&self, wanted: Option<bool>) -> (Self, Route) {
-        self.by(|file, _| Route::choose(file, wanted))
-    }
-
-    /// The same for a load of the sorted `ranges` alone: see [`Route::choose_for_parts`].
-    #[must_use]
-    pub fn choose_for_parts(&self, wanted: Option<bool>, ranges: &[Range<u64>]) -> (Self, Route) {
-        self.by(|file, place| {
-            let own: Vec<_> = ranges.iter().filter_map(|range| within(range, place)).collect();
-            Route::choose_for_parts(file, wanted, &own)
-        })
-    }
-
-    /// The same files, each by the route that `decide` says.
-    fn by(&self, decide: impl Fn(&FileSource, &Range<u64>) -> Route) -> (Self, Route) {
+    pub fn choose(&self, asked: Asked<'_>) -> (Self, Route) {
         let route = |Part { input, place }: &Part| {
-            let (input, route) = Input::by(decide(input.file(), place), input.file().clone());
+            let parts = asked.only().into_iter().flatten();
+            let own: Vec<_> = parts.filter_map(|range| within(range, place)).collect();
+            let (input, route) = Input::choose(input.file().clone(), asked.with_parts(&own));
             (Part { input, place: place.clone() }, route)
         };
         let (parts, routes): (Vec<_>, Vec<_>) = self.parts.iter().map(route).unzip();

@@ -16,7 +16,7 @@ pub use files::Files;
 pub use map::Mapping;
 pub use pages::Pages;
 pub use read::{
-    Route,
+    Asked, Route,
     direct::{self, Input},
     prefetch, residency,
 };

@@ -200,17 +200,20 @@ impl Asked<'_> {
             }
             ReadPlan::new(index, selection, settings)
         };
-        let maps = place == Place::Mapping && !selection.is_partial();
-        let (files, route) = if maps && options.verify == Some(true) {
-            (files.buffered(), Route { residency: files.residency(), ..Route::MAPPED })
-        } else if maps {
-            (files.buffered(), Route::MAPPED)
+        let chosen = if place == Place::Mapping && !selection.is_partial() {
+            files.choose(io::Asked::mapping(options.verify == Some(true)))
         } else if selection.is_whole(index) {
-            files.choose(environment.direct_io)
+            files.choose(io::Asked::all(environment.direct_io))
         } else {
-            let parts = plan(false).at(files.path())?.read_ranges();
-            files.choose_for_parts(environment.direct_io, &parts)
+            let buffered = plan(false).at(files.path())?;
+            let (files, route) =
+                files.choose(io::Asked::parts(environment.direct_io, &buffered.read_ranges()));
+            if !files.is_direct() {
+                return Ok((files, route, buffered));
+            }
+            (files, route)
         };
+        let (files, route) = chosen;
         let plan = plan(files.is_direct()).at(files.path())?;
         Ok((files, route, plan))
     }

@@ -6,7 +6,7 @@ use crate::{
     environment::Environment,
     error::Result,
     format::Index,
-    io::{self, Source, read::ChunkReader},
+    io::{self, Asked, Source, read::ChunkReader},
     jobs::sign::{self, PublicKey},
     model::Model,
     plan::every_digest,
@@ -46,7 +46,7 @@ pub fn verify_model(model: &Model, key: Option<&PublicKey>, progress: Progress<'
     let began = Instant::now();
     let Model { files, index, seals, .. } = model;
     let signer = sign::check(files, seals, key)?;
-    let (files, route) = files.choose(Some(false));
+    let (files, route) = files.choose(Asked::all(Some(false)));
     let (decided, clock) = (began.elapsed(), Clock::default());
     let open = model.take_opening_time() + decided;
     let (report, threads) = check(&files, index, progress, &clock)?;

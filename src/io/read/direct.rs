@@ -8,7 +8,7 @@ use std::{
 
 use rustix::io::Errno;
 
-use super::{Route, Why};
+use super::{Asked, Probe, Route, Why};
 use crate::{
     io::{FileSource, Source},
     plan::DIRECT_ALIGN_BYTES,
@@ -104,16 +104,10 @@ pub enum Input {
 }
 
 impl Input {
-    /// Decides once: direct if `wanted`, or if left open and the page cache does not hold the file.
+    /// Looks at `file`, and reads it by the way that `asked` takes then.
     #[must_use]
-    pub fn choose(file: FileSource, wanted: Option<bool>) -> (Self, Route) {
-        let route = Route::choose(&file, wanted);
-        Self::by(route, file)
-    }
-
-    /// The way of `route`, or through the page cache where the file system refuses direct reads.
-    #[must_use]
-    pub fn by(route: Route, file: FileSource) -> (Self, Route) {
+    pub fn choose(file: FileSource, asked: Asked<'_>) -> (Self, Route) {
+        let route = Route::decide(&Probe::of(&file, asked), asked);
         if !route.direct {
             return (Self::Buffered(file), route);
         }

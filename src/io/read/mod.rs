@@ -8,5 +8,5 @@ mod route;
 mod threads;
 
 pub use engine::{ChunkReader, read, read_anywhere};
-pub use route::{Route, Why};
+pub use route::{Asked, Probe, Route, Why};
 pub use threads::{Work, run_threads};

@@ -25,6 +25,11 @@ pub struct Residency {
 }
 
 impl Residency {
+    #[cfg(test)]
+    pub(super) const fn new(resident: u32, probes: u32) -> Self {
+        Self { resident, probes }
+    }
+
     /// Looks at pages spread over `file`; `None` if the system does not tell.
     ///
     /// Of files that this process neither owns nor may write to `mincore` says that all is there, so that is believed

@@ -13,6 +13,7 @@ use crate::{
     error::Result,
     format::Part,
     io::{
+        Asked,
         prefetch::{self, Verdict},
         residency::Residency,
     },
@@ -118,7 +119,7 @@ fn reading(prepared: &Prepared) -> Result<(Option<Rate>, f64)> {
     if plan.place == Place::Mapping && prepared.route.is_from_disk() {
         let absent_part = 1.0 - prepared.route.residency.map_or(0.0, Residency::part);
         let mapped_bytes = mapped_bytes(plan);
-        let (disk, _) = prepared.files.choose(Some(true));
+        let (disk, _) = prepared.files.choose(Asked::all(Some(true)));
         let rate = measure::reading(&disk, payload_bytes, READ_AHEAD_DEPTH, true)?;
         return Ok((Some(rate), rate.seconds(bytes.max(mapped_bytes)) * absent_part));
     }
