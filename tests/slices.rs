@@ -130,7 +130,11 @@ proptest! {
                 memory[number] = memory[view.memory].clone();
             }
         }
-        for (view, sliced) in plan.views.iter().zip(&models) {
+        let root = |number: usize| models[number].0.spec.tied_to.unwrap_or(number);
+        for (number, (view, sliced)) in plan.views.iter().zip(&models).enumerate() {
+            let same = |&other: &usize| root(other) == root(number) && models[other].1 == sliced.1;
+            let first = (0..number).find(same).filter(|_| view.bytes() > 0);
+            prop_assert_eq!(view.same_as, first.unwrap_or(number));
             let sizes: Vec<u64> = sliced.1.iter().map(|range| range.end - range.start).collect();
             prop_assert_eq!(&*view.shape, &*sizes);
             let bytes = shown(reader.index(), &file, &memory, &plan, view);

@@ -10,7 +10,7 @@ use crate::{
         Source,
         read::{ChunkReader, Work, run_threads},
     },
-    plan::{Chunk, DIRECT_ALIGN_BYTES, Target},
+    plan::{Chunk, DIRECT_ALIGN_BYTES},
     stats::{Lap, Stage},
 };
 
@@ -64,9 +64,8 @@ fn carry<S: Source, D: Device>(
         let bytes = &mut buffer.bytes()[place(chunk.offset)..place(chunk.end())];
         reader.read_whole(chunk, bytes, lap)?;
     }
-    gather(task, origin, buffer.bytes());
-    for (range, memory, offset) in copies(task) {
-        device.copy(stream, buffer, place(range.start)..place(range.end), memory, offset)?;
+    for Copy { staged, memory, offset } in gather(task, origin, buffer.bytes()) {
+        device.copy(stream, buffer, staged, memory, offset)?;
     }
     device.mark_busy(stream, buffer)?;
     lap.end(Stage::Queue);
@@ -102,59 +101,37 @@ pub fn staging_bytes(tasks: &[Vec<Chunk>]) -> usize {
     usize::try_from(largest.next_multiple_of(STAGING_STEP_BYTES)).expect("a task fits in memory")
 }
 
-/// Moves the runs of each slice's part of a task together, to where its first one lies: `staged` begins with the byte
-/// `origin` of the file.
-fn gather(task: &[Chunk], origin: u64, staged: &mut [u8]) {
-    let place = |offset: u64| usize::try_from(offset - origin).expect("a task fits in memory");
-    for (file, target) in targets(task) {
-        let Target::Rows(_, rows) = target else {
-            continue;
-        };
-        let mut end = None;
-        for (run, _) in rows.within(file) {
-            let to = end.unwrap_or(place(run.start));
-            staged.copy_within(place(run.start)..place(run.end), to);
-            end = Some(to + place(run.end) - place(run.start));
-        }
-    }
+/// A copy to a device.
+struct Copy {
+    /// Bytes of the buffer.
+    staged: Range<usize>,
+    memory: usize,
+    /// Where in the memory they go.
+    offset: u64,
 }
 
-/// The copies that a task takes: bytes of the file (of a slice: where [`gather`] has put its runs), memory and offset
-/// there, neighbours joined.
-fn copies(task: &[Chunk]) -> Vec<(Range<u64>, usize, u64)> {
-    let mut copies: Vec<(Range<u64>, usize, u64)> = Vec::new();
-    for (file, target) in targets(task) {
-        let (memory, place) = target.place(&file);
-        let start = match target {
-            Target::Bytes(..) => Some(file.start),
-            Target::Rows(_, rows) => rows.within(file).next().map(|(run, _)| run.start),
-        };
-        let Some(start) = start else {
-            continue;
-        };
-        let bytes = start..start + (place.end - place.start);
-        match copies.last_mut() {
-            Some((last, to, at))
-                if *to == memory
-                    && last.end == bytes.start
-                    && *at + (last.end - last.start) == place.start =>
-            {
-                last.end = bytes.end;
+/// The copies that a task takes from `staged`, which begins with the byte `origin` of the file. Neighbours are joined:
+/// the runs of a slice are moved together for that, to where the first one lies.
+fn gather(task: &[Chunk], origin: u64, staged: &mut [u8]) -> Vec<Copy> {
+    let place = |offset: u64| usize::try_from(offset - origin).expect("a task fits in memory");
+    let mut copies: Vec<Copy> = Vec::new();
+    for part in task.iter().flat_map(Chunk::moves) {
+        for (run, offset) in part.runs() {
+            let run = place(run.start)..place(run.end);
+            let last = copies.last_mut().filter(|last| {
+                last.memory == part.memory && last.offset + last.staged.len() as u64 == offset
+            });
+            match last {
+                Some(last) if part.rows.is_some() || last.staged.end == run.start => {
+                    let bytes = run.len();
+                    if last.staged.end != run.start {
+                        staged.copy_within(run, last.staged.end);
+                    }
+                    last.staged.end += bytes;
+                }
+                _ => copies.push(Copy { staged: run, memory: part.memory, offset }),
             }
-            _ => copies.push((bytes, memory, place.start)),
         }
     }
     copies
-}
-
-/// The parts of a task that a memory wants, and where they lie in the file.
-fn targets(task: &[Chunk]) -> impl Iterator<Item = (Range<u64>, &Target)> {
-    task.iter().flat_map(|chunk| {
-        let mut end = chunk.offset;
-        chunk.parts.iter().filter_map(move |part| {
-            let file = end..end + part.bytes;
-            end = file.end;
-            part.target.as_ref().map(|target| (file, target))
-        })
-    })
 }

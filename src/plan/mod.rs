@@ -3,13 +3,15 @@
 //! The plan says which memory is needed, where each tensor lies in it, and which chunks of the file are read into
 //! it by how many threads. It prints itself.
 
+mod chunk;
 mod cut;
 mod place;
 mod select;
 mod slices;
 
-use std::{fmt, num::NonZeroUsize, ops::Range, sync::Arc};
+use std::{fmt, num::NonZeroUsize, ops::Range};
 
+pub use chunk::{Chunk, Move, Part, Target};
 pub use slices::{Cut, Rows};
 
 use crate::{
@@ -185,63 +187,6 @@ impl View {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.shape.iter().product::<u64>() * self.dtype.size()
-    }
-}
-
-/// Consecutive bytes of the file, read in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chunk {
-    /// First byte in the file.
-    pub offset: u64,
-    /// Where they go.
-    pub parts: Vec<Part>,
-    /// The number of the digest over exactly these bytes among those of their [`Part`](crate::format::Part) of the
-    /// index, if they are to be verified.
-    pub digest: Option<usize>,
-}
-
-impl Chunk {
-    /// The byte after the last.
-    #[must_use]
-    pub fn end(&self) -> u64 {
-        self.offset + self.parts.iter().map(|part| part.bytes).sum::<u64>()
-    }
-}
-
-/// Part of a chunk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
-    /// Length.
-    pub bytes: u64,
-    /// Where they go; `None`: only the digest wants them, or they lie between others that are wanted.
-    pub target: Option<Target>,
-}
-
-/// Where bytes of the file go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// All of them to this memory, from this offset on.
-    Bytes(usize, u64),
-    /// Those that are in the runs to this memory, one run after another from its first byte on.
-    Rows(usize, Arc<Rows>),
-}
-
-impl Target {
-    /// The same for bytes that lie `bytes` further on in the file.
-    fn advanced(self, bytes: u64) -> Self {
-        match self {
-            Self::Bytes(memory, offset) => Self::Bytes(memory, offset + bytes),
-            rows @ Self::Rows(..) => rows,
-        }
-    }
-
-    /// Number of the memory, and where in it goes what is wanted of the bytes `file` of the file.
-    #[must_use]
-    pub fn place(&self, file: &Range<u64>) -> (usize, Range<u64>) {
-        match self {
-            &Self::Bytes(memory, offset) => (memory, offset..offset + (file.end - file.start)),
-            Self::Rows(memory, rows) => (*memory, rows.gathered(file)),
-        }
     }
 }
 

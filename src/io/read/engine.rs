@@ -10,7 +10,7 @@ use crate::{
         checksum::{Digest, Hasher},
     },
     io::{HostBuffer, Source},
-    plan::{Chunk, DIRECT_ALIGN_BYTES, Part, Rows, Target},
+    plan::{Chunk, DIRECT_ALIGN_BYTES, Move, Rows},
     progress::Progress,
     stats::{Clock, Lap, Stage},
 };
@@ -87,6 +87,12 @@ impl<'m> Bound<'m> {
             Self::Gather(file, ..) => file.end - file.start,
             Self::Skip(bytes) => *bytes,
         }
+    }
+
+    /// Bytes that nobody wants.
+    fn gap(file: Range<u64>) -> impl Iterator<Item = Self> {
+        let gap = (!file.is_empty()).then(|| Self::Skip(file.end - file.start));
+        gap.into_iter().flat_map(move |gap| gap.in_pieces(file.start))
     }
 
     /// The first `bytes` of it, and the others.
@@ -178,23 +184,21 @@ fn bind<'p, 'm: 'p>(
     let mut tasks = tasks.iter();
     iter::from_fn(move || {
         let mut bind_chunk = |chunk: &Chunk| {
-            let mut end = chunk.offset;
-            let mut bind_part = |part: &Part| {
-                let file = end..end + part.bytes;
-                let offset = mem::replace(&mut end, file.end);
-                let Some(target) = &part.target else {
-                    return Bound::Skip(part.bytes).in_pieces(offset);
-                };
-                let (memory, place) = target.place(&file);
+            let mut parts = Vec::with_capacity(chunk.parts.len());
+            let mut cursor = chunk.offset;
+            for Move { file, memory, place, rows } in chunk.moves() {
+                parts.extend(Bound::gap(cursor..file.start));
+                cursor = file.end;
                 let slice = take(memory, place.start, place.end - place.start);
-                let bound = match target {
-                    Target::Bytes(..) if lands => Bound::Fill(slice),
-                    Target::Bytes(..) => Bound::Copy(slice),
-                    Target::Rows(_, rows) => Bound::Gather(file, slice, Arc::clone(rows)),
+                let offset = file.start;
+                let bound = match rows {
+                    None if lands => Bound::Fill(slice),
+                    None => Bound::Copy(slice),
+                    Some(rows) => Bound::Gather(file, slice, Arc::clone(rows)),
                 };
-                bound.in_pieces(offset)
-            };
-            let parts = chunk.parts.iter().flat_map(&mut bind_part).collect();
+                parts.extend(bound.in_pieces(offset));
+            }
+            parts.extend(Bound::gap(cursor..chunk.end()));
             BoundChunk { offset: chunk.offset, parts, digest: chunk.digest }
         };
         tasks.next().map(|chunks| chunks.iter().map(&mut bind_chunk).collect())
