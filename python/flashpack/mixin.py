@@ -13,6 +13,7 @@ from ._core.hints import (
     clipped,
     close_match,
     filter_kwargs_for_method,
+    initialiser,
     keywords_of,
     listed,
     warn,
@@ -66,10 +67,11 @@ class FlashPackMixin:
 
         Raises what `assign_from_file` raises; warns about tensors that the file left on the meta device.
         """
-        build = init_fn or cls._initialiser()
+        build = init_fn or initialiser(cls, cls)
         own = _init_arguments(build, kwargs)
         chosen = {name: value for name, value in kwargs.items() if name not in own or name in _RANKS}
-        options = cls._options({**chosen, "device": "cpu" if device is None else device, "silent": silent})
+        target = "cpu" if device is None else device
+        options = LoadOptions.of(cls, {**chosen, "device": target, "silent": silent})
         with parameters_on_meta():
             model: M = build(*args, **own)
         if not isinstance(model, nn.Module):
@@ -105,18 +107,6 @@ class FlashPackMixin:
             checksum=checksum,
             max_shard_size=max_shard_size,
         )
-
-    @classmethod
-    def _options(cls, arguments: dict[str, Any]) -> LoadOptions:
-        for name in ("ignore_names", "ignore_prefixes", "ignore_suffixes", "coerce_dtype"):
-            if arguments.get(name) is None:
-                arguments[name] = getattr(cls, f"flashpack_{name}")
-        return LoadOptions.pick(arguments)
-
-    @classmethod
-    def _initialiser(cls) -> Callable[..., Any]:
-        method = cls.flashpack_init_method
-        return cls if method is None else getattr(cls, method, cls)
 
 
 def _init_arguments(build: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -70,4 +70,4 @@ def test_no_files_import_each_other() -> None:
 def test_folders_are_no_lists() -> None:
     for folder in {path.parent for path in modules().values()}:
         files = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
-        assert len(files) <= 12 or folder.parent.name == "integrations", f"{folder.name}: {len(files)} files"
+        assert len(files) <= 12, f"{folder.name}: {len(files)} files"

@@ -160,3 +160,9 @@ def filter_kwargs_for_method(kwargs: dict[str, Any], method: Callable[..., Any])
     """Those of `kwargs` that `method` has a parameter for; all of them if it takes any."""
     named, takes_any = keywords_of(method)
     return kwargs if takes_any else {name: value for name, value in kwargs.items() if name in named}
+
+
+def initialiser(cls: type[Any], default: Callable[..., Any]) -> Callable[..., Any]:
+    """The method of `cls` that its `flashpack_init_method` names, if it has both, or `default`."""
+    found: Callable[..., Any] = getattr(cls, getattr(cls, "flashpack_init_method", None) or "", default)
+    return found

@@ -102,6 +102,15 @@ class LoadOptions:
         """Build the options from those of `arguments` that are options."""
         return cls(**{name: arguments[name] for name in OPTION_NAMES if name in arguments})
 
+    @classmethod
+    def of(cls, model_class: type[Any], arguments: Mapping[str, Any]) -> LoadOptions:
+        """`pick`, where nothing or None is given with the defaults of a class that has FlashPackMixin."""
+        chosen = dict(arguments)
+        for name in _BY_CLASS:
+            if chosen.get(name) is None and hasattr(model_class, f"flashpack_{name}"):
+                chosen[name] = getattr(model_class, f"flashpack_{name}")
+        return cls.pick(chosen)
+
     @property
     def ignore(self) -> dict[str, tuple[str, ...]]:
         """The three ignore options, as the native side takes them."""
@@ -146,4 +155,5 @@ class LoadOptions:
         return surely_maps(self.eager, self.verify)
 
 
+_BY_CLASS = ("ignore_names", "ignore_prefixes", "ignore_suffixes", "coerce_dtype")
 OPTION_NAMES = frozenset(field.name for field in fields(LoadOptions))

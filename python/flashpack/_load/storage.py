@@ -102,15 +102,15 @@ def read_flashpack_file(
     the meta device.
     """
     target = as_device(device)
-    if target.type == "meta":
-        raise ValueError(f"Unsupported device: {target}: blocks without data say no more than the footer")
     model = OpenModel(model_path(path))
     storage = read_blocks(model, target, eager=eager, verify=verify, silent=silent)
     return storage, metadata or model.footer
 
 
 def read_blocks(model: OpenModel, device: torch.device, **reading: Unpack[Reading]) -> FlashTensorStorage:
-    """The blocks of a model."""
+    """The blocks of a model. Raises ValueError for the meta device."""
+    if device.type == "meta":
+        raise ValueError(f"Unsupported device: {device}: blocks without data say no more than the footer")
     blocks = load_blocks(model, device, **reading)
     eager = reading.get("eager")
     reads = flag("FLASHPACK_CPU_PARALLEL_READ", False) if eager is None else eager

@@ -7,7 +7,7 @@ to the device when its turn comes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -38,25 +38,19 @@ def disk_offload(
     model: M,
     path: StrPath,
     execution_device: Device,
-    *,
-    offload_buffers: bool = False,
-    preload_module_classes: list[str] | None = None,
     **options: Any,
 ) -> M:
     """Run `model` on `execution_device` with its weights left in the file, a layer at a time.
 
     The model may be on the meta device (`accelerate.init_empty_weights`). `options` are those of
-    `assign_from_file`; the rest are those of `accelerate.disk_offload`. Keep the file while the model lives.
+    `assign_from_file`, and `offload_buffers` and `preload_module_classes` of `accelerate.disk_offload`. Keep
+    the file while the model lives.
 
     Raises what `assign_from_file` raises.
     """
+    hooks = _taken(options, ("offload_buffers", "preload_module_classes"))
     _map(model, OpenModel(text_path(path)), options)
-    offloaded: M = accelerate.cpu_offload(
-        model,
-        torch.device(execution_device),
-        offload_buffers=offload_buffers,
-        preload_module_classes=preload_module_classes,
-    )
+    offloaded: M = accelerate.cpu_offload(model, torch.device(execution_device), **hooks)
     return offloaded
 
 
@@ -67,19 +61,17 @@ def load_checkpoint_and_dispatch(
     *,
     max_memory: dict[int | str, int | str] | None = None,
     no_split_module_classes: list[str] | None = None,
-    offload_buffers: bool = False,
-    skip_keys: str | list[str] | None = None,
-    preload_module_classes: list[str] | None = None,
-    force_hooks: bool = False,
     **options: Any,
 ) -> M:
     """Spread `model` over devices by `device_map`, as accelerate's function of this name does.
 
     Modules on devices are loaded there directly; those on "cpu" and "disk" stay in the file, mapped. The
-    model may be on the meta device. `options` are those of `assign_from_file`.
+    model may be on the meta device. `options` are those of `assign_from_file`, and `offload_buffers`,
+    `skip_keys`, `preload_module_classes` and `force_hooks` of accelerate's function.
 
     Raises ValueError for a map that does not cover the model, and what `assign_from_file` raises.
     """
+    hooks = _taken(options, ("offload_buffers", "skip_keys", "preload_module_classes", "force_hooks"))
     weights = OpenModel(text_path(path))
     chosen = _map(model, weights, options)
     if isinstance(device_map, str):
@@ -88,15 +80,13 @@ def load_checkpoint_and_dispatch(
         name: "cpu" if device in _OFFLOADED else device for name, device in device_map.items()
     }
     _load_to_devices(model, weights, places, chosen)
-    dispatched: M = accelerate.dispatch_model(
-        model,
-        places,
-        offload_buffers=offload_buffers,
-        skip_keys=skip_keys,
-        preload_module_classes=preload_module_classes,
-        force_hooks=force_hooks,
-    )
+    dispatched: M = accelerate.dispatch_model(model, places, **hooks)
     return dispatched
+
+
+def _taken(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Remove accelerate's own from `options`, and return them."""
+    return {name: options.pop(name) for name in names if name in options}
 
 
 def _map(model: nn.Module, weights: OpenModel, options: Mapping[str, Any]) -> LoadOptions:

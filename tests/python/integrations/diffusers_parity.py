@@ -17,8 +17,7 @@ import tiny_diffusers
 import torch
 import transformers
 from flashpack.integrations.diffusers import load_model, save_model
-from flashpack.integrations.diffusers._pipeline import load_pipeline
-from flashpack.integrations.diffusers._pipeline_save import save_pipeline
+from flashpack.integrations.diffusers.pipeline import load_pipeline, save_pipeline
 from parity import Difference, differences
 from torch import nn
 

@@ -16,8 +16,7 @@ from diffusers import MultiControlNetModel, StableDiffusionControlNetPipeline
 from diffusers.models.modeling_utils import ModelMixin
 from flashpack import load_file
 from flashpack.integrations.diffusers import FlashPackDiffusersModelMixin, load_model, save_model
-from flashpack.integrations.diffusers._pipeline import load_pipeline
-from flashpack.integrations.diffusers._pipeline_save import save_pipeline
+from flashpack.integrations.diffusers.pipeline import load_pipeline, save_pipeline
 from helpers import assert_same, listing
 
 

@@ -13,7 +13,7 @@ from diffusers import ConfigMixin, DDPMPipeline, DDPMScheduler, ModelMixin, Stab
 from diffusers.configuration_utils import register_to_config
 from flashpack import ChecksumError, FlashPackError, get_flashpack_file_metadata, load_file, save_file
 from flashpack.integrations.diffusers import FlashPackDiffusionPipeline
-from flashpack.integrations.diffusers._embedded import embed_files, restore_files
+from flashpack.integrations.diffusers._single_file import embed_files, restore_files
 from helpers import assert_same, flip_byte, listing, place_of
 from parity import differences
 from tiny_pipelines import picture, states

@@ -10,7 +10,7 @@ from typing import Any
 import beside
 import pytest
 import torch
-from flashpack.integrations.transformers._model import load_model, save_model
+from flashpack.integrations.transformers import load_model, save_model
 from processes import environment, python, succeed
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig
 

@@ -1,9 +1,9 @@
 """diffusers: models and whole pipelines, saved to FlashPack files and loaded from them."""
 
-from ._auto import AutoFlashPackModel, patch_diffusers_auto_model
-from ._mixin import FlashPackDiffusersModelMixin
-from ._model import load_model, save_model
-from ._pipeline import FlashPackDiffusionPipeline
+from .auto_model import AutoFlashPackModel
+from .model import FlashPackDiffusersModelMixin, load_model, save_model
+from .patch import patch_diffusers_auto_model
+from .pipeline import FlashPackDiffusionPipeline
 
 __all__ = [
     "AutoFlashPackModel",

@@ -9,10 +9,9 @@ import itertools
 import sys
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 from diffusers.configuration_utils import ConfigMixin
@@ -26,9 +25,8 @@ _SEVERAL = (("controlnets",), ("adapters",))  # the arguments of classes that ho
 PREFIX = "FlashPack"  # of the classes that 0.4.5 derived from others as it loaded them
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Where model_index.json says a component's class is."""
+class Entry(NamedTuple):
+    """Where a class is, as model_index.json or a configuration says."""
 
     library: str
     name: str
@@ -87,28 +85,32 @@ def exact_class(library: str, name: str) -> type | None:
     return found if isinstance(found, type) else None
 
 
-def saved_class(library: str, name: str) -> type | None:
-    """The class that was saved as `library` and `name`, or the one it was derived from, if there is one."""
-    original = name.removeprefix(PREFIX)
-    homes = ((library, name), (library, original), ("diffusers", original), ("transformers", original))
+def saved_class(entry: Entry) -> type | None:
+    """The class that was saved as `entry`, or the one it was derived from, if there is one."""
+    original = entry.name.removeprefix(PREFIX)
+    homes = (entry, (entry.library, original), ("diffusers", original), ("transformers", original))
     return next((found for home in homes if (found := exact_class(*home)) is not None), None)
 
 
-def named_class(folder: Path) -> tuple[str, str]:
+def named_class(folder: Path) -> Entry:
     """The library and the class that the configuration in `folder` names. Raises ValueError for none."""
     config = require_config(folder)
     if isinstance(config.get("_class_name"), str):
-        return "diffusers", config["_class_name"]
+        return Entry("diffusers", config["_class_name"])
     if config.get("architectures"):
-        return "transformers", config["architectures"][0]
+        return Entry("transformers", config["architectures"][0])
     raise ValueError(f"{folder}: {CONFIG} names no class (_class_name or architectures)")
 
 
-def model_class(folder: Path, library: str, name: str) -> Any:
-    """`saved_class` of a model that is in `folder`. Raises ValueError when there is none."""
-    found = saved_class(library, name)
+def model_class(folder: Path, entry: Entry | None = None) -> Any:
+    """The class of the model in `folder`, as `entry` says or the configuration there.
+
+    Raises ValueError when there is none.
+    """
+    entry = entry or named_class(folder)
+    found = saved_class(entry)
     if found is None:
-        raise ValueError(f"{folder}: the class {name!r} is not in {library!r}")
+        raise ValueError(f"{folder}: the class {entry.name!r} is not in {entry.library!r}")
     return found
 
 
@@ -118,7 +120,7 @@ def component_class(place: Path, component: str, entry: Entry, hints: Mapping[st
     Raises ValueError when there is neither; `place` is where the component was to be loaded from.
     """
     library, name = entry.library, entry.name
-    saved = saved_class(library, name)
+    saved = saved_class(entry)
     for hint in hints.get(component, ()):
         same_name = hint.__name__.removeprefix(PREFIX) == name.removeprefix(PREFIX)
         if issubclass(hint, saved) if saved is not None else same_name:

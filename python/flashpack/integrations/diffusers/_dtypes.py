@@ -11,15 +11,14 @@ import torch
 from torch import nn
 
 from ..._module.slots import find_slots
-from .._weights import FileDtypes
-from ._classes import is_transformers_model
+from .._build import FileDtypes
 
 _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def main_dtype(cls: Any, stored: FileDtypes) -> torch.dtype | None:
     """The floating dtype of most tensors in the file, modules that `cls` keeps in float32 aside, if any."""
-    kept = _kept_in_float32(cls, None)
+    kept = _kept_in_float32(cls)
     floats = {name: dtype for name, dtype in stored.items() if dtype in _PLAIN}
     cast = [dtype for name, dtype in floats.items() if not kept.intersection(name.split("."))]
     counts = Counter(cast or floats.values())
@@ -51,7 +50,7 @@ def cast(model: nn.Module, dtype: torch.dtype | None, missing: Collection[str] =
     """
     if dtype is None:
         return
-    kept = _kept_in_float32(type(model), dtype)
+    kept = _kept_in_float32(type(model))
     for slot in find_slots(model).values():
         if slot.persistent and slot.tensor.is_floating_point() and slot.name not in missing:
             wanted = torch.float32 if kept.intersection(slot.name.split(".")) else dtype
@@ -60,14 +59,7 @@ def cast(model: nn.Module, dtype: torch.dtype | None, missing: Collection[str] =
         model.to(dtype)
 
 
-def _kept_in_float32(cls: Any, dtype: torch.dtype | None) -> set[str]:
-    """Names of submodules. transformers has two lists, the first for float16 alone; diffusers one for all."""
-    lists = ["_keep_in_fp32_modules"]
-    if is_transformers_model(cls):
-        lists = lists if dtype == torch.float16 else []
-        lists += ["_keep_in_fp32_modules_strict"] if dtype in (torch.float16, torch.bfloat16) else []
-    names: set[str] = set()
-    for each in lists:
-        kept = getattr(cls, each, None) or []
-        names |= {kept} if isinstance(kept, str) else set(kept)
-    return names
+def _kept_in_float32(cls: Any) -> set[str]:
+    """Names of submodules."""
+    kept = getattr(cls, "_keep_in_fp32_modules", None) or []
+    return {kept} if isinstance(kept, str) else set(kept)

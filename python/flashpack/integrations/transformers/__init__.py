@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._auto import auto_class_named, patch_transformers_auto_model
-from ._mixin import FlashPackTransformersModelMixin
-from ._model import load_model, save_model
+from ._save import save_model
+from .model import FlashPackTransformersModelMixin, load_model
+from .patch import auto_class_named, patch_transformers_auto_model
 
 __all__ = [
     "FlashPackTransformersModelMixin",

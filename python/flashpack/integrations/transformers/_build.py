@@ -6,35 +6,28 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..._files.opened import OpenModel
+from ..._core.hints import initialiser
 from ..._load.load import load_tensors
 from ..._load.meta import parameters_on_meta
 from ..._module.slots import Slot, find_slots
-from .._arguments import initialiser
-from .._weights import BUILDING, LoadingInfo, build_and_load
-from ._place import Place
-from ._wishes import Wishes
+from .._build import BUILDING, build_and_load, range_of
+from .._request import LoadRequest
 
 P = TypeVar("P", bound=PreTrainedModel)
 
 
-def map_tensors(place: Place, wishes: Wishes) -> dict[str, Tensor]:
-    """The file's tensors, ignored ones aside, mapped and not read."""
-    return load_tensors(
-        OpenModel(str(place.weights)),
-        torch.device("cpu"),
-        ignore=wishes.options.ignore,
-        eager=False,
-        verify=False,
-        silent=True,
-    )
+def map_tensors(request: LoadRequest) -> Mapping[str, Tensor]:
+    """The file's tensors, ignored ones aside, mapped and not read, unless they were loaded before."""
+    if request.tensors is not None:
+        return request.tensors
+    cpu, ignore = torch.device("cpu"), request.options.ignore
+    return load_tensors(request.weights, cpu, ignore=ignore, eager=False, verify=False)
 
 
 def build_empty(cls: type[P], config: Any, tensors: Mapping[str, Tensor], arguments: dict[str, Any]) -> P:
@@ -112,16 +105,11 @@ def model_names(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[s
     return names
 
 
-def range_of(tensor: Tensor) -> tuple[object, ...]:
-    """What names of one tied weight have in common."""
-    return (tensor.data_ptr(), tensor.dtype, tensor.shape)
-
-
-def fits(model: PreTrainedModel, tensors: Mapping[str, Tensor], wishes: Wishes) -> bool:
+def fits(model: PreTrainedModel, tensors: Mapping[str, Tensor], request: LoadRequest) -> bool:
     """Whether the file has just what the model needs, so that nothing is to be renamed, made up or cast."""
     slots = find_slots(model)
     if any(
-        name not in slots or _is_other_kind(slots[name], tensor, wishes) for name, tensor in tensors.items()
+        name not in slots or _is_other_kind(slots[name], tensor, request) for name, tensor in tensors.items()
     ):
         return False
     ranges: dict[int, tuple[object, ...]] = {}
@@ -129,17 +117,17 @@ def fits(model: PreTrainedModel, tensors: Mapping[str, Tensor], wishes: Wishes) 
         if ranges.setdefault(id(slots[name].tensor), range_of(tensor)) != range_of(tensor):
             return False  # tied in the model, though two tensors in the file
     lacks = any(slot.is_parameter and id(slot.tensor) not in ranges for slot in slots.values())
-    return not lacks and not _needs_cast(model, tensors, wishes.dtype)
+    return not lacks and not _needs_cast(model, tensors, request.dtype)
 
 
-def _is_other_kind(slot: Slot, tensor: Tensor, wishes: Wishes) -> bool:
+def _is_other_kind(slot: Slot, tensor: Tensor, request: LoadRequest) -> bool:
     """Whether the file's tensor replaces a buffer of another dtype, and not one float another.
 
     transformers makes floats of batch norms' counters where it keeps all of a module in single precision.
     """
     own = slot.tensor.dtype
     floats = own.is_floating_point and tensor.is_floating_point()
-    coerced = slot.is_parameter or bool(wishes.options.coerce_dtype)
+    coerced = slot.is_parameter or bool(request.options.coerce_dtype)
     return not (floats or coerced or own == tensor.dtype)
 
 
@@ -151,11 +139,10 @@ def _needs_cast(model: PreTrainedModel, tensors: Mapping[str, Tensor], dtype: to
     )
 
 
-def load_directly(model: P, place: Place, wishes: Wishes) -> tuple[P, LoadingInfo]:
+def load_directly(model: P, request: LoadRequest) -> tuple[P, dict[str, Any]]:
     """Assign the file to the model that it fits, on the device. Raises what `assign_from_file` raises."""
-    loaded, info = build_and_load(lambda _: model, place.weights, wishes.options)
+    loaded, info = build_and_load(lambda _: model, request)
     loaded.tie_weights()
-    nn.Module.to(loaded, wishes.device)  # buffers that are not in the file
     ignored = [re.compile(pattern) for pattern in loaded._keys_to_ignore_on_load_missing or ()]
-    missing = [name for name in info.missing_keys if not any(each.search(name) for each in ignored)]
-    return loaded, replace(info, missing_keys=missing)
+    missing = [name for name in info["missing_keys"] if not any(each.search(name) for each in ignored)]
+    return loaded, {**info, "missing_keys": missing}

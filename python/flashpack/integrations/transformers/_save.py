@@ -14,85 +14,57 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.dynamic_module_utils import custom_object_save
 
-from ..._core.paths import StrPath, text_path
-from ..._files.folder import CONFIG
-from ..._hub.client import CARD_NAME, PushOptions, push
+from ..._core.paths import StrPath
+from ..._files.folder import CONFIG, weights_name
+from ..._hub.client import CARD_NAME, push
 from ..._save.offloaded import whole_state_dict
 from ..._save.pack import pack_to_file
-from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
-from .._arguments import check_save_arguments
-from .._weights import refuse_adapters, weights_name, written_weights
-from ._names import architecture_of
-from ._place import GENERATION_CONFIG
+from .._saving import SaveOptions, folder_to_save, refuse_adapters, written_weights
+from ._config import GENERATION_CONFIG, architecture_of
 
 
 def save_model(
     model: PreTrainedModel,
     save_directory: StrPath,
     *,
-    is_main_process: bool = True,
-    push_to_hub: bool = False,
-    target_dtype: torch.dtype | None = None,
-    align_bytes: int = DEFAULT_ALIGN_BYTES,
-    silent: bool = True,
-    commit_message: str | None = None,
-    create_pr: bool = False,
-    token: str | bool | None = None,
-    repo_id: str | None = None,
-    private: bool | None = None,
-    num_workers: int = DEFAULT_NUM_WRITE_WORKERS,
-    variant: str | None = None,
-    max_shard_size: int | str | None = None,
-    checksum: str | None = None,
-    state_dict: Mapping[str, Tensor] | None = None,
     save_original_format: bool = False,
     distributed_checkpoint: bool = False,
-    safe_serialization: bool = True,
-    save_function: Callable[..., Any] | None = None,
-    save_peft_format: bool = True,  # noqa: ARG001 (models with adapters are refused)
+    **kwargs: Any,
 ) -> None:
     """Write the weights to `model.flashpack` (`model.<variant>.flashpack`) of a folder, with configurations.
 
-    The folder is made unless it exists. `target_dtype`, `align_bytes`, `silent`, `num_workers`,
-    `max_shard_size` and `checksum` as in `pack_to_file`. Only the main process writes and pushes; what is
-    pushed is what was written, to `repo_id` or a repository named as the folder. Parameters that accelerate
-    has offloaded are read into memory to be saved.
+    The folder is made unless it exists. Keyword arguments: `target_dtype`, `align_bytes`, `silent`,
+    `num_workers`, `max_shard_size` and `checksum` as in `pack_to_file`; `variant`; `state_dict`, saved
+    instead of the model's own; `is_main_process=False`, with which nothing is done. `push_to_hub=True` pushes
+    what was written to `repo_id` or a repository named as the folder, as `private`, `token`, `create_pr` and
+    `commit_message` say. Parameters that accelerate has offloaded are read into memory to be saved.
 
-    `state_dict` is saved instead of the model's own. `save_original_format=True` stores the names and shapes
-    of the checkpoints that the class was published with, as transformers' `save_pretrained` does; by default
-    the model's own are stored, which load without conversion. The rest of what `save_pretrained` takes makes
-    no difference to a FlashPack file: a `save_function` and `safe_serialization=False` cause a warning.
+    `save_original_format=True` stores the names and shapes of the checkpoints that the class was published
+    with, as transformers' `save_pretrained` does; by default the model's own are stored, which load without
+    conversion. The rest of what `save_pretrained` takes makes no difference to a FlashPack file: a
+    `save_function` and `safe_serialization=False` cause a warning.
 
-    Raises NotADirectoryError for a path to a file; ValueError for a model that cannot be stored: quantised
-    without serialisation, with PEFT adapters inside, or with a tensor that `pack_to_file` refuses; for a
-    `state_dict` of a quantised model, and for `distributed_checkpoint=True`.
+    Raises NotADirectoryError for a path to a file; TypeError for another keyword argument; ValueError for a
+    model that cannot be stored: quantised without serialisation, with PEFT adapters inside, or with a tensor
+    that `pack_to_file` refuses; for a `state_dict` of a quantised model, and for
+    `distributed_checkpoint=True`.
     """
     if distributed_checkpoint:
         raise ValueError("distributed_checkpoint=True: FlashPack files hold whole tensors; gather them first")
-    check_save_arguments({"save_function": save_function, "safe_serialization": safe_serialization}, ())
-    folder = Path(text_path(save_directory))
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"expected a folder to save to, not a file: {folder}")
-    if not is_main_process:
+    options = SaveOptions.take(kwargs)
+    folder = folder_to_save(save_directory)
+    if not options.is_main_process:
         return
-    state, metadata = _state_of(model, state_dict)
+    state, metadata = _state_of(model, options.state_dict)
     if save_original_format:
         state = revert_weight_conversion(model, dict(state))
-    pack_to_file(
-        state,
-        folder / weights_name(variant),
-        target_dtype,
-        align_bytes=align_bytes,
-        silent=silent,
-        num_workers=num_workers,
-        metadata=metadata,
-        max_shard_size=max_shard_size,
-        checksum=checksum,
-    )
-    written = [*written_weights(folder / weights_name(variant)), *_save_configs(model, folder, target_dtype)]
-    if push_to_hub:
-        options = PushOptions(repo_id, token, private, create_pr, commit_message)
-        push(folder, options, lambda full_id: _write_card(model, folder, full_id, token), written)
+    path = folder / weights_name(options.variant)
+    pack_to_file(state, path, metadata=metadata, **options.packing)
+    configs = _save_configs(model, folder, options.packing.get("target_dtype"))
+    if options.push:
+        token = options.push.token
+        written = [*written_weights(path), *configs]
+        push(folder, options.push, lambda repo_id: _write_card(model, folder, repo_id, token), written)
 
 
 def _state_of(

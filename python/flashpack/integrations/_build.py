@@ -1,0 +1,125 @@
+"""A model built without memory for its parameters, and the weights that are assigned to it."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .._convert.revert import revert_from_flashpack
+from .._core.index import records_of
+from .._load.meta import parameters_on_meta
+from .._load.options import LoadOptions
+from .._module.assign import assign
+from .._module.match import Match
+from .._module.records import assign_records
+from .._module.slots import find_slots
+from ._request import LoadRequest
+
+M = TypeVar("M", bound=nn.Module)
+FileDtypes = Mapping[str, torch.dtype]
+
+# Both libraries set the process's default dtype, and patch torch, while they build: one model at a time.
+BUILDING = threading.RLock()
+
+
+def build_and_load(
+    build: Callable[[FileDtypes], M],
+    request: LoadRequest,
+    mend: Callable[[M, dict[str, Tensor]], None] | None = None,
+) -> tuple[M, dict[str, Any]]:
+    """A model by `build`, in eval mode, with its weights; its parameters never have other memory.
+
+    `build` is given the dtypes of the file's tensors by name. Floating buffers take them as parameters do.
+    Only if the options allow parameters to be missing or ignored, and some are, is the model built for real,
+    so that they have the values which the module gives them. `mend` is called when the file has names that
+    the model lacks, with the model and the file's tensors by name, which it renames in place.
+
+    Returns the model and what both libraries return for `output_loading_info=True`. Raises what
+    `assign_from_file` raises, and ValueError for tensors that are left without data.
+    """
+    options, tensors = request.options, request.tensors
+    if tensors is None:
+        records = records_of(request.weights.footer)
+        dtypes = {name: getattr(torch, dtype) for name, _, dtype in records}
+    else:
+        dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    model = _built(build, dtypes, options)
+    if mend is not None and not find_slots(model).keys() >= dtypes.keys():
+        tensors = request.load() if tensors is None else dict(tensors)
+        mend(model, tensors)
+    if tensors is None:
+        match = assign(model, request.weights, options)
+    else:
+        match = assign_records(model, tensors, str(request.path), options, request.target)
+    return _settle(model, match, request)
+
+
+@contextmanager
+def as_safetensors(request: LoadRequest, name: str, configs: str) -> Iterator[str]:
+    """A temporary folder with the weights as safetensors of this name, for quantizers, which expect these.
+
+    `configs` is a pattern for the files beside them.
+    """
+    with TemporaryDirectory(prefix="flashpack-") as scratch:
+        revert_from_flashpack(request.path, Path(scratch, name))
+        for config in request.folder.glob(configs):
+            shutil.copyfile(config, Path(scratch, config.name))
+        yield scratch
+
+
+def _built(build: Callable[[FileDtypes], M], dtypes: FileDtypes, options: LoadOptions) -> M:
+    with BUILDING, parameters_on_meta():
+        model = build(dtypes)
+    wanted = {name: dtype for name, dtype in dtypes.items() if not options.ignores(name)}
+    lacking = _lacking_parameters(model, wanted)
+    if lacking and (not options.demands_params or all(options.ignores(name) for name in lacking)):
+        with BUILDING:
+            model = build(dtypes)
+    if not options.coerce_dtype:
+        _cast_buffers(model, wanted)
+    return model
+
+
+def _lacking_parameters(model: nn.Module, held: Collection[str]) -> list[str]:
+    slots = find_slots(model).values()
+    tied = {id(slot.tensor) for slot in slots if slot.name in held}
+    return [slot.name for slot in slots if slot.is_parameter and id(slot.tensor) not in tied]
+
+
+def _cast_buffers(model: nn.Module, dtypes: FileDtypes) -> None:
+    """Give floating buffers the file's dtype, as parameters take it, so that a cast model loads as it was."""
+    for name, slot in find_slots(model).items():
+        dtype = dtypes.get(name, slot.tensor.dtype)
+        floats = slot.tensor.is_floating_point() and dtype.is_floating_point
+        if not slot.is_parameter and floats and slot.tensor.dtype != dtype:
+            slot.tensor.data = slot.tensor.data.to(dtype)
+
+
+def _settle(model: M, match: Match, request: LoadRequest) -> tuple[M, dict[str, Any]]:
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    leftovers = [name for name, tensor in tensors if tensor.is_meta]
+    if leftovers:
+        what = f"{len(leftovers)} tensors of the model are left without data: {leftovers}"
+        raise ValueError(f"{request.path}: {what}")
+    model.to(request.target)  # the buffers that the file does not hold
+    info = {
+        "missing_keys": match.missing,
+        "unexpected_keys": match.discarded,
+        "mismatched_keys": [],
+        "error_msgs": [],
+    }
+    return model.eval(), info
+
+
+def range_of(tensor: Tensor) -> tuple[object, ...]:
+    """What names of one tied weight have in common."""
+    return (tensor.data_ptr(), tensor.dtype, tensor.shape)

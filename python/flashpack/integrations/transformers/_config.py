@@ -1,0 +1,87 @@
+"""What a load of a transformers model asks for, and the configuration beside the weights."""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import torch
+import transformers
+from transformers import PretrainedConfig
+
+from ..._core.paths import StrPath
+from ..._files.folder import CONFIG, require_config
+from ...mixin import FlashPackMixin
+from .._request import LoadRequest, Unpacked
+
+Device = str | int | torch.device
+
+GENERATION_CONFIG = "generation_config.json"
+# Arguments of what transformers' own loader must do, as it changes how names, shapes or modules are treated.
+FOR_TRANSFORMERS = ("ignore_mismatched_sizes", "key_mapping", "quantization_config")
+_IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
+_PREFIX = "FlashPack"  # of the classes that 0.4.5 derived from others
+
+
+def take_request(
+    model_class: type[Any], source: StrPath | Unpacked, device: Device | None, arguments: dict[str, Any]
+) -> LoadRequest:
+    """`LoadRequest.take` for a transformers model."""
+    beside = (CONFIG, GENERATION_CONFIG, "*.py")
+    library = (*FOR_TRANSFORMERS, "generation_config")
+    return LoadRequest.take(model_class, source, device, arguments, beside, library)
+
+
+def read_config(
+    config_class: Any, request: LoadRequest, arguments: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The configuration, with those of `arguments` in it that are settings of it; and the other arguments.
+
+    `config` among the arguments is one to use instead (a copy of it then gets the implementation of attention
+    alone, as in transformers), or another place to read it from. Raises what `require_config` and
+    `config_class` raise.
+    """
+    rest = dict(arguments)
+    given = rest.pop("config", None)
+    if isinstance(given, PretrainedConfig):
+        config = copy.deepcopy(given)
+        for name in _IMPLEMENTATIONS:
+            if name in rest:
+                setattr(config, f"_{name}", rest.pop(name))
+    else:
+        origin = request.folder if given is None else given
+        if given is None:  # some classes would make one of default values
+            require_config(request.folder)
+        config, rest = config_class.from_pretrained(os.fspath(origin), return_unused_kwargs=True, **rest)
+    config.name_or_path = request.source
+    return config, rest
+
+
+def is_quantized(config: Any) -> bool:
+    """Whether the configuration, or that of its text model, says how the weights are quantised."""
+    text_config = config.get_text_config()
+    return any(getattr(each, "quantization_config", None) for each in (config, text_config))
+
+
+def architecture_of(cls: type[Any]) -> str:
+    """The class name that a configuration should give: of a class that adds only a mixin, its base's.
+
+    Other tools and the auto classes know that one.
+    """
+    plain = (base for base in cls.__mro__ if not issubclass(base, FlashPackMixin))
+    adds_nothing = "forward" not in vars(cls) and "__init__" not in vars(cls)
+    if issubclass(cls, FlashPackMixin) and adds_nothing:
+        return next(plain).__name__
+    return cls.__name__
+
+
+def architectures_in(config: Any) -> list[str]:
+    """Its architectures as transformers names them: 0.4.5 wrote FlashPackBertModel for BertModel."""
+    return [name.removeprefix(_PREFIX) for name in config.architectures or ()]
+
+
+def is_of_another_class(cls: type[Any], config: Any) -> bool:
+    """Whether the configuration is that of another class of transformers, with names that `cls` may lack."""
+    saved = architectures_in(config)
+    return architecture_of(cls) not in saved and any(hasattr(transformers, name) for name in saved)
