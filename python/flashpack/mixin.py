@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
@@ -21,7 +20,7 @@ from ._core.hints import (
 )
 from ._core.paths import StrPath
 from ._files.sources import ModelPath
-from ._load.meta import parameters_on_meta
+from ._load.meta import left_on_meta, parameters_on_meta
 from ._load.options import OPTION_NAMES, LoadOptions
 from ._module.assign import assign, assign_from_file
 from ._save.pack import pack_to_file
@@ -122,9 +121,7 @@ def _init_arguments(build: Callable[..., Any], kwargs: dict[str, Any]) -> dict[s
 
 
 def _warn_of_leftovers(model: nn.Module, path: ModelPath) -> None:
-    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
-    leftovers = [name for name, tensor in tensors if tensor.is_meta]
-    if leftovers:
+    if leftovers := left_on_meta(model):
         warn(
             f"{len(leftovers)} tensor(s) remain on the meta device after loading from {clipped(str(path))} "
             f"and have no data: {listed(leftovers)}. Using the model will crash or produce incorrect results."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,3 +59,9 @@ def _move_to_meta(_module: nn.Module, _name: str, parameter: nn.Parameter) -> nn
         moved[parameter] = on_meta
     replacement: nn.Parameter = moved[parameter]
     return replacement
+
+
+def left_on_meta(model: nn.Module) -> list[str]:
+    """The names of the model's tensors that have no data."""
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    return [name for name, tensor in tensors if tensor.is_meta]

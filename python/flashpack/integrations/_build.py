@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from .._convert.revert import revert_from_flashpack
 from .._core.index import records_of
-from .._load.meta import parameters_on_meta
+from .._load.meta import left_on_meta, parameters_on_meta
 from .._load.options import LoadOptions
 from .._module.assign import assign
 from .._module.match import Match
@@ -105,9 +104,7 @@ def _cast_buffers(model: nn.Module, dtypes: FileDtypes) -> None:
 
 
 def _settle(model: M, match: Match, request: LoadRequest) -> tuple[M, dict[str, Any]]:
-    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
-    leftovers = [name for name, tensor in tensors if tensor.is_meta]
-    if leftovers:
+    if leftovers := left_on_meta(model):
         what = f"{len(leftovers)} tensors of the model are left without data: {leftovers}"
         raise ValueError(f"{request.path}: {what}")
     model.to(request.target)  # the buffers that the file does not hold

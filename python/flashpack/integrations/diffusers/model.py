@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +19,7 @@ from ..._core.paths import StrPath
 from ..._files.folder import CONFIG, checked_subfolder, require_config, weights_name
 from ..._hub.client import CARD_NAME, HubOptions, PushOptions, fetch, push
 from ..._load.options import OPTION_NAMES
+from ..._module.slots import find_slots
 from ..._save.offloaded import whole_state_dict
 from ..._save.pack import pack_to_file
 from ...mixin import FlashPackMixin
@@ -24,7 +27,6 @@ from .._build import BUILDING, FileDtypes, as_safetensors, build_and_load
 from .._request import REQUEST_NAMES, LoadRequest, Unpacked
 from .._saving import SaveOptions, folder_to_save, refuse_adapters, written_weights
 from .._weights import find_weights, weights_patterns
-from . import _dtypes
 from ._classes import (
     holds_several,
     is_diffusers_module,
@@ -35,6 +37,8 @@ from ._classes import (
 )
 
 __all__ = ["FlashPackDiffusersModelMixin"]
+
+_PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def save_model(model: Any, save_directory: StrPath, **kwargs: Any) -> Path:
@@ -129,7 +133,7 @@ def load_model(
         return _load_quantized(cls, request, kwargs)
     build = _builder(cls, config, request.dtype, kwargs)
     model, info = build_and_load(build, request, mend=_mend_names)
-    _dtypes.cast(model, request.dtype, info["missing_keys"])
+    _cast(model, request.dtype, info["missing_keys"])
     model.register_to_config(_name_or_path=request.source)
     return (model, info) if request.output_loading_info else model
 
@@ -150,10 +154,59 @@ def _builder(
     values = filter_kwargs_for_method(given, initialise)
 
     def build(stored: FileDtypes) -> Any:
-        with _dtypes.default_dtype(dtype or _dtypes.main_dtype(cls, stored)):
+        with _default_dtype(dtype or _main_dtype(cls, stored)):
             return build_from(config, **values)
 
     return build
+
+
+def _main_dtype(cls: Any, stored: FileDtypes) -> torch.dtype | None:
+    """The floating dtype of most tensors in the file, modules that `cls` keeps in float32 aside, if any."""
+    kept = _kept_in_float32(cls)
+    floats = {name: dtype for name, dtype in stored.items() if dtype in _PLAIN}
+    cast = [dtype for name, dtype in floats.items() if not kept.intersection(name.split("."))]
+    counts = Counter(cast or floats.values())
+    return max(counts, key=counts.__getitem__, default=None)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    """Inside, modules make tensors of `dtype` where they do not say which: buffers that no file holds.
+
+    Nothing changes for None and for dtypes that torch cannot compute in (float8).
+    """
+    if dtype not in _PLAIN:
+        yield
+        return
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _cast(model: nn.Module, dtype: torch.dtype | None, missing: Collection[str] = ()) -> None:
+    """Cast what the file held to `dtype`, modules that the class keeps in float32 to that.
+
+    `missing` names what it did not hold. All that is floating becomes float8_e4m3fn, as in diffusers, unless
+    something is kept.
+    """
+    if dtype is None:
+        return
+    kept = _kept_in_float32(type(model))
+    for slot in find_slots(model).values():
+        if slot.persistent and slot.tensor.is_floating_point() and slot.name not in missing:
+            wanted = torch.float32 if kept.intersection(slot.name.split(".")) else dtype
+            slot.tensor.data = slot.tensor.data.to(wanted)
+    if dtype == torch.float8_e4m3fn and not kept:
+        model.to(dtype)
+
+
+def _kept_in_float32(cls: Any) -> set[str]:
+    """Names of submodules."""
+    kept = getattr(cls, "_keep_in_fp32_modules", None) or []
+    return {kept} if isinstance(kept, str) else set(kept)
 
 
 def _mend_names(model: nn.Module, tensors: dict[str, Tensor]) -> None:

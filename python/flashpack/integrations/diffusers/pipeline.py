@@ -1,6 +1,4 @@
-"""Whole pipelines whose components with weights are FlashPack files: in a folder like diffusers' own, or in
-a single file.
-"""
+"""Whole pipelines: in a folder like diffusers' own, or in a single file."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from transformers import PretrainedConfig
 
 from ..._core.paths import StrPath
 from ..._files.folder import CONFIG, require_config
-from ...mixin import FlashPackMixin
 from .._request import LoadRequest, Unpacked
 
 Device = str | int | torch.device
@@ -69,11 +68,9 @@ def architecture_of(cls: type[Any]) -> str:
 
     Other tools and the auto classes know that one.
     """
-    plain = (base for base in cls.__mro__ if not issubclass(base, FlashPackMixin))
-    adds_nothing = "forward" not in vars(cls) and "__init__" not in vars(cls)
-    if issubclass(cls, FlashPackMixin) and adds_nothing:
-        return next(plain).__name__
-    return cls.__name__
+    if "forward" in vars(cls) or "__init__" in vars(cls):
+        return cls.__name__
+    return next(base.__name__ for base in cls.__mro__ if not hasattr(base, "from_flashpack"))
 
 
 def architectures_in(config: Any) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils.hub import create_and_tag_model_card
 
 from ..._core.paths import StrPath
 from ..._files.folder import CONFIG, weights_name
@@ -62,9 +63,14 @@ def save_model(
     pack_to_file(state, path, metadata=metadata, **options.packing)
     configs = _save_configs(model, folder, options.packing.get("target_dtype"))
     if options.push:
-        token = options.push.token
-        written = [*written_weights(path), *configs]
-        push(folder, options.push, lambda repo_id: _write_card(model, folder, repo_id, token), written)
+        token: Any = options.push.token  # transformers' annotation leaves out that it may be a bool
+        tags = [*(model.model_tags or []), "flashpack"]
+
+        def write_card(repo_id: str) -> None:
+            """The repository's own card if it has one, tagged; else a new one."""
+            create_and_tag_model_card(repo_id, tags, token).save(folder / CARD_NAME)
+
+        push(folder, options.push, write_card, [*written_weights(path), *configs])
 
 
 def _state_of(
@@ -101,17 +107,3 @@ def _save_configs(model: PreTrainedModel, folder: Path, dtype: torch.dtype | Non
         model.generation_config.save_pretrained(folder)
         names.append(GENERATION_CONFIG)
     return names
-
-
-def _write_card(model: PreTrainedModel, folder: Path, repo_id: str, token: Any) -> None:
-    """The repository's own card if it has one, tagged; else a new one."""
-    from huggingface_hub import ModelCard, ModelCardData
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        card = ModelCard.load(repo_id, token=token)
-    except EntryNotFoundError:
-        card = ModelCard.from_template(ModelCardData(library_name="transformers"))
-    tags = [*(card.data.tags or []), *(model.model_tags or []), "flashpack"]
-    card.data.tags = list(dict.fromkeys(tags))
-    card.save(folder / CARD_NAME)
