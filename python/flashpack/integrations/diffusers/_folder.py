@@ -100,27 +100,24 @@ def fetch_pipeline(source: StrPath, hub: HubOptions, variant: str | None) -> tup
     index = read_index(folder)
     if Path(source).is_dir():
         return folder, index
+
+    def fetch_more(names: Iterable[str], files_of: Callable[[str], list[str]]) -> Path:
+        patterns = [pattern for name in names for pattern in files_of(name)]
+        return fetch(source, hub, patterns) if patterns else folder
+
     if variant is not None:
-        patterns = [
-            pattern for name in _unpacked(folder, index, [variant]) for pattern in _of_variant(name, variant)
-        ]
-        if patterns:
-            folder = fetch(source, hub, patterns)
-    lacking = [name for name in _unpacked(folder, index, [variant]) if not _has_safetensors(folder / name)]
-    if variant is not None and lacking:
-        folder = fetch(source, hub, [pattern for name in lacking for pattern in _packed(name, None)])
-        lacking = _unpacked(folder, index, [variant, None])
-    lacking = [name for name in lacking if not _has_safetensors(folder / name)]
-    if lacking:
-        folder = fetch(source, hub, [pattern for name in lacking for pattern in _plain(name)])
-    return folder, index
+        unpacked = _unpacked(folder, index, variant)
+        folder = fetch_more(unpacked, lambda name: _of_variant(name, variant))
+        folder = fetch_more(_lacking(folder, unpacked), lambda name: _packed(name, None))
+    unpacked = _unpacked(folder, index, variant, None)
+    return fetch_more(_lacking(folder, unpacked), _plain), index
 
 
 def _packed(component: str, variant: str | None) -> list[str]:
     return [f"{component}/{name}" for name in weights_patterns(variant)]
 
 
-def _unpacked(folder: Path, index: Index, variants: list[str | None]) -> list[str]:
+def _unpacked(folder: Path, index: Index, *variants: str | None) -> list[str]:
     """The components that are models and have no FlashPack file of these variants.
 
     One that holds several models comes with a pattern for the folders of all but the first.
@@ -137,8 +134,8 @@ def _is_model(cls: type | None) -> bool:
     return cls is None or is_transformers_model(cls) or is_diffusers_module(cls) or holds_several(cls)
 
 
-def _has_safetensors(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors"))
+def _lacking(folder: Path, names: Iterable[str]) -> list[str]:
+    return [name for name in names if not any((folder / name).glob("*.safetensors"))]
 
 
 def _of_variant(component: str, variant: str) -> list[str]:
