@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -101,3 +101,8 @@ def swapped(old: nn.Parameter, new: nn.Parameter) -> bool:
 def is_on(tensor: Tensor, device: torch.device) -> bool:
     """Whether the tensor is on `device`, of which any will do if it has no index."""
     return tensor.device.type == device.type and device.index in (None, tensor.device.index)
+
+
+def bump_versions(tensors: Sequence[Tensor]) -> None:
+    """As load_state_dict: a backward pass that saved the old values must notice that they are gone."""
+    torch.autograd.graph.increment_version(tensors)  # inference tensors have none and are passed over

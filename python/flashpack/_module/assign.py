@@ -27,10 +27,10 @@ from .dtensors import is_dtensor, load_local
 from .fast_path import assign_fast
 from .in_place import fill
 from .match import IncompatibleKeys, Match, check_ties, dtypes_of, match_tensors
-from .own_way import call_post_hooks, children_first, hand_over, loads_flat, own_roots, settle_groups, told_of
+from .own_way import loads_flat, own_roots, settle_groups, told_of
 from .packed import note_own_blocks
-from .records import match_own_way
-from .slots import Slot, find_slots, find_tensors
+from .records import hand_over, match_own_way
+from .slots import Slot, call_post_hooks, children_first, find_slots, find_tensors
 
 
 def assign_from_file(

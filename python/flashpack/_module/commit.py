@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .._core import ops
-from .._core.tensors import is_uninitialized, rebuild, swapped
+from .._core.tensors import bump_versions, is_uninitialized, rebuild, swapped
 from .devices import Held, refresh_groups
 from .dtensors import is_dtensor, local_of
 from .dtensors import rebuild as rebuild_dtensor
 from .match import Match
-from .own_way import call_post_hooks, children_first
-from .slots import Slot
+from .slots import Slot, call_post_hooks, children_first
 
 
 @dataclass
@@ -65,11 +64,6 @@ def commit(
     for name, slot in paired.items():
         if name in held:
             slot.put(held[name].replace(slot, tensors[name].cpu()))
-
-
-def bump_versions(tensors: Sequence[Tensor]) -> None:
-    """As load_state_dict: a backward pass that saved the old values must notice that they are gone."""
-    torch.autograd.graph.increment_version(tensors)  # inference tensors have none and are passed over
 
 
 def _replace(slots: Iterable[Slot], replaced: Mapping[int, Tensor]) -> None:

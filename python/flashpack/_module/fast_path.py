@@ -17,15 +17,14 @@ from .._core.names import is_utf8
 from .._core.ops import Outcome
 from .._core.paths import SEPARATOR
 from .._core.progress import wants_bar
-from .._core.tensors import PLAIN_TYPES, is_on
+from .._core.tensors import PLAIN_TYPES, bump_versions, is_on
 from .._files.opened import OpenModel
 from .._load.load import native_device, run_load
 from .._load.options import LoadOptions
-from .commit import bump_versions
 from .devices import is_grouped
 from .match import IncompatibleKeys
-from .own_way import call_post_hooks, load_plainly
-from .slots import find_tensors
+from .own_way import load_plainly
+from .slots import call_post_hooks, find_tensors
 
 _FAILED = Outcome(False, [], [])
 # Old files lack it, and a batch norm that finds it missing keeps its own.

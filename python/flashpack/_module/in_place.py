@@ -10,12 +10,11 @@ from torch import Tensor
 from .._core import ops
 from .._core.hints import clipped, listed, quoted
 from .._core.progress import Silent
-from .._core.tensors import is_on, is_uninitialized
+from .._core.tensors import bump_versions, is_on, is_uninitialized
 from .._files.opened import OpenModel
 from .._load.cast import cast_parts, part_of
 from .._load.load import Reading, load_tensors, run_load
 from .._load.options import LoadOptions
-from .commit import bump_versions
 from .dtensors import is_dtensor
 from .match import Match, check_ties, dtypes_of
 

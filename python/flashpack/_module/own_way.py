@@ -17,12 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .._core.hints import keywords_of, warn
+from .._core.hints import keywords_of
 from .._core.tensors import PLAIN_TYPES, has_own_dispatch, is_uninitialized, rebuild
-from .._files.opened import OpenModel
-from .._load.load import Reading, load_tensors
-from .._load.options import LoadOptions
-from .match import Match
 from .slots import Slot, find_slots
 
 # Those of norms differ only for files of old releases.
@@ -38,21 +34,6 @@ _HARMLESS = ("LazyModuleMixin._lazy_load_hook", "FSDPParamGroup._register_state_
 def load_plainly(kinds: Iterable[type], hooked: Iterable[nn.Module]) -> bool:
     """Whether modules of these classes, some with hooks, take the records of their names as they are."""
     return not any(map(_overrides, kinds)) and not any(module._load_state_dict_pre_hooks for module in hooked)
-
-
-def call_post_hooks(modules: Iterable[nn.Module], incompatible: Any) -> None:
-    """Tell the modules that their weights have changed."""
-    for module in modules:
-        for hook in getattr(module, "_load_state_dict_post_hooks", {}).values():
-            hook(module, incompatible)
-
-
-def children_first(module: nn.Module) -> Iterator[nn.Module]:
-    """All modules, in the order in which load_state_dict calls their hooks."""
-    for child in module._modules.values():
-        if child is not None:
-            yield from children_first(child)
-    yield module
 
 
 def settle_groups(model: nn.Module) -> None:
@@ -75,35 +56,6 @@ def loads_flat(model: nn.Module) -> bool:
     if "torch.distributed.fsdp.fully_sharded_data_parallel" not in sys.modules:
         return False
     return any(map(_is_flat, model.modules()))
-
-
-def hand_over(model: nn.Module, weights: OpenModel, options: LoadOptions) -> Match:
-    """Load FSDP1's flat parameters, of which no tensor of the model is one record's.
-
-    Raises ValueError, with nothing changed, for what they do not take.
-    """
-    if options.keep_flash_ref_on_model:
-        raise ValueError(f"{weights.shown}: keep_flash_ref_on_model=True: FSDP1 copies what it loads")
-    if isinstance(options.dtype, torch.dtype):
-        raise ValueError(f"{weights.shown}: dtype={options.dtype}: FSDP1 keeps the dtypes of the model")
-    reading: Reading = {"eager": options.eager, "verify": options.verify}
-    records = load_tensors(weights, torch.device("cpu"), ignore=options.ignore, **reading)
-    tensors = [*model.parameters(), *model.buffers()]
-    before = [tensor.detach().clone() for tensor in tensors]  # of the flat ones, this rank's part
-    try:
-        keys = model.load_state_dict(dict(records), strict=options.demands_params)
-    except RuntimeError as error:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.copy_(value)
-        told = str(error).replace("_fsdp_wrapped_module.", "")[:2000]
-        raise ValueError(f"Error while assigning from {weights.shown}: {told}") from error
-    kept = {tensor.dtype for tensor in tensors}
-    others = {record.dtype for record in records.values() if record.is_floating_point()} - kept
-    if options.dtype == "file" and others:
-        what = ", ".join(sorted(map(str, others)))
-        warn(f"{weights.shown}: FSDP1 keeps the dtypes of the model: {what} was cast")
-    return Match({}, list(keys.unexpected_keys), list(keys.missing_keys))
 
 
 def told_of(roots: Mapping[str, nn.Module]) -> str:

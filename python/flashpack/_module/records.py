@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .._core.hints import listed
+from .._core.hints import listed, warn
 from .._core.names import filter_state_dict
+from .._files.opened import OpenModel
 from .._load.cast import cast
+from .._load.load import Reading, load_tensors
 from .._load.options import LoadOptions
 from .commit import commit_to
 from .in_place import fill
@@ -66,3 +68,32 @@ def match_own_way(
         raise
     found.finish()
     return match, tensors
+
+
+def hand_over(model: nn.Module, weights: OpenModel, options: LoadOptions) -> Match:
+    """Load FSDP1's flat parameters, of which no tensor of the model is one record's.
+
+    Raises ValueError, with nothing changed, for what they do not take.
+    """
+    if options.keep_flash_ref_on_model:
+        raise ValueError(f"{weights.shown}: keep_flash_ref_on_model=True: FSDP1 copies what it loads")
+    if isinstance(options.dtype, torch.dtype):
+        raise ValueError(f"{weights.shown}: dtype={options.dtype}: FSDP1 keeps the dtypes of the model")
+    reading: Reading = {"eager": options.eager, "verify": options.verify}
+    records = load_tensors(weights, torch.device("cpu"), ignore=options.ignore, **reading)
+    tensors = [*model.parameters(), *model.buffers()]
+    before = [tensor.detach().clone() for tensor in tensors]  # of the flat ones, this rank's part
+    try:
+        keys = model.load_state_dict(dict(records), strict=options.demands_params)
+    except RuntimeError as error:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+        told = str(error).replace("_fsdp_wrapped_module.", "")[:2000]
+        raise ValueError(f"Error while assigning from {weights.shown}: {told}") from error
+    kept = {tensor.dtype for tensor in tensors}
+    others = {record.dtype for record in records.values() if record.is_floating_point()} - kept
+    if options.dtype == "file" and others:
+        what = ", ".join(sorted(map(str, others)))
+        warn(f"{weights.shown}: FSDP1 keeps the dtypes of the model: {what} was cast")
+    return Match({}, list(keys.unexpected_keys), list(keys.missing_keys))

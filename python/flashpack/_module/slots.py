@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -114,3 +115,18 @@ def _add_tensors(  # noqa: C901 (each call costs)
                 _add_tensors(child, f"{prefix}{name}.", names, tensors, kinds, hooked)
     if module["_load_state_dict_post_hooks"] or module["_load_state_dict_pre_hooks"]:
         hooked.append(owner)
+
+
+def call_post_hooks(modules: Iterable[nn.Module], incompatible: Any) -> None:
+    """Tell the modules that their weights have changed."""
+    for module in modules:
+        for hook in getattr(module, "_load_state_dict_post_hooks", {}).values():
+            hook(module, incompatible)
+
+
+def children_first(module: nn.Module) -> Iterator[nn.Module]:
+    """All modules, in the order in which load_state_dict calls their hooks."""
+    for child in module._modules.values():
+        if child is not None:
+            yield from children_first(child)
+    yield module
