@@ -17,14 +17,14 @@ static OPEN: Mutex<BTreeMap<i64, Arc<Model>>> = Mutex::new(BTreeMap::new());
 static LAST: AtomicI64 = AtomicI64::new(0);
 
 /// Keeps `model` open, and gives it a number that no other has had.
-pub fn keep(model: Model) -> i64 {
+pub(crate) fn keep(model: Model) -> i64 {
     let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
     OPEN.lock().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::new(model));
     number
 }
 
 /// Lets go of a model, which closes it once no load uses it any more.
-pub fn close(number: i64) {
+pub(crate) fn close(number: i64) {
     let model = OPEN.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
     drop(model); // not under the lock
 }
@@ -33,7 +33,7 @@ pub fn close(number: i64) {
 ///
 /// # Errors
 /// [`ErrorKind::Argument`](crate::ErrorKind::Argument): no open model has it.
-pub fn find(number: i64) -> Result<Arc<Model>> {
+pub(crate) fn find(number: i64) -> Result<Arc<Model>> {
     let open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
     let unknown = || Error::argument("this is no open model: it was closed, or comes from another process");
     open.get(&number).cloned().ok_or_else(unknown)

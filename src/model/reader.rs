@@ -18,7 +18,7 @@ const TAIL_BYTES: u64 = 64 << 10;
 ///
 /// # Errors
 /// [`ErrorKind::Io`](crate::ErrorKind::Io).
-pub fn recognise(source: &impl Source) -> Result<Option<Foreign>> {
+pub(crate) fn recognise(source: &impl Source) -> Result<Option<Foreign>> {
     let part = |from: u64| {
         let mut bytes = zeroed((source.len() - from).min(foreign::START_BYTES as u64)).at(source.path())?;
         source.read_exact_at(&mut bytes, from)?;
@@ -53,7 +53,7 @@ fn locate(source: &impl Source, trailer: &[u8]) -> Result<(u64, usize)> {
 ///
 /// # Errors
 /// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::Format`](crate::ErrorKind::Format).
-pub fn expect_flashpack(source: &impl Source) -> Result<()> {
+pub(crate) fn expect_flashpack(source: &impl Source) -> Result<()> {
     let bytes = source.len().min(TRAILER_BYTES as u64);
     let mut trailer = zeroed(bytes).at(source.path())?;
     source.read_exact_at(&mut trailer, source.len() - bytes)?;
