@@ -424,10 +424,10 @@ std::vector<int64_t> op_pinned(bool release) {
 void op_pack(const std::string& path, const Names& names, const Tensors& tensors,
              std::optional<ScalarType> dtype, int64_t align_bytes, bool keep_order,
              const std::optional<Names>& metadata, const std::optional<std::string>& checksum,
-             std::optional<int64_t> descriptor, const std::optional<Tensor>& progress) {
+             std::optional<int64_t> max_shard_bytes, const std::optional<Tensor>& progress) {
   check_counts(names, tensors);
   const auto specs = describe(names, tensors, dtype);
-  const PackOptions options{keep_order, align_bytes, static_cast<int32_t>(descriptor.value_or(-1))};
+  const PackOptions options{keep_order, align_bytes, max_shard_bytes.value_or(-1)};
   auto file = pack(path, {specs.data(), specs.size()}, options, metadata.value_or(Names{}),
                    checksum.value_or(""), words(progress));
   for (const size_t number : file->order()) {
@@ -479,7 +479,7 @@ STABLE_TORCH_LIBRARY(flashpack, m) {
   m.def("set_data(Tensor(*!)[] tensors, Tensor[] values) -> ()");
   m.def(
       "pack(str path, str[] names, Tensor(*!)[] tensors, *, ScalarType? dtype=None, int align_bytes=128, "
-      "bool keep_order=False, str[]? metadata=None, str? checksum=None, int? descriptor=None, "
+      "bool keep_order=False, str[]? metadata=None, str? checksum=None, int? max_shard_bytes=None, "
       "Tensor? progress=None) -> ()");
   m.def("last_load() -> str");
   m.def("pinned(*, bool release=False) -> int[]");

@@ -92,6 +92,12 @@ impl Error {
         Self { kind, errno: error.raw_os_error(), path: None, message, position: None }
     }
 
+    /// What was asked for is not there.
+    #[must_use]
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self { errno: Some(rustix::io::Errno::NOENT.raw_os_error()), ..Self::new(ErrorKind::Io, message) }
+    }
+
     /// Names the file, unless an inner layer already named one.
     #[must_use]
     pub fn at(mut self, path: &Path) -> Self {

@@ -10,6 +10,7 @@ use flashpack::{
     convert::{self, Request},
     format::{DType, checksum::Algorithm, layout::Order},
     load::{self, Options},
+    model::weight_files,
     plan::{Ignore, Selection},
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -17,14 +18,13 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 fn request<'a>(sources: &'a [PathBuf], destination: &'a std::path::Path) -> Request<'a> {
     Request {
         sources,
+        promised: None,
         destination,
-        begun: None,
         dtype: None,
         align_bytes: 128,
-        names: None,
         ignore: Ignore::default(),
-        metadata: BTreeMap::new(),
         algorithm: Algorithm::Xxh3,
+        shard_bytes: None,
     }
 }
 
@@ -86,6 +86,36 @@ fn shards_metadata_and_filters() {
 }
 
 #[test]
+fn an_index_is_held_to_its_promises() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = folder.path().join("m.flashpack");
+    for name in ["a", "b"] {
+        let view = TensorView::new(Dtype::U8, vec![1], &[7]).unwrap();
+        let bytes = safetensors::serialize([(name, view)], None).unwrap();
+        fs::write(folder.path().join(format!("{name}.safetensors")), bytes).unwrap();
+    }
+    let index = folder.path().join("model.safetensors.index.json");
+    let convert = |weight_map: &str| {
+        fs::write(&index, format!(r#"{{"weight_map": {weight_map}}}"#)).unwrap();
+        let found = convert::find_weights(folder.path(), None)?;
+        assert_eq!(found, index);
+        let (sources, promised) = weight_files(&found)?;
+        let request = Request { promised: promised.as_ref(), ..request(&sources, &made) };
+        convert::from_safetensors(&request, Progress::SILENT)
+    };
+    convert(r#"{"a": "a.safetensors", "b": "b.safetensors"}"#).unwrap();
+    assert_eq!(convert::tensor_names(&index).unwrap(), ["a", "b"]);
+    assert_eq!(load_all(&made).into_keys().collect::<Vec<_>>(), ["a", "b"]);
+    for (weight_map, expected) in [
+        (r#"{"a": "b.safetensors"}"#, "the first is \"a\" in b.safetensors"),
+        (r#"{"a": "c.safetensors"}"#, "1 of 1 shards are missing"),
+    ] {
+        let error = convert(weight_map).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
 fn casts_touch_floating_tensors_only() {
     let folder = tempfile::tempdir().unwrap();
     let [source, made] = ["m.safetensors", "m.flashpack"].map(|name| folder.path().join(name));
@@ -104,7 +134,7 @@ fn casts_touch_floating_tensors_only() {
     assert_eq!(loaded["f"].2, [0x00, 0x3e, 0x00, 0x7c, 0x00, 0x80]);
     assert_eq!((loaded["i"].0, &loaded["i"].2), (DType::Int64, &ints));
     let fp8 = Request { dtype: Some(DType::Float8E4m3fn), ..request(&sources, &made) };
-    assert_eq!(convert::from_safetensors(&fp8, Progress::SILENT).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(convert::from_safetensors(&fp8, Progress::SILENT).unwrap(), None, "only torch casts to it");
 }
 
 #[test]

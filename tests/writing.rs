@@ -4,6 +4,7 @@ mod common;
 
 use std::{
     fs,
+    io::Write as _,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -79,18 +80,14 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
 }
 
 #[test]
-fn a_file_that_another_puts_in_place_is_only_filled() {
+fn another_may_fill_a_file_and_put_it_in_place() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.flashpack");
-    let begun = NewFile::create(&path).unwrap();
-    let (file, temporary, destination) = begun.into_parts();
-    let file = file.unwrap();
-    let lent = NewFile::lend(file.try_clone().unwrap(), path.clone());
-    let mut filled = AtomicFile::fill(lent, 100).unwrap();
-    filled.write(&[7; 100]).unwrap();
-    assert_eq!(filled.commit().unwrap(), 100);
+    let (file, temporary, destination) = NewFile::create(&path).unwrap().into_parts();
+    let mut file = file.unwrap();
+    file.write_all(&[7; 100]).unwrap();
     assert!(!path.exists());
-    NewFile::adopt(file, temporary, destination).commit().unwrap();
+    assert_eq!(NewFile::adopt(file, temporary, destination).commit().unwrap(), 100);
     assert_eq!(fs::read(&path).unwrap(), [7; 100]);
     assert_eq!(files_in(folder.path()), ["model.flashpack"]);
 }

@@ -56,14 +56,13 @@ fuzz_target!(|data: &[u8]| {
 fn import(source: PathBuf, made: &Path, dtype: Option<DType>) -> Result<()> {
     let request = Request {
         sources: &[source],
+        promised: None,
         destination: made,
-        begun: None,
         dtype,
         align_bytes: 128,
-        names: None,
         algorithm: Algorithm::Xxh3,
+        shard_bytes: None,
         ignore: Ignore::default(),
-        metadata: BTreeMap::new(),
     };
     convert::from_safetensors(&request, Progress::SILENT).map(drop)
 }

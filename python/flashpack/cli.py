@@ -137,12 +137,11 @@ def revert(path: str, destination_path: str | None, verbose: bool) -> None:
     exists), a model folder is made whole again, for its library to load.
     """
     with _reporting_errors(verbose):
-        from ._convert.revert import packed_source, revert_from_flashpack
+        from ._convert.revert import revert_from_flashpack
         from ._core.index import read_index, unverified_note
 
         result = revert_from_flashpack(path, destination_path, silent=_silence(verbose))
-        source = str(packed_source(Path(path)))
-        if verbose and (note := unverified_note(source, read_index(source))):
+        if verbose and (note := unverified_note(path, read_index(path))):
             _print(printable(note))
         _succeed(f"Saved to {Path(result).absolute()}")
 
@@ -155,10 +154,9 @@ def metadata(path: str, show_index: bool, as_json: bool) -> None:
     """Print what the file says about itself."""
     with _reporting_errors():
         from ._core.index import read_index
-        from ._files.sources import model_path
         from ._inspect.describe import describe
 
-        footer = read_index(model_path(path))
+        footer = read_index(path)
         if not show_index:
             del footer["index"]
         _print(json.dumps(footer, indent=2) if as_json else "\n".join(describe(footer)))

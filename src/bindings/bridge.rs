@@ -97,8 +97,8 @@ mod ffi {
     struct PackOptions {
         keep_order: bool,
         align_bytes: i64,
-        /// Of an empty file that is to be filled and that somebody else will put in place, or -1.
-        descriptor: i32,
+        /// Bytes of tensors in a file, of several, or -1.
+        shard_bytes: i64,
     }
 
     /// A tensor to pack.
@@ -171,9 +171,7 @@ mod ffi {
 
         type PackInProgress;
         fn stored_dtype(name: &str, dtype: i32, wanted: i32) -> Result<i32>;
-        /// # Safety
-        /// The descriptor is open until the call returns.
-        unsafe fn pack(
+        fn pack(
             path: &CxxString,
             tensors: &[TensorSpec],
             options: &PackOptions,

@@ -3,7 +3,7 @@
 mod arrays;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     ffi::OsString,
     fs::File,
     ops::Deref,
@@ -17,21 +17,21 @@ use std::{
 };
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use self::arrays::Array;
 use crate::{
     convert,
     error::{Error, ErrorKind, IoContext as _, Result},
     format::{DEFAULT_ALIGN_BYTES, DType, checksum::Algorithm},
-    io::{FileSource, temporary::remove_abandoned, write::NewFile},
+    io::{FileSource, write::NewFile},
     jobs::{
         explain::explain,
         load::{Options, Place},
         sign::{PrivateKey, PublicKey, sign},
         verify::verify,
     },
-    model::{Model, opened, read_shards, reader::Reader, screen},
+    model::{Model, expect_flashpack, folder, opened, read_shards, reader::Reader, weight_files},
     plan::{Ignore, Selection},
     progress::Progress,
     stats::Report,
@@ -76,8 +76,12 @@ enum Request {
     Index { path: NativePath },
     /// Which tensor lies in which file, by the index of shards.
     Shards { path: NativePath },
-    /// Refuse a file that is not what a conversion reads: safetensors, or with `torch` what torch.load reads.
-    Screen { path: NativePath, torch: bool },
+    /// The weights in a folder, of the first of these kinds: a file, or the index of shards.
+    Find { path: NativePath, variant: Option<String>, kinds: Vec<String> },
+    /// The weights that a conversion reads.
+    Source { path: NativePath, variant: Option<String> },
+    /// The names of all tensors of safetensors, by a file or an index of shards.
+    Names { path: NativePath },
     /// Check footer and payload, and that who holds the private half of the key has signed them.
     Verify {
         path: NativePath,
@@ -86,7 +90,7 @@ enum Request {
     },
     /// Sign a file with a private key.
     Sign { path: NativePath, key: NativePath },
-    /// safetensors to FlashPack.
+    /// safetensors to FlashPack; null if a cast is to be made that only torch makes.
     Convert(ConvertRequest),
     /// Every element type: torch's name, and safetensors' where it has one.
     Dtypes,
@@ -109,14 +113,14 @@ enum Request {
         #[serde(default)]
         checksum: Option<String>,
     },
+    /// Refuse a model that is not FlashPack.
+    Expect { path: NativePath },
     /// FlashPack to safetensors.
     Revert { path: NativePath, destination: NativePath },
     /// Begin a file that is to take the place of another in one step: whoever asks gets the descriptor.
     Create { destination: NativePath },
     /// Put what `create` gave in its destination's place; the descriptor stays the caller's.
     Commit { descriptor: RawFd, temporary: Option<NativePath>, destination: NativePath },
-    /// Remove what killed writers have left beside the destination.
-    Sweep { destination: NativePath },
     /// What a load would do.
     Explain {
         path: NativePath,
@@ -134,52 +138,53 @@ enum Request {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ConvertRequest {
-    sources: Vec<NativePath>,
+    /// A file, or the index of shards.
+    path: NativePath,
     destination: NativePath,
-    /// What `create` gave for the destination: to be filled, and put in place by `commit`.
-    #[serde(default)]
-    descriptor: Option<RawFd>,
     #[serde(default)]
     dtype: Option<String>,
     #[serde(default)]
     align_bytes: Option<u64>,
-    #[serde(default)]
-    names: Option<HashSet<String>>,
     #[serde(default)]
     ignore_names: Vec<String>,
     #[serde(default)]
     ignore_prefixes: Vec<String>,
     #[serde(default)]
     ignore_suffixes: Vec<String>,
-    #[serde(default)]
-    metadata: Option<BTreeMap<String, String>>,
     /// Name of the digest function.
     #[serde(default)]
     checksum: Option<String>,
+    /// Bytes of a file, of several.
+    #[serde(default)]
+    shard_bytes: Option<u64>,
 }
 
 impl ConvertRequest {
-    fn run(self, begun: Option<&File>, progress: Progress<'_>) -> Result<String> {
+    fn run(self, progress: Progress<'_>) -> Result<String> {
         let unknown = |name: String| Error::argument(format!("Unsupported dtype: {name:?}"));
         let dtype =
             self.dtype.map(|name| DType::from_name(&name).ok_or_else(|| unknown(name))).transpose()?;
-        let sources: Vec<_> = self.sources.into_iter().map(|source| source.0).collect();
+        if let Some(other) = dtype.filter(|dtype| !dtype.is_castable_float()) {
+            return Err(Error::argument(format!(
+                "Unsupported dtype: {other} is no floating type to cast to"
+            )));
+        }
+        let (sources, promised) = weight_files(&self.path)?;
         let request = convert::Request {
             sources: &sources,
+            promised: promised.as_ref(),
             destination: &self.destination,
-            begun,
             dtype,
             align_bytes: self.align_bytes.unwrap_or(DEFAULT_ALIGN_BYTES),
-            names: self.names.as_ref(),
             ignore: Ignore {
                 names: &self.ignore_names,
                 prefixes: &self.ignore_prefixes,
                 suffixes: &self.ignore_suffixes,
             },
-            metadata: self.metadata.unwrap_or_default(),
             algorithm: Algorithm::asked(self.checksum.as_deref())?,
+            shard_bytes: self.shard_bytes,
         };
-        Ok(converted(convert::from_safetensors(&request, progress)?))
+        Ok(convert::from_safetensors(&request, progress)?.map_or("null".to_owned(), converted))
     }
 }
 
@@ -211,10 +216,14 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
         Request::Footer { path } => Ok(Reader::open(&path)?.footer().to_owned()),
         Request::Index { path } => Ok(Model::open(&path)?.footer()),
         Request::Shards { path } => Ok(json!(read_shards(&FileSource::open(&path)?)?.weight_map).to_string()),
-        Request::Screen { path, torch } => {
-            screen(&FileSource::open(&path)?, torch)?;
-            Ok(json!(null).to_string())
+        Request::Find { path, variant, kinds } => {
+            let kinds: Vec<&str> = kinds.iter().map(String::as_str).collect();
+            Ok(native(&folder::find(&path, variant.as_deref(), &kinds)?).to_string())
         }
+        Request::Source { path, variant } => {
+            Ok(native(&convert::find_weights(&path, variant.as_deref())?).to_string())
+        }
+        Request::Names { path } => Ok(json!(convert::tensor_names(&path)?).to_string()),
         Request::Verify { path, key } => {
             let key = key.map(|key| PublicKey::read(&key)).transpose()?;
             let report = verify(&path, key.as_ref(), progress)?;
@@ -230,11 +239,10 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
         Request::Sign { path, key } => {
             Ok(json!(sign(&path, &PrivateKey::read(&key)?, progress)?.fingerprint()).to_string())
         }
-        Request::Convert(request) => {
-            // SAFETY: the caller vouches for the descriptor.
-            let begun = request.descriptor.map(|it| unsafe { own_file(it, &request.destination) });
-            let begun = begun.transpose()?;
-            request.run(begun.as_ref(), progress)
+        Request::Convert(request) => request.run(progress),
+        Request::Expect { path } => {
+            expect_flashpack(&Model::open(&path)?)?;
+            Ok(json!(null).to_string())
         }
         Request::Revert { path, destination } => {
             Ok(converted(convert::to_safetensors(&path, &destination, progress)?))
@@ -242,8 +250,7 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
         Request::Create { destination } => {
             let (file, temporary, destination) = NewFile::create(&destination)?.into_parts();
             let descriptor = file.during("cannot open", &destination)?.into_raw_fd();
-            let bytes = |path: PathBuf| path.as_os_str().as_bytes().to_vec();
-            let (temporary, destination) = (temporary.map(bytes), bytes(destination));
+            let (temporary, destination) = (temporary.as_deref().map(native), native(&destination));
             Ok(json!({"descriptor": descriptor, "temporary": temporary, "destination": destination})
                 .to_string())
         }
@@ -253,10 +260,6 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
             let temporary = temporary.map(|path| path.0);
             Ok(json!(NewFile::adopt(file, temporary, destination.0).commit()?).to_string())
         }
-        Request::Sweep { destination } => {
-            remove_abandoned(&destination);
-            Ok(json!(null).to_string())
-        }
         Request::Explain { path, staged, names, eager, verify } => {
             let place = if staged { Place::Device } else { Place::Host };
             let everything = Ignore::default();
@@ -264,6 +267,11 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
             Ok(explain(&path, selection, Options { eager, verify, place })?.to_string())
         }
     }
+}
+
+/// A path as [`NativePath`] reads it.
+fn native(path: &Path) -> Value {
+    path.to_str().map_or_else(|| path.as_os_str().as_bytes().into(), Value::from)
 }
 
 /// The file that the descriptor stands for, of which errors say `destination`.

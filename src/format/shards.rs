@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{Index, signature::SET_KEY};
 use crate::error::{Error, Result};
@@ -44,6 +44,15 @@ impl Shards {
         Ok(Self { weight_map, set })
     }
 
+    /// The JSON of the index of tensors that have `total_bytes` together.
+    #[must_use]
+    pub fn render(&self, total_bytes: u64) -> String {
+        let mut metadata = Map::from_iter([("total_size".to_owned(), total_bytes.into())]);
+        metadata.extend(self.set.iter().map(|set| (SET_KEY.to_owned(), set.as_str().into())));
+        let index = json!({"metadata": metadata, "weight_map": self.weight_map});
+        format!("{index:#}\n")
+    }
+
     /// The files, sorted.
     #[must_use]
     pub fn files(&self) -> Vec<&str> {
@@ -70,8 +79,15 @@ impl Shards {
                 )));
             }
         }
-        let held = |name: &str, file: &str| by_file.get(file).is_some_and(|index| index.find(name).is_some());
-        let broken: Vec<_> = self.weight_map.iter().filter(|(name, file)| !held(name, file)).collect();
+        self.check_names(|file, name| by_file.get(file).is_some_and(|index| index.find(name).is_some()))
+    }
+
+    /// Checks that each file holds (`held`, by file and tensor) what the index promises of it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Format`](crate::ErrorKind::Format).
+    pub fn check_names(&self, held: impl Fn(&str, &str) -> bool) -> Result<()> {
+        let broken: Vec<_> = self.weight_map.iter().filter(|(name, file)| !held(file, name)).collect();
         match broken.first() {
             Some((name, file)) => Err(Error::format(format!(
                 "{} tensors of the index are missing from their shards, the first is {name:?} in {file}",

@@ -4,5 +4,6 @@ pub mod convert;
 pub mod explain;
 pub mod load;
 pub mod pack;
+pub mod shards;
 pub mod sign;
 pub mod verify;

@@ -42,29 +42,16 @@ impl<'a> Packer<'a> {
         progress: Progress<'a>,
     ) -> Result<Self> {
         let layout = Layout::new(tensors, order, align_bytes, metadata)?;
-        let file = AtomicFile::create(destination, layout.payload_bytes())?;
-        Self::begin(file, layout, progress)
+        progress.start(layout.payload_bytes());
+        Self::begin(destination, layout, progress)
     }
 
-    /// [`create`](Self::create), in a file that is there and empty.
+    /// [`create`](Self::create) of what is laid out, as a part of what `progress` counts.
     ///
     /// # Errors
-    /// Those of [`Layout::new`] and [`AtomicFile::fill`].
-    pub fn fill(
-        new: NewFile,
-        tensors: &[TensorSpec],
-        order: Order,
-        align_bytes: u64,
-        metadata: BTreeMap<String, String>,
-        progress: Progress<'a>,
-    ) -> Result<Self> {
-        let layout = Layout::new(tensors, order, align_bytes, metadata)?;
-        let file = AtomicFile::fill(new, layout.payload_bytes())?;
-        Self::begin(file, layout, progress)
-    }
-
-    fn begin(file: AtomicFile, layout: Layout, progress: Progress<'a>) -> Result<Self> {
-        progress.start(layout.payload_bytes());
+    /// Those of [`AtomicFile::create`].
+    pub fn begin(destination: &Path, layout: Layout, progress: Progress<'a>) -> Result<Self> {
+        let file = AtomicFile::create(destination, layout.payload_bytes())?;
         let chunker = Chunker::new(Algorithm::default(), CHUNK_BYTES);
         let mut this = Self { file, layout, next: 0, missing: 0, position: 0, chunker, progress };
         this.begin_piece()?;
@@ -107,13 +94,27 @@ impl<'a> Packer<'a> {
         Ok(())
     }
 
+    /// Whether it has all its bytes.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.next == self.layout.writes().len()
+    }
+
     /// Writes the footer and puts the file in its destination's place; returns its length in bytes.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] if bytes are missing; [`ErrorKind::Unsupported`] for more names and digests than a footer
     /// may hold; [`ErrorKind::Io`].
-    pub fn finish(mut self) -> Result<u64> {
-        if self.next < self.layout.writes().len() {
+    pub fn finish(self) -> Result<u64> {
+        self.complete()?.commit()
+    }
+
+    /// Writes the footer; the file is to be put in place.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    pub fn complete(mut self) -> Result<NewFile> {
+        if !self.is_complete() {
             return Err(Error::new(
                 ErrorKind::Internal,
                 format!("{} bytes of the payload are missing", self.missing),
@@ -125,7 +126,7 @@ impl<'a> Packer<'a> {
         footer::check_length(&json).at(self.file.destination())?;
         self.file.write(json.as_bytes())?;
         self.file.write(&footer::trailer(json.as_bytes()))?;
-        self.file.commit()
+        self.file.finish()
     }
 
     fn begin_piece(&mut self) -> Result<()> {

@@ -1,5 +1,6 @@
 //! What a path stands for: a FlashPack file, a safetensors file, or several of them that are one model.
 
+pub mod folder;
 #[cfg(any(feature = "capi", feature = "torch"))]
 pub(crate) mod opened;
 pub(crate) mod reader;
@@ -54,10 +55,11 @@ enum Kind {
 }
 
 impl Model {
-    /// Opens the model at `path`: a file, the index of shards (as model hubs have it) beside it, or a list of files
-    /// with [`SEPARATOR`] between them.
+    /// Opens the model at `path`: a file, a folder, the index of shards (as model hubs have it) beside them or the name
+    /// they were saved under, or a list of files with [`SEPARATOR`] between them.
     ///
     /// # Errors
+    /// Those of [`folder::find`],
     /// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::Format`](crate::ErrorKind::Format) for files that are not
     /// sound or do not belong together, [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a type of
     /// safetensors that has no counterpart.
@@ -78,6 +80,7 @@ impl Model {
             let labels = paths.iter().map(|path| path.display().to_string());
             return Self::join(&label, labels, files, None);
         }
+        let path = &folder::resolve(path)?;
         let file = FileSource::open(path)?;
         match kind(&file)? {
             Kind::Shards => Self::open_shards(path, &file),
@@ -91,15 +94,8 @@ impl Model {
 
     fn open_shards(path: &Path, index: &FileSource) -> Result<Self> {
         let shards = read_shards(index)?;
-        let names = shards.files();
-        let missing: Vec<_> = names.iter().filter(|name| !path.with_file_name(name).exists()).collect();
-        if !missing.is_empty() {
-            let what = format!("{} of {} shards are missing: {missing:?}", missing.len(), names.len());
-            return Err(Error::format(what).at(path));
-        }
-        let paths: Vec<_> = names.iter().map(|name| path.with_file_name(name)).collect();
-        let files = open_files(&paths)?;
-        Self::join(path, names.iter().map(ToString::to_string), files, Some(&shards))
+        let files = open_files(&paths_of(&shards, path)?)?;
+        Self::join(path, shards.files().iter().map(ToString::to_string), files, Some(&shards))
     }
 
     fn join(
@@ -134,6 +130,14 @@ impl Model {
     }
 }
 
+/// Refuses a model with files of another format.
+///
+/// # Errors
+/// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::Format`](crate::ErrorKind::Format).
+pub fn expect_flashpack(model: &Model) -> Result<()> {
+    model.files.iter().try_for_each(|(file, _)| reader::expect_flashpack(file))
+}
+
 /// Opens all of `paths`; if they are many, only some of them stay open.
 fn open_files(paths: &[PathBuf]) -> Result<Vec<(FileSource, Index)>> {
     let shelf = Shelf::for_files(paths.len());
@@ -142,6 +146,30 @@ fn open_files(paths: &[PathBuf]) -> Result<Vec<(FileSource, Index)>> {
         Ok((file.on_shelf(shelf.as_ref()), index))
     };
     paths.iter().map(open).collect()
+}
+
+/// The weight files behind `path`: itself, or what it lists if it is named as an index of shards.
+///
+/// # Errors
+/// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::Format`](crate::ErrorKind::Format) for what is no index, and
+/// if shards are missing.
+pub fn weight_files(path: &Path) -> Result<(Vec<PathBuf>, Option<Shards>)> {
+    if path.extension() != Some(OsStr::new("json")) {
+        return Ok((vec![path.to_owned()], None));
+    }
+    let shards = read_shards(&FileSource::open(path)?)?;
+    Ok((paths_of(&shards, path)?, Some(shards)))
+}
+
+/// The files that the index at `path` lists, sorted, all of which are there.
+fn paths_of(shards: &Shards, path: &Path) -> Result<Vec<PathBuf>> {
+    let names = shards.files();
+    let missing: Vec<_> = names.iter().filter(|name| !path.with_file_name(name).exists()).collect();
+    if missing.is_empty() {
+        return Ok(names.iter().map(|name| path.with_file_name(name)).collect());
+    }
+    let what = format!("{} of {} shards are missing: {missing:?}", missing.len(), names.len());
+    Err(Error::format(what).at(path))
 }
 
 fn open_file(path: &Path) -> Result<(FileSource, Index)> {

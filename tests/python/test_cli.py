@@ -215,7 +215,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path, command: str) -> None:
 
 
 def test_revert_of_a_folder_without_a_flashpack_file(source: Path) -> None:
-    assert_failure(run("revert", source.parent), source.parent, "No .flashpack file in the folder")
+    assert_failure(run("revert", source.parent), source.parent, "No .flashpack weights in the folder")
     assert listing(source.parent) == {source.name}
 
 

@@ -293,8 +293,9 @@ def test_casts_from_what_only_torch_reads(tmp_path: Path, path: Path, dtype: tor
 def test_a_header_beyond_safetensors_own_limit_is_not_read(tmp_path: Path, path: Path) -> None:
     source = tmp_path / "huge.safetensors"
     with source.open("wb") as file:
-        file.write(struct.pack("<Q", 100_000_001))
-        file.truncate(1 << 28)
+        file.write(struct.pack("<Q", 100_000_001) + b"{")
+        file.seek(1 << 28)
+        file.write(b"}")
     with pytest.raises(ValueError, match=f"{re.escape(str(source))}: .* 100000001 bytes"):
         convert_to_flashpack(source, path, "float16")
 
@@ -305,7 +306,7 @@ def test_a_header_beyond_safetensors_own_limit_is_not_read(tmp_path: Path, path:
 def test_a_header_that_is_no_object(tmp_path: Path, path: Path, text: bytes) -> None:
     source = tmp_path / "odd.safetensors"
     source.write_bytes(struct.pack("<Q", len(text)) + text)
-    with pytest.raises(ValueError, match=re.escape(f"{source}: not a safetensors file")):
+    with pytest.raises(ValueError, match=re.escape(f"{source}: is not a sound safetensors file")):
         convert_to_flashpack(source, path, "float16")
 
 

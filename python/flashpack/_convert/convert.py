@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,21 +12,25 @@ from .._core import native
 from .._core.dtypes import dtype_name, dtype_to_string, string_to_dtype
 from .._core.errors import may_need_torch
 from .._core.hints import listed, warn, warn_of_unmatched
-from .._core.names import filter_state_dict, is_ignored_tensor_name, name_tuple
+from .._core.names import filter_state_dict, name_tuple
 from .._core.paths import StrPath, refuse_source, text_path
 from .._core.progress import run
-from .._files.folder import STEM, Library, adapters_beside, copy_companions, find_companions
-from .._files.shards import ShardFile, index_path, parse_size, split, write_shards
-from .._files.sources import Sources, check_promises, find_sources, header_dtypes, header_names, header_sizes
-from ..constants import DEFAULT_ALIGN_BYTES
+from .._core.text import parse_size
+from .._files.folder import (
+    STEM,
+    Library,
+    adapters_beside,
+    copy_companions,
+    find_companions,
+    index_path,
+    stem_of,
+)
+from .._files.sources import are_safetensors, find_weights_to_convert, size_of
 from .source import Source, find_source
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-
-_NATIVE_CASTS = frozenset({"float64", "float32", "float16", "bfloat16"})
-_NATIVE_ORIGINS = frozenset({"F64", "F32", "F16"})  # safetensors' names; BF16 is the one without an F
 
 
 @may_need_torch("this conversion")
@@ -73,7 +77,7 @@ def convert_to_flashpack(
     an index promises but that are missing, a whole pipeline; ImportError for a library that is missing;
     TypeError for arguments that nothing takes; for repositories what huggingface_hub raises; OSError.
     """
-    wishes = _Wishes(
+    request = _Request(
         _dtype_name(dtype),
         {
             "ignore_names": name_tuple("ignore_names", ignore_names),
@@ -88,11 +92,11 @@ def convert_to_flashpack(
     source = model_or_state_dict_or_path_or_repo_id
     if isinstance(source, str | os.PathLike):
         library = _library(use_transformers, use_diffusers)
-        return _convert_path(text_path(source), destination_path, library, wishes, kwargs)
+        return _convert_path(text_path(source), destination_path, library, request, kwargs)
     if destination_path is None:
         raise ValueError("destination_path is required for a model or a state dict")
     destination = Path(text_path(destination_path))
-    _pack(_state_of(source, key), destination, wishes)
+    _pack(_state_of(source, key), destination, request)
     return str(_made(destination))
 
 
@@ -118,7 +122,7 @@ def _library(use_transformers: bool, use_diffusers: bool) -> Library | None:
 
 
 @dataclass(frozen=True)
-class _Wishes:
+class _Request:
     """What a conversion does on the way: cast, leave out, show progress, bound the bytes of a file."""
 
     dtype: str | None
@@ -129,21 +133,8 @@ class _Wishes:
     key: str | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype is not None and self.dtype not in _NATIVE_CASTS:
+        if self.dtype is not None and self.dtype not in native.dtypes():
             string_to_dtype(self.dtype)  # a name that is none fails before any work
-
-    def can_stream(self, sources: Sources) -> bool:
-        """Whether the native side can do it all: files of safetensors, of whose casts it knows every one."""
-        if not sources.are_safetensors:
-            return False
-        if self.dtype is None:
-            return True
-        return self.dtype in _NATIVE_CASTS and not any(
-            dtype.startswith("F") and dtype not in _NATIVE_ORIGINS
-            for file in sources.files
-            for name, dtype in header_dtypes(file)
-            if not is_ignored_tensor_name(name, **self.ignore)
-        )
 
 
 def _dtype_name(dtype: torch.dtype | str | None) -> str | None:
@@ -156,21 +147,21 @@ def _convert_path(
     text: str,
     destination_path: StrPath | None,
     library: Library | None,
-    wishes: _Wishes,
+    request: _Request,
     arguments: dict[str, Any],
 ) -> str:
-    source = find_source(text, arguments, wishes.silent)
+    source = find_source(text, arguments, request.silent)
     if arguments and library is None:
         raise TypeError(f"unexpected arguments without use_transformers or use_diffusers: {[*arguments]}")
-    weights = find_sources(source.place, source.variant) if library is None else None
-    stem = weights.packed_stem if weights else STEM
+    weights = find_weights_to_convert(source.place, source.variant) if library is None else None
+    stem = stem_of(weights) if weights else STEM
     destination = source.destination(destination_path, stem)
     refuse_source(destination, source.files())
     companions = find_companions(source.place, stem) if source.makes_folder(destination_path) else None
     if weights:
-        _convert_files(weights, destination, wishes)
+        _convert_files(weights, destination, request)
     elif library:
-        _convert_by_class(source, library, destination, wishes, arguments)
+        _convert_by_class(source, library, destination, request, arguments)
     if companions is None:
         if source.place.is_dir() and (left := adapters_beside(source.place, stem)):
             warn(
@@ -181,89 +172,69 @@ def _convert_path(
     return str(destination.parent)
 
 
-def _convert_files(sources: Sources, destination: Path, wishes: _Wishes) -> None:
-    refuse_source(destination, sources.files)
-    if wishes.key is not None and sources.are_safetensors:
-        raise ValueError(f"{sources.files[0]}: key chooses a state dict of a torch file, and this is none")
-    if wishes.can_stream(sources):
-        _stream(sources, destination, wishes)
-        return
-    for file in sources.files:
-        native.call("screen", path=str(file), torch=not sources.are_safetensors)
-    _read_and_pack(sources, destination, wishes)
+def _convert_files(weights: Path, destination: Path, request: _Request) -> None:
+    if are_safetensors(weights):
+        if request.key is not None:
+            raise ValueError(f"{weights}: key chooses a state dict of a torch file, and this is none")
+        if any(request.ignore.values()):
+            warn_of_unmatched(request.ignore, native.call("names", path=str(weights)))
+        if _stream(weights, destination, request):
+            return
+    from .torch_files import read_metadata, read_state_dict
+
+    _pack(read_state_dict(weights, request.key), destination, request, read_metadata(weights))
 
 
 def _convert_by_class(
-    source: Source, library: Library, destination: Path, wishes: _Wishes, arguments: Mapping[str, Any]
+    source: Source, library: Library, destination: Path, request: _Request, arguments: Mapping[str, Any]
 ) -> None:
-    if wishes.key is not None:
+    if request.key is not None:
         raise ValueError(f"key chooses a state dict of a torch file, and {library} loads the model")
     if not source.place.is_dir():
         raise ValueError(f"{source.place}: {library} loads model folders, not files")
     from .model_classes import load_model
 
     model = load_model(source.place, library, source.variant, arguments)
-    _pack(model.state_dict(), destination, wishes, {"format": "pt"})
+    _pack(model.state_dict(), destination, request, {"format": "pt"})
 
 
-def _stream(sources: Sources, destination: Path, wishes: _Wishes) -> None:
-    """safetensors go through the native side: bytes stream, no model and no torch."""
-    check_promises(sources)
-    if any(wishes.ignore.values()):
-        warn_of_unmatched(wishes.ignore, (name for file in sources.files for name in header_names(file)))
+def _stream(weights: Path, destination: Path, request: _Request) -> bool:
+    """Let safetensors go through the native side: bytes stream, no model and no torch.
 
-    def write(file: ShardFile, names: Sequence[str] | None, metadata: Mapping[str, str] | None) -> None:
-        run(
-            lambda counter: native.call(
-                "convert",
-                counter,
-                sources=[str(file) for file in sources.files],
-                destination=str(file.path),
-                descriptor=file.descriptor,
-                dtype=wishes.dtype,
-                align_bytes=DEFAULT_ALIGN_BYTES,
-                names=names,
-                metadata=metadata,
-                checksum=wishes.checksum,
-                **wishes.ignore,
-            ),
-            label="Converting",
-            size=sum(file.stat().st_size for file in sources.files),
-            silent=wishes.silent,
-        )
-
-    if wishes.shard_bytes is None:
-        write(ShardFile(destination), None, None)
-        return
-    sizes = {
-        name: size
-        for file in sources.files
-        for name, size in header_sizes(file, wishes.dtype)
-        if not is_ignored_tensor_name(name, **wishes.ignore)
-    }
-    write_shards(destination, split(sizes, wishes.shard_bytes), sum(sizes.values()), write)
-
-
-def _read_and_pack(sources: Sources, destination: Path, wishes: _Wishes) -> None:
-    from .torch_files import read_metadata, read_state_dict
-
-    _pack(read_state_dict(sources, wishes.key), destination, wishes, read_metadata(sources))
+    Returns whether it did: there are casts that only torch makes.
+    """
+    done = run(
+        lambda counter: native.call(
+            "convert",
+            counter,
+            path=str(weights),
+            destination=str(destination),
+            dtype=request.dtype,
+            checksum=request.checksum,
+            shard_bytes=request.shard_bytes,
+            **request.ignore,
+        ),
+        label="Converting",
+        size=size_of(str(weights)),
+        silent=request.silent,
+    )
+    return done is not None
 
 
 def _pack(
-    state: Mapping[str, Any], destination: Path, wishes: _Wishes, metadata: Mapping[str, str] | None = None
+    state: Mapping[str, Any], destination: Path, request: _Request, metadata: Mapping[str, str] | None = None
 ) -> None:
     from .._save.pack import pack_to_file
 
-    dtype = None if wishes.dtype is None else string_to_dtype(wishes.dtype)
-    warn_of_unmatched(wishes.ignore, state)
-    kept = filter_state_dict(state, **wishes.ignore)
+    dtype = None if request.dtype is None else string_to_dtype(request.dtype)
+    warn_of_unmatched(request.ignore, state)
+    kept = filter_state_dict(state, **request.ignore)
     pack_to_file(
         kept,
         destination,
         dtype,
-        silent=wishes.silent,
+        silent=request.silent,
         metadata=metadata,
-        checksum=wishes.checksum,
-        max_shard_size=wishes.shard_bytes,
+        checksum=request.checksum,
+        max_shard_size=request.shard_bytes,
     )

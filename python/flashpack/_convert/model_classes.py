@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .._files.folder import CONFIG, Library, read_config
-from .._files.sources import find_sources
+from .._files.sources import find_weights_to_convert
 from .torch_files import read_state_dict
 
 
@@ -58,7 +58,7 @@ def load_model(
 def _dtype(folder: Path, variant: str | None) -> torch.dtype | None:
     """What all floating weights are, if they are alike: by itself a library may load them as another."""
     try:
-        state = read_state_dict(find_sources(folder, variant))
+        state = read_state_dict(find_weights_to_convert(folder, variant))
     except (FileNotFoundError, ValueError):
         return None  # the library may know better, or says what is wrong
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}

@@ -11,20 +11,19 @@ from .._core.progress import run
 from .._files.folder import (
     ADAPTER_CONFIG,
     CONFIG,
+    INDEX_SUFFIX,
     SAFETENSORS,
     SUFFIX,
     copy_companions,
     find_companions,
-    find_packed,
     is_weights_name,
     library_weights_name,
     names_folder,
     stem_of,
 )
 from .._files.new_file import replacing
-from .._files.shards import INDEX_SUFFIX
-from .._files.sources import find_index, model_path, shards_of, size_of
-from .._inspect.verify import get_flashpack_file_metadata, verify_file
+from .._files.sources import find_weights, size_of
+from .._inspect.verify import verify_file
 
 # Names of other formats than torch's, which is written under any other.
 _FOREIGN_SUFFIXES = frozenset(
@@ -39,18 +38,17 @@ def revert_from_flashpack(
 ) -> str:
     """Write the file's tensors as .safetensors, or with torch.save for any other suffix; return the path.
 
-    `path` may be a model folder with one FlashPack file or one set of shards. The destination is a file, or a
-    folder (there is one, or the path ends with a slash): of a model folder it becomes one that the model's
-    library loads, the weights named as the library names them, beside the configurations and other small
-    files. It defaults to the source with .flashpack swapped for .safetensors (another suffix is kept and
-    .safetensors appended), or to the model folder. safetensors stream; torch.save needs memory for the whole
-    model.
+    `path` may be a model folder, or stand for shards. The destination is a file, or a folder (there is one,
+    or the path ends with a slash): of a model folder it becomes one that the model's library loads, the
+    weights named as the library names them, beside the configurations and other small files. It defaults to
+    the source with .flashpack swapped for .safetensors (another suffix is kept and .safetensors appended), or
+    to the model folder. safetensors stream; torch.save needs memory for the whole model.
 
     Raises ValueError for a destination that is the source or whose suffix is another format's, and for a
-    folder with several FlashPack files, FlashPackError for an unsound file or another format's, OSError.
+    folder whose weights are ambiguous, FlashPackError for an unsound file or another format's, OSError.
     """
     given = Path(text_path(path))
-    source = packed_source(given)
+    source = _weights_in(given) if given.is_dir() else given
     folder = source.parent if given.is_dir() or _is_model_folder(source) else None
     named = source.with_name(source.name.removesuffix(INDEX_SUFFIX))
     destination = _destination(named, folder, given.is_dir(), destination_path)
@@ -59,39 +57,30 @@ def revert_from_flashpack(
         raise ValueError(
             f"{destination}: cannot write {destination.suffix}, only .safetensors and torch's own format"
         )
-    size = size_of(str(source))
     copies = folder is not None and destination_path is not None and names_folder(destination_path)
     companions = find_companions(folder, stem_of(source)) if folder and copies else []
     if destination.suffix.lower() == SAFETENSORS:
         run(
             lambda counter: native.call("revert", counter, path=str(source), destination=str(destination)),
             label="Reverting",
-            size=size,
+            size=size_of(str(source)),
             silent=silent,
         )
     else:
-        for file in _files_of(source):
-            get_flashpack_file_metadata(file)  # or it raises: of safetensors there is nothing to revert
+        native.call("expect", path=str(source))  # of safetensors there is nothing to revert
         _save_with_torch(source, destination)
     if folder and companions:
         copy_companions(folder, companions, destination.parent)
     return str(destination)
 
 
-def _files_of(source: Path) -> list[Path]:
-    """The file, or the shards of which it is the index."""
-    if not source.name.endswith(INDEX_SUFFIX):
-        return [source]
-    return [source.with_name(name) for name in sorted(set(shards_of(source).values()))]
-
-
-def packed_source(given: Path) -> Path:
-    """The FlashPack file, or the index of shards, that is or lies in `given`. Raises as `find_packed`."""
-    if not given.is_dir():
-        return Path(model_path(given))
-    index = find_index(given, SUFFIX, None)
-    whole = index is not None and index.with_name(index.name.removesuffix(INDEX_SUFFIX)).exists()
-    return find_packed(given) if index is None or whole else index
+def _weights_in(folder: Path) -> Path:
+    """The only FlashPack file of the folder, or the index of its shards."""
+    found = find_weights(folder, None, [SUFFIX])
+    names = sorted(path.name for path in folder.glob(f"*{SUFFIX}"))
+    if found.suffix == SUFFIX and len(names) > 1:
+        raise ValueError(f"{folder}: which of these is meant? {', '.join(names)}")
+    return found
 
 
 def _is_model_folder(source: Path) -> bool:

@@ -5,47 +5,32 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._core.errors import FlashPackError
 from .._core.hints import listed, warn
-from .._files.sources import Sources, check_promises, refuse_broken_promises
+from .._files.opened import OpenModel
+from .._files.sources import are_safetensors, files_of, shards_of
+from .._load.load import load_tensors
 
 _ESCAPE_CODE = re.compile(r"\x1b\[[\d;]*m")
 _MAX_REASON = 500
 
 
-def read_state_dict(sources: Sources, key: str | None = None) -> dict[str, Tensor]:
-    """The tensors of all files, mapped rather than read wherever the format allows.
+def read_state_dict(weights: Path, key: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a file or of shards, mapped rather than read wherever the format allows.
 
     `key` as in `choose_state_dict`. Raises ValueError for a file that is no state dict, that needs pickled
     code, or repeats a name.
     """
-    if sources.are_safetensors:
-        check_promises(sources)
-        parts = {file.name: _read_safetensors(file) for file in sources.files}
-    else:
-        parts = {file.name: _read_torch(file, key) for file in sources.files}
-    refuse_broken_promises(sources, {shard: set(part) for shard, part in parts.items()})
-    return _merge(parts)
-
-
-def read_metadata(sources: Sources) -> dict[str, str]:
-    """The strings that safetensors files hold beside their tensors; torch's files have none."""
-    metadata: dict[str, str] = {}
-    if sources.are_safetensors:
-        for path in sources.files:
-            with _open_safetensors(path) as file:
-                metadata.update(file.metadata() or {})
-    return metadata
-
-
-def _merge(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    if are_safetensors(weights):
+        return load_tensors(OpenModel(str(weights)), torch.device("cpu"))
+    parts = {file.name: _read_torch(file, key) for file in files_of(weights)}
+    if weights.suffix == ".json":
+        _check_promises(weights, parts)
     merged: dict[str, Tensor] = {}
     for shard, part in parts.items():
         repeated = merged.keys() & part.keys()
@@ -55,20 +40,22 @@ def _merge(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
     return merged
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with _open_safetensors(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+def read_metadata(weights: Path) -> dict[str, str]:
+    """The strings that safetensors files hold beside their tensors; torch's files have none."""
+    if not are_safetensors(weights):
+        return {}
+    return dict(OpenModel(str(weights)).footer.get("metadata", {}))
 
 
-@contextmanager
-def _open_safetensors(path: Path) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise FlashPackError(f"{path}: is not a sound safetensors file: {error}") from error
+def _check_promises(index: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Raise ValueError when a shard (by its plain name) does not hold a tensor that the index promises."""
+    promised = shards_of(index).items()
+    broken = [(name, shard) for name, shard in promised if name not in parts[shard]]
+    if broken:
+        raise ValueError(
+            f"{index}: {len(broken)} tensors of the index are missing from their shards, the first is "
+            f"{broken[0][0]!r} in {broken[0][1]}"
+        )
 
 
 def _read_torch(path: Path, key: str | None) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ LIBRARY_FOLDER = Path(__file__).parents[1] / "_lib"
 
 # [0] bytes done and [1] bytes in all are written by the native side; setting [2] to 1 cancels.
 Counter: TypeAlias = "ctypes.Array[ctypes.c_int64]"
-_PATHS = ("path", "destination", "key")  # and "sources"
+_PATHS = ("path", "destination", "key")
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
 
 
@@ -76,12 +76,7 @@ def dtypes() -> dict[str, str | None]:
 
 def _native_paths(fields: Mapping[str, object]) -> dict[str, object]:
     """Those of the fields that hold paths, as the operating system knows them."""
-    paths: dict[str, object] = {
-        name: native_path(text) for name in _PATHS if isinstance(text := fields.get(name), str)
-    }
-    if isinstance(sources := fields.get("sources"), list):
-        paths["sources"] = [native_path(source) for source in sources]
-    return paths
+    return {name: native_path(text) for name in _PATHS if isinstance(text := fields.get(name), str)}
 
 
 def decoded(text: str, path: object) -> Any:

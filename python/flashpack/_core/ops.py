@@ -203,13 +203,10 @@ def pack(
     keep_order: bool,
     metadata: Mapping[str, str],
     checksum: str | None,
+    max_shard_bytes: int | None,
     counter: Counter | None,
-    descriptor: int | None = None,
 ) -> None:
-    """Write `tensors` to `path`, atomically. Tensors that are the same memory are stored once.
-
-    With a `descriptor`, of an empty file: into that, for the caller to put in place.
-    """
+    """Write `tensors` to `path`, or as its shards, atomically. What is the same memory is stored once."""
     pairs = [text for pair in metadata.items() for text in pair]
     _run(
         "pack",
@@ -221,7 +218,7 @@ def pack(
         keep_order=keep_order,
         metadata=pairs,
         checksum=checksum,
-        descriptor=descriptor,
+        max_shard_bytes=max_shard_bytes,
         progress=_progress(counter),
     )
 

@@ -34,7 +34,7 @@ def refuse_source(destination: Path, sources: Iterable[Path]) -> None:
     """Raise ValueError when `destination` is one of `sources`, through links too."""
     for source in sources:
         if destination.resolve() == source.resolve() or (
-            destination.exists() and destination.samefile(source)
+            destination.exists() and source.exists() and destination.samefile(source)
         ):
             raise ValueError(f"{destination}: the destination is its own source ({source})")
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import suppress
 from typing import TextIO
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS |= {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?|)B", re.ASCII)
 
 
 def printable(text: object, encoding: str | None = None, keep: str = "") -> str:
@@ -77,3 +82,14 @@ def human_duration(seconds: float) -> str:
     minutes, left = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes}m{left}s" if hours else f"{minutes}m{left}s"
+
+
+def parse_size(size: int | str) -> int:
+    """`size` in bytes: a number, or text as in "5GB" (10^9) and "500 MiB" (2^20). Raises ValueError."""
+    parsed = size
+    if isinstance(size, str):
+        match = _SIZE.fullmatch(size.strip().upper())
+        parsed = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if not isinstance(parsed, int) or isinstance(parsed, bool) or parsed < 1:
+        raise ValueError(f'max_shard_size must be a number of bytes, or text such as "5GB", not {size!r}')
+    return parsed

@@ -18,6 +18,7 @@ from .new_file import replacing
 SUFFIX = ".flashpack"
 STEM = "model"  # as flashpack 0.4.5 and diffusers' own use_flashpack=True name the file
 SAFETENSORS = ".safetensors"
+INDEX_SUFFIX = ".index.json"  # follows the name that shards were saved under
 CONFIG = "config.json"
 PIPELINE = "model_index.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -29,6 +30,7 @@ ADAPTER_FILES = tuple(
     for middle in ("", ".*")
     for suffix in (SAFETENSORS, ".bin")
 )
+MODEL_STEMS = (STEM, "diffusion_pytorch_model", "pytorch_model")  # of whole checkpoints, the likeliest first
 _OWN_STEMS = (STEM, *ADAPTER_STEMS)
 
 # What a model needs beside its weights: configurations, tokenizers, templates, its own code.
@@ -66,6 +68,11 @@ def library_weights_name(path: Path) -> str:
     )
 
 
+def index_path(destination: Path) -> Path:
+    """The index of the shards that are saved as `destination`."""
+    return destination.with_name(destination.name + INDEX_SUFFIX)
+
+
 def stem_of(path: Path) -> str:
     """The stem of the FlashPack file that `path`, a shard or an index of weights, is or is converted to."""
     stem = re.split(r"[.-]", path.name)[0]
@@ -82,16 +89,6 @@ def variant_of(path: Path) -> str | None:
     if not is_weights_name(path.name):
         return None
     return path.name.removesuffix(SUFFIX).partition(".")[2] or None
-
-
-def find_packed(folder: Path) -> Path:
-    """The folder's only FlashPack file. Raises FileNotFoundError or, when there are several, ValueError."""
-    found = sorted(path for path in folder.glob(f"*{SUFFIX}") if path.is_file())
-    if len(found) > 1:
-        raise ValueError(f"{folder}: which of these is meant? {', '.join(path.name for path in found)}")
-    if not found:
-        raise FileNotFoundError(errno.ENOENT, "No .flashpack file in the folder", str(folder))
-    return found[0]
 
 
 def is_plain_name(name: str) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import glob
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from .._files.folder import ADAPTER_FILES, COMPANIONS, PIPELINE, module_folders
-from .._files.sources import KINDS, find_index, shards_of, single_names
+from .._files.folder import ADAPTER_FILES, COMPANIONS, MODEL_STEMS, PIPELINE, module_folders, weights_name
+from .._files.sources import KINDS, files_of, find_weights
 from .client import HubOptions, fetch
 
 # Every repository has it, and the client warns when no file matches.
@@ -44,11 +45,12 @@ def download_model(
 
     fetch_matching(ADAPTER_FILES)
     for suffix in KINDS:
-        if fetch_names(single_names(suffix, variant)):
+        if fetch_names([weights_name(variant, suffix, stem) for stem in MODEL_STEMS]):
             return place
-        index = find_index(place, suffix, variant) if place.is_dir() else None
-        if index and fetch_names(set(shards_of(index).values())):
-            return place
+        with suppress(FileNotFoundError):
+            index = find_weights(place, variant, [suffix])
+            if index.suffix == ".json" and fetch_names([file.name for file in files_of(index)]):
+                return place
     if not place.is_dir():
         raise FileNotFoundError(errno.ENOENT, f"{repo_id}: no model in the repository", subfolder or ".")
     return place

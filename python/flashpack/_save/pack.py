@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from .._core.names import is_utf8
 from .._core.paths import StrPath, text_path
 from .._core.progress import run
 from .._core.tensors import packable
-from .._files.shards import ShardFile, parse_size, split, write_shards
+from .._core.text import parse_size
 from ..constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from .offloaded import whole_state_dict
 
@@ -64,25 +63,25 @@ def pack_to_file(
     _check_target(target_dtype)
     tensors = {name: packable(name, state[name]) for name in names}
     path, notes = text_path(destination_path), _checked_metadata(metadata or {})
-
-    def write(file: ShardFile, names: Iterable[str], extra: Mapping[str, str]) -> None:
-        _write(
-            str(file.path),
-            {name: tensors[name] for name in names},
-            descriptor=file.descriptor,
-            silent=silent,
+    shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
+    # A worker thread does not see this thread's current CUDA stream, which may still be computing.
+    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors.values())
+    run(
+        lambda counter: ops.pack(
+            path,
+            tensors,
             dtype=target_dtype,
             align_bytes=align_bytes,
             keep_order=name_order is not None,
-            metadata={**notes, **extra},
+            metadata=notes,
             checksum=checksum,
-        )
-
-    if max_shard_size is None:
-        write(ShardFile(path), tensors, {})
-    else:
-        shards, total = _shards_of(tensors, target_dtype, parse_size(max_shard_size))
-        write_shards(Path(path), shards, total, write)
+            max_shard_bytes=shard_bytes,
+            counter=counter,
+        ),
+        label="Packing",
+        size=sum(tensor.nbytes for tensor in tensors.values()) if on_cpu else 0,
+        silent=silent,
+    )
 
 
 def save_file(
@@ -98,36 +97,6 @@ def save_file(
     `checksum` and `max_shard_size` as in `pack_to_file`.
     """
     pack_to_file(tensors, path, metadata=metadata, checksum=checksum, max_shard_size=max_shard_size)
-
-
-def _shards_of(
-    tensors: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int
-) -> tuple[Sequence[Sequence[str]], int]:
-    """The names of each shard, tensors that are the same memory together; and the bytes of all."""
-    first: dict[tuple[int, int, torch.dtype, torch.device], str] = {}
-    sizes: dict[str, int] = {}
-    same: dict[str, str] = {}
-    for name, tensor in tensors.items():
-        casts = dtype is not None and tensor.is_floating_point() and tensor.dtype != _NO_CAST
-        itemsize = cast("torch.dtype", dtype).itemsize if casts else tensor.itemsize
-        sizes[name] = tensor.numel() * itemsize
-        if tensor.numel():
-            root = first.setdefault((tensor.data_ptr(), tensor.numel(), tensor.dtype, tensor.device), name)
-            if root != name:
-                same[name] = root
-    total = sum(size for name, size in sizes.items() if name not in same)
-    return split(sizes, limit, same), total
-
-
-def _write(path: str, tensors: dict[str, Tensor], *, silent: bool | None, **options: Any) -> None:
-    # A worker thread does not see this thread's current CUDA stream, which may still be computing.
-    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors.values())
-    run(
-        lambda counter: ops.pack(path, tensors, counter=counter, **options),
-        label="Packing",
-        size=sum(tensor.nbytes for tensor in tensors.values()) if on_cpu else 0,
-        silent=silent,
-    )
 
 
 def _state_of(source: Mapping[str, Tensor] | nn.Module) -> Mapping[str, Any]:

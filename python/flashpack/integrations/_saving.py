@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from .._core.hints import close_match, listed, warn
 from .._core.paths import StrPath, text_path
-from .._files.shards import index_path
-from .._files.sources import shards_of
+from .._files.folder import index_path
+from .._files.sources import files_of
 from .._hub.client import PushOptions
 
 _PACKING = ("target_dtype", "align_bytes", "silent", "num_workers", "max_shard_size", "checksum")
@@ -70,10 +70,8 @@ def folder_to_save(path: StrPath) -> Path:
 
 def written_weights(path: Path) -> list[str]:
     """The names of the files that saving to `path` has made: itself, or shards and their index."""
-    if path.is_file():
-        return [path.name]
-    index = index_path(path)
-    return [*sorted(set(shards_of(index).values())), index.name]
+    weights = path if path.is_file() else index_path(path)
+    return list(dict.fromkeys(file.name for file in (*files_of(weights), weights)))
 
 
 def refuse_adapters(model: nn.Module) -> None:

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from .._core.index import records_of
 from .._core.paths import StrPath
-from .._files.folder import SUFFIX
+from .._files.folder import INDEX_SUFFIX, SUFFIX
 from .._files.opened import OpenModel
-from .._files.shards import INDEX_SUFFIX, split
-from .._files.sources import find_weights_file
+from .._files.sources import find_weights
 from .._hub.client import HubOptions, fetch
 from .._load.load import load_tensors
 from .._ranks.group import world_size_of
@@ -69,7 +68,7 @@ def find_checkpoint(source: StrPath, hub: HubOptions) -> Path:
     Raises FileNotFoundError when there is none, ValueError when there are several, and what `fetch` raises.
     """
     folder = fetch(source, hub, [f"*{SUFFIX}", f"*{SUFFIX}{INDEX_SUFFIX}"])
-    return find_weights_file(folder, None, [SUFFIX])
+    return find_weights(folder, None, [SUFFIX])
 
 
 def checkpoint_tensors(
@@ -95,9 +94,23 @@ def checkpoint_tensors(
         for name, shape, dtype in records_of(weights.footer)
         if wanted(name)
     }
-    for window in split(sizes, WINDOW_BYTES):
+    for window in _windows(sizes):
         tensors = load_tensors(weights, device, names=window, eager=True, verify=options.verify)
         yield from _given_away(tensors)
+
+
+def _windows(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """The names in windows of WINDOW_BYTES, or of one that is larger."""
+    window: list[str] = []
+    filled = 0
+    for name, size in sizes.items():
+        if window and filled + size > WINDOW_BYTES:
+            yield window
+            window, filled = [], 0
+        window.append(name)
+        filled += size
+    if window:
+        yield window
 
 
 def _given_away(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .._core.paths import StrPath
-from .._files.folder import SUFFIX, checked_subfolder, weights_name
-from .._files.shards import index_path
+from .._files.folder import SUFFIX, checked_subfolder, index_path, weights_name
 from .._hub.client import HubOptions, fetch
 
 

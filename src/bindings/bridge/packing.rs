@@ -1,6 +1,6 @@
 //! A save, in the flat values of C++.
 
-use std::{collections::BTreeMap, fs::File, os::fd::BorrowedFd};
+use std::collections::BTreeMap;
 
 use super::{
     CxxString, CxxVector, Tagged,
@@ -12,14 +12,13 @@ use crate::{
         cuda::{self, Cuda},
         fetch::fetch,
     },
-    error::{Error, IoContext as _, Result},
+    error::{Error, Result},
     format::{
         DType,
         checksum::Algorithm,
         layout::{self, Order},
     },
-    io::write::NewFile,
-    jobs::pack::Packer,
+    jobs::shards::{Request, Save},
 };
 
 fn known_dtype(name: &str, code: i32) -> Result<DType> {
@@ -44,17 +43,11 @@ pub(super) fn stored_dtype(name: &str, dtype: i32, wanted: i32) -> std::result::
     })
 }
 
-/// A [`Packer`] on its way through C++.
-pub(super) struct PackInProgress {
-    packer: Packer<'static>,
-    order: Vec<usize>,
-}
+/// A [`Save`] on its way through C++.
+pub(super) struct PackInProgress(Save<'static>);
 
-/// Begins a file.
-///
-/// # Safety
-/// The descriptor is open until the call returns.
-pub(super) unsafe fn pack(
+/// Begins a save.
+pub(super) fn pack(
     path: &CxxString,
     tensors: &[TensorSpec],
     options: &PackOptions,
@@ -74,18 +67,10 @@ pub(super) unsafe fn pack(
         };
         let metadata: BTreeMap<_, _> =
             pairs.iter().map(|[key, value]| (key.clone(), value.clone())).collect();
-        let (path, progress) = (native(path), progress.get());
-        let packer = if options.descriptor < 0 {
-            Packer::create(path, &specs, order, align_bytes, metadata, progress)
-        } else {
-            // SAFETY: the caller vouches for the descriptor, and it is not -1.
-            let file = unsafe { BorrowedFd::borrow_raw(options.descriptor) }.try_clone_to_owned();
-            let new = NewFile::lend(File::from(file.during("cannot open", path)?), path.to_owned());
-            Packer::fill(new, &specs, order, align_bytes, metadata, progress)
-        };
-        let packer = packer?.digested_by(algorithm);
-        let order = packer.writes().iter().map(|write| write.tensor).collect();
-        Ok(Box::new(PackInProgress { packer, order }))
+        let shard_bytes = (options.shard_bytes >= 0).then_some(options.shard_bytes.cast_unsigned());
+        let destination = native(path).to_owned();
+        let request = Request { destination, order, align_bytes, metadata, algorithm, shard_bytes };
+        Ok(Box::new(PackInProgress(Save::begin(&specs, request, progress.get())?)))
     })
 }
 
@@ -102,11 +87,11 @@ fn spec(tensor: &TensorSpec) -> Result<layout::TensorSpec> {
 impl PackInProgress {
     /// Numbers of the tensors whose bytes are wanted, in that order.
     pub(super) fn order(&self) -> &Vec<usize> {
-        &self.order
+        self.0.order()
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> std::result::Result<(), Tagged> {
-        guarded(|| self.packer.write(bytes))
+        guarded(|| self.0.write(bytes))
     }
 
     /// Takes bytes from a CUDA device, as they are when what is queued on the caller's stream is done.
@@ -121,12 +106,12 @@ impl PackInProgress {
         guarded(|| {
             // SAFETY: the caller vouches for stream and memory.
             let device = unsafe { Cuda::new(stream.device, stream.stream, vec![memory.address as u64]) }?;
-            let sink = |bytes: &[u8]| self.packer.write(bytes);
+            let sink = |bytes: &[u8]| self.0.write(bytes);
             fetch(&device, cuda::pinned(), 0, memory.bytes as u64, sink)
         })
     }
 }
 
 pub(super) fn finish(pack: Box<PackInProgress>) -> std::result::Result<(), Tagged> {
-    guarded(|| pack.packer.finish().map(drop))
+    guarded(|| pack.0.finish().map(drop))
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
-    io::{self, Seek as _},
+    io::{self, Seek as _, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
@@ -39,8 +39,6 @@ pub struct NewFile {
     /// Its name until it is committed, if it has one.
     temporary: Option<PathBuf>,
     destination: PathBuf,
-    /// Somebody else puts it in place.
-    lent: bool,
 }
 
 impl NewFile {
@@ -60,7 +58,7 @@ impl NewFile {
         let mode = replaced.map_or(0o666, |mode| mode & 0o666 | 0o600);
         let (file, temporary) = create(&destination, mode)
             .during("cannot create a temporary file in its folder", &destination)?;
-        let this = Self { file, temporary, destination, lent: false };
+        let this = Self { file, temporary, destination };
         if let Some(mode) = replaced {
             let set = this.file.set_permissions(Permissions::from_mode(mode));
             set.during("cannot set the permissions of the new file", &this.destination)?;
@@ -71,13 +69,27 @@ impl NewFile {
     /// One that another program has begun by [`create`](Self::create), of which these are the parts.
     #[must_use]
     pub const fn adopt(file: File, temporary: Option<PathBuf>, destination: PathBuf) -> Self {
-        Self { file, temporary, destination, lent: false }
+        Self { file, temporary, destination }
     }
 
-    /// One that another program has begun and will put in place: to [commit](Self::commit) it only makes it durable.
+    /// Where it will be, behind any symbolic link.
     #[must_use]
-    pub const fn lend(file: File, destination: PathBuf) -> Self {
-        Self { file, temporary: None, destination, lent: true }
+    pub fn destination(&self) -> &Path {
+        &self.destination
+    }
+
+    /// Whether it is written under a temporary name.
+    #[must_use]
+    pub const fn has_name(&self) -> bool {
+        self.temporary.is_some()
+    }
+
+    /// Writes `bytes` as a part of a small file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).during("cannot write", &self.destination)
     }
 
     /// The parts: the file, its temporary name, and the destination, behind any symbolic link. Whoever has them is to
@@ -104,20 +116,33 @@ impl NewFile {
     /// # Errors
     /// That of `may`, and as `commit`.
     pub fn commit_if(mut self, may: impl FnOnce() -> Result<()>) -> Result<u64> {
-        let path = self.destination.clone();
-        let bytes = self.file.metadata().during("cannot stat", &path)?.len();
-        self.file.sync_all().during("cannot flush to disk", &path)?;
+        let bytes = self.make_durable()?;
         may()?;
-        if self.lent {
-            return Ok(bytes);
-        }
-        self.put_in_place().during("cannot put the new file in place of", &path)?;
-        let folder = folder_of(&path);
-        sync_folder(folder).during("cannot flush the folder to disk", folder)?;
+        self.put_in_place()?;
+        flush_folder(folder_of(&self.destination))?;
         Ok(bytes)
     }
 
-    fn put_in_place(&mut self) -> io::Result<()> {
+    /// Flushes the file to the disk; returns its length in bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn make_durable(&self) -> Result<u64> {
+        let bytes = self.file.metadata().during("cannot stat", &self.destination)?.len();
+        self.file.sync_all().during("cannot flush to disk", &self.destination)?;
+        Ok(bytes)
+    }
+
+    /// Puts the file in the destination's place, but leaves their folder to be flushed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn put_in_place(&mut self) -> Result<()> {
+        let path = self.destination.clone();
+        self.replace().during("cannot put the new file in place of", &path)
+    }
+
+    fn replace(&mut self) -> io::Result<()> {
         let temporary = match self.temporary.take() {
             Some(name) => name,
             None if link(&self.file, &self.destination).is_ok() => return Ok(()),
@@ -184,14 +209,7 @@ impl AtomicFile {
     /// Those of [`NewFile::create`]; [`ErrorKind::Io`] if the disk is full; [`ErrorKind::Argument`] for a malformed
     /// environment variable.
     pub fn create(destination: &Path, expected_bytes: u64) -> Result<Self> {
-        Self::fill(NewFile::create(destination)?, expected_bytes)
-    }
-
-    /// [`create`](Self::create), of a file that is there and empty.
-    ///
-    /// # Errors
-    /// As [`create`](Self::create).
-    pub fn fill(new: NewFile, expected_bytes: u64) -> Result<Self> {
+        let new = NewFile::create(destination)?;
         let direct = Environment::read()?.direct_io.unwrap_or(true);
         let same = new.file.try_clone().during("cannot open", &new.destination)?;
         let bytes = WriteBehind::new(same, direct).at(&new.destination)?;
@@ -226,9 +244,17 @@ impl AtomicFile {
     ///
     /// # Errors
     /// That of `may`, and as `commit`.
-    pub fn commit_if(mut self, may: impl FnOnce() -> Result<()>) -> Result<u64> {
+    pub fn commit_if(self, may: impl FnOnce() -> Result<()>) -> Result<u64> {
+        self.finish()?.commit_if(may)
+    }
+
+    /// The file with all its bytes, to be put in place.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`], perhaps of bytes that were appended before.
+    pub fn finish(mut self) -> Result<NewFile> {
         self.bytes.finish().at(&self.new.destination)?;
-        self.new.commit_if(may)
+        Ok(self.new)
     }
 
     /// Reserves disk blocks, and the length: several direct writes run at a time only within it. File systems that
@@ -295,6 +321,14 @@ fn create_folder(folder: &Path) -> io::Result<()> {
     missing.into_iter().try_for_each(|created| sync_folder(folder_of(created)))
 }
 
+/// Flushes the folder's entries to the disk.
+///
+/// # Errors
+/// [`ErrorKind::Io`].
+pub fn flush_folder(folder: &Path) -> Result<()> {
+    sync_folder(folder).during("cannot flush the folder to disk", folder)
+}
+
 fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder).and_then(|folder| folder.sync_all()) {
         // Some file systems cannot flush a folder; their renames are as durable as they get.
@@ -304,7 +338,10 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 }
 
 /// Folders cannot be replaced by a file, device nodes and pipes must not be.
-fn refuse_irregular(destination: &Path) -> Result<()> {
+///
+/// # Errors
+/// [`ErrorKind::Io`].
+pub fn refuse_irregular(destination: &Path) -> Result<()> {
     match fs::metadata(destination) {
         Ok(old) if old.is_dir() => Err(Error::io("cannot write", &Errno::ISDIR.into()).at(destination)),
         Ok(old) if !old.is_file() => {
@@ -351,7 +388,7 @@ mod tests {
         fs::write(&destination, b"old").unwrap();
         fs::set_permissions(&destination, Permissions::from_mode(0o604)).unwrap();
         let mut new = NewFile::create(&destination).unwrap();
-        io::Write::write_all(&mut new.file, b"new").unwrap();
+        new.write(b"new").unwrap();
         new.temporary = Some(new.copied().unwrap());
         new.commit().unwrap();
         assert_eq!(fs::read(&destination).unwrap(), b"new");

@@ -4,4 +4,4 @@ mod atomic;
 mod behind;
 pub mod temporary;
 
-pub use atomic::{AtomicFile, NewFile};
+pub use atomic::{AtomicFile, NewFile, flush_folder, refuse_irregular};

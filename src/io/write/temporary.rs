@@ -18,10 +18,14 @@ use rustix::{fs::OFlags, io::Errno};
 const TEMP_MARK: &str = ".flashpack-tmp-";
 /// Ends the name of a file that its writer has yet to lock.
 const UNLOCKED: &str = "-new";
+/// The file in a temporary folder that its owner locks.
+const LOCK: &str = "lock";
 /// How long a writer may take to lock its file.
 const LOCKING_TIME: Duration = Duration::from_secs(1);
 
-pub(super) fn folder_of(path: &Path) -> &Path {
+/// The folder that `path` lies in.
+#[must_use]
+pub fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -40,10 +44,7 @@ pub fn name_beside(destination: &Path) -> PathBuf {
 
 /// Creates an empty file under a temporary name, and locks it until it is closed.
 pub(super) fn create_named(destination: &Path, mode: u32) -> io::Result<(File, PathBuf)> {
-    let name = name_beside(destination);
-    let mut unlocked = name.clone().into_os_string();
-    unlocked.push(UNLOCKED);
-    let unlocked = PathBuf::from(unlocked);
+    let (name, unlocked) = names_beside(destination);
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&unlocked)?;
     // Without locks (some network file systems) or renaming, abandoned files stay; nothing else depends on them.
     if file.try_lock().is_err() {
@@ -60,7 +61,54 @@ pub(super) fn create_named(destination: &Path, mode: u32) -> io::Result<(File, P
     }
 }
 
-/// Removes the temporary files for `destination` whose writers died: those that nobody holds a lock on. Failures are left
+/// A name that nothing has yet, and the one before its owner holds the lock.
+fn names_beside(destination: &Path) -> (PathBuf, PathBuf) {
+    let name = name_beside(destination);
+    let mut unlocked = name.clone().into_os_string();
+    unlocked.push(UNLOCKED);
+    (name, unlocked.into())
+}
+
+/// A folder under a temporary name, which is gone when it is dropped.
+#[derive(Debug)]
+pub struct TemporaryFolder {
+    path: PathBuf,
+    /// Locked, as network file systems lock no folders.
+    lock: File,
+}
+
+impl TemporaryFolder {
+    /// Creates a folder beside `destination`.
+    ///
+    /// # Errors
+    /// The system refuses the folder, a file in it, or that file's lock.
+    pub fn beside(destination: &Path) -> io::Result<Self> {
+        let (path, unlocked) = names_beside(destination);
+        fs::create_dir(&unlocked)?;
+        let lock = File::create_new(unlocked.join(LOCK));
+        let mut this = Self { lock: lock.inspect_err(|_| drop(fs::remove_dir(&unlocked)))?, path: unlocked };
+        // As of files: without locks, what is abandoned stays.
+        if this.lock.try_lock().is_ok() {
+            fs::rename(&this.path, &path)?;
+            this.path = path;
+        }
+        Ok(this)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for TemporaryFolder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Removes the temporary files and folders for `destination` whose writers died: those that nobody holds a lock on. Failures are left
 /// for the next writer: they cost space, not correctness.
 pub fn remove_abandoned(destination: &Path) {
     let prefix = prefix(destination);
@@ -81,6 +129,9 @@ pub fn remove_abandoned(destination: &Path) {
 fn remove_if_abandoned(path: &Path, locks: bool) -> io::Result<()> {
     let found = fs::symlink_metadata(path)?;
     let is_old = || found.modified()?.elapsed().map(|age| age > LOCKING_TIME).map_err(io::Error::other);
+    if found.is_dir() {
+        return if locks || is_old()? { remove_unlocked_folder(path) } else { Ok(()) };
+    }
     if !found.is_file() || !(locks || (found.len() == 0 && is_old()?)) {
         return Ok(());
     }
@@ -91,6 +142,15 @@ fn remove_if_abandoned(path: &Path, locks: bool) -> io::Result<()> {
     let file = open(true).or_else(|_| open(false))?;
     file.try_lock().map_err(io::Error::other)?;
     fs::remove_file(path)
+}
+
+/// Removes the [`TemporaryFolder`] at `path` if its owner is dead.
+fn remove_unlocked_folder(path: &Path) -> io::Result<()> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    // It is missing where its owner died, or was to remove the folder, before the rest.
+    let lock = OpenOptions::new().append(true).create(true).custom_flags(flags).open(path.join(LOCK))?;
+    lock.try_lock().map_err(io::Error::other)?;
+    fs::remove_dir_all(path)
 }
 
 /// What the temporary names of this host for `destination` begin with. Locks need not reach further than one host, so

@@ -10,7 +10,7 @@ use crate::{
     format::{DType, Index, Record, safetensors::MAX_HEADER_BYTES},
     io::{Source, write::AtomicFile},
     jobs::verify::verify_source,
-    model::{Model, reader::expect_flashpack},
+    model::{Model, expect_flashpack},
     progress::Progress,
 };
 
@@ -27,9 +27,7 @@ const HEADER_ALIGN_BYTES: usize = 8;
 /// [`ErrorKind::Unsupported`] for a type that safetensors does not have; [`ErrorKind::Io`].
 pub fn to_safetensors(path: &Path, destination: &Path, progress: Progress<'_>) -> Result<Converted> {
     let model = Model::open(path)?;
-    for (file, _) in model.files.iter() {
-        expect_flashpack(file)?;
-    }
+    expect_flashpack(&model)?;
     let index = &model.index;
     if destination.canonicalize().is_ok_and(|other| path.canonicalize().is_ok_and(|path| path == other)) {
         return Err(Error::argument("is both source and destination").at(path));

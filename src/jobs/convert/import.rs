@@ -2,22 +2,22 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs::File,
     path::{Path, PathBuf},
 };
 
 use super::{Converted, cast};
 use crate::{
-    error::{At, Error, ErrorKind, IoContext, Result},
+    error::{At, Error, Result},
     format::{
         DType,
         checksum::Algorithm,
         layout::{Order, TensorSpec},
         safetensors::HeaderTensor,
+        shards::Shards,
     },
-    io::{FileSource, Source, file::Shelf, write::NewFile},
-    jobs::pack::Packer,
-    model::{read_header, screen},
+    io::{FileSource, Source, file::Shelf},
+    jobs::shards::{self, Save},
+    model::{read_header, screen, weight_files},
     plan::Ignore,
     progress::Progress,
 };
@@ -30,34 +30,53 @@ const BUFFER_BYTES: u64 = 256 << 10;
 pub struct Request<'a> {
     /// safetensors files whose tensors go into one file: a model, or its shards.
     pub sources: &'a [PathBuf],
+    /// What their index promises of them, if they have one.
+    pub promised: Option<&'a Shards>,
     /// The file to write.
     pub destination: &'a Path,
-    /// That file, if the caller has begun it and will put it in place.
-    pub begun: Option<&'a File>,
     /// Type for floating tensors; `None` keeps every tensor's own.
     pub dtype: Option<DType>,
     /// Alignment of records.
     pub align_bytes: u64,
-    /// Tensors to take; `None` takes all.
-    pub names: Option<&'a HashSet<String>>,
     /// Tensors to leave out.
     pub ignore: Ignore<'a>,
-    /// Strings for the new footer, over those of the sources.
-    pub metadata: BTreeMap<String, String>,
     /// The checksum algorithm.
     pub algorithm: Algorithm,
+    /// Bytes of tensors in a file, unless one alone has more; `None` makes one file.
+    pub shard_bytes: Option<u64>,
 }
 
-/// Converts, holding a few megabytes in memory whatever the size of the model.
+/// Converts, holding a few megabytes in memory whatever the size of the model; `None`, with nothing done, for a cast that
+/// only torch makes.
 ///
 /// # Errors
-/// [`ErrorKind::Io`]; [`ErrorKind::Format`] for a damaged source; [`ErrorKind::Argument`] for a tensor name in two
-/// sources; [`ErrorKind::Unsupported`] for a type that has no counterpart or a cast that only torch makes.
-pub fn from_safetensors(request: &Request<'_>, progress: Progress<'_>) -> Result<Converted> {
+/// [`ErrorKind::Io`](crate::ErrorKind::Io); [`ErrorKind::Format`](crate::ErrorKind::Format) for a damaged source, and one
+/// that lacks what the index promises; [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a tensor name in two
+/// sources; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a type that has no counterpart.
+pub fn from_safetensors(request: &Request<'_>, progress: Progress<'_>) -> Result<Option<Converted>> {
     refuse_own_source(request)?;
-    let mut metadata = BTreeMap::new();
-    let mut pieces = Vec::new();
-    let mut sources = Vec::with_capacity(request.sources.len());
+    let (sources, metadata, pieces) = read_headers(request)?;
+    let Some(pieces) = pieces.into_iter().collect::<Option<Vec<_>>>() else {
+        return Ok(None);
+    };
+    let Request { align_bytes, algorithm, shard_bytes, .. } = *request;
+    let (destination, order) = (request.destination.to_owned(), Order::LargestFirst);
+    let wanted = shards::Request { destination, order, align_bytes, metadata, algorithm, shard_bytes };
+    let specs: Vec<TensorSpec> = pieces.iter().map(|piece| piece.spec.clone()).collect();
+    let mut save = Save::begin(&specs, wanted, progress).at(request.destination)?;
+    let mut streamer = Streamer { sources, buffer: Vec::new(), cast: Vec::new() };
+    for tensor in save.order().clone() {
+        streamer.copy(&pieces[tensor], &mut save)?;
+    }
+    Ok(Some(Converted { tensors: specs.len(), bytes: save.finish()? }))
+}
+
+type Headers = (Vec<FileSource>, BTreeMap<String, String>, Vec<Option<Piece>>);
+
+/// The sources, their strings, and what is to be copied of them: `None` for what only torch casts.
+fn read_headers(request: &Request<'_>) -> Result<Headers> {
+    let (mut sources, mut metadata, mut pieces) = (vec![], BTreeMap::new(), vec![]);
+    let mut held = HashSet::new();
     let shelf = Shelf::for_files(request.sources.len());
     for (number, path) in request.sources.iter().enumerate() {
         let source = FileSource::open(path)?;
@@ -65,43 +84,34 @@ pub fn from_safetensors(request: &Request<'_>, progress: Progress<'_>) -> Result
         let header = read_header(&source)?;
         sources.push(source.on_shelf(shelf.as_ref()));
         metadata.extend(header.metadata);
-        let wanted = |name: &String| request.names.is_none_or(|names| names.contains(name));
-        let kept = header
-            .tensors
-            .into_iter()
-            .filter(|tensor| wanted(&tensor.name) && !request.ignore.matches(&tensor.name));
-        for tensor in kept {
-            pieces.push(Piece::new(number, tensor, request.dtype).at(path)?);
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        for tensor in header.tensors {
+            if request.promised.is_some() {
+                held.insert((file.to_string(), tensor.name.clone()));
+            }
+            if !request.ignore.matches(&tensor.name) {
+                pieces.push(Piece::new(number, tensor, request.dtype).at(path)?);
+            }
         }
     }
-    metadata.extend(request.metadata.clone());
-    let specs: Vec<TensorSpec> = pieces.iter().map(|piece| piece.spec.clone()).collect();
-    let mut packer = begin(request, &specs, metadata, progress)?;
-    let order: Vec<usize> = packer.writes().iter().map(|write| write.tensor).collect();
-    let mut streamer = Streamer { sources, buffer: Vec::new(), cast: Vec::new() };
-    for tensor in order {
-        streamer.copy(&pieces[tensor], &mut packer)?;
+    if let Some(promised) = request.promised {
+        let folder = request.sources[0].parent().unwrap_or(Path::new("."));
+        promised.check_names(|file, name| held.contains(&(file.to_owned(), name.to_owned()))).at(folder)?;
     }
-    Ok(Converted { tensors: specs.len(), bytes: packer.finish()? })
+    Ok((sources, metadata, pieces))
 }
 
-/// The file that the tensors go to.
-fn begin<'a>(
-    request: &Request<'_>,
-    specs: &[TensorSpec],
-    metadata: BTreeMap<String, String>,
-    progress: Progress<'a>,
-) -> Result<Packer<'a>> {
-    let Request { destination, begun, align_bytes, algorithm, .. } = *request;
-    let packer = match begun {
-        Some(file) => {
-            let file = file.try_clone().during("cannot open", destination)?;
-            let new = NewFile::lend(file, destination.to_owned());
-            Packer::fill(new, specs, Order::LargestFirst, align_bytes, metadata, progress)
-        }
-        None => Packer::create(destination, specs, Order::LargestFirst, align_bytes, metadata, progress),
-    };
-    Ok(packer.at(destination)?.digested_by(algorithm))
+/// The names of all tensors in the safetensors files that `weights` is or lists.
+///
+/// # Errors
+/// Those of [`weight_files`] and [`read_header`].
+pub fn tensor_names(weights: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for file in weight_files(weights)?.0 {
+        let header = read_header(&FileSource::open(&file)?)?;
+        names.extend(header.tensors.into_iter().map(|tensor| tensor.name));
+    }
+    Ok(names)
 }
 
 fn refuse_own_source(request: &Request<'_>) -> Result<()> {
@@ -126,21 +136,17 @@ struct Piece {
 }
 
 impl Piece {
-    fn new(source: usize, tensor: HeaderTensor, wanted: Option<DType>) -> Result<Self> {
+    /// `None` for a cast that only torch makes.
+    fn new(source: usize, tensor: HeaderTensor, wanted: Option<DType>) -> Result<Option<Self>> {
         let (from, shape) = tensor.in_torch()?;
         let HeaderTensor { name, offset, bytes, .. } = tensor;
-        let unsupported =
-            |what: String| Error::new(ErrorKind::Unsupported, format!("Unsupported dtype: {what}"));
         let to = wanted.filter(|&to| to != from && from.is_castable_float());
-        let cast = match to {
-            Some(to) => Some(
-                cast::between(from, to)
-                    .ok_or_else(|| unsupported(format!("cast of {name:?} from {from} to {to}")))?,
-            ),
-            None => None,
-        };
+        let cast = to.map(|to| cast::between(from, to));
+        if matches!(cast, Some(None)) {
+            return Ok(None);
+        }
         let spec = TensorSpec { name, dtype: to.unwrap_or(from), shape: shape.to_vec(), tied_to: None };
-        Ok(Self { source, offset, bytes, element_bytes: from.size(), cast, spec })
+        Ok(Some(Self { source, offset, bytes, element_bytes: from.size(), cast: cast.flatten(), spec }))
     }
 }
 
@@ -152,7 +158,7 @@ struct Streamer {
 }
 
 impl Streamer {
-    fn copy(&mut self, piece: &Piece, packer: &mut Packer<'_>) -> Result<()> {
+    fn copy(&mut self, piece: &Piece, save: &mut Save<'_>) -> Result<()> {
         let source = &self.sources[piece.source];
         let step = BUFFER_BYTES - BUFFER_BYTES % piece.element_bytes;
         let mut done = 0;
@@ -164,9 +170,9 @@ impl Streamer {
                 Some(cast) => {
                     self.cast.clear();
                     cast(&self.buffer, &mut self.cast);
-                    packer.write(&self.cast)?;
+                    save.write(&self.cast)?;
                 }
-                None => packer.write(&self.buffer)?,
+                None => save.write(&self.buffer)?,
             }
             done += take;
         }
