@@ -1,6 +1,7 @@
 //! What several tests need: models, files of them, and their bytes back.
 #![allow(clippy::cast_possible_truncation, reason = "test models are small")]
 #![allow(dead_code, reason = "each test program uses its share")]
+#![allow(unreachable_pub, reason = "each test program has a copy of its own")]
 
 use std::{collections::BTreeMap, num::NonZeroUsize, path::Path};
 
