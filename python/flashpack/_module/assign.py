@@ -114,6 +114,13 @@ def assign(model: nn.Module, source: ModelPath | OpenModel, options: LoadOptions
     return match if isinstance(match, Match) else _all_but(model, match)
 
 
+def assign_to(
+    model: nn.Module, weights: OpenModel, places: Mapping[str, torch.device], options: LoadOptions
+) -> Match:
+    """`assign` to a device for each tensor of the model by its name."""
+    return _Load(model, weights, torch.device("cpu"), options, places).into_model()
+
+
 def _assign(
     model: nn.Module, source: ModelPath | OpenModel, options: LoadOptions
 ) -> Match | IncompatibleKeys:
@@ -141,11 +148,16 @@ class _Load:
     """A load of one process: what it reads, how, and where to."""
 
     def __init__(
-        self, model: nn.Module, weights: OpenModel, device: torch.device, options: LoadOptions
+        self,
+        model: nn.Module,
+        weights: OpenModel,
+        device: torch.device,
+        options: LoadOptions,
+        places: Mapping[str, torch.device] | None = None,
     ) -> None:
         self.model, self.weights, self.device, self.options = model, weights, device, options
         self.slots, self.held = find_slots(model), find_held(model)
-        self.places = places_of(model, self.slots, self.held, device, options)
+        self.places = dict(places or places_of(model, self.slots, self.held, device, options))
 
     def into_model(self) -> Match:
         """Load everything; nothing has changed if it fails, unless it fills in place."""

@@ -77,10 +77,10 @@ class LoadRequest:
         Raises what `fetch_weights` raises, and ValueError for more than one device or dtype, an unknown
         dtype, and options without sense.
         """
-        asked = {name: arguments.pop(name, None) for name in REQUEST_NAMES}
-        target = one_device(device, asked["device_map"])
-        dtype = one_dtype(asked["dtype"], asked["torch_dtype"])
-        reports = bool(asked["output_loading_info"])
+        requested = {name: arguments.pop(name, None) for name in REQUEST_NAMES}
+        target = one_device(device, requested["device_map"])
+        dtype = one_dtype(requested["dtype"], requested["torch_dtype"])
+        reports = bool(requested["output_loading_info"])
         options = load_options(model_class, take_load_options(arguments), target, reports=reports)
         hub = HubOptions.take(arguments)
         for name in _WITHOUT_MEANING:
@@ -91,7 +91,7 @@ class LoadRequest:
             name, path, folder = str(source.path), source.path, source.folder
             tensors = source.parts[folder.name]
         else:
-            path = fetch_weights(source, hub, asked["subfolder"], asked["variant"], beside)
+            path = fetch_weights(source, hub, requested["subfolder"], requested["variant"], beside)
             name, folder, tensors = os.fspath(source), path.parent, None
         return cls(name, folder, path, tensors, target, dtype, reports, options, own)
 

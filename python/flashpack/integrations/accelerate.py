@@ -17,13 +17,8 @@ from torch import nn
 
 from .._core.paths import StrPath, text_path
 from .._files.opened import OpenModel
-from .._load.cast import cast
-from .._load.load import load_tensors
 from .._load.options import LoadOptions
-from .._module.assign import assign
-from .._module.commit import commit
-from .._module.match import dtypes_of
-from .._module.own_way import own_roots
+from .._module.assign import assign, assign_to
 from .._module.slots import find_slots
 
 __all__ = ["disk_offload", "load_checkpoint_and_dispatch"]
@@ -66,8 +61,9 @@ def load_checkpoint_and_dispatch(
     """Spread `model` over devices by `device_map`, as accelerate's function of this name does.
 
     Modules on devices are loaded there directly; those on "cpu" and "disk" stay in the file, mapped. The
-    model may be on the meta device. `options` are those of `assign_from_file`, and `offload_buffers`,
-    `skip_keys`, `preload_module_classes` and `force_hooks` of accelerate's function.
+    model may be on the meta device. `options` are those of `assign_from_file` (`verify=True` verifies what
+    stays in the file, too), and `offload_buffers`, `skip_keys`, `preload_module_classes` and `force_hooks` of
+    accelerate's function.
 
     Raises ValueError for a map that does not cover the model, and what `assign_from_file` raises.
     """
@@ -79,7 +75,8 @@ def load_checkpoint_and_dispatch(
     places: dict[str, Device] = {
         name: "cpu" if device in _OFFLOADED else device for name, device in device_map.items()
     }
-    _load_to_devices(model, weights, places, chosen)
+    devices = {name: _place_of(name, places) for name in find_slots(model)}
+    assign_to(model, weights, devices, replace(chosen, device="cpu", eager=False))
     dispatched: M = accelerate.dispatch_model(model, places, **hooks)
     return dispatched
 
@@ -118,24 +115,7 @@ def _inferred(
     return inferred
 
 
-def _load_to_devices(
-    model: nn.Module, weights: OpenModel, places: Mapping[str, Device], options: LoadOptions
-) -> None:
-    slots = find_slots(model)
-    held = load_tensors(weights, torch.device("cpu"), ignore=options.ignore, eager=False, verify=False)
-    own = tuple(own_roots(model, held))  # whose tensors need not be the file's: they move with their hooks
-    by_device: dict[torch.device, list[str]] = {}
-    for name in held:
-        device = _place_of(name, places)
-        if device not in _OFFLOADED and name in slots and not name.startswith(own):
-            by_device.setdefault(torch.device(device), []).append(name)
-    for device, names in by_device.items():
-        tensors = load_tensors(weights, device, names=names, verify=options.verify, silent=options.shown)
-        paired = {name: slots[name] for name in names}
-        commit(paired, cast(tensors, dtypes_of(paired, tensors, options)), slots.values(), {})
-
-
-def _place_of(name: str, places: Mapping[str, Device]) -> Device:
+def _place_of(name: str, places: Mapping[str, Device]) -> torch.device:
     """The device of the innermost module of the map that holds the tensor `name`."""
     holders = [module for module in places if not module or name == module or name.startswith(f"{module}.")]
-    return places[max(holders, key=len)] if holders else "cpu"
+    return torch.device(places[max(holders, key=len)] if holders else "cpu")

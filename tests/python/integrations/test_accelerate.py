@@ -11,7 +11,7 @@ import flashpack
 import pytest
 import torch
 from flashpack.integrations.accelerate import disk_offload, load_checkpoint_and_dispatch
-from helpers import MIB, assert_same
+from helpers import MIB, assert_same, flip_byte
 from torch import Tensor, nn
 
 WIDTH = 1024
@@ -125,3 +125,11 @@ def test_what_does_not_fit_is_refused(tower: Tower, path: Path) -> None:
     with pytest.raises(ValueError, match=r"device_map"):
         load_checkpoint_and_dispatch(empty(), path, {"layers": "cpu"})
     assert_same(tower.state_dict(), flashpack.load_file(path) | {"head.weight": tower.head.weight})
+
+
+def test_what_waits_in_the_file_is_verified_if_asked_for(path: Path) -> None:
+    flashpack.pack_to_file(nn.Linear(64, 64), path)
+    flip_byte(path, 100)
+    load_checkpoint_and_dispatch(nn.Linear(64, 64), path, {"": "disk"})
+    with pytest.raises(flashpack.ChecksumError):
+        load_checkpoint_and_dispatch(nn.Linear(64, 64), path, {"": "disk"}, verify=True)
