@@ -56,30 +56,24 @@ def pack_to_file(
     names = [name for name in dict.fromkeys(state if name_order is None else name_order) if name in state]
     if not names:
         raise ValueError("No tensors to pack.")
-    if align_bytes < 0:
-        raise ValueError(f"align_bytes must be >= 0, not {align_bytes}")
-    if align_bytes >= 1 << 63:
-        raise ValueError(f"align_bytes must be below 2^63, not {align_bytes}")
-    _check_target(target_dtype)
+    _check_options(target_dtype, align_bytes)
     tensors = {name: packable(name, state[name]) for name in names}
-    path, notes = text_path(destination_path), _checked_metadata(metadata or {})
-    shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
+    path = text_path(destination_path)
+    options: dict[str, Any] = {
+        "dtype": target_dtype,
+        "align_bytes": align_bytes,
+        "keep_order": name_order is not None,
+        "metadata": _checked_metadata(metadata or {}),
+        "checksum": checksum,
+        "max_shard_bytes": None if max_shard_size is None else parse_size(max_shard_size),
+    }
     # A worker thread does not see this thread's current CUDA stream, which may still be computing.
     on_cpu = all(tensor.device.type == "cpu" for tensor in tensors.values())
+    size = sum(tensor.nbytes for tensor in tensors.values()) if on_cpu else 0
     run(
-        lambda counter: ops.pack(
-            path,
-            tensors,
-            dtype=target_dtype,
-            align_bytes=align_bytes,
-            keep_order=name_order is not None,
-            metadata=notes,
-            checksum=checksum,
-            max_shard_bytes=shard_bytes,
-            counter=counter,
-        ),
+        lambda counter: ops.pack(path, tensors, counter=counter, **options),
         label="Packing",
-        size=sum(tensor.nbytes for tensor in tensors.values()) if on_cpu else 0,
+        size=size,
         silent=silent,
     )
 
@@ -107,10 +101,11 @@ def _state_of(source: Mapping[str, Tensor] | nn.Module) -> Mapping[str, Any]:
     raise TypeError(f"expected a torch.nn.Module or a dict of tensors, not {type(source).__name__}")
 
 
-def _check_target(dtype: torch.dtype | None) -> None:
-    if dtype is None:
-        return
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype == _NO_CAST:
+def _check_options(dtype: torch.dtype | None, align_bytes: int) -> None:
+    if abs(align_bytes) >= 1 << 63:
+        raise ValueError(f"align_bytes must be below 2^63, not {align_bytes}")
+    castable = isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype != _NO_CAST
+    if dtype is not None and not castable:
         raise ValueError(f"Unsupported dtype: target_dtype must be a floating torch.dtype, not {dtype}")
 
 
