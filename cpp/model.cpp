@@ -18,10 +18,10 @@ using torch::stable::Tensor;
 // The memory of a handle, which owns the model.
 struct Held {
   explicit Held(Opened opened)
-      : model(std::move(opened)), words{model.number(), file_bytes(model.number())} {}
+      : model(std::move(opened)), words{model.number(), file_bytes(model.number()), file_count(model.number())} {}
 
   Opened model;
-  std::array<int64_t, 2> words;
+  std::array<int64_t, 3> words;
 };
 
 }  // namespace
@@ -39,7 +39,7 @@ Tensor handle_on(Opened model) {
 }
 
 int64_t number_of(const Tensor& handle) {
-  if (!handle.is_cpu() || handle.scalar_type() != ScalarType::Long || handle.numel() != 2 ||
+  if (!handle.is_cpu() || handle.scalar_type() != ScalarType::Long || handle.numel() != 3 ||
       !handle.is_contiguous()) {
     fail_argument("this is no open model: torch.ops.flashpack.open gives them");
   }

@@ -1,6 +1,11 @@
 //! The environment variables, read in one place and nowhere else.
 
-use std::{env, ffi::OsString, num::NonZeroUsize, thread};
+use std::{
+    env,
+    ffi::OsString,
+    num::{NonZeroU64, NonZeroUsize},
+    thread,
+};
 
 use crate::error::{Error, Result};
 
@@ -14,6 +19,7 @@ const READ_CHUNK_BOUNDS: (u64, u64) = (4096, 1 << 30);
 
 /// Defaults of loads as the `FLASHPACK_*` environment variables set them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a variable")]
 pub struct Environment {
     /// `FLASHPACK_CPU_PARALLEL_READ`: loads to the CPU read every byte instead of mapping the file.
     pub eager: bool,
@@ -27,6 +33,14 @@ pub struct Environment {
     pub queue_depth: NonZeroUsize,
     /// `FLASHPACK_CACHE_PINNED`: pinned staging memory outlives the load that made it.
     pub cache_pinned: bool,
+    /// `FLASHPACK_PARALLEL_READ`: loads read with several threads.
+    pub parallel_read: bool,
+    /// `FLASHPACK_NO_THREAD_CLAMP` turned around: no more threads read through the page cache than there are processors.
+    pub clamps_threads: bool,
+    /// `FLASHPACK_SHARD_STRATEGY`: how ranks share reading, `contiguous` or `windows`.
+    pub shard_strategy: &'static str,
+    /// `FLASHPACK_SHARD_BYTES`: bytes that ranks send at a time.
+    pub shard_bytes: Option<NonZeroU64>,
 }
 
 impl Environment {
@@ -43,22 +57,14 @@ impl Environment {
 
     fn from_lookup(lookup: impl Fn(&str) -> Option<OsString>, processors: NonZeroUsize) -> Result<Self> {
         let vars = Variables(lookup);
-        vars.number("FLASHPACK_SHARD_BYTES", 1, (1, u64::MAX))?;
-        match vars.lowercase("FLASHPACK_SHARD_STRATEGY").as_deref() {
-            None | Some("contiguous" | "windows") => {}
-            Some(other) => {
-                let expected = "expected contiguous or windows";
-                return Err(Error::argument(format!("FLASHPACK_SHARD_STRATEGY is {other:?}, {expected}")));
-            }
-        }
         let asked = vars.number("FLASHPACK_READ_THREADS", DEFAULT_READ_THREADS as u64, (1, 1024))?;
         let asked = usize::try_from(asked).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN);
-        let clamped =
-            if vars.flag("FLASHPACK_NO_THREAD_CLAMP", false)? { asked } else { asked.min(processors) };
-        let parallel = vars.flag("FLASHPACK_PARALLEL_READ", true)?;
+        let clamps_threads = !vars.flag("FLASHPACK_NO_THREAD_CLAMP", false)?;
+        let clamped = if clamps_threads { asked.min(processors) } else { asked };
+        let parallel_read = vars.flag("FLASHPACK_PARALLEL_READ", true)?;
         Ok(Self {
             eager: vars.flag("FLASHPACK_CPU_PARALLEL_READ", false)?,
-            read_threads: if parallel { clamped } else { NonZeroUsize::MIN },
+            read_threads: if parallel_read { clamped } else { NonZeroUsize::MIN },
             read_chunk_bytes: vars.number(
                 "FLASHPACK_READ_CHUNK_BYTES",
                 DEFAULT_READ_CHUNK_BYTES,
@@ -68,8 +74,12 @@ impl Environment {
                 None | Some("auto") => None,
                 Some(_) => Some(vars.flag("FLASHPACK_DIRECT_IO", false)?),
             },
-            queue_depth: if parallel { asked } else { NonZeroUsize::MIN },
+            queue_depth: if parallel_read { asked } else { NonZeroUsize::MIN },
             cache_pinned: vars.flag("FLASHPACK_CACHE_PINNED", true)?,
+            parallel_read,
+            clamps_threads,
+            shard_strategy: vars.one_of("FLASHPACK_SHARD_STRATEGY", &["contiguous", "windows"])?,
+            shard_bytes: NonZeroU64::new(vars.number("FLASHPACK_SHARD_BYTES", 0, (1, u64::MAX))?),
         })
     }
 }
@@ -94,6 +104,15 @@ impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
             Some("0" | "false" | "no" | "off") => Ok(false),
             Some(value) => Err(Error::argument(format!("{name} is {value:?}, expected 0 or 1"))),
         }
+    }
+
+    /// The one of `words` that the value is; of none the first.
+    fn one_of(&self, name: &str, words: &[&'static str]) -> Result<&'static str> {
+        let Some(value) = self.lowercase(name) else {
+            return Ok(words[0]);
+        };
+        let unknown = || Error::argument(format!("{name} is {value:?}, expected {}", words.join(" or ")));
+        words.iter().copied().find(|word| *word == value).ok_or_else(unknown)
     }
 
     fn number(&self, name: &str, default: u64, (low, high): (u64, u64)) -> Result<u64> {
@@ -129,15 +148,23 @@ mod tests {
             with(&[("FLASHPACK_CPU_PARALLEL_READ", "On"), ("FLASHPACK_READ_CHUNK_BYTES", "65536")]).unwrap();
         assert_eq!((set.eager, set.read_chunk_bytes), (true, 65536));
         let free = with(&[("FLASHPACK_READ_THREADS", "9"), ("FLASHPACK_NO_THREAD_CLAMP", "1")]).unwrap();
-        assert_eq!(free.read_threads.get(), 9);
+        assert_eq!((free.read_threads.get(), free.clamps_threads), (9, false));
+        assert_eq!((default.shard_bytes, default.parallel_read, default.clamps_threads), (None, true, true));
+        assert_eq!(with(&[("FLASHPACK_SHARD_BYTES", "7")]).unwrap().shard_bytes, NonZeroU64::new(7));
         assert_eq!(with(&[("FLASHPACK_PARALLEL_READ", "0")]).unwrap().read_threads.get(), 1);
     }
 
     #[test]
     fn words_are_taken_in_any_case() {
-        for strategy in ["windows", "Contiguous", " WINDOWS "] {
-            let lookup = |key: &str| (key == "FLASHPACK_SHARD_STRATEGY").then(|| strategy.into());
-            assert!(Environment::from_lookup(lookup, NonZeroUsize::MIN).is_ok(), "{strategy}");
+        for (word, strategy) in [
+            ("windows", "windows"),
+            ("Contiguous", "contiguous"),
+            (" WINDOWS ", "windows"),
+            ("", "contiguous"),
+        ] {
+            let lookup = |key: &str| (key == "FLASHPACK_SHARD_STRATEGY").then(|| word.into());
+            let environment = Environment::from_lookup(lookup, NonZeroUsize::MIN).unwrap();
+            assert_eq!(environment.shard_strategy, strategy, "{word:?}");
         }
         assert_eq!(with(&[("FLASHPACK_DIRECT_IO", "AUTO")]).unwrap().direct_io, None);
     }
@@ -146,6 +173,7 @@ mod tests {
     fn malformed_values_name_their_variable() {
         for (name, value) in [
             ("FLASHPACK_SHARD_STRATEGY", "sideways"),
+            ("FLASHPACK_SHARD_BYTES", "0"),
             ("FLASHPACK_READ_THREADS", "0"),
             ("FLASHPACK_READ_THREADS", "many"),
             ("FLASHPACK_READ_CHUNK_BYTES", "-1"),

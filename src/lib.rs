@@ -5,7 +5,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | `error`, `sync`, `progress`, [`stats`], `environment` | what all use: errors, locks, progress, time spent, environment variables |
+//! | `error`, `sync`, `progress`, `text`, [`stats`], `environment` | what all use: errors, locks, progress, words for numbers, time spent, environment variables |
 //! | [`format`](mod@format) | the file: bytes in, values out; validated once into an [`Index`](format::Index) |
 //! | [`plan`] | pure: index and selection to what is read where, and where each tensor lies |
 //! | [`io`] | sources of bytes, mappings, the engine that reads what is planned, atomic writes |
@@ -27,6 +27,7 @@ pub mod plan;
 mod progress;
 pub mod stats;
 mod sync;
+mod text;
 
 #[cfg(feature = "capi")]
 pub use bindings::capi;

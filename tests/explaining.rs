@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use common::{pack, tensor};
 use flashpack::{
     ErrorKind, Progress,
-    explain::explain,
+    explain::{Explanation, explain},
     format::{DType, layout::Order},
     load::{self, Options, Place},
     model::Model,
@@ -15,7 +15,6 @@ use flashpack::{
     stats::{Limit, Report},
     verify::verify,
 };
-use serde_json::Value;
 use tempfile::TempDir;
 
 const BYTES: u64 = 4 * (512 << 10) + 5;
@@ -28,12 +27,8 @@ fn model() -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-fn explained(path: &Path, options: Options) -> Value {
-    explain(path, Selection::Except(&Ignore::default()), options).unwrap()
-}
-
-fn number(value: &Value) -> u64 {
-    value.as_u64().unwrap_or_else(|| panic!("{value} is no number"))
+fn explained(path: &Path, options: Options) -> Explanation {
+    explain(path, "cpu", Selection::Except(&Ignore::default()), options).unwrap()
 }
 
 #[test]
@@ -41,20 +36,23 @@ fn an_eager_load_is_told_before_and_reported_after() {
     let (_folder, path) = model();
     let options = Options { eager: Some(true), ..Options::default() };
     let told = explained(&path, options);
-    assert_eq!(number(&told["source"]["file_bytes"]), std::fs::metadata(&path).unwrap().len());
-    let (work, bound) = (&told["work"], &told["bound"]);
-    assert_eq!((&work["mode"], number(&work["tensors"])), (&"read".into(), 2));
-    assert_eq!(number(&work["tensor_bytes"]), BYTES);
-    assert_eq!(work["chunks"], work["verified_chunks"]);
-    assert_eq!((number(&work["staging_bytes"]), &work["read_ahead"]), (0, &Value::Null));
-    assert!(bound["seconds"].as_f64().unwrap() > 0.0 && bound["copy_rate"].as_f64().unwrap() > 0.0);
-    assert_eq!(bound["sample_bytes"], told["source"]["payload_bytes"]);
+    assert_eq!(told.file_bytes, std::fs::metadata(&path).unwrap().len());
+    assert_eq!((told.mode, told.tensors, told.tensor_bytes), ("read", 2, BYTES));
+    assert_eq!(told.chunks, told.verified_chunks);
+    assert_eq!((told.staging_bytes, told.read_ahead), (0, None));
+    assert!(told.bound.seconds > 0.0 && told.bound.copy_rate > 0.0);
+    assert_eq!(told.bound.sample_bytes, told.payload_bytes);
+    let text = told.to_string();
+    assert!(text.starts_with("load        2 tensors of 2.10 MB to cpu: read into memory\n"), "{text}");
+    for line in ["chunks verified", "2.10 MB for the tensors", "bound       at least", "(a copy in memory: "]
+    {
+        assert!(text.contains(line), "{line} in {text}");
+    }
 
     load::load(&path, Selection::Except(&Ignore::default()), options, Progress::SILENT).unwrap();
     let report = Report::last().unwrap();
-    assert_eq!(report.bytes, number(&work["read_bytes"]));
-    assert_eq!(report.verified_bytes, number(&work["verified_bytes"]));
-    assert_eq!(report.threads as u64, number(&work["threads"]));
+    assert_eq!((report.bytes, report.threads), (told.read_bytes, told.threads));
+    assert_eq!(report.verified_bytes, told.verified_bytes);
     assert!(!report.read.is_zero() && !report.hash.is_zero() && report.staging.is_zero());
     assert!(report.wall > report.open);
     assert_ne!(report.limit(), None);
@@ -66,8 +64,8 @@ fn unverified_reads_take_no_time_for_digests() {
     let (_folder, path) = model();
     let options = Options { eager: Some(true), verify: Some(false), ..Options::default() };
     let told = explained(&path, options);
-    assert_eq!(number(&told["work"]["verified_chunks"]), 0);
-    assert_eq!(told["bound"]["checksum_rate"], Value::Null);
+    assert_eq!((told.verified_chunks, told.bound.checksum_rate), (0, None));
+    assert!(told.to_string().contains("checksums   xxh3_64, not looked at by this load"), "{told}");
     load::load(&path, Selection::Except(&Ignore::default()), options, Progress::SILENT).unwrap();
     let report = Report::last().unwrap();
     assert_eq!((report.verified_bytes, report.hash.is_zero()), (0, true));
@@ -77,16 +75,13 @@ fn unverified_reads_take_no_time_for_digests() {
 fn a_mapping_reads_nothing_and_has_no_limit() {
     let (_folder, path) = model();
     let told = explained(&path, Options::default());
-    let work = &told["work"];
-    assert_eq!(
-        (&work["mode"], number(&work["read_bytes"]), number(&work["memory_bytes"])),
-        (&"map".into(), 0, 0)
-    );
-    assert!(number(&work["mapped_bytes"]) >= BYTES);
-    assert!(work["read_ahead"].is_array());
-    assert_eq!(told["bound"]["limit"], Value::Null);
+    assert_eq!((told.mode, told.read_bytes, told.memory_bytes), ("map", 0, 0));
+    assert!(told.mapped_bytes >= BYTES);
+    assert!(told.read_ahead.is_some());
+    assert_eq!(told.bound.limit, None);
+    assert!(told.to_string().contains("none: nothing is read before a tensor is touched"), "{told}");
     let asked_not_to = explained(&path, Options { eager: Some(false), ..Options::default() });
-    assert_eq!(asked_not_to["work"]["read_ahead"][0], false);
+    assert!(matches!(asked_not_to.read_ahead, Some((false, _))));
     load::load(&path, Selection::Except(&Ignore::default()), Options::default(), Progress::SILENT).unwrap();
     let report = Report::last().unwrap();
     assert_eq!((report.bytes, report.limit()), (0, None));
@@ -96,11 +91,10 @@ fn a_mapping_reads_nothing_and_has_no_limit() {
 fn a_device_takes_staging_buffers_for_all_threads() {
     let (_folder, path) = model();
     let told = explained(&path, Options { place: Place::Device, ..Options::default() });
-    let work = &told["work"];
-    assert_eq!(work["mode"], "stage");
-    let buffers = number(&work["staging_buffers"]);
-    assert!((1..=2 * number(&work["threads"])).contains(&buffers));
-    assert!(number(&work["staging_bytes"]) >= buffers * number(&work["task_bytes"]));
+    assert_eq!(told.mode, "stage");
+    assert!((1..=2 * told.threads).contains(&told.staging_buffers));
+    assert!(told.staging_bytes as u64 >= told.staging_buffers as u64 * told.task_bytes);
+    assert!(told.to_string().contains("the link to the device is not measured"), "{told}");
 }
 
 #[test]
@@ -108,9 +102,9 @@ fn selections_and_refusals_are_those_of_loads() {
     let (_folder, path) = model();
     let names = ["flags".to_owned()];
     let options = Options { eager: Some(true), ..Options::default() };
-    let told = explain(&path, Selection::Names(&names), options).unwrap();
-    assert_eq!((number(&told["work"]["tensors"]), number(&told["work"]["tensor_bytes"])), (1, 5));
-    let unknown = explain(&path, Selection::Names(&["other".to_owned()]), options).unwrap_err();
+    let told = explain(&path, "cpu", Selection::Names(&names), options).unwrap();
+    assert_eq!((told.tensors, told.tensor_bytes), (1, 5));
+    let unknown = explain(&path, "cpu", Selection::Names(&["other".to_owned()]), options).unwrap_err();
     assert_eq!(unknown.kind(), ErrorKind::Argument);
     assert_eq!(
         load::prepare(&Model::open(&path).unwrap(), Selection::Names(&["other".to_owned()]), options)

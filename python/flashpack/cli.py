@@ -138,7 +138,8 @@ def revert(path: str, destination_path: str | None, verbose: bool) -> None:
     """
     with _reporting_errors(verbose):
         from ._convert.revert import revert_from_flashpack
-        from ._core.index import read_index, unverified_note
+        from ._core.index import unverified_note
+        from ._core.native import read_index
 
         result = revert_from_flashpack(path, destination_path, silent=_silence(verbose))
         if verbose and (note := unverified_note(path, read_index(path))):
@@ -153,7 +154,7 @@ def revert(path: str, destination_path: str | None, verbose: bool) -> None:
 def metadata(path: str, show_index: bool, as_json: bool) -> None:
     """Print what the file says about itself."""
     with _reporting_errors():
-        from ._core.index import read_index
+        from ._core.native import read_index
         from ._inspect.describe import describe
 
         footer = read_index(path)

@@ -12,36 +12,19 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ._core.dtypes import (
-    dtype_to_string,
-    get_packing_dtype,
-    string_to_dtype,
-    torch_dtype_to_numpy_dtype,
-)
-from ._core.names import filter_state_dict, is_ignored_tensor_name
-from ._core.text import human_duration, human_num_elements, say
+from ._core.dtypes import dtype_to_string as dtype_to_string
+from ._core.dtypes import get_packing_dtype as get_packing_dtype
+from ._core.dtypes import string_to_dtype as string_to_dtype
+from ._core.dtypes import torch_dtype_to_numpy_dtype as torch_dtype_to_numpy_dtype
+from ._core.names import filter_state_dict as filter_state_dict
+from ._core.names import is_ignored_tensor_name as is_ignored_tensor_name
+from ._core.native import environment
+from ._core.text import human_duration as human_duration
+from ._core.text import human_num_elements as human_num_elements
+from ._core.text import say
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = [
-    "diffusers_is_available",
-    "dtype_to_string",
-    "effective_read_threads",
-    "filter_state_dict",
-    "get_module_and_attribute",
-    "get_packing_dtype",
-    "human_duration",
-    "human_num_elements",
-    "is_ignored_tensor_name",
-    "logger",
-    "maybe_init_distributed",
-    "require_zstandard",
-    "string_to_dtype",
-    "timer",
-    "torch_dtype_to_numpy_dtype",
-    "transformers_is_available",
-]
 
 logger = logging.getLogger("flashpack")
 # Of a dtype that no release of torch has; `torch.float4_e2m1fn_x2` is another.
@@ -57,9 +40,7 @@ def effective_read_threads(requested: int, *, floor: int = 1) -> int:
         processors = len(os.sched_getaffinity(0))
     except (AttributeError, OSError):  # another system than Linux
         processors = os.cpu_count() or requested
-    from ._load.options import flag
-
-    if flag("FLASHPACK_NO_THREAD_CLAMP", False):
+    if environment()["FLASHPACK_NO_THREAD_CLAMP"]:
         return max(1, requested)
     return max(1, min(requested, max(processors, floor)))
 

@@ -117,6 +117,7 @@ mod ffi {
         fn open_model(path: &CxxString) -> Result<i64>;
         fn close_model(model: i64);
         fn file_bytes(model: i64) -> Result<i64>;
+        fn file_count(model: i64) -> Result<i64>;
         fn shown_path(model: i64) -> Result<String>;
         fn footer(model: i64) -> Result<String>;
         fn verify(model: i64, progress: ProgressWords) -> Result<i64>;
@@ -244,6 +245,11 @@ fn close_model(model: i64) {
 /// Bytes of all the model's files.
 fn file_bytes(model: i64) -> std::result::Result<i64, Tagged> {
     guarded(|| Ok(opened::find(model)?.files.file_bytes().cast_signed()))
+}
+
+/// Number of the model's files.
+fn file_count(model: i64) -> std::result::Result<i64, Tagged> {
+    guarded(|| Ok((opened::find(model)?.files.iter().count() as u64).cast_signed()))
 }
 
 /// What messages call the model.

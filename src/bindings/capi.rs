@@ -1,6 +1,8 @@
 //! The C interface of `libflashpack.so`: one call that takes and gives JSON, for programs without torch.
 
 mod arrays;
+mod facts;
+mod ranks;
 
 use std::{
     collections::BTreeMap,
@@ -19,13 +21,13 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use self::arrays::Array;
+use self::{arrays::Array, facts::MeasureRequest, ranks::RanksRequest};
 use crate::{
-    convert,
     error::{Error, ErrorKind, IoContext as _, Result},
     format::{DEFAULT_ALIGN_BYTES, DType, checksum::Algorithm},
     io::{FileSource, write::NewFile},
     jobs::{
+        convert,
         explain::explain,
         load::{Options, Place},
         sign::{PrivateKey, PublicKey, sign},
@@ -92,8 +94,11 @@ enum Request {
     Sign { path: NativePath, key: NativePath },
     /// safetensors to FlashPack; null if a cast is to be made that only torch makes.
     Convert(ConvertRequest),
-    /// Every element type: torch's name, and safetensors' where it has one.
+    /// Every element type by torch's name: safetensors' name where it has one, bytes, whether it is of floating numbers
+    /// that can be cast, and whether conversions cast it.
     Dtypes,
+    /// What the environment variables that Python asks for say.
+    Environment,
     /// Open a model: its number, the bytes of its files, and its index as the JSON of a footer.
     Open { path: NativePath },
     /// Let go of an open model.
@@ -121,11 +126,15 @@ enum Request {
     Create { destination: NativePath },
     /// Put what `create` gave in its destination's place; the descriptor stays the caller's.
     Commit { descriptor: RawFd, temporary: Option<NativePath>, destination: NativePath },
+    /// How long reading or copying takes.
+    Measure(MeasureRequest),
+    /// Which rank reads what of a load by several.
+    Ranks(RanksRequest),
     /// What a load would do.
     Explain {
         path: NativePath,
-        /// To a device, through staging memory.
-        staged: bool,
+        /// Where to, as torch calls it: to CUDA through staging memory.
+        device: String,
         #[serde(default)]
         names: Option<Vec<String>>,
         #[serde(default)]
@@ -192,7 +201,8 @@ impl ConvertRequest {
 /// As [`flashpack_call`] says of arrays and descriptors.
 unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
     match request {
-        Request::Dtypes => Ok(json!(dtypes()).to_string()),
+        Request::Dtypes => Ok(facts::dtypes().to_string()),
+        Request::Environment => Ok(facts::environment()?.to_string()),
         Request::Open { path } => {
             let model = Model::open(&path)?;
             let (bytes, index) = (model.files.file_bytes(), model.footer());
@@ -260,11 +270,14 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
             let temporary = temporary.map(|path| path.0);
             Ok(json!(NewFile::adopt(file, temporary, destination.0).commit()?).to_string())
         }
-        Request::Explain { path, staged, names, eager, verify } => {
-            let place = if staged { Place::Device } else { Place::Host };
+        Request::Measure(request) => Ok(json!(request.seconds()?).to_string()),
+        Request::Ranks(request) => Ok(request.run()?.to_string()),
+        Request::Explain { path, device, names, eager, verify } => {
+            let place = if device.starts_with("cuda") { Place::Device } else { Place::Host };
             let everything = Ignore::default();
             let selection = names.as_deref().map_or(Selection::Except(&everything), Selection::Names);
-            Ok(explain(&path, selection, Options { eager, verify, place })?.to_string())
+            let told = explain(&path, &device, selection, Options { eager, verify, place })?;
+            Ok(json!({"text": told.to_string(), "facts": told}).to_string())
         }
     }
 }
@@ -286,11 +299,6 @@ unsafe fn own_file(descriptor: RawFd, destination: &Path) -> Result<File> {
 
 fn converted(made: convert::Converted) -> String {
     json!({"tensors": made.tensors, "bytes": made.bytes}).to_string()
-}
-
-fn dtypes() -> BTreeMap<&'static str, Option<String>> {
-    let counterpart = |dtype: &DType| dtype.to_safetensors().map(|other| other.to_string());
-    DType::ALL.iter().map(|dtype| (dtype.name(), counterpart(dtype))).collect()
 }
 
 /// # Safety

@@ -6,6 +6,7 @@
 mod chunk;
 mod cut;
 mod place;
+pub mod ranks;
 mod select;
 mod slices;
 

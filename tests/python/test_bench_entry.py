@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from click.testing import CliRunner
 from flashpack import bench
-from flashpack.bench import limits as _bench_limits
+from flashpack._core import native
 from flashpack.bench import loads as _bench_loads
 from helpers import MIB, flip_byte, noise
 from processes import python, succeed
@@ -80,29 +80,13 @@ def test_files_that_cannot_be_measured_are_one_sentence(packed: Path, tmp_path: 
     assert "Error: " in done.output
 
 
-def test_raw_reads_bring_the_bytes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = noise(torch.uint8, (3 * MIB + 5,)).numpy().tobytes()
-    path.write_bytes(content)
-    monkeypatch.setattr(_bench_limits, "PIECE_BYTES", MIB)
-    made = []
-    fresh = _bench_limits.memory
-
-    def kept(size: int) -> object:
-        made.append(fresh(size))
-        return made[-1]
-
-    monkeypatch.setattr(_bench_limits, "memory", kept)
-    assert _bench_limits.read(str(path), len(content), 2, direct=False, reused=False) > 0
-    assert made.pop()[:] == content
-    assert _bench_limits.read(str(path), len(content), 1, direct=False, reused=True) > 0
-    assert made.pop()[:5] == content[-5:]
-    path.write_bytes(content[:MIB])
+def test_raw_reads_of_a_file_that_has_become_shorter_fail(path: Path) -> None:
+    path.write_bytes(bytes(MIB))
+    measure = {"path": str(path), "threads": 2}
+    assert native.call("measure", bytes=MIB, **measure) > 0
     with pytest.raises(OSError, match="truncated while it was read"):
-        _bench_limits.read(str(path), len(content), 2, direct=False, reused=False)
-
-
-def test_rates_are_positive() -> None:
-    assert _bench_limits.copy_rate(1) > 0
+        native.call("measure", bytes=MIB + 1, **measure)
+    assert native.call("measure", bytes=MIB, threads=1) > 0, "without a file: copies in memory"
 
 
 def test_the_module_imports_no_torch() -> None:

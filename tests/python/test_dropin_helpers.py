@@ -74,7 +74,7 @@ def test_read_threads(
 
 def test_a_malformed_switch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLASHPACK_NO_THREAD_CLAMP", "maybe")
-    with pytest.raises(ValueError, match="FLASHPACK_NO_THREAD_CLAMP is 'maybe'"):
+    with pytest.raises(ValueError, match='FLASHPACK_NO_THREAD_CLAMP is "maybe"'):
         utils.effective_read_threads(4)
 
 

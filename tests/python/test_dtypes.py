@@ -10,7 +10,9 @@ import flashpack
 import pytest
 import torch
 from flashpack import FlashPackMixin
+from flashpack._core.native import dtypes
 from flashpack._load import cast as _cast
+from flashpack._load.cast import is_castable
 from helpers import DTYPES, assert_same, bits, dtype_id, noise
 from torch import Tensor, nn
 
@@ -289,3 +291,17 @@ def test_an_initialiser_that_has_a_dtype_gets_it(path: Path) -> None:
     loaded = Typed.from_flashpack(path, dtype=torch.float16, silent=True)
     assert loaded.built == torch.float16
     assert loaded.weight.dtype == torch.float32
+
+
+# What the format knows of them
+
+
+def test_the_table_of_dtypes_says_what_torch_says() -> None:
+    table = dtypes()
+    assert {getattr(torch, name) for name in table} == set(DTYPES)
+    for name, known in table.items():
+        dtype = getattr(torch, name)
+        assert known.bytes == dtype.itemsize, name
+        assert known.castable == is_castable(dtype), name
+        assert known.converted == (dtype in PLAIN), name
+    assert [table[name].safetensors for name in ("bfloat16", "complex128")] == ["BF16", None]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
-
-from .paths import local_path
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,6 +67,11 @@ _KINDS: dict[str, type[BaseException]] = {
     "cancelled": KeyboardInterrupt,
     "internal": RuntimeError,
 }
+
+
+def local_path(native: str | Iterable[int]) -> str:
+    """A path of the native side's, text or the numbers of its bytes, as Python's own functions know it."""
+    return os.fsdecode(native.encode() if isinstance(native, str) else bytes(native))
 
 
 def from_native(text: str) -> BaseException | None:

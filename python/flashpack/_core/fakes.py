@@ -15,7 +15,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.node import has_side_effect
 
-from .index import read_index, records_of
+from .index import records_of
+from .native import read_index
 
 
 def register() -> None:

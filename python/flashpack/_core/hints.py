@@ -65,20 +65,14 @@ def naming_hint(file: Sequence[str], model: Sequence[str]) -> str:
 def _wrapper_hint(file: Sequence[str], model: Sequence[str]) -> str:
     of_model = {_unwrapped(name): name for name in model}
     for name in file:
-        other = of_model.get(_unwrapped(name))
-        if other is None or other == name:
-            continue
+        other = of_model.get(_unwrapped(name), name)
         for wrapper, origin in _WRAPPERS.items():
-            inside = f".{wrapper}" in f".{name}", f".{wrapper}" in f".{other}"
-            if inside == (True, False):
+            in_file, in_model = f".{wrapper}" in f".{name}", f".{wrapper}" in f".{other}"
+            if in_file != in_model:
+                has, lacks, act = ("file", "model", "save") if in_file else ("model", "file", "load into")
                 return (
-                    f"names of the file have {wrapper!r}, as {origin} makes them, those of the model do not: "
-                    "save what is inside of the wrapper"
-                )
-            if inside == (False, True):
-                return (
-                    f"names of the model have {wrapper!r}, as {origin} makes them, those of the file do not: "
-                    "load into what is inside of the wrapper"
+                    f"names of the {has} have {wrapper!r}, as {origin} makes them, those of the {lacks} do "
+                    f"not: {act} what is inside of the wrapper"
                 )
     return ""
 
@@ -91,10 +85,9 @@ def _unwrapped(name: str) -> str:
 
 
 def _prefix_hint(file: Sequence[str], model: Sequence[str]) -> str:
-    if prefix := _prefix_of(file, model):
-        return f"names of the file begin with {quoted(prefix)}, those of the model do not"
-    if prefix := _prefix_of(model, file):
-        return f"names of the model begin with {quoted(prefix)}, those of the file do not"
+    for one, names, rest, others in (("file", file, "model", model), ("model", model, "file", file)):
+        if prefix := _prefix_of(names, others):
+            return f"names of the {one} begin with {quoted(prefix)}, those of the {rest} do not"
     return ""
 
 

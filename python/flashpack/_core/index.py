@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..constants import FILE_FORMAT_V4
-from . import native
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,15 +16,6 @@ class Block:
     dtype: str
     offset_bytes: int
     length: int
-
-
-def read_index(path: str) -> dict[str, Any]:
-    """What a model says of itself as the footer of a FlashPack file says it; `path` is as from `model_path`.
-
-    Of several files the offsets count through all of them. Raises as `load_file`.
-    """
-    index: dict[str, Any] = native.call("index", path=path)
-    return index
 
 
 def unverified_note(shown: str, footer: Mapping[str, Any]) -> str | None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from .errors import FlashPackError, from_native
-from .paths import native_path
 
 LIBRARY_FOLDER = Path(__file__).parents[1] / "_lib"
 
@@ -21,6 +21,15 @@ LIBRARY_FOLDER = Path(__file__).parents[1] / "_lib"
 Counter: TypeAlias = "ctypes.Array[ctypes.c_int64]"
 _PATHS = ("path", "destination", "key")
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
+
+
+def native_path(text: str) -> str | bytes:
+    """The inverse of `local_path`: the bytes of a path, as text if they are UTF-8."""
+    encoded = os.fsencode(text)
+    try:
+        return encoded.decode()
+    except UnicodeDecodeError:
+        return encoded
 
 
 def new_counter() -> Counter:
@@ -67,11 +76,41 @@ def call(op: str, progress: Counter | None = None, **fields: object) -> Any:
     raise from_native(text) or RuntimeError(f"flashpack {op}: {text or 'failed without a message'}")
 
 
+def read_index(path: str) -> dict[str, Any]:
+    """What a model says of itself as the footer of a FlashPack file says it; `path` is as from `model_path`.
+
+    Of several files the offsets count through all of them. Raises as `load_file`.
+    """
+    index: dict[str, Any] = call("index", path=path)
+    return index
+
+
+class DType(NamedTuple):
+    """What the format knows of a dtype.
+
+    `safetensors`: that format's name, if it has one. `bytes`: of an element. `castable`: floating numbers,
+    one to an element. `converted`: conversions cast it without torch.
+    """
+
+    safetensors: str | None
+    bytes: int
+    castable: bool
+    converted: bool
+
+
 @functools.cache
-def dtypes() -> dict[str, str | None]:
-    """What the format has names for: torch's name of each dtype, and safetensors' where it has one."""
-    names: dict[str, str | None] = call("dtypes")
-    return names
+def dtypes() -> dict[str, DType]:
+    """The dtypes that the format has, by torch's names."""
+    return {name: DType(*facts) for name, facts in call("dtypes").items()}
+
+
+def environment() -> dict[str, Any]:
+    """The values of those environment variables that matter to Python, defaults included, by their names.
+
+    Raises ValueError that names a variable with a malformed value.
+    """
+    values: dict[str, Any] = call("environment")
+    return values
 
 
 def _native_paths(fields: Mapping[str, object]) -> dict[str, object]:

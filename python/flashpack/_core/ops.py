@@ -17,8 +17,7 @@ from torch import Tensor
 
 from . import fakes
 from .errors import from_native
-from .native import LIBRARY_FOLDER, Counter
-from .paths import native_path
+from .native import LIBRARY_FOLDER, Counter, native_path
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -37,17 +37,3 @@ def refuse_source(destination: Path, sources: Iterable[Path]) -> None:
             destination.exists() and source.exists() and destination.samefile(source)
         ):
             raise ValueError(f"{destination}: the destination is its own source ({source})")
-
-
-def native_path(text: str) -> str | bytes:
-    """The bytes by which Python's own functions know the file: as text if they are UTF-8."""
-    encoded = os.fsencode(text)
-    try:
-        return encoded.decode()
-    except UnicodeDecodeError:
-        return encoded
-
-
-def local_path(native: str | Iterable[int]) -> str:
-    """The inverse of `native_path`, of text or of the numbers of the bytes."""
-    return os.fsdecode(native.encode() if isinstance(native, str) else bytes(native))

@@ -10,23 +10,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .names import is_utf8
+from .native import dtypes
 
 P = TypeVar("P", bound=nn.Parameter)
 
 # Whose bytes are as they seem: no subclass has a say.
 PLAIN_TYPES = (Tensor, nn.Parameter)
-
-# What the format has names for.
-_DTYPES = frozenset(
-    {
-        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
-        *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
-        *(torch.float8_e8m0fnu, torch.float4_e2m1fn_x2),
-        *(torch.int64, torch.int32, torch.int16, torch.int8),
-        *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
-        *(torch.bool, torch.complex32, torch.complex64, torch.complex128),
-    }
-)
 
 
 def has_own_dispatch(tensor: Tensor) -> bool:
@@ -69,7 +58,7 @@ def _unpackable(tensor: Tensor) -> str | None:
         return "it is a nested tensor"
     if tensor.is_quantized:
         return f"it is quantized ({tensor.dtype})"
-    if tensor.dtype not in _DTYPES:
+    if str(tensor.dtype).removeprefix("torch.") not in dtypes():
         return f"Unsupported dtype {tensor.dtype}"
     if tensor.layout is not torch.strided:
         return f"its layout is {tensor.layout}, not dense"

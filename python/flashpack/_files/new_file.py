@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .._core import native
-from .._core.paths import local_path, text_path
+from .._core.errors import local_path
+from .._core.paths import text_path
 
 
 @contextmanager

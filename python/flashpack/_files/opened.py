@@ -37,6 +37,11 @@ class OpenModel:
         """Bytes of its files."""
         return int(self.handle[1])
 
+    @property
+    def files(self) -> int:
+        """The number of its files."""
+        return int(self.handle[2])
+
     @functools.cached_property
     def footer(self) -> dict[str, Any]:
         """The footer; of safetensors and of several files, the one that a single file of all would have."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from .._core import native
-from .._core.paths import SEPARATOR, StrPath, local_path, text_path
+from .._core.errors import local_path
+from .._core.paths import SEPARATOR, StrPath, text_path
 from .._core.progress import INLINE_BYTES
 from .folder import SAFETENSORS
 

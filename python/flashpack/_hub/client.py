@@ -122,13 +122,10 @@ def _reason(error: Exception, revision: str | None) -> str:
         return "neither a local folder nor a repository that exists; a private one needs a token"
     if isinstance(error, RevisionNotFoundError):
         return f"the repository has no revision {revision!r}"
-    if _status(error) in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+    response = getattr(error, "response", None)
+    if getattr(response, "status_code", None) in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return f"no permission: the hub refuses the token, or the lack of one ({_first_line(error)})"
     return f"the hub answers with an error: {_first_line(error)}"
-
-
-def _status(error: Exception) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from .._core import native
 from .._core.names import name_tuple
-from .._core.text import human_duration, size_text
-from .._files.sources import ModelPath, model_path, shown_path
-
-_MODES = {
-    "map": "map the file",
-    "read": "read into memory",
-    "stage": "stage to the device",
-}
+from .._files.sources import ModelPath, model_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,62 +60,10 @@ class Explanation:
     seconds: float
     limit: str | None
 
+    text: str = field(repr=False)
+
     def __str__(self) -> str:
-        return "\n".join(f"{label:<12}{text}".rstrip() for label, text in self._lines())
-
-    def _lines(self) -> Iterator[tuple[str, str]]:
-        count = f"{self.tensors} tensors of {size_text(self.tensor_bytes)}"
-        yield "load", f"{count} to {self.device}: {_MODES[self.mode]}"
-        yield "file", f"{self.path}, {size_text(self.file_bytes)}, {self._cached()}"
-        yield "reads", f"{'past' if self.direct else 'through'} the page cache: {self.why}"
-        if self.chunks:
-            yield "work", self._work()
-        yield "checksums", self._checksums()
-        if self.memory_bytes:
-            yield "memory", f"{size_text(self.memory_bytes)} for the tensors"
-        if self.staging_buffers:
-            each = size_text(self.staging_bytes / self.staging_buffers)
-            yield "staging", f"{self.staging_buffers} buffers of {each}: {size_text(self.staging_bytes)}"
-        if self.read_ahead:
-            ahead, why = self.read_ahead
-            yield "read-ahead", f"{'yes' if ahead else 'no'}: {why}"
-        yield "bound", self._bound()
-        for line in self._measured():
-            yield "", line
-
-    def _cached(self) -> str:
-        if self.cached_part is None:
-            return "page-cache residency unknown"
-        return f"about {self.cached_part:.0%} of it in the page cache"
-
-    def _work(self) -> str:
-        chunks = f"{self.chunks} chunks of up to {size_text(self.chunk_bytes)}"
-        threads = f"{self.threads} threads that take {size_text(self.task_bytes)} at a time"
-        return f"{size_text(self.read_bytes)} in {chunks}, by {threads}"
-
-    def _checksums(self) -> str:
-        if self.algorithm is None:
-            return "the file has none this library knows: nothing can be verified"
-        if not self.verified_chunks:
-            return f"{self.algorithm}, not looked at by this load"
-        return f"{self.algorithm}: {self.verified_chunks} of {self.chunks} chunks verified"
-
-    def _bound(self) -> str:
-        if self.limit is None:
-            return "none: nothing is read before a tensor is touched" if self.mapped_bytes else "none"
-        until = "to touch every page" if self.mode == "map" and not self.read_bytes else "to load"
-        link = "; the link to the device is not measured" if self.mode == "stage" else ""
-        return f"at least {human_duration(self.seconds)} {until}, for the {self.limit}{link}"
-
-    def _measured(self) -> Iterator[str]:
-        if self.source_rate is not None:
-            what = "disk" if self.limit == "disk" else "reading"
-            rate = f"{size_text(self.source_rate)}/s, measured on {size_text(self.sample_bytes)} of the file"
-            yield f"{what}: {human_duration(self.source_seconds)} at {rate}"
-        if self.checksum_rate is not None:
-            rate = f"{size_text(self.checksum_rate)}/s, measured in memory"
-            yield f"checksums: {human_duration(self.checksum_seconds)} at {rate}"
-        yield f"(a copy in memory: {size_text(self.copy_rate)}/s)"
+        return self.text
 
 
 def explain(
@@ -141,17 +82,10 @@ def explain(
     """
     text, target = model_path(path), _device_text(device)
     wanted = None if names is None else list(dict.fromkeys(name_tuple("names", names)))
-    staged = target.partition(":")[0] == "cuda"
-    told = native.call("explain", path=text, staged=staged, names=wanted, eager=eager, verify=verify)
-    ahead = told["work"].pop("read_ahead")
-    return Explanation(
-        path=shown_path(text),
-        device=target,
-        read_ahead=None if ahead is None else (ahead[0], ahead[1]),
-        **told["source"],
-        **told["work"],
-        **told["bound"],
-    )
+    told = native.call("explain", path=text, device=target, names=wanted, eager=eager, verify=verify)
+    facts = told["facts"]
+    ahead = facts.pop("read_ahead")
+    return Explanation(**facts, read_ahead=ahead and (ahead[0], ahead[1]), text=told["text"])
 
 
 def _device_text(device: object) -> str:

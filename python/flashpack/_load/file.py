@@ -180,7 +180,8 @@ class FlashPackFile:
 def safetensors_name(dtype: torch.dtype) -> str:
     """safetensors' name of a dtype ("F32"), or torch's where it has none."""
     name = str(dtype).removeprefix("torch.")
-    return dtypes().get(name) or name
+    known = dtypes().get(name)
+    return (known and known.safetensors) or name
 
 
 def to_numpy(tensor: Tensor) -> Any:

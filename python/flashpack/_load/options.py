@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from .._core.names import is_ignored_tensor_name, name_tuple
+from .._core.native import environment
 from .._core.progress import Silent
-from ..constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS, DEFAULT_SHARD_STRATEGY, SHARD_STRATEGIES
+from ..constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS, SHARD_STRATEGIES
 from .cast import DtypeLike, requested_dtype
 from .load import Device, Reading, as_device, surely_maps
-
-
-def flag(name: str, default: bool) -> bool:
-    """Whether the variable `name` is on; `default` where it is unset or empty.
-
-    Raises ValueError for a value that is neither 1, true, yes, on nor 0, false, no, off, in any case.
-    """
-    value = os.environ.get(name, "").strip().lower()
-    if value in ("1", "true", "yes", "on"):
-        return True
-    if value in ("0", "false", "no", "off"):
-        return False
-    if value:
-        raise ValueError(f"{name} is {value!r}, expected 0 or 1")
-    return default
 
 
 def resolve_shard_strategy(strategy: str | None = None) -> str:
@@ -34,9 +19,7 @@ def resolve_shard_strategy(strategy: str | None = None) -> str:
 
     Raises ValueError for a name that is not one of SHARD_STRATEGIES.
     """
-    if strategy is None:
-        strategy = os.environ.get("FLASHPACK_SHARD_STRATEGY", "").strip() or DEFAULT_SHARD_STRATEGY
-    name = strategy.strip().lower()
+    name: str = environment()["FLASHPACK_SHARD_STRATEGY"] if strategy is None else strategy.strip().lower()
     if name not in SHARD_STRATEGIES:
         raise ValueError(
             f"unknown shard strategy {strategy!r} (distributed_shard_strategy, FLASHPACK_SHARD_STRATEGY): "

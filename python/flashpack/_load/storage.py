@@ -14,13 +14,13 @@ from torch import Tensor
 from .._core import ops
 from .._core.dtypes import get_packing_dtype
 from .._core.names import is_ignored_tensor_name
+from .._core.native import environment
 from .._core.paths import StrPath, text_path
 from .._core.progress import Silent
 from .._files.opened import OpenModel
 from .._files.sources import ModelPath, model_path
 from ..constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 from .load import Device, Reading, as_device, load_blocks, load_tensors
-from .options import flag
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -113,7 +113,7 @@ def read_blocks(model: OpenModel, device: torch.device, **reading: Unpack[Readin
         raise ValueError(f"Unsupported device: {device}: blocks without data say no more than the footer")
     blocks = load_blocks(model, device, **reading)
     eager = reading.get("eager")
-    reads = flag("FLASHPACK_CPU_PARALLEL_READ", False) if eager is None else eager
+    reads = environment()["FLASHPACK_CPU_PARALLEL_READ"] if eager is None else eager
     return FlashTensorStorage(blocks, None if reads or device.type != "cpu" else _arrays(blocks))
 
 
@@ -148,7 +148,8 @@ def parallel_read_into_storage(
 
 def sharded_read_available() -> bool:
     """Whether ranks may share the reading of a file: unless FLASHPACK_PARALLEL_READ=0."""
-    return flag("FLASHPACK_PARALLEL_READ", True)
+    available: bool = environment()["FLASHPACK_PARALLEL_READ"]
+    return available
 
 
 def parallel_read_supported(device: torch.device) -> bool:
@@ -156,7 +157,9 @@ def parallel_read_supported(device: torch.device) -> bool:
 
     FLASHPACK_PARALLEL_READ=0 forbids it; FLASHPACK_CPU_PARALLEL_READ=1 has the CPU read.
     """
-    wanted = device.type == "cuda" or (device.type == "cpu" and flag("FLASHPACK_CPU_PARALLEL_READ", False))
+    wanted: bool = device.type == "cuda" or (
+        device.type == "cpu" and environment()["FLASHPACK_CPU_PARALLEL_READ"]
+    )
     return wanted and sharded_read_available()
 
 

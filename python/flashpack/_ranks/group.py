@@ -21,13 +21,13 @@ def world_size_of(world_size: int | None = None) -> int:
     """How many ranks there are: of the process group, else as asked for, else as torchrun set WORLD_SIZE."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size()
-    return _environment("WORLD_SIZE", 1) if world_size is None else world_size
+    return (_environment("WORLD_SIZE") or 1) if world_size is None else world_size
 
 
 def join(device: torch.device, rank: int | None = None, world_size: int | None = None) -> None:
     """Make a process group as torchrun's variables say, if there is none."""
     if not dist.is_initialized():
-        rank = _environment("RANK", 0) if rank is None else rank
+        rank = (_environment("RANK") or 0) if rank is None else rank
         world_size = world_size_of(world_size)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method="env://", rank=rank, world_size=world_size)
@@ -41,8 +41,8 @@ def make_group(rank: int | None, local_rank: int | None, world_size: int | None)
     join(device, rank, world_size)
     if device.type == "cuda":
         if local_rank is None:
-            local_rank = _environment("LOCAL_RANK", dist.get_rank())
-        torch.cuda.set_device(local_rank)
+            local_rank = _environment("LOCAL_RANK")
+        torch.cuda.set_device(dist.get_rank() if local_rank is None else local_rank)
 
 
 def own_device(
@@ -62,19 +62,15 @@ def own_device(
     if device != torch.device("cuda"):
         return device
     if local_rank is None:
-        local_rank = _environment("LOCAL_RANK", None)
+        local_rank = _environment("LOCAL_RANK")
     return torch.device("cuda", torch.cuda.current_device() if local_rank is None else local_rank)
 
 
-D = TypeVar("D", int, None)
-
-
-def _environment(name: str, default: D) -> int | D:
+def _environment(name: str) -> int | None:
+    """A variable of torchrun's, None where it is not set."""
     text = os.environ.get(name, "").strip()
-    if not text:
-        return default
     try:
-        return int(text)
+        return int(text) if text else None
     except ValueError:
         raise ValueError(f"{name} must be a whole number, not {text!r}") from None
 

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import mmap
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from .._core import ops
+from .._core import native, ops
 from .._core.errors import FlashPackError
-from .._core.index import Block, blocks_of, records_of
+from .._core.index import records_of
 from .._core.names import is_ignored_tensor_name
-from .._core.paths import SEPARATOR
 from .._core.progress import Silent
 from .._files.opened import OpenModel
 from .._files.sources import ModelPath, model_path, shown_path
 from .._load.load import Device, as_device
 from .._load.options import LoadOptions, resolve_shard_strategy
 from .._load.storage import FlashTensorStorage, read_flashpack_file
-from ..constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS, SHARD_ALIGN_BYTES
+from ..constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 from .group import Ranks, join, own_device, world_size_of
-from .windows import BROADCAST, Image, Range, Window, plan_steps
-
-_DEFAULT_UNIT_BYTES = 1 << 20
 
 Progress = Callable[[int, int], None]
+# Who reads, from where to where of the memory, and pieces of that: each one's place in the file, and there.
+_Window: TypeAlias = tuple[int, int, int, list[tuple[int, int, int]]]
 
 
 def read_flashpack_file_distributed(
@@ -54,22 +52,18 @@ def read_flashpack_file_distributed(
     """
     if world_size_of() == 1:
         return read_flashpack_file(path, device, chunk_bytes, num_streams, silent, metadata)
-    target = as_device(device)
-    join(target)
-    with Ranks(str(path)) as ranks:
-        own = ranks.agree(lambda: own_device(target))
-        shared = SharedFile.open(
-            ranks, path, own, src=src, sharded=sharded, strategy=shard_strategy, footer=metadata
-        )
-        return FlashTensorStorage(shared.blocks()), shared.footer
+    own = as_device(device)
+    with _shared(path, own, src=src, sharded=sharded, strategy=shard_strategy, footer=metadata) as file:
+        return FlashTensorStorage(file.blocks()), file.footer
 
 
 @dataclass(frozen=True)
 class _Manner:
-    """How the ranks load, as rank `src` says."""
+    """How the ranks load, as rank `src` says: the footer, and who reads how much."""
 
     footer: dict[str, Any]
-    mode: str
+    several: bool  # files, between which nothing is
+    strategy: str | None  # None: rank `src` reads everything
     src: int
     window_bytes: int | None
 
@@ -85,43 +79,6 @@ class SharedFile:
     manner: _Manner
     verify: bool | None = None
     progress: Progress | None = None
-
-    @classmethod
-    def open(
-        cls,
-        ranks: Ranks,
-        path: ModelPath,
-        device: torch.device,
-        *,
-        src: int = 0,
-        sharded: bool = False,
-        strategy: str | None = None,
-        footer: dict[str, Any] | None = None,
-        verify: bool | None = None,
-        progress: Progress | None = None,
-    ) -> SharedFile:
-        """Agree on the footer and the manner of rank `src`."""
-
-        def mine() -> OpenModel | None:
-            if not 0 <= src < ranks.size:
-                raise ValueError(f"src must be a rank from 0 to {ranks.size - 1}, not {src}")
-            if strategy is not None:
-                resolve_shard_strategy(strategy)
-            return OpenModel(text) if ranks.rank == src else None
-
-        def settled() -> _Manner | None:
-            if weights is None:
-                return None
-            mode = resolve_shard_strategy(strategy) if sharded else BROADCAST
-            return _Manner(footer or weights.footer, mode, src, _shard_bytes())
-
-        text = ranks.agree(lambda: model_path(path))
-        weights = ranks.agree(mine)
-        manner = ranks.gather(settled)[src]
-        assert manner is not None
-        if manner.mode != BROADCAST:
-            weights = ranks.agree(lambda: _same_file(weights or OpenModel(text), manner, ranks.rank))
-        return cls(ranks, text, weights, device, manner, verify, progress)
 
     @property
     def footer(self) -> dict[str, Any]:
@@ -143,15 +100,8 @@ class SharedFile:
 
     def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The named tensors; ties share memory. Only what they need is read."""
-        blocks = blocks_of(self.footer)
-        records = {record["name"]: record for record in self.footer["index"]}
-        places = {}
-        for name in names:
-            record = records[name]
-            block = blocks[record.get("macroblock", 0)]
-            places[name] = (_part(block, record["offset"], record["length"]), record["shape"])
-        flat = self._read({part for part, _ in places.values()})
-        return {name: flat[part].view(shape) for name, (part, shape) in places.items()}
+        wanted = list(names)
+        return dict(zip(wanted, self._read(wanted), strict=True))
 
     def load(self, names: Iterable[str], silent: Silent) -> dict[str, Tensor]:
         """`tensors`, with progress of its own."""
@@ -159,82 +109,68 @@ class SharedFile:
 
     def blocks(self) -> list[Tensor]:
         """The macroblocks, each 1-D."""
-        parts = [_part(block, 0, block.length) for block in blocks_of(self.footer)]
-        flat = self._read(set(parts))
-        return [flat[part] for part in parts]
+        return self._read(None)
 
-    def _read(self, parts: set[_Part]) -> dict[_Part, Tensor]:
-        image = Image.of((part.range for part in parts), _unit(self.footer), self._whole())
-        memory = self.ranks.agree(lambda: _allocate(image.bytes, self.device))
-        asked = self.ranks.gather(lambda: (image, self.device.type))
+    def _read(self, names: list[str] | None) -> list[Tensor]:
+        plan = self.ranks.agree(lambda: self._plan(names))
+        memory = self.ranks.agree(lambda: _allocate(plan["bytes"], self.device))
+        asked = self.ranks.gather(lambda: (plan["steps"], self.device.type))
         if any(other != asked[0] for other in asked):
             raise ValueError(
                 f"{self.shown}: the ranks load different tensors from it, or to different kinds of device"
             )
-        steps = plan_steps(
-            image.bytes,
-            self.ranks.size,
-            self.manner.mode,
+        self._carry_out(plan["steps"], memory)
+        return self.ranks.agree(lambda: _tensors_in(memory, plan["tensors"]))
+
+    def _plan(self, names: list[str] | None) -> dict[str, Any]:
+        """What the ranks read: the `bytes` of all, where the `tensors` lie in them, and the `steps`."""
+        plan: dict[str, Any] = native.call(
+            "ranks",
+            path=self.shown,
+            footer=json.dumps(self.footer),
+            several=self.manner.several,
+            names=names,
+            ranks=self.ranks.size,
+            strategy=self.manner.strategy,
             src=self.manner.src,
-            unit=_unit(self.footer),
             window_bytes=self.manner.window_bytes,
         )
-        self._carry_out(steps, image, memory)
-        return self.ranks.agree(lambda: {part: part.of(image, memory) for part in parts})
+        return plan
 
-    def _whole(self) -> list[Range]:
-        """What can be read whole: the payload, or the blocks of several files, between which nothing is."""
-        blocks = sorted(_whole(block).range for block in blocks_of(self.footer) if block.length)
-        several = SEPARATOR in self.path or self.path.endswith(".json")
-        return blocks if several or not blocks else [(0, blocks[-1][1])]
-
-    def _carry_out(self, steps: list[list[Window]], image: Image, memory: Tensor) -> None:
+    def _carry_out(self, steps: list[list[_Window]], memory: Tensor) -> None:
         """Read this rank's windows, and exchange all: those of a step travel while the next are read."""
         travelling: list[Any] = []
         for step in steps:
-            self.ranks.agree(lambda step=step: self._read_own(step, image, memory))  # type: ignore[misc]
+            self.ranks.agree(lambda step=step: self._read_own(step, memory))  # type: ignore[misc]
             for work in travelling:
                 self.ranks.wait(work)
-            travelling = [
-                self.ranks.broadcast(memory[window.start : window.stop], window.owner) for window in step
-            ]
+            travelling = [self.ranks.broadcast(memory[start:stop], owner) for owner, start, stop, _ in step]
         for work in travelling:
             self.ranks.wait(work)
 
-    def _read_own(self, step: list[Window], image: Image, memory: Tensor) -> None:
-        for window in step:
-            if window.owner == self.ranks.rank:
-                pieces = list(image.pieces(window.start, window.stop))
+    def _read_own(self, step: list[_Window], memory: Tensor) -> None:
+        for owner, _, _, pieces in step:
+            if owner == self.ranks.rank:
                 into = [memory[start:stop] for _, start, stop in pieces]
                 assert self.weights is not None
                 ops.fill_payload(
                     self.weights.handle, [place for place, *_ in pieces], into, verify=self.verify
                 )
         if self.progress is not None:
-            self.progress(max(window.stop for window in step), image.bytes)
+            self.progress(max(stop for _, _, stop, _ in step), memory.numel())
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Elements of the file: `bytes` from `start` on."""
-
-    start: int
-    bytes: int
-    dtype: str
-
-    @property
-    def range(self) -> Range:
-        """Where in the file."""
-        return self.start, self.start + self.bytes
-
-    def of(self, image: Image, memory: Tensor) -> Tensor:
-        """These elements of an image that was read into `memory`, 1-D."""
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        if self.bytes == 0:
-            return torch.empty(0, dtype=dtype, device=memory.device)
-        offset = image.offset_of(self.start)
-        raw = memory[offset : offset + self.bytes]
-        return (raw if offset % dtype.itemsize == 0 else raw.clone()).view(dtype)
+def _tensors_in(memory: Tensor, places: Iterable[tuple[int, int, str, list[int]]]) -> list[Tensor]:
+    """The tensors at these places (offset, bytes, dtype, shape) of `memory`; those of one place are tied."""
+    flat: dict[tuple[int, int, str], Tensor] = {}
+    result = []
+    for offset, size, name, shape in places:
+        if (offset, size, name) not in flat:
+            dtype: torch.dtype = getattr(torch, name)
+            raw = memory[offset : offset + size]
+            flat[offset, size, name] = (raw if offset % dtype.itemsize == 0 else raw.clone()).view(dtype)
+        result.append(flat[offset, size, name].view(shape))
+    return result
 
 
 def _same_file(weights: OpenModel, manner: _Manner, rank: int) -> OpenModel:
@@ -244,46 +180,63 @@ def _same_file(weights: OpenModel, manner: _Manner, rank: int) -> OpenModel:
     return weights
 
 
-def _part(block: Block, offset: int, length: int) -> _Part:
-    size: int = getattr(torch, block.dtype).itemsize
-    start = block.offset_bytes + offset * size if length else 0  # what is empty may claim any place
-    return _Part(start, length * size, block.dtype)
-
-
-def _whole(block: Block) -> _Part:
-    return _part(block, 0, block.length)
+def load_together(
+    path: ModelPath, device: torch.device, options: LoadOptions
+) -> AbstractContextManager[SharedFile]:
+    """The file at `path`, for all ranks as `options` say."""
+    return _shared(
+        path,
+        device,
+        place=(options.rank, options.local_rank, options.world_size),
+        sharded=options.distributed_sharded,
+        strategy=options.distributed_shard_strategy,
+        verify=options.verify,
+        progress=options.progress,
+    )
 
 
 @contextmanager
-def load_together(path: ModelPath, device: torch.device, options: LoadOptions) -> Iterator[SharedFile]:
-    """The file at `path`, for all ranks as `options` say."""
-    join(device, options.rank, options.world_size)
+def _shared(
+    path: ModelPath,
+    device: torch.device,
+    *,
+    place: tuple[int | None, int | None, int | None] = (None, None, None),
+    src: int = 0,
+    sharded: bool = False,
+    strategy: str | None = None,
+    footer: dict[str, Any] | None = None,
+    verify: bool | None = None,
+    progress: Progress | None = None,
+) -> Iterator[SharedFile]:
+    """The file for all ranks, which agree on the footer and the manner of rank `src`.
+
+    `place`: rank, local rank and number of ranks, as far as they are known.
+    """
+
+    def mine() -> OpenModel | None:
+        if not 0 <= src < ranks.size:
+            raise ValueError(f"src must be a rank from 0 to {ranks.size - 1}, not {src}")
+        if strategy is not None:
+            resolve_shard_strategy(strategy)
+        return OpenModel(text) if ranks.rank == src else None
+
+    def settled() -> _Manner | None:
+        if weights is None:
+            return None
+        shared = resolve_shard_strategy(strategy) if sharded else None
+        window_bytes = native.environment()["FLASHPACK_SHARD_BYTES"]
+        return _Manner(footer or weights.footer, weights.files > 1, shared, src, window_bytes)
+
+    join(device, place[0], place[2])
     with Ranks(str(path)) as ranks:
-        place = (options.rank, options.local_rank, options.world_size)
-        yield SharedFile.open(
-            ranks,
-            path,
-            ranks.agree(lambda: own_device(device, *place)),
-            sharded=options.distributed_sharded,
-            strategy=options.distributed_shard_strategy,
-            verify=options.verify,
-            progress=options.progress,
-        )
-
-
-def _shard_bytes() -> int | None:
-    text = os.environ.get("FLASHPACK_SHARD_BYTES", "").strip()
-    if not text:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"FLASHPACK_SHARD_BYTES is {text!r}, expected a positive integer")
-    return int(text)
-
-
-def _unit(footer: dict[str, Any]) -> int:
-    """Bytes that are read whole: those of a checksum, as far as direct reads can begin at any multiple."""
-    chunk: int = footer.get("checksums", {}).get("chunk_bytes", _DEFAULT_UNIT_BYTES)
-    return chunk if chunk % SHARD_ALIGN_BYTES == 0 else chunk * SHARD_ALIGN_BYTES
+        own = ranks.agree(lambda: own_device(device, *place))
+        text = ranks.agree(lambda: model_path(path))
+        weights = ranks.agree(mine)
+        manner = ranks.gather(settled)[src]
+        assert manner is not None
+        if manner.strategy is not None:
+            weights = ranks.agree(lambda: _same_file(weights or OpenModel(text), manner, ranks.rank))
+        yield SharedFile(ranks, text, weights, own, manner, verify, progress)
 
 
 def _allocate(size: int, device: torch.device) -> Tensor:

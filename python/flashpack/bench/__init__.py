@@ -11,15 +11,15 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._core import native
 from .._core.errors import FlashPackError
 from .._core.text import human_duration, printable, rate_text
 from .._inspect.explain import Explanation, explain
 from .._load.report import LoadReport, last_load
-from . import limits as limits
 
 if TYPE_CHECKING:
     from .loads import Case
@@ -35,12 +35,12 @@ def bench(path: str, device: str | None = None, rounds: int = 5, cold: bool = Fa
     that is not sound, OSError, and RuntimeError for a load of wrong bytes.
     """
     explain(path)  # refuses what is no FlashPack file before torch is imported
-    from .loads import cases, check_bytes
+    from .loads import cases, check_bytes, drop_from_cache
 
     check_bytes(path, device)
     yield "every load brings the file's own bytes; now measuring"
     if cold:
-        limits.drop_from_cache(path)
+        drop_from_cache(path)
     planned = explain(path, eager=True)
     yield from ("", str(planned), "")
     size = min(planned.payload_bytes, int(_free_memory() * _MEMORY_PART))
@@ -51,7 +51,7 @@ def bench(path: str, device: str | None = None, rounds: int = 5, cold: bool = Fa
     for _ in range(rounds):
         for name in random.sample(list(work), len(work)):  # whose turn follows whose must not matter
             if cold:
-                limits.drop_from_cache(path)
+                drop_from_cache(path)
             times[name].append(_time(work[name]))
             if name == loads[-1].name:
                 reports.append(last_load())
@@ -79,23 +79,24 @@ def _raw_limits(
     path: str, planned: Explanation, size: int, device: str | None, cold: bool
 ) -> Mapping[str, Callable[[], object]]:
     """What bounds the loads, as functions that take as long as moving `size` bytes does."""
-    from .loads import touch_mapping
+    from .loads import link_rate, touch_mapping
 
     threads = max(planned.threads, 1)
     copying = min(threads, len(os.sched_getaffinity(0)))
 
-    def reading(reused: bool) -> Callable[[], float]:
-        return lambda: limits.read(path, size, threads, direct=planned.direct, reused=reused)
+    def measuring(**how: Any) -> Callable[[], float]:
+        return lambda: float(native.call("measure", bytes=size, **how))
 
-    raw: dict[str, Callable[[], object]] = {"copy in memory": lambda: size / limits.copy_rate(copying)}
+    reading: dict[str, Any] = {"path": path, "threads": threads, "direct": planned.direct}
+    raw: dict[str, Callable[[], object]] = {"copy in memory": measuring(threads=copying)}
     if cold:
-        raw["disk"] = reading(reused=False)
+        raw["disk"] = measuring(**reading)
     else:
-        raw["page cache"] = reading(reused=False)
-        raw["page cache, same memory"] = reading(reused=True)
+        raw["page cache"] = measuring(**reading)
+        raw["page cache, same memory"] = measuring(**reading, reused=True)
         raw["touching a mapping"] = lambda: touch_mapping(path, size)
     if device is not None and device.startswith("cuda"):
-        raw["device link"] = lambda: size / limits.link_rate(device)
+        raw["device link"] = lambda: size / link_rate(device)
     return raw
 
 

@@ -1,8 +1,10 @@
-"""The loads that `flashpack.bench` times, and the check of their bytes. Imports torch."""
+"""The loads that `flashpack.bench` times, the check of their bytes, and the rate of a link. Imports torch."""
 
 from __future__ import annotations
 
 import mmap
+import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from .._inspect.verify import get_flashpack_file_metadata
 from .._load.load import load_file
 
 _PAGE_BYTES = 4096
+_LINK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,25 @@ def touch_mapping(path: str, size: int) -> Tensor:
     with Path(path).open("rb") as file:
         mapping = mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
     return torch.frombuffer(mapping, dtype=torch.uint8)[::_PAGE_BYTES].sum(dtype=torch.int64)
+
+
+def drop_from_cache(path: str) -> None:
+    """Ask the kernel to forget its pages of the file, after those that are dirty have been written."""
+    with Path(path).open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def link_rate(device: str) -> float:
+    """Bytes per second of one large copy from pinned memory to `device`."""
+    source = torch.ones(_LINK_BYTES, dtype=torch.uint8).pin_memory()
+    target = torch.empty_like(source, device=device)
+    for _ in range(2):  # the first one for what starts then
+        torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        target.copy_(source, non_blocking=True)
+        torch.cuda.synchronize(device)
+    return _LINK_BYTES / (time.perf_counter() - started)
 
 
 def check_bytes(path: str, device: str | None) -> None:

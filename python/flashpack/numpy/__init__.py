@@ -5,6 +5,7 @@ The package ml_dtypes gives NumPy bfloat16, the float8 types and complex32: file
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,11 +32,20 @@ def load_file(path: Source, *, verify: bool | None = None) -> Arrays:
     Raises as `flashpack.load_file`; ValueError for a dtype that NumPy has no counterpart of.
     """
     with as_path(path) as text:
-        told = native.call("open", path=text)
+        opened = native.call("open", path=text)
         try:
-            return _load(told, verify)
+            arrays: Arrays = {
+                name: np.empty(shape, numpy_dtype(name, dtype))
+                for name, shape, dtype in records_of(opened["index"])
+            }
+            fill = functools.partial(
+                native.call, "fill", model=opened["model"], arrays=_described(arrays), verify=verify
+            )
+            told = run(fill, label="Loading", size=opened["bytes"], silent=True)
         finally:
-            native.call("close", model=told["model"])
+            native.call("close", model=opened["model"])
+    remember(told["load"])
+    return arrays
 
 
 def load(data: Content | Readable, *, verify: bool | None = None) -> Arrays:
@@ -56,44 +66,16 @@ def save_file(
     """
     destination = text_path(path)
     stored = {name: _storable(name, array) for name, array in arrays.items()}
-    run(
-        lambda counter: native.call(
-            "pack",
-            counter,
-            path=destination,
-            arrays=[_described(name, array) for name, array in stored.items()],
-            metadata=dict(metadata or {}),
-            checksum=checksum,
-        ),
-        label="Packing",
-        size=sum(array.nbytes for array in stored.values()),
-        silent=True,
+    notes = dict(metadata or {})
+    pack = functools.partial(
+        native.call, "pack", path=destination, arrays=_described(stored), metadata=notes, checksum=checksum
     )
+    run(pack, label="Packing", size=sum(array.nbytes for array in stored.values()), silent=True)
 
 
 def save(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> bytes:
     """The bytes of the file that `save_file` writes."""
     return saved_bytes(lambda path: save_file(arrays, path, metadata))
-
-
-def _load(opened: Mapping[str, Any], verify: bool | None) -> Arrays:
-    arrays: Arrays = {
-        name: np.empty(shape, numpy_dtype(name, dtype)) for name, shape, dtype in records_of(opened["index"])
-    }
-    told = run(
-        lambda counter: native.call(
-            "fill",
-            counter,
-            model=opened["model"],
-            arrays=[_described(name, array) for name, array in arrays.items()],
-            verify=verify,
-        ),
-        label="Loading",
-        size=opened["bytes"],
-        silent=True,
-    )
-    remember(told["load"])
-    return arrays
 
 
 def _storable(name: str, array: Any) -> NDArray[Any]:
@@ -105,6 +87,9 @@ def _storable(name: str, array: Any) -> NDArray[Any]:
     return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
 
 
-def _described(name: str, array: NDArray[Any]) -> dict[str, Any]:
-    """An array as the native side takes it: valid as long as the array lives."""
-    return {"name": name, "dtype": array.dtype.name, "shape": array.shape, "address": array.ctypes.data}
+def _described(arrays: Arrays) -> list[dict[str, Any]]:
+    """Arrays as the native side takes them: valid as long as the arrays live."""
+    return [
+        {"name": name, "dtype": array.dtype.name, "shape": array.shape, "address": array.ctypes.data}
+        for name, array in arrays.items()
+    ]

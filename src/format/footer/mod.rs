@@ -66,11 +66,24 @@ pub fn parse(json: &[u8], footer_offset: u64) -> Result<Index> {
             json.len()
         ))
     })?;
+    validate::validate(raw(text)?, footer_offset)
+}
+
+/// What `json`, which [`Model::footer`](crate::model::Model::footer) gave somebody, says of the tensors, without any
+/// digest, and the bytes behind each digest if there are some. Nobody has compared it with a file.
+///
+/// # Errors
+/// As [`parse`].
+pub fn outline(json: &str) -> Result<(Index, Option<u64>)> {
+    let mut raw = raw(json)?;
+    let chunk_bytes = raw.checksums.take().map(|Object(checksums)| checksums.chunk_bytes.0);
+    Ok((validate::validate(raw, u64::MAX)?, chunk_bytes))
+}
+
+fn raw(text: &str) -> Result<RawFooter<'_>> {
     ensure_memory(text.len() as u64 * MEMORY_PER_BYTE)?;
     match serde_json::from_str::<Object<RawFooter<'_>>>(text).map(|Object(raw)| raw) {
-        Ok(raw) if raw.format == FORMAT_V3 || raw.format == FORMAT_V4 => {
-            validate::validate(raw, footer_offset)
-        }
+        Ok(raw) if raw.format == FORMAT_V3 || raw.format == FORMAT_V4 => Ok(raw),
         Ok(raw) => Err(unexpected_format(&raw.format)),
         Err(error) => Err(explain(text, &error)),
     }

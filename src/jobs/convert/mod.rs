@@ -18,6 +18,14 @@ mod import;
 pub use export::to_safetensors;
 pub use import::{Request, from_safetensors, tensor_names};
 
+use crate::format::DType;
+
+/// Whether conversions cast elements of type `from` to type `to`.
+#[must_use]
+pub fn casts(from: DType, to: DType) -> bool {
+    cast::between(from, to).is_some()
+}
+
 /// What a conversion made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Converted {

@@ -86,6 +86,48 @@ pub fn reading<S: Source>(source: &S, payload_bytes: u64, threads: usize, reused
     Ok(Rate::since(began, total.into_inner()))
 }
 
+/// Reads the first `bytes` of `source` with `threads` threads, into new memory or, if it is `reused`, each thread into
+/// the same again and again.
+///
+/// # Errors
+/// Those of the source; [`ErrorKind::Memory`](crate::ErrorKind::Memory).
+pub fn reading_all<S: Source>(source: &S, bytes: usize, threads: usize, reused: bool) -> Result<Rate> {
+    if !reused {
+        let mut memory = HostBuffer::new(bytes)?;
+        let began = Instant::now();
+        read_pieces(source, &Work::new(memory.as_mut_slice().chunks_mut(PIECE_BYTES).enumerate()), threads)?;
+        return Ok(Rate::since(began, bytes as u64));
+    }
+    let mut memory = (0..threads).map(|_| HostBuffer::new(PIECE_BYTES)).collect::<Result<Vec<_>>>()?;
+    for buffer in &mut memory {
+        buffer.as_mut_slice().fill(1);
+    }
+    let (buffers, offsets) = (Work::new(memory.iter_mut()), Work::new((0..bytes).step_by(PIECE_BYTES)));
+    let began = Instant::now();
+    run_threads(threads, || {
+        let buffer = buffers.next().expect("there is one for each thread").as_mut_slice();
+        while let Some(offset) = offsets.next() {
+            source.read_exact_at(&mut buffer[..PIECE_BYTES.min(bytes - offset)], offset as u64)?;
+        }
+        Ok(())
+    })?;
+    Ok(Rate::since(began, bytes as u64))
+}
+
+/// Fills pieces of memory, each with its number among those of the source.
+fn read_pieces<'m, S: Source>(
+    source: &S,
+    pieces: &Work<impl Iterator<Item = (usize, &'m mut [u8])> + Send>,
+    threads: usize,
+) -> Result<()> {
+    run_threads(threads, || {
+        while let Some((number, piece)) = pieces.next() {
+            source.read_exact_at(piece, (number * PIECE_BYTES) as u64)?;
+        }
+        Ok(())
+    })
+}
+
 /// Computes digests by `algorithm` with `threads` threads.
 ///
 /// # Errors
@@ -118,4 +160,25 @@ pub fn copying(threads: usize) -> Result<Rate> {
         Ok(())
     })?;
     Ok(Rate::since(began, (threads * COPY_BYTES) as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::memory::MemorySource;
+
+    #[test]
+    fn all_of_a_source_is_read_or_its_end_is_an_error() {
+        let bytes: Vec<u8> = (0..=250).cycle().take(5 * PIECE_BYTES / 2).collect();
+        let source = MemorySource::new(bytes.clone());
+        let mut memory = vec![0; bytes.len()];
+        read_pieces(&source, &Work::new(memory.chunks_mut(PIECE_BYTES).enumerate()), 2).unwrap();
+        assert!(memory == bytes, "the pieces are where they were in the source");
+        for reused in [false, true] {
+            let rate = reading_all(&source, bytes.len(), 2, reused).unwrap();
+            assert_eq!(rate.bytes, bytes.len() as u64);
+            let error = reading_all(&source, bytes.len() + 1, 2, reused).unwrap_err();
+            assert!(error.to_string().contains("truncated while it was read"), "{error}");
+        }
+    }
 }

@@ -1,10 +1,11 @@
 //! What a load would do and how long it must take at least, without loading anything.
 
 pub mod measure;
+mod text;
 
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use measure::Rate;
 
@@ -13,7 +14,7 @@ use crate::{
     error::Result,
     format::Part,
     io::{
-        Asked,
+        Asked, Source as _,
         prefetch::{self, Verdict},
         residency::Residency,
     },
@@ -23,61 +24,128 @@ use crate::{
     stats::Limit,
 };
 
-/// What a load of `selection` from `path` would do: where the bytes come from (`source`), what is done with them
-/// (`work`), and how long that takes at least (`bound`). Sizes are in bytes, times in seconds.
+/// A load that has been planned and not run, which it prints for people. Sizes are in bytes, times in seconds, rates in
+/// bytes per second.
+#[derive(Clone, Debug, Serialize)]
+pub struct Explanation {
+    /// What messages call the model.
+    pub path: String,
+    /// Where the tensors would go.
+    pub device: String,
+    /// Bytes of all files.
+    pub file_bytes: u64,
+    /// Bytes of all macroblocks, and between them.
+    pub payload_bytes: u64,
+    /// The part of the files in the page cache, if that can be told.
+    pub cached_part: Option<f64>,
+    /// Whether reads go past the page cache.
+    pub direct: bool,
+    /// Why they do, or do not.
+    pub why: &'static str,
+    /// The digest functions.
+    pub algorithm: Option<String>,
+    /// What the load does with the files: `map`, `read` or `stage`.
+    pub mode: &'static str,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Bytes of the tensors.
+    pub tensor_bytes: u64,
+    /// Bytes of memory for the tensors.
+    pub memory_bytes: u64,
+    /// Bytes of the files that tensors show.
+    pub mapped_bytes: u64,
+    /// Bytes that are read.
+    pub read_bytes: u64,
+    /// Reader threads.
+    pub threads: usize,
+    /// The most that a thread takes at a time.
+    pub task_bytes: u64,
+    /// Number of chunks that are read.
+    pub chunks: usize,
+    /// Bytes of the largest.
+    pub chunk_bytes: u64,
+    /// Those that are compared with digests.
+    pub verified_chunks: usize,
+    /// Their bytes.
+    pub verified_bytes: u64,
+    /// Number of staging buffers.
+    pub staging_buffers: usize,
+    /// Bytes of all of them.
+    pub staging_bytes: usize,
+    /// Whether a mapping is read in the background, and why; none for other loads.
+    pub read_ahead: Option<(bool, &'static str)>,
+    /// What was just measured, and how long the load takes at least.
+    #[serde(flatten)]
+    pub bound: Bound,
+}
+
+/// The time of each stage at a rate that was measured just now, and the least that a load takes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Bound {
+    /// Bytes of the files that were read to measure.
+    pub sample_bytes: u64,
+    /// Of reading the files.
+    pub source_rate: Option<f64>,
+    /// Of computing digests.
+    pub checksum_rate: Option<f64>,
+    /// Of copying in memory.
+    pub copy_rate: f64,
+    /// Of reading the files.
+    pub source_seconds: f64,
+    /// Of computing digests.
+    pub checksum_seconds: f64,
+    /// Of all.
+    pub seconds: f64,
+    /// What takes the longest; none for a load that reads nothing.
+    pub limit: Option<&'static str>,
+}
+
+/// What a load of `selection` from `path` to `device` would do, and how long that takes at least.
 ///
 /// Reads up to 64 MiB of the file for a sample, the way the load would.
 ///
 /// # Errors
 /// Those of [`Model::open`], of [`load::prepare`] and of reading the sample.
-pub fn explain(path: &Path, selection: Selection<'_>, options: Options) -> Result<Value> {
+pub fn explain(path: &Path, device: &str, selection: Selection<'_>, options: Options) -> Result<Explanation> {
     let mut prepared = load::prepare(&Model::open(path)?, selection, options)?;
     if prepared.route.residency.is_none() {
         prepared.route.residency = prepared.files.residency();
     }
-    let (source, work) = (source(&prepared), work(&prepared));
-    Ok(json!({"source": source, "work": work, "bound": bound(&prepared)?}))
-}
-
-fn source(prepared: &Prepared) -> Value {
-    let Prepared { files, route, index, .. } = prepared;
-    json!({
-        "file_bytes": files.file_bytes(),
-        "payload_bytes": index.payload_bytes(),
-        "cached_part": route.residency.map(Residency::part),
-        "direct": route.direct,
-        "why": route.why.text(),
-        "algorithm": index.algorithms(),
-    })
-}
-
-fn work(prepared: &Prepared) -> Value {
+    let Prepared { files, route, index, .. } = &prepared;
     let plan = prepared.plan();
     let chunks = || plan.tasks.iter().flatten();
     let (staging_buffers, staging_bytes) = staging(plan);
-    json!({
-        "mode": mode(plan.place),
-        "tensors": plan.views.len(),
-        "tensor_bytes": plan.views.iter().map(View::bytes).sum::<u64>(),
-        "memory_bytes": memory_bytes(plan),
-        "mapped_bytes": mapped_bytes(plan),
-        "read_bytes": plan.read_bytes(),
-        "threads": plan.threads,
-        "task_bytes": plan.tasks.iter().map(|task| task_bytes(task)).max().unwrap_or(0),
-        "chunks": chunks().count(),
-        "chunk_bytes": chunks().map(|chunk| chunk.end() - chunk.offset).max().unwrap_or(0),
-        "verified_chunks": chunks().filter(|chunk| chunk.digest.is_some()).count(),
-        "verified_bytes": plan.verified_bytes(),
-        "staging_buffers": staging_buffers,
-        "staging_bytes": staging_bytes,
-        "read_ahead": read_ahead(prepared),
+    Ok(Explanation {
+        path: files.path().display().to_string(),
+        device: device.to_owned(),
+        file_bytes: files.file_bytes(),
+        payload_bytes: index.payload_bytes(),
+        cached_part: route.residency.map(Residency::part),
+        direct: route.direct,
+        why: route.why.text(),
+        algorithm: index.algorithms(),
+        mode: mode(plan.place),
+        tensors: plan.views.len(),
+        tensor_bytes: plan.views.iter().map(View::bytes).sum::<u64>(),
+        memory_bytes: memory_bytes(plan),
+        mapped_bytes: mapped_bytes(plan),
+        read_bytes: plan.read_bytes(),
+        threads: plan.threads,
+        task_bytes: plan.tasks.iter().map(|task| task_bytes(task)).max().unwrap_or(0),
+        chunks: chunks().count(),
+        chunk_bytes: chunks().map(|chunk| chunk.end() - chunk.offset).max().unwrap_or(0),
+        verified_chunks: chunks().filter(|chunk| chunk.digest.is_some()).count(),
+        verified_bytes: plan.verified_bytes(),
+        staging_buffers,
+        staging_bytes,
+        read_ahead: read_ahead(&prepared),
+        bound: bound(&prepared)?,
     })
 }
 
-/// The time of each stage at a rate that was measured just now, and their bound. The threads that read from the page
-/// cache are busy reading, so digests add to their time; disks work on while digests are computed. What the device
-/// and its link take is not known here.
-fn bound(prepared: &Prepared) -> Result<Value> {
+/// The threads that read from the page cache are busy reading, so digests add to their time; disks work on while digests
+/// are computed. What the device and its link take is not known here.
+fn bound(prepared: &Prepared) -> Result<Bound> {
     let plan = prepared.plan();
     let (threads, verified) = (plan.threads.max(1), plan.verified_bytes());
     let from_disk = prepared.route.is_from_disk();
@@ -94,16 +162,16 @@ fn bound(prepared: &Prepared) -> Result<Value> {
         (_, true) => Some(Limit::Disk),
         (_, false) => Some(Limit::PageCache),
     };
-    Ok(json!({
-        "sample_bytes": source.map_or(0, |rate| rate.bytes),
-        "source_rate": source.map(Rate::per_second),
-        "checksum_rate": hash.map(Rate::per_second),
-        "copy_rate": copy.per_second(),
-        "source_seconds": source_seconds,
-        "checksum_seconds": hash_seconds,
-        "seconds": seconds,
-        "limit": limit.map(Limit::name),
-    }))
+    Ok(Bound {
+        sample_bytes: source.map_or(0, |rate| rate.bytes),
+        source_rate: source.map(Rate::per_second),
+        checksum_rate: hash.map(Rate::per_second),
+        copy_rate: copy.per_second(),
+        source_seconds,
+        checksum_seconds: hash_seconds,
+        seconds,
+        limit: limit.map(Limit::name),
+    })
 }
 
 /// Readers that keep a disk as busy as reading ahead of a mapping does.
@@ -170,14 +238,14 @@ fn staging(plan: &ReadPlan) -> (usize, usize) {
 }
 
 /// Whether a mapping is read ahead, and why; `None` for other loads.
-fn read_ahead(prepared: &Prepared) -> Option<Value> {
+fn read_ahead(prepared: &Prepared) -> Option<(bool, &'static str)> {
     let ranges = prepared.plan().mapped_ranges();
     if ranges.is_empty() {
         return None;
     }
     if !prepared.reads_ahead {
-        return Some(json!([false, "eager=False asks for nothing before it is touched"]));
+        return Some((false, "eager=False asks for nothing before it is touched"));
     }
     let verdict = prefetch::judge(&prepared.files, &ranges);
-    Some(json!([verdict == Verdict::ReadAhead, verdict.text()]))
+    Some((verdict == Verdict::ReadAhead, verdict.text()))
 }

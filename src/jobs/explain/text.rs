@@ -1,0 +1,106 @@
+//! An explanation, for people.
+
+use std::fmt;
+
+use super::{Bound, Explanation};
+use crate::text::{duration, rate, size};
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<_> =
+            self.lines().into_iter().map(|(label, text)| format!("{label:<12}{text}")).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl Explanation {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let way = if self.direct { "past" } else { "through" };
+        let mut lines = vec![
+            ("load", self.load()),
+            ("file", format!("{}, {}, {}", self.path, size(self.file_bytes), self.cached())),
+            ("reads", format!("{way} the page cache: {}", self.why)),
+        ];
+        if self.chunks > 0 {
+            lines.push(("work", self.work()));
+        }
+        lines.push(("checksums", self.checksums()));
+        if self.memory_bytes > 0 {
+            lines.push(("memory", format!("{} for the tensors", size(self.memory_bytes))));
+        }
+        if let Some(each) = self.staging_bytes.checked_div(self.staging_buffers) {
+            let (each, all) = (size(each as u64), size(self.staging_bytes as u64));
+            lines.push(("staging", format!("{} buffers of {each}: {all}", self.staging_buffers)));
+        }
+        if let Some((ahead, why)) = self.read_ahead {
+            lines.push(("read-ahead", format!("{}: {why}", if ahead { "yes" } else { "no" })));
+        }
+        lines.push(("bound", self.least()));
+        lines.extend(self.bound.measured().into_iter().map(|line| ("", line)));
+        lines
+    }
+
+    fn load(&self) -> String {
+        let what = match self.mode {
+            "map" => "map the file",
+            "read" => "read into memory",
+            _ => "stage to the device",
+        };
+        format!("{} tensors of {} to {}: {what}", self.tensors, size(self.tensor_bytes), self.device)
+    }
+
+    fn cached(&self) -> String {
+        self.cached_part.map_or_else(
+            || "page-cache residency unknown".to_owned(),
+            |part| format!("about {:.0}% of it in the page cache", part * 100.0),
+        )
+    }
+
+    fn work(&self) -> String {
+        format!(
+            "{} in {} chunks of up to {}, by {} threads that take {} at a time",
+            size(self.read_bytes),
+            self.chunks,
+            size(self.chunk_bytes),
+            self.threads,
+            size(self.task_bytes)
+        )
+    }
+
+    fn checksums(&self) -> String {
+        match &self.algorithm {
+            None => "the file has none this library knows: nothing can be verified".to_owned(),
+            Some(name) if self.verified_chunks == 0 => format!("{name}, not looked at by this load"),
+            Some(name) => format!("{name}: {} of {} chunks verified", self.verified_chunks, self.chunks),
+        }
+    }
+
+    fn least(&self) -> String {
+        let Some(limit) = self.bound.limit else {
+            let mapped = self.mapped_bytes > 0;
+            return if mapped { "none: nothing is read before a tensor is touched" } else { "none" }
+                .to_owned();
+        };
+        let touched = self.mode == "map" && self.read_bytes == 0;
+        let until = if touched { "to touch every page" } else { "to load" };
+        let link = if self.mode == "stage" { "; the link to the device is not measured" } else { "" };
+        format!("at least {} {until}, for the {limit}{link}", duration(self.bound.seconds))
+    }
+}
+
+impl Bound {
+    fn measured(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Some(measured) = self.source_rate {
+            let what = if self.limit == Some("disk") { "disk" } else { "reading" };
+            let (seconds, sample) = (duration(self.source_seconds), size(self.sample_bytes));
+            lines.push(format!("{what}: {seconds} at {}, measured on {sample} of the file", rate(measured)));
+        }
+        if let Some(measured) = self.checksum_rate {
+            let seconds = duration(self.checksum_seconds);
+            lines.push(format!("checksums: {seconds} at {}, measured in memory", rate(measured)));
+        }
+        lines.push(format!("(a copy in memory: {})", rate(self.copy_rate)));
+        lines
+    }
+}
