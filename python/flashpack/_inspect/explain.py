@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from .._core import native
 from .._core.names import name_tuple
-from .._files.sources import ModelPath, model_path
+from .._files.sources import ModelPath, model_path, shown_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,6 @@ class Explanation:
     checksum_seconds: float
     seconds: float
     limit: str | None
-
     text: str = field(repr=False)
 
     def __str__(self) -> str:
@@ -83,9 +82,9 @@ def explain(
     text, target = model_path(path), _device_text(device)
     wanted = None if names is None else list(dict.fromkeys(name_tuple("names", names)))
     told = native.call("explain", path=text, device=target, names=wanted, eager=eager, verify=verify)
-    facts = told["facts"]
-    ahead = facts.pop("read_ahead")
-    return Explanation(**facts, read_ahead=ahead and (ahead[0], ahead[1]), text=told["text"])
+    facts, ahead = told["facts"], told["facts"]["read_ahead"]
+    facts.update(path=shown_path(text), read_ahead=ahead and (ahead[0], ahead[1]))
+    return Explanation(**facts, text=told["text"])
 
 
 def _device_text(device: object) -> str:

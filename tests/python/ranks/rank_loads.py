@@ -238,7 +238,7 @@ def starts_by_itself(path: str) -> int:
     return dist.get_world_size()
 
 
-def read_damaged(files: list[str]) -> list[str]:
+def read_damaged(files: str | list[str]) -> list[str]:
     """What each mode of loading says of damaged files."""
     said = []
     for sharded, strategy in MODES:

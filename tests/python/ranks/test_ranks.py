@@ -159,15 +159,16 @@ def test_shards_are_loaded_as_one_file(tmp_path: Path) -> None:
     assert ranks.run(loads.assign_shards, 3, str(tmp_path), **SHARD_BYTES) == [None] * 3
 
 
-def test_damage_at_the_edge_of_a_window_of_several_files_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", [False, True], ids=["list", "folder"])
+def test_damage_at_the_edge_of_a_window_of_several_files_is_found(folder: bool, tmp_path: Path) -> None:
     """The ranks' windows begin where chunks with a digest do, in the second file as in the first."""
-    files = [tmp_path / "first.flashpack", tmp_path / "second.flashpack"]
-    for path in files:
-        flashpack.save_file({path.stem: noise(torch.uint8, (5 * MIB // 2,))}, path)
-    flip_byte(files[1], 5)
-    for said in ranks.run(loads.read_damaged, 3, list(map(str, files)), **SHARD_BYTES):
+    parts = {name: noise(torch.uint8, (5 * MIB // 2,)) for name in ("first", "second")}
+    flashpack.save_file(parts, tmp_path / "model.flashpack", max_shard_size="3MB")
+    files = sorted(map(str, tmp_path.glob("*.flashpack")))
+    flip_byte(Path(files[1]), 5)
+    for said in ranks.run(loads.read_damaged, 3, str(tmp_path) if folder else files, **SHARD_BYTES):
         assert isinstance(said, list), said["failed"]
-        assert all("second.flashpack" in text for text in said), said
+        assert all("00002-of-00002.flashpack" in text for text in said), said
 
 
 def test_a_folder_that_one_rank_lacks_is_raised_on_all(tmp_path: Path) -> None:
