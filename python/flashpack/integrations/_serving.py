@@ -85,17 +85,15 @@ def checkpoint_tensors(
     Raises what `load_file` raises.
     """
     weights = OpenModel(str(path))
-    if options.maps(device):
-        tensors = load_tensors(weights, torch.device("cpu"), verify=options.verify)
-        yield from ((name, tensor) for name, tensor in _given_away(tensors) if wanted(name))
-        return
     sizes = {
         name: math.prod(shape) * getattr(torch, dtype).itemsize
         for name, shape, dtype in records_of(weights.footer)
         if wanted(name)
     }
-    for window in _windows(sizes):
-        tensors = load_tensors(weights, device, names=window, eager=True, verify=options.verify)
+    mapped = options.maps(device)
+    target, eager = (torch.device("cpu"), None) if mapped else (device, True)
+    for window in [list(sizes)] if mapped else _windows(sizes):
+        tensors = load_tensors(weights, target, names=window, eager=eager, verify=options.verify)
         yield from _given_away(tensors)
 
 
