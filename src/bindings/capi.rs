@@ -78,6 +78,8 @@ enum Request {
     Index { path: NativePath },
     /// Which tensor lies in which file, by the index of shards.
     Shards { path: NativePath },
+    /// The file that a load of the path opens, or those of a list.
+    Resolve { path: NativePath },
     /// The weights in a folder, of the first of these kinds: a file, or the index of shards.
     Find { path: NativePath, variant: Option<String>, kinds: Vec<String> },
     /// The weights that a conversion reads.
@@ -131,17 +133,32 @@ enum Request {
     /// Which rank reads what of a load by several.
     Ranks(RanksRequest),
     /// What a load would do.
-    Explain {
-        path: NativePath,
-        /// Where to, as torch calls it: to CUDA through staging memory.
-        device: String,
-        #[serde(default)]
-        names: Option<Vec<String>>,
-        #[serde(default)]
-        eager: Option<bool>,
-        #[serde(default)]
-        verify: Option<bool>,
-    },
+    Explain(ExplainRequest),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExplainRequest {
+    path: NativePath,
+    /// Where to, as torch calls it: to CUDA through staging memory.
+    device: String,
+    #[serde(default)]
+    names: Option<Vec<String>>,
+    #[serde(default)]
+    eager: Option<bool>,
+    #[serde(default)]
+    verify: Option<bool>,
+}
+
+impl ExplainRequest {
+    fn run(self) -> Result<Value> {
+        let place = if self.device.starts_with("cuda") { Place::Device } else { Place::Host };
+        let everything = Ignore::default();
+        let selection = self.names.as_deref().map_or(Selection::Except(&everything), Selection::Names);
+        let options = Options { eager: self.eager, verify: self.verify, place };
+        let told = explain(&self.path, &self.device, selection, options)?;
+        Ok(json!({"text": told.to_string(), "facts": told}))
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -169,7 +186,7 @@ struct ConvertRequest {
 }
 
 impl ConvertRequest {
-    fn run(self, progress: Progress<'_>) -> Result<String> {
+    fn run(self, progress: Progress<'_>) -> Result<Value> {
         let unknown = |name: String| Error::argument(format!("Unsupported dtype: {name:?}"));
         let dtype =
             self.dtype.map(|name| DType::from_name(&name).ok_or_else(|| unknown(name))).transpose()?;
@@ -193,93 +210,93 @@ impl ConvertRequest {
             algorithm: Algorithm::asked(self.checksum.as_deref())?,
             shard_bytes: self.shard_bytes,
         };
-        Ok(convert::from_safetensors(&request, progress)?.map_or("null".to_owned(), converted))
+        Ok(convert::from_safetensors(&request, progress)?.map_or(Value::Null, converted))
     }
 }
 
 /// # Safety
 /// As [`flashpack_call`] says of arrays and descriptors.
 unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
-    match request {
-        Request::Dtypes => Ok(facts::dtypes().to_string()),
-        Request::Environment => Ok(facts::environment()?.to_string()),
-        Request::Open { path } => {
-            let model = Model::open(&path)?;
-            let (bytes, index) = (model.files.file_bytes(), model.footer());
-            Ok(format!(r#"{{"model":{},"bytes":{bytes},"index":{index}}}"#, opened::keep(model)))
-        }
-        Request::Close { model } => {
-            opened::close(model);
-            Ok(json!(null).to_string())
-        }
-        Request::Fill { model, arrays, verify } => {
-            // SAFETY: the caller vouches for the arrays.
-            unsafe { arrays::fill(&*opened::find(model)?, &arrays, verify, progress) }?;
-            Ok(json!({"load": Report::last().map(|load| load.to_json())}).to_string())
-        }
+    let done = |()| Value::Null;
+    let reply = match request {
+        Request::Footer { path } => return Ok(Reader::open(&path)?.footer().to_owned()),
+        Request::Index { path } => return Ok(Model::open(&path)?.footer()),
+        Request::Open { path } => return open(&path),
+        Request::Close { model } => close(model),
+        // SAFETY: the caller vouches for the arrays.
+        Request::Fill { model, arrays, verify } => unsafe { fill(model, &arrays, verify, progress) }?,
         Request::Pack { path, arrays, metadata, checksum } => {
-            let algorithm = Algorithm::asked(checksum.as_deref())?;
-            // SAFETY: the caller vouches for the arrays.
-            unsafe { arrays::pack(&path, &arrays, metadata, algorithm, progress) }?;
-            Ok(json!(null).to_string())
+            // SAFETY: as above.
+            unsafe { arrays::pack(&path, &arrays, metadata, checksum.as_deref(), progress) }.map(done)?
         }
-        Request::Footer { path } => Ok(Reader::open(&path)?.footer().to_owned()),
-        Request::Index { path } => Ok(Model::open(&path)?.footer()),
-        Request::Shards { path } => Ok(json!(read_shards(&FileSource::open(&path)?)?.weight_map).to_string()),
-        Request::Find { path, variant, kinds } => {
-            let kinds: Vec<&str> = kinds.iter().map(String::as_str).collect();
-            Ok(native(&folder::find(&path, variant.as_deref(), &kinds)?).to_string())
-        }
-        Request::Source { path, variant } => {
-            Ok(native(&convert::find_weights(&path, variant.as_deref())?).to_string())
-        }
-        Request::Names { path } => Ok(json!(convert::tensor_names(&path)?).to_string()),
-        Request::Verify { path, key } => {
-            let key = key.map(|key| PublicKey::read(&key)).transpose()?;
-            let report = verify(&path, key.as_ref(), progress)?;
-            Ok(json!({
-                "payload_bytes": report.payload_bytes,
-                "verified_bytes": report.verified_bytes,
-                "algorithm": report.algorithm,
-                "signed_by": report.signer.map(|key| key.fingerprint()),
-                "load": Report::last().map(|load| load.to_json()),
-            })
-            .to_string())
-        }
-        Request::Sign { path, key } => {
-            Ok(json!(sign(&path, &PrivateKey::read(&key)?, progress)?.fingerprint()).to_string())
-        }
-        Request::Convert(request) => request.run(progress),
-        Request::Expect { path } => {
-            expect_flashpack(&Model::open(&path)?)?;
-            Ok(json!(null).to_string())
-        }
+        Request::Dtypes => facts::dtypes(),
+        Request::Environment => facts::environment()?,
+        Request::Shards { path } => json!(read_shards(&FileSource::open(&path)?)?.weight_map),
+        Request::Resolve { path } => native(&folder::resolve(&path)?),
+        Request::Find { path, variant, kinds } => find(&path, variant.as_deref(), &kinds)?,
+        Request::Source { path, variant } => native(&convert::find_weights(&path, variant.as_deref())?),
+        Request::Names { path } => json!(convert::tensor_names(&path)?),
+        Request::Expect { path } => expect_flashpack(&Model::open(&path)?).map(done)?,
+        Request::Verify { path, key } => verified(&path, key, progress)?,
+        Request::Sign { path, key } => json!(sign(&path, &PrivateKey::read(&key)?, progress)?.fingerprint()),
+        Request::Convert(request) => request.run(progress)?,
         Request::Revert { path, destination } => {
-            Ok(converted(convert::to_safetensors(&path, &destination, progress)?))
+            converted(convert::to_safetensors(&path, &destination, progress)?)
         }
-        Request::Create { destination } => {
-            let (file, temporary, destination) = NewFile::create(&destination)?.into_parts();
-            let descriptor = file.during("cannot open", &destination)?.into_raw_fd();
-            let (temporary, destination) = (temporary.as_deref().map(native), native(&destination));
-            Ok(json!({"descriptor": descriptor, "temporary": temporary, "destination": destination})
-                .to_string())
-        }
+        Request::Create { destination } => create(&destination)?,
         Request::Commit { descriptor, temporary, destination } => {
             // SAFETY: the caller vouches for the descriptor.
             let file = unsafe { own_file(descriptor, &destination) }?;
-            let temporary = temporary.map(|path| path.0);
-            Ok(json!(NewFile::adopt(file, temporary, destination.0).commit()?).to_string())
+            json!(NewFile::adopt(file, temporary.map(|path| path.0), destination.0).commit()?)
         }
-        Request::Measure(request) => Ok(json!(request.seconds()?).to_string()),
-        Request::Ranks(request) => Ok(request.run()?.to_string()),
-        Request::Explain { path, device, names, eager, verify } => {
-            let place = if device.starts_with("cuda") { Place::Device } else { Place::Host };
-            let everything = Ignore::default();
-            let selection = names.as_deref().map_or(Selection::Except(&everything), Selection::Names);
-            let told = explain(&path, &device, selection, Options { eager, verify, place })?;
-            Ok(json!({"text": told.to_string(), "facts": told}).to_string())
-        }
-    }
+        Request::Measure(request) => json!(request.seconds()?),
+        Request::Ranks(request) => request.run()?,
+        Request::Explain(request) => request.run()?,
+    };
+    Ok(reply.to_string())
+}
+
+fn open(path: &Path) -> Result<String> {
+    let model = Model::open(path)?;
+    let (bytes, index) = (model.files.file_bytes(), model.footer());
+    Ok(format!(r#"{{"model":{},"bytes":{bytes},"index":{index}}}"#, opened::keep(model)))
+}
+
+fn close(model: i64) -> Value {
+    opened::close(model);
+    Value::Null
+}
+
+fn find(folder: &Path, variant: Option<&str>, kinds: &[String]) -> Result<Value> {
+    let kinds: Vec<&str> = kinds.iter().map(String::as_str).collect();
+    Ok(native(&folder::find(folder, variant, &kinds)?))
+}
+
+/// # Safety
+/// As [`flashpack_call`] says of arrays.
+unsafe fn fill(model: i64, arrays: &[Array], verify: Option<bool>, progress: Progress<'_>) -> Result<Value> {
+    // SAFETY: the caller vouches for the arrays.
+    unsafe { arrays::fill(&*opened::find(model)?, arrays, verify, progress) }?;
+    Ok(json!({"load": Report::last().map(|load| load.to_json())}))
+}
+
+fn verified(path: &Path, key: Option<NativePath>, progress: Progress<'_>) -> Result<Value> {
+    let key = key.map(|key| PublicKey::read(&key)).transpose()?;
+    let report = verify(path, key.as_ref(), progress)?;
+    Ok(json!({
+        "payload_bytes": report.payload_bytes,
+        "verified_bytes": report.verified_bytes,
+        "algorithm": report.algorithm,
+        "signed_by": report.signer.map(|key| key.fingerprint()),
+        "load": Report::last().map(|load| load.to_json()),
+    }))
+}
+
+fn create(destination: &Path) -> Result<Value> {
+    let (file, temporary, destination) = NewFile::create(destination)?.into_parts();
+    let descriptor = file.during("cannot open", &destination)?.into_raw_fd();
+    let (temporary, destination) = (temporary.as_deref().map(native), native(&destination));
+    Ok(json!({"descriptor": descriptor, "temporary": temporary, "destination": destination}))
 }
 
 /// A path as [`NativePath`] reads it.
@@ -297,8 +314,8 @@ unsafe fn own_file(descriptor: RawFd, destination: &Path) -> Result<File> {
     Ok(File::from(file.during("cannot open", destination)?))
 }
 
-fn converted(made: convert::Converted) -> String {
-    json!({"tensors": made.tensors, "bytes": made.bytes}).to_string()
+fn converted(made: convert::Converted) -> Value {
+    json!({"tensors": made.tensors, "bytes": made.bytes})
 }
 
 /// # Safety

@@ -78,7 +78,7 @@ def convert_to_flashpack(
     TypeError for arguments that nothing takes; for repositories what huggingface_hub raises; OSError.
     """
     request = _Request(
-        _dtype_name(dtype),
+        None if dtype is None else _name_of(dtype),
         {
             "ignore_names": name_tuple("ignore_names", ignore_names),
             "ignore_prefixes": name_tuple("ignore_prefixes", ignore_prefixes),
@@ -132,15 +132,12 @@ class _Request:
     shard_bytes: int | None = None
     key: str | None = None
 
-    def __post_init__(self) -> None:
-        if self.dtype is not None and self.dtype not in native.dtypes():
-            string_to_dtype(self.dtype)  # a name that is none fails before any work
 
-
-def _dtype_name(dtype: torch.dtype | str | None) -> str | None:
-    if dtype is None:
-        return None
-    return dtype_name(dtype if isinstance(dtype, str) else dtype_to_string(dtype))
+def _name_of(dtype: torch.dtype | str) -> str:
+    name = dtype_name(dtype if isinstance(dtype, str) else dtype_to_string(dtype))
+    if name not in native.dtypes():
+        string_to_dtype(name)  # a name that is none fails before any work
+    return name
 
 
 def _convert_path(

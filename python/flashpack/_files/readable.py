@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,28 +36,20 @@ def as_path(source: Source) -> Iterator[str]:
     if not hasattr(source, "read"):
         yield model_path(source)
         return
-    descriptor = os.memfd_create("flashpack", os.MFD_CLOEXEC)
-    path = f"/proc/self/fd/{descriptor}"
-    try:
-        while piece := source.read(_COPY_BYTES):
-            _write_all(descriptor, piece)
-        yield path
-    except FlashPackError as error:
-        name = getattr(source, "name", f"<{type(source).__name__}>")
-        raise type(error)(str(error).replace(path, str(name))) from None
-    finally:
-        os.close(descriptor)
+    with os.fdopen(os.memfd_create("flashpack", os.MFD_CLOEXEC), "wb") as copy:
+        path = f"/proc/self/fd/{copy.fileno()}"
+        try:
+            shutil.copyfileobj(source, copy, _COPY_BYTES)
+            copy.flush()
+            yield path
+        except FlashPackError as error:
+            name = getattr(source, "name", f"<{type(source).__name__}>")
+            raise type(error)(str(error).replace(path, str(name))) from None
 
 
 def readable(data: Content | Readable) -> Readable:
     """`data` as an object with `read`."""
     return io.BytesIO(data) if isinstance(data, (bytes, bytearray, memoryview)) else data
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
 
 
 def saved_bytes(save: Callable[[Path], None]) -> bytes:

@@ -26,6 +26,14 @@ def model_path(path: ModelPath) -> str:
     return SEPARATOR.join(text_path(each) for each in path)
 
 
+def resolved_path(path: ModelPath) -> str:
+    """The file that a load opens for `path`, or all of a list, as the native side takes them.
+
+    Raises as `model_path` and `find_weights`.
+    """
+    return local_path(native.call("resolve", path=model_path(path)))
+
+
 def shown_path(text: str) -> str:
     """What `model_path` gave, for people."""
     return text.replace(SEPARATOR, ", ")

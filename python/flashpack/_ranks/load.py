@@ -18,7 +18,7 @@ from .._core.index import records_of
 from .._core.names import is_ignored_tensor_name
 from .._core.progress import Silent
 from .._files.opened import OpenModel
-from .._files.sources import ModelPath, model_path, shown_path
+from .._files.sources import ModelPath, resolved_path, shown_path
 from .._load.load import Device, as_device
 from .._load.options import LoadOptions, resolve_shard_strategy
 from .._load.storage import FlashTensorStorage, read_flashpack_file
@@ -230,7 +230,7 @@ def _shared(
     join(device, place[0], place[2])
     with Ranks(str(path)) as ranks:
         own = ranks.agree(lambda: own_device(device, *place))
-        text = ranks.agree(lambda: model_path(path))
+        text = ranks.agree(lambda: resolved_path(path))
         weights = ranks.agree(mine)
         manner = ranks.gather(settled)[src]
         assert manner is not None

@@ -114,10 +114,10 @@ pub(super) unsafe fn pack(
     destination: &Path,
     arrays: &[Array],
     metadata: BTreeMap<String, String>,
-    algorithm: Algorithm,
+    checksum: Option<&str>,
     progress: Progress<'_>,
 ) -> Result<()> {
-    let specs = specs(arrays)?;
+    let (algorithm, specs) = (Algorithm::asked(checksum)?, specs(arrays)?);
     let packer =
         Packer::create(destination, &specs, Order::LargestFirst, DEFAULT_ALIGN_BYTES, metadata, progress)?;
     let mut packer = packer.digested_by(algorithm);
