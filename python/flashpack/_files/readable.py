@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,7 +38,8 @@ def as_path(source: Source) -> Iterator[str]:
     with os.fdopen(os.memfd_create("flashpack", os.MFD_CLOEXEC), "wb") as copy:
         path = f"/proc/self/fd/{copy.fileno()}"
         try:
-            shutil.copyfileobj(source, copy, _COPY_BYTES)
+            while piece := source.read(_COPY_BYTES):
+                copy.write(piece)
             copy.flush()
             yield path
         except FlashPackError as error:
