@@ -124,9 +124,10 @@ def test_one_budget_of_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert report is not None and report.threads == 2
 
 
-def test_the_ops_take_an_index(folder: Path) -> None:
+@pytest.mark.parametrize("form", ["folder", "index", "name"])
+def test_the_ops_take_what_stands_for_shards(folder: Path, form: str) -> None:
     names, given = ["int8.0", "float32.3"], kinds()
-    index = str(folder / INDEX)
+    index = str(FORMS[form](folder))
     loaded = torch.ops.flashpack.load(index, names)
     assert all(bits(got) == bits(given[name]) for got, name in zip(loaded, names, strict=True))
     filled = [torch.zeros_like(given[name]) for name in names]
@@ -423,6 +424,16 @@ def test_conversion_to_shards_and_back(tmp_path: Path, dtype: str | None) -> Non
     if dtype != "float8_e4m3fn":
         revert_from_flashpack(made, tmp_path / "back.safetensors")
         assert_same(load_file(tmp_path / "back.safetensors"), wanted)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_the_name_of_shards_is_reverted(tmp_path: Path, suffix: str) -> None:
+    given = {f"t{number}": torch.randn(50, 20) for number in range(4)}
+    flashpack.save_file(given, tmp_path / "model.flashpack", max_shard_size="8KB")
+    destination = tmp_path / f"back{suffix}"
+    destination.write_bytes(b"old")
+    revert_from_flashpack(tmp_path / "model.flashpack", destination)
+    assert_same(load_file(destination) if suffix == ".safetensors" else torch.load(destination), given)
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:
