@@ -36,7 +36,8 @@ impl Cuda {
     /// Prepares to fill `memories`, addresses on device `ordinal`, after what is queued on stream `caller`.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] without a CUDA driver; [`ErrorKind::Internal`] for what the driver refuses.
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) without a CUDA driver;
+    /// [`ErrorKind::Internal`](crate::ErrorKind::Internal) for what the driver refuses.
     ///
     /// # Safety
     /// `caller` is a stream of torch's context on that device, or 0 for its default stream, and lives as long as the

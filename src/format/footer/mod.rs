@@ -55,9 +55,9 @@ const MEMORY_PER_BYTE: u64 = 16;
 /// Parses and validates the footer's JSON of a file whose footer starts at `footer_offset`.
 ///
 /// # Errors
-/// [`ErrorKind::Format`] for everything FORMAT's rules refuse,
-/// [`ErrorKind::Checksum`] if the index does not match its own digest,
-/// [`ErrorKind::Memory`] if the memory that parsing may take cannot be had.
+/// [`ErrorKind::Format`](crate::ErrorKind::Format) for everything FORMAT's rules refuse,
+/// [`ErrorKind::Checksum`](crate::ErrorKind::Checksum) if the index does not match its own digest,
+/// [`ErrorKind::Memory`](crate::ErrorKind::Memory) if the memory that parsing may take cannot be had.
 pub fn parse(json: &[u8], footer_offset: u64) -> Result<Index> {
     let text = std::str::from_utf8(json).map_err(|error| {
         Error::format(format!(
