@@ -1,11 +1,9 @@
 #include "blocks.h"
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <atomic>
 #include <memory>
-#include <span>
 #include <utility>
 
 #include "errors.h"
@@ -20,7 +18,7 @@ using torch::stable::Device;
 using torch::stable::Tensor;
 
 // Memory that torch's allocator provides on the current stream of `device`, filled.
-Tensors blocks_on_cuda(const Load& load, const Device& device, ProgressWords progress) {
+Tensors blocks_on_cuda(Load& load, const Device& device, ProgressWords progress) {
   Tensors blocks;
   std::vector<GivenMemory> memory;
   for (const int64_t bytes : load.memory_bytes()) {
@@ -28,13 +26,10 @@ Tensors blocks_on_cuda(const Load& load, const Device& device, ProgressWords pro
     memory.push_back(memory_of(blocks.back().get()));
   }
   if (!blocks.empty()) {
-    read_into(load, blocks[0].device(), memory, progress);
+    load.provide(slice_of(memory));
+    fill(load, blocks[0].device(), progress);
   }
   return blocks;
-}
-
-const int64_t* strides_of(const Load& load, const View& view) {
-  return load.strides().data() + view.first_size;
 }
 
 // The plan has checked the bounds and alignment of every view, which torch does not.
@@ -42,9 +37,9 @@ const int64_t* strides_of(const Load& load, const View& view) {
 // `view` as a part of the storage of `base`, from byte `offset` of it on.
 Handle part_of(AtenTensorHandle base, int64_t offset, const Load& load, const View& view) {
   AtenTensorHandle tensor = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch__alloc_from_pool(base, offset, view.dtype, static_cast<int64_t>(view.dims),
-                                  sizes_of(load, view).data(), strides_of(load, view), &tensor));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__alloc_from_pool(
+      base, offset, view.dtype, static_cast<int64_t>(view.dims), load.sizes().data() + view.first_size,
+      load.strides().data() + view.first_size, &tensor));
   return Handle(tensor);
 }
 
@@ -61,10 +56,10 @@ class HostBlock {
     holders_.fetch_add(1, std::memory_order_relaxed);
     const auto release = [](void*, void* block) { static_cast<HostBlock*>(block)->release(); };
     AtenTensorHandle tensor = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(data_ + view.offset, static_cast<int64_t>(view.dims),
-                                                  sizes_of(load, view).data(), strides_of(load, view), 0,
-                                                  view.dtype, aoti_torch_device_type_cpu(), -1, &tensor,
-                                                  aoti_torch_layout_strided(), nullptr, 0, release, this));
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(
+        data_ + view.offset, static_cast<int64_t>(view.dims), load.sizes().data() + view.first_size,
+        load.strides().data() + view.first_size, 0, view.dtype, aoti_torch_device_type_cpu(), -1, &tensor,
+        aoti_torch_layout_strided(), nullptr, 0, release, this));
     return Handle(tensor);
   }
 
@@ -103,7 +98,7 @@ Handles read_to_host(Load& load, ProgressWords progress) {
 }
 
 // Views into memory of torch's own allocator, which frees it in the order of its streams.
-Handles read_to_cuda(const Load& load, const Device& device, ProgressWords progress) {
+Handles read_to_cuda(Load& load, const Device& device, ProgressWords progress) {
   const Tensors blocks = blocks_on_cuda(load, device, progress);
   Handles tensors;
   tensors.reserve(load.views().size());
@@ -115,32 +110,22 @@ Handles read_to_cuda(const Load& load, const Device& device, ProgressWords progr
 
 }  // namespace
 
-Place place_on(const Device& device) {
-  switch (device.type()) {
-    case DeviceType::CPU:
-      return Place::Host;
-    case DeviceType::CUDA:
-      return Place::Cuda;
-    default:
-      fail_argument("Unsupported device: FlashPack loads to the CPU and to CUDA devices");
+bool is_cuda(const Device& device) {
+  if (device.type() != DeviceType::CPU && device.type() != DeviceType::CUDA) {
+    fail_argument("Unsupported device: FlashPack loads to the CPU and to CUDA devices");
   }
-}
-
-std::span<const int64_t> sizes_of(const Load& load, const View& view) {
-  return {load.sizes().data() + view.first_size, view.dims};
+  return device.type() == DeviceType::CUDA;
 }
 
 Handles read(Load& load, const Device& device, ProgressWords progress) {
-  return device.type() == DeviceType::CUDA ? read_to_cuda(load, device, progress)
-                                           : read_to_host(load, progress);
+  return is_cuda(device) ? read_to_cuda(load, device, progress) : read_to_host(load, progress);
 }
 
-void read_into(const Load& load, const Device& device, const std::vector<GivenMemory>& memory,
-               ProgressWords progress) {
-  if (device.type() == DeviceType::CUDA) {
-    load.fill_cuda({memory.data(), memory.size()}, current_stream(device.index()), progress);
+void fill(const Load& load, const Device& device, ProgressWords progress) {
+  if (is_cuda(device)) {
+    load.fill_cuda(current_stream(device.index()), progress);
   } else {
-    load.fill_host({memory.data(), memory.size()}, progress);
+    load.fill_host(progress);
   }
 }
 

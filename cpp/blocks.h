@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/device.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <span>
 #include <vector>
 
 #include "flashpack/src/bindings/bridge.rs.h"
@@ -14,18 +13,14 @@ namespace flashpack {
 
 using Tensors = std::vector<torch::stable::Tensor>;
 
-// Where a load to `device` puts its tensors. Refuses devices that are neither CPU nor CUDA.
-Place place_on(const torch::stable::Device& device);
-
-// Sizes of the dimensions of `view`, one of the load's.
-std::span<const int64_t> sizes_of(const Load& load, const View& view);
+// Whether a load to `device` goes to CUDA. Refuses devices that are neither CPU nor CUDA.
+bool is_cuda(const torch::stable::Device& device);
 
 // Reads what `load` has prepared into fresh memory on `device`: the tensors, in its order. They keep the
 // memory alive that they lie in. On CUDA they are ready in the order of the current stream.
 Handles read(Load& load, const torch::stable::Device& device, ProgressWords progress);
 
-// Reads what `load` has prepared into `memory` on `device`, each of the right size.
-void read_into(const Load& load, const torch::stable::Device& device, const std::vector<GivenMemory>& memory,
-               ProgressWords progress);
+// Reads what `load` has prepared into the memory that it was given on `device`.
+void fill(const Load& load, const torch::stable::Device& device, ProgressWords progress);
 
 }  // namespace flashpack

@@ -3,38 +3,22 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/c/shim.h>
 
-#include <array>
-#include <memory>
-
 #include "errors.h"
 
 namespace flashpack {
 
-namespace {
-
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The memory of a handle, which owns the model.
-struct Held {
-  explicit Held(Opened opened)
-      : model(std::move(opened)), words{model.number(), file_bytes(model.number()), file_count(model.number())} {}
-
-  Opened model;
-  std::array<int64_t, 3> words;
-};
-
-}  // namespace
-
-Tensor handle_on(Opened model) {
-  auto held = std::make_unique<Held>(std::move(model));
-  const int64_t size = static_cast<int64_t>(held->words.size()), stride = 1;
-  const auto release = [](void*, void* memory) { delete static_cast<Held*>(memory); };
+Tensor handle_on(rust::Box<Opened> model) {
+  const auto words = model->words();
+  const int64_t size = static_cast<int64_t>(words.size()), stride = 1;
+  const auto release = [](void*, void* model) { rust::Box<Opened>::from_raw(static_cast<Opened*>(model)); };
   AtenTensorHandle handle = nullptr;
-  void* const words = held->words.data();
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_from_blob(words, 1, &size, &stride, 0, aoti_torch_dtype_int64(), aoti_torch_device_type_cpu(), -1,
-                      &handle, aoti_torch_layout_strided(), nullptr, 0, release, held.release()));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(const_cast<int64_t*>(words.data()), 1, &size, &stride, 0,
+                                                aoti_torch_dtype_int64(), aoti_torch_device_type_cpu(), -1,
+                                                &handle, aoti_torch_layout_strided(), nullptr, 0, release,
+                                                model.into_raw()));
   return Tensor(handle);
 }
 

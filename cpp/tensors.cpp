@@ -1,7 +1,5 @@
 #include "tensors.h"
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/device.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <array>
@@ -16,6 +14,8 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 namespace flashpack {
 
 namespace {
+
+using torch::headeronly::DeviceType;
 
 struct DeleteList {
   void operator()(StableListHandle list) const { torch_delete_list(list); }
@@ -32,6 +32,18 @@ StableIValue list_of(std::vector<Owned> items) {
     STABLE_TORCH_ERROR_CODE_CHECK(torch_list_push_back(handle, torch::stable::detail::from(item.release())));
   }
   return torch::stable::detail::from(list.release());
+}
+
+int32_t dtype_of(AtenTensorHandle tensor) {
+  int32_t dtype = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
+  return dtype;
+}
+
+void* mutable_data_of(AtenTensorHandle tensor) {
+  void* data = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(tensor, &data));
+  return data;
 }
 
 }  // namespace
@@ -65,43 +77,45 @@ void set_data(Handle tensor, Handle value) {
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::set_data", "", stack.data(), TORCH_ABI_VERSION));
 }
 
-Handle handle_of(const Tensor& tensor) {
+Handle share(AtenTensorHandle tensor) {
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor.get(), &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor, &handle));
   return Handle(handle);
 }
 
-bool is_contiguous(AtenTensorHandle tensor) {
-  bool contiguous = false;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(tensor, &contiguous));
-  return contiguous;
-}
-
-int32_t dtype_of(AtenTensorHandle tensor) {
-  int32_t dtype = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
-  return dtype;
-}
-
-std::span<const int64_t> sizes_of(AtenTensorHandle tensor) {
-  int64_t* sizes = nullptr;
-  int64_t dims = 0;
+GivenTensor described(AtenTensorHandle tensor, Elements elements) {
+  int64_t *sizes = nullptr, *strides = nullptr, dims = 0;
+  int32_t layout = 0;
+  GivenTensor given{dtype_of(tensor), 0, 0, {}, {}, false, false, 0};
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &given.device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor, &given.device_index));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor, &sizes));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &dims));
-  return {sizes, static_cast<size_t>(dims)};
-}
-
-DeviceNumbers device_of(AtenTensorHandle tensor) {
-  DeviceNumbers numbers{};
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &numbers.type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor, &numbers.index));
-  return numbers;
-}
-
-bool is_dense(AtenTensorHandle tensor) {
-  int32_t layout = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor, &layout));
-  return layout == aoti_torch_layout_strided();
+  given.sizes = {sizes, static_cast<size_t>(dims)};
+  given.dense = layout == aoti_torch_layout_strided();
+  if (elements == Elements::Nothing || !given.dense) {
+    return given;
+  }
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor, &strides));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(tensor, &given.contiguous));
+  const void* data = nullptr;
+  if (elements == Elements::WhereTheyAre) {
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(tensor, &data));
+  } else if (given.contiguous) {
+    data = mutable_data_of(tensor);
+  }
+  given.strides = {strides, static_cast<size_t>(dims)};
+  given.address = reinterpret_cast<size_t>(data);
+  return given;
+}
+
+torch::stable::Device device_of(const std::vector<GivenTensor>& tensors) {
+  using torch::stable::detail::from, torch::stable::detail::to;
+  if (tensors.empty()) {
+    return {DeviceType::CPU, 0};
+  }
+  return {to<DeviceType>(from(tensors[0].device_type)), tensors[0].device_index};
 }
 
 CudaStream current_stream(int32_t device) {
@@ -114,19 +128,18 @@ CudaStream current_stream(int32_t device) {
 }
 
 GivenMemory memory_of(AtenTensorHandle tensor) {
-  void* data = nullptr;
   int64_t elements = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(tensor, &data));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &elements));
   const size_t element_bytes = aoti_torch_dtype_element_size(dtype_of(tensor));
-  return {reinterpret_cast<size_t>(data), static_cast<size_t>(elements) * element_bytes};
+  return {reinterpret_cast<size_t>(mutable_data_of(tensor)), static_cast<size_t>(elements) * element_bytes};
 }
 
-Tensor reshaped(const Tensor& tensor, const Tensor& like) {
-  AtenTensorHandle view = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(tensor.get(), like.dim(), like.sizes().data(),
-                                                               like.strides().data(), 0, &view));
-  return Tensor(view);
+void copy(AtenTensorHandle from, AtenTensorHandle to) {
+  Tensor target(share(to).release());
+  AtenTensorHandle source = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(from, target.dim(), target.sizes().data(),
+                                                               target.strides().data(), 0, &source));
+  torch::stable::copy_(target, Tensor(source));
 }
 
 Tensor materialize(const Tensor& tensor, ScalarType dtype) {
@@ -134,7 +147,7 @@ Tensor materialize(const Tensor& tensor, ScalarType dtype) {
   if (stays && tensor.scalar_type() == dtype) {
     return torch::stable::contiguous(tensor);
   }
-  const auto device = stays ? tensor.device() : torch::stable::Device(torch::headeronly::DeviceType::CPU);
+  const auto device = stays ? tensor.device() : torch::stable::Device(DeviceType::CPU);
   return torch::stable::contiguous(torch::stable::to(tensor, dtype, std::nullopt, device));
 }
 

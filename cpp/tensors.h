@@ -1,11 +1,12 @@
 // The few things this library asks of torch beyond its stable headers.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/device.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
 #include <memory>
-#include <span>
 #include <vector>
 
 #include "flashpack/src/bindings/bridge.rs.h"
@@ -44,28 +45,32 @@ StableIValue make_list(std::vector<Text> texts);
 void set_data(Handle tensor, Handle value);
 
 // A reference of its own to `tensor`.
-Handle handle_of(const Tensor& tensor);
+Handle share(AtenTensorHandle tensor);
 
-// Whether the tensor is an ordinary strided one.
-bool is_dense(AtenTensorHandle tensor);
+// What of a tensor's elements Rust is told.
+enum class Elements { Nothing, WhereTheyAre, WhereToWrite };
 
-// Whether its elements lie row-major, without gaps.
-bool is_contiguous(AtenTensorHandle tensor);
+// What Rust is told of `tensor`, as long as nothing changes its sizes.
+GivenTensor described(AtenTensorHandle tensor, Elements elements);
 
-// torch's number of its type.
-int32_t dtype_of(AtenTensorHandle tensor);
+template <class List>
+std::vector<GivenTensor> described(const List& tensors, Elements elements = Elements::Nothing) {
+  std::vector<GivenTensor> all;
+  all.reserve(tensors.size());
+  for (const auto& tensor : tensors) {
+    all.push_back(described(tensor.get(), elements));
+  }
+  return all;
+}
 
-// Its sizes, as long as nothing changes them.
-std::span<const int64_t> sizes_of(AtenTensorHandle tensor);
+// A list of which Rust takes no copy.
+template <class Item>
+rust::Slice<const Item> slice_of(const std::vector<Item>& items) {
+  return {items.data(), items.size()};
+}
 
-// torch's numbers of a kind of device, and of a device of that kind.
-struct DeviceNumbers {
-  int32_t type;
-  int32_t index;
-  bool operator==(const DeviceNumbers&) const = default;
-};
-
-DeviceNumbers device_of(AtenTensorHandle tensor);
+// The device of the first tensor: the CPU if there is none.
+torch::stable::Device device_of(const std::vector<GivenTensor>& tensors);
 
 // The stream of `device` that torch's work goes to now.
 CudaStream current_stream(int32_t device);
@@ -73,8 +78,8 @@ CudaStream current_stream(int32_t device);
 // Where the elements of `tensor`, which is contiguous, are.
 GivenMemory memory_of(AtenTensorHandle tensor);
 
-// The elements of `tensor` in the sizes of `like`, which has as many; both are row-major.
-Tensor reshaped(const Tensor& tensor, const Tensor& like);
+// Copies the elements of `from` to `to`, which has as many; both are row-major.
+void copy(AtenTensorHandle from, AtenTensorHandle to);
 
 // The elements of `tensor` as `dtype`, row-major, in CPU or CUDA memory; `tensor` itself if that is what it
 // is. (Conjugate and negative views never come this far: torch resolves them before it calls an operator.)

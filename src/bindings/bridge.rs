@@ -1,7 +1,7 @@
 //! The cxx bridge: everything C++ may ask of Rust, in flat values. C++ calls Rust, never the reverse.
 //!
-//! Loads are in `bridge/loading.rs`, saves in `bridge/packing.rs`. Errors become `rust::Error` whose text ends in the tag of
-//! [`Error::to_tagged_string`]; so do panics.
+//! Open models are in `bridge/models.rs`, loads in `loading.rs`, saves in `packing.rs`. Errors become `rust::Error`
+//! whose text ends in the tag of [`Error::to_tagged_string`]; so do panics.
 
 use std::{
     ffi::OsStr,
@@ -17,18 +17,15 @@ use serde_json::Value;
 use crate::{
     device::cuda,
     error::{Error, ErrorKind, Result},
-    io::Source as _,
-    jobs::{
-        load::{self, Block},
-        verify::verify_model,
-    },
-    model::{Model, SEPARATOR, opened},
-    plan::{Cut, Ignore, Selection},
+    jobs::load::{self, Block},
+    model::{SEPARATOR, opened},
+    plan::{Cut, Ignore, Place, Selection},
     progress::Progress,
     stats::Report,
 };
 
 mod loading;
+mod models;
 mod packing;
 
 #[cxx::bridge(namespace = "flashpack")]
@@ -37,19 +34,10 @@ mod ffi {
     struct LoadOptions {
         eager: i8,
         verify: i8,
-        place: Place,
-    }
-
-    /// Where tensors go.
-    enum Place {
-        /// Memory of the process, provided by the load.
-        Host,
-        /// A CUDA device's memory, provided by C++.
-        Cuda,
-        /// Host memory of tensors that exist.
-        GivenHost,
-        /// CUDA memory of tensors that exist.
-        GivenCuda,
+        /// Whether the tensors go to a CUDA device.
+        on_cuda: bool,
+        /// Whether they are there already: their memory is filled.
+        in_place: bool,
     }
 
     /// A CUDA device and the stream in whose order its memory is used (0: the default stream).
@@ -58,10 +46,26 @@ mod ffi {
         stream: usize,
     }
 
-    /// Memory that a load fills: where it is, and how many bytes.
+    /// Memory of the caller's: where it is, and how many bytes.
+    #[derive(Clone, Copy)]
     struct GivenMemory {
         address: usize,
         bytes: usize,
+    }
+
+    /// A tensor of the caller's. Numbers of dtypes and devices are torch's.
+    struct GivenTensor<'a> {
+        dtype: i32,
+        device_type: i32,
+        device_index: i32,
+        sizes: &'a [i64],
+        strides: &'a [i64],
+        /// An ordinary strided tensor.
+        dense: bool,
+        /// Its elements lie row-major, without gaps.
+        contiguous: bool,
+        /// Of its first element; 0 where nobody asks.
+        address: usize,
     }
 
     /// What the process's pinned staging memory amounts to.
@@ -95,30 +99,21 @@ mod ffi {
 
     /// How tensors are packed.
     struct PackOptions {
+        /// The type to store floating tensors as; -1: each its own.
+        dtype: i32,
         keep_order: bool,
         align_bytes: i64,
         /// Bytes of tensors in a file, of several, or -1.
         shard_bytes: i64,
     }
 
-    /// A tensor to pack.
-    struct TensorSpec {
-        name: String,
-        /// torch's `ScalarType` number of the elements as stored.
-        dtype: i32,
-        shape: Vec<i64>,
-        /// Number of an earlier tensor with the same elements in the same memory, or -1.
-        tied_to: i64,
-    }
-
     extern "Rust" {
         fn printable(message: &CxxString) -> String;
 
-        fn open_model(path: &CxxString) -> Result<i64>;
-        fn close_model(model: i64);
-        fn file_bytes(model: i64) -> Result<i64>;
-        fn file_count(model: i64) -> Result<i64>;
-        fn shown_path(model: i64) -> Result<String>;
+        type Opened;
+        fn open_model(path: &CxxString) -> Result<Box<Opened>>;
+        fn number(self: &Opened) -> i64;
+        fn words(self: &Opened) -> &[i64];
         fn footer(model: i64) -> Result<String>;
         fn verify(model: i64, progress: ProgressWords) -> Result<i64>;
 
@@ -138,7 +133,12 @@ mod ffi {
         ) -> Result<Box<Load>>;
         fn load_fitting(model: i64, names: &str, partly: bool, options: &LoadOptions) -> Result<Box<Load>>;
         fn load_blocks(model: i64, options: &LoadOptions) -> Result<Box<Load>>;
-        fn load_payload(model: i64, ranges: &[i64], options: &LoadOptions) -> Result<Box<Load>>;
+        fn load_payload(
+            model: i64,
+            offsets: &[i64],
+            tensors: &[GivenTensor],
+            options: &LoadOptions,
+        ) -> Result<Box<Load>>;
         fn name(self: &Load, number: usize) -> Result<&str>;
         fn places(self: &Load) -> &Vec<usize>;
         fn unknown(self: &Load) -> &Vec<i64>;
@@ -147,21 +147,20 @@ mod ffi {
         fn sizes(self: &Load) -> &Vec<i64>;
         fn strides(self: &Load) -> &Vec<i64>;
         fn memory_bytes(self: &Load) -> &Vec<i64>;
+        fn fits_all(self: &mut Load, tensors: &[GivenTensor]) -> bool;
+        fn require_fit(self: &mut Load, tensors: &[GivenTensor]) -> Result<()>;
+        fn copied(self: &Load) -> &Vec<usize>;
+        fn provide(self: &mut Load, memory: &[GivenMemory]) -> Result<()>;
         fn read_to_host(self: &mut Load, progress: ProgressWords) -> Result<()>;
         fn next_block(self: &mut Load) -> Result<Box<Block>>;
         /// # Safety
         /// The memory is writable and nobody else looks at it until the call returns.
-        unsafe fn fill_host(self: &Load, memory: &[GivenMemory], progress: ProgressWords) -> Result<()>;
+        unsafe fn fill_host(self: &Load, progress: ProgressWords) -> Result<()>;
         /// # Safety
         /// Stream and memory belong to the device and stay until what the call queues on the stream is done.
-        unsafe fn fill_cuda(
-            self: &Load,
-            memory: &[GivenMemory],
-            stream: &CudaStream,
-            progress: ProgressWords,
-        ) -> Result<()>;
+        unsafe fn fill_cuda(self: &Load, stream: &CudaStream, progress: ProgressWords) -> Result<()>;
 
-        fn overlap(memory: &[GivenMemory]) -> bool;
+        fn check_exchange(tensors: &[GivenTensor], values: &[GivenTensor]) -> Result<()>;
 
         fn last_load() -> String;
         fn pinned_usage() -> PinnedUsage;
@@ -171,16 +170,17 @@ mod ffi {
         fn data(self: &mut Block) -> *mut u8;
 
         type PackInProgress;
-        fn stored_dtype(name: &str, dtype: i32, wanted: i32) -> Result<i32>;
         fn pack(
             path: &CxxString,
-            tensors: &[TensorSpec],
+            names: &CxxVector<CxxString>,
+            tensors: &[GivenTensor],
             options: &PackOptions,
             metadata: &CxxVector<CxxString>,
             checksum: &str,
             progress: ProgressWords,
         ) -> Result<Box<PackInProgress>>;
         fn order(self: &PackInProgress) -> &Vec<usize>;
+        fn dtype(self: &PackInProgress, tensor: usize) -> i32;
         fn write(self: &mut PackInProgress, bytes: &[u8]) -> Result<()>;
         /// # Safety
         /// Stream and memory belong to the device and stay until the call returns.
@@ -191,14 +191,12 @@ mod ffi {
         ) -> Result<()>;
         fn finish(pack: Box<PackInProgress>) -> Result<()>;
     }
-
-    // C++ makes the list that `pack` borrows.
-    impl Vec<TensorSpec> {}
 }
 
-use ffi::{LoadOptions, PinnedUsage, Place, ProgressWords};
-use loading::{Load, overlap};
-use packing::{PackInProgress, finish, pack, stored_dtype};
+use ffi::{GivenTensor, LoadOptions, PinnedUsage, ProgressWords};
+use loading::{Load, check_exchange};
+use models::{Opened, footer, open_model, verify};
+use packing::{PackInProgress, finish, pack};
 
 /// An error as it crosses the bridge: cxx shows it by `Display`.
 struct Tagged(Error);
@@ -234,40 +232,6 @@ fn printable(message: &CxxString) -> String {
     message.to_string_lossy().into_owned()
 }
 
-fn open_model(path: &CxxString) -> std::result::Result<i64, Tagged> {
-    guarded(|| Ok(opened::keep(Model::open(native(path))?)))
-}
-
-fn close_model(model: i64) {
-    opened::close(model);
-}
-
-/// Bytes of all the model's files.
-fn file_bytes(model: i64) -> std::result::Result<i64, Tagged> {
-    guarded(|| Ok(opened::find(model)?.files.file_bytes().cast_signed()))
-}
-
-/// Number of the model's files.
-fn file_count(model: i64) -> std::result::Result<i64, Tagged> {
-    guarded(|| Ok((opened::find(model)?.files.iter().count() as u64).cast_signed()))
-}
-
-/// What messages call the model.
-fn shown_path(model: i64) -> std::result::Result<String, Tagged> {
-    guarded(|| Ok(opened::find(model)?.files.path().display().to_string()))
-}
-
-fn footer(model: i64) -> std::result::Result<String, Tagged> {
-    guarded(|| Ok(opened::find(model)?.footer()))
-}
-
-fn verify(model: i64, progress: ProgressWords) -> std::result::Result<i64, Tagged> {
-    guarded(|| {
-        let report = verify_model(&*opened::find(model)?, None, progress.get())?;
-        Ok(report.verified_bytes.cast_signed())
-    })
-}
-
 /// What the last load of this thread did, as JSON; null before the first.
 fn last_load() -> String {
     Report::last().map_or(Value::Null, |report| report.to_json()).to_string()
@@ -299,13 +263,21 @@ const fn choice(value: i8) -> Option<bool> {
 }
 
 fn wanted(options: &LoadOptions) -> load::Options {
-    let place = match options.place {
-        Place::Cuda => load::Place::Device,
-        Place::GivenHost => load::Place::GivenHost,
-        Place::GivenCuda => load::Place::GivenDevice,
-        _ => load::Place::Host,
+    let place = match (options.in_place, options.on_cuda) {
+        (false, false) => Place::Host,
+        (false, true) => Place::Device,
+        (true, false) => Place::GivenHost,
+        (true, true) => Place::GivenDevice,
     };
     load::Options { eager: choice(options.eager), verify: choice(options.verify), place }
+}
+
+/// Refuses lists that do not belong together.
+fn check_counts(count: usize, what: &str, tensors: usize) -> Result<()> {
+    if count == tensors {
+        return Ok(());
+    }
+    Err(Error::argument(format!("{count} {what} were given for {tensors} tensors")))
 }
 
 fn load(model: i64, selection: Selection<'_>, options: &LoadOptions) -> Result<Box<Load>> {
@@ -357,15 +329,24 @@ fn load_names(
     })
 }
 
-/// `ranges` are two numbers each: the first byte and the one after the last.
-fn load_payload(model: i64, ranges: &[i64], options: &LoadOptions) -> std::result::Result<Box<Load>, Tagged> {
+/// For each tensor, of bytes, those from its offset on.
+fn load_payload(
+    model: i64,
+    offsets: &[i64],
+    tensors: &[GivenTensor],
+    options: &LoadOptions,
+) -> std::result::Result<Box<Load>, Tagged> {
     guarded(|| {
-        let (pairs, []) = ranges.as_chunks::<2>() else {
-            return Err(Error::argument("ranges are not a list of starts and ends in turn"));
+        check_counts(offsets.len(), "offsets", tensors.len())?;
+        let range = |(&offset, tensor): (&i64, &GivenTensor)| {
+            let end = offset.checked_add(tensor.sizes.iter().product());
+            let end = end.ok_or_else(|| Error::argument("an offset is larger than any file"))?;
+            let bounds = u64::try_from(offset).ok().zip(u64::try_from(end).ok());
+            let (start, end) =
+                bounds.ok_or_else(|| Error::argument("a range begins or ends before the file"))?;
+            Ok(start..end)
         };
-        let range = |&[start, end]: &[i64; 2]| Some(u64::try_from(start).ok()?..u64::try_from(end).ok()?);
-        let ranges = pairs.iter().map(range).collect::<Option<Vec<_>>>();
-        let ranges = ranges.ok_or_else(|| Error::argument("a range begins or ends before the file"))?;
+        let ranges = offsets.iter().zip(tensors).map(range).collect::<Result<Vec<_>>>()?;
         load(model, Selection::Payload(&ranges), options)
     })
 }

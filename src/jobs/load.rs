@@ -252,14 +252,13 @@ impl Prepared {
     /// The tensors' names; of macroblocks, their numbers.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        let name = |view: &View| {
-            if self.numbered {
-                view.source.to_string()
-            } else {
-                self.index.records()[view.source].name().to_owned()
-            }
-        };
-        self.plan.views.iter().map(name).collect()
+        (0..self.plan.views.len()).map(|number| self.label(number)).collect()
+    }
+
+    /// The name of tensor `number`; of a macroblock, or of a range of the payload, its number.
+    pub(crate) fn label(&self, number: usize) -> String {
+        let source = self.plan.views[number].source;
+        if self.numbered { source.to_string() } else { self.index.records()[source].name().to_owned() }
     }
 
     /// Loads into memory of this process.

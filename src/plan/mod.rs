@@ -5,6 +5,7 @@
 
 mod chunk;
 mod cut;
+pub mod fit;
 mod place;
 pub mod ranks;
 mod select;

@@ -1,8 +1,10 @@
 //! A load, flattened for C++.
 
+use std::ops::Range;
+
 use super::{
-    Tagged,
-    ffi::{CudaStream, GivenMemory, ProgressWords, View},
+    Tagged, check_counts,
+    ffi::{CudaStream, GivenMemory, GivenTensor, ProgressWords, View},
     guarded,
 };
 use crate::{
@@ -10,8 +12,12 @@ use crate::{
     environment::Environment,
     error::{Error, ErrorKind, Result},
     format::{Fit, Index},
+    io::Source as _,
     jobs::load::{Block, Prepared},
-    plan::Memory,
+    plan::{
+        self, Memory, ReadPlan,
+        fit::{Filling, Given, first_misfit, overlap},
+    },
 };
 
 /// A load: prepared, then read to the host or into given memory. That of nothing is empty.
@@ -23,6 +29,9 @@ pub struct Load {
     unnamed: Vec<String>,
     blocks: std::vec::IntoIter<Block>,
     memory_bytes: Vec<i64>,
+    /// Memory that was given, if the load is to fill any.
+    memory: Vec<GivenMemory>,
+    copied: Vec<usize>,
     views: Vec<View>,
     sizes: Vec<i64>,
     strides: Vec<i64>,
@@ -133,43 +142,119 @@ impl Load {
         guarded(|| self.blocks.next().map(Box::new).ok_or_else(none))
     }
 
-    /// Loads into memory of the host.
+    /// Whether the tensors whose names were given fit: all are told, and all that the file holds can take what it does.
+    /// If their memory is to be filled, it is provided then.
+    pub(super) fn fits_all(&mut self, tensors: &[GivenTensor]) -> bool {
+        let Some(plan) = self.prepared.as_ref().map(Prepared::plan) else {
+            return false;
+        };
+        if plan.views.is_empty() || self.places.len() + self.unknown.len() != tensors.len() {
+            return false;
+        }
+        let device = Given::from(&tensors[0]).device;
+        let fits = |(number, (view, &place)): (usize, (&plan::View, &usize))| {
+            let given = Given::from(&tensors[place]);
+            view.same_as == number && given.misfit(view, device, plan.place).is_none()
+        };
+        plan.views.iter().zip(&self.places).enumerate().all(fits)
+            && self.place_in(|number| tensors[self.places[number]].address).is_some_and(|(memory, copied)| {
+                (self.memory, self.copied) = (memory, copied);
+                true
+            })
+    }
+
+    /// Refuses tensors, one for each view, that do not fit. If their memory is to be filled, it is provided then.
+    pub(super) fn require_fit(&mut self, tensors: &[GivenTensor]) -> std::result::Result<(), Tagged> {
+        guarded(|| {
+            let prepared = self.prepared()?;
+            let ReadPlan { views, place, .. } = prepared.plan();
+            check_counts(views.len(), "names", tensors.len())?;
+            if let Some((number, why)) = first_misfit(views, tensors.iter().map(Given::from), *place) {
+                let what = format!("cannot load {:?} into the tensor given: {why}", prepared.label(number));
+                return Err(Error::argument(what).at(prepared.files.path()));
+            }
+            let shared = || {
+                Error::argument("two of the tensors given share memory, but not in the file")
+                    .at(prepared.files.path())
+            };
+            (self.memory, self.copied) =
+                self.place_in(|number| tensors[number].address).ok_or_else(shared)?;
+            Ok(())
+        })
+    }
+
+    /// The memory to fill, of tensors at these addresses, and the tensors that get copies; none of a load that provides
+    /// its own. `None` if two share memory.
+    fn place_in(&self, address: impl Fn(usize) -> usize) -> Option<(Vec<GivenMemory>, Vec<usize>)> {
+        let plan = self.prepared.as_ref()?.plan();
+        if !plan.place.is_given() {
+            return Some((vec![], vec![]));
+        }
+        let addresses: Vec<usize> = (0..plan.views.len()).map(address).collect();
+        let Filling { read, copied } = Filling::new(&plan.views, &addresses)?;
+        let memory = |range: Range<usize>| GivenMemory { address: range.start, bytes: range.len() };
+        Some((read.into_iter().map(memory).collect(), copied))
+    }
+
+    /// The tensors that are to get a copy of what the first shows that is tied to them.
+    pub(super) fn copied(&self) -> &Vec<usize> {
+        &self.copied
+    }
+
+    /// Takes memory to fill: as many pieces as the plan asks for, of these sizes, none overlapping another.
+    pub(super) fn provide(&mut self, memory: &[GivenMemory]) -> std::result::Result<(), Tagged> {
+        guarded(|| {
+            self.check(memory)?;
+            let range = |given: &GivenMemory| given.address..given.address.saturating_add(given.bytes);
+            if overlap(memory.iter().map(range).collect()) {
+                return Err(Error::new(ErrorKind::Internal, "two pieces of the memory given overlap"));
+            }
+            self.memory = memory.to_vec();
+            Ok(())
+        })
+    }
+
+    /// Refuses memory that is not of the sizes that the plan asks for.
+    fn check(&self, memory: &[GivenMemory]) -> Result<()> {
+        let sizes = memory.iter().map(|given| i64::try_from(given.bytes).unwrap_or(i64::MAX));
+        if sizes.eq(self.memory_bytes.iter().copied()) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Internal, "the memory given is not of the sizes that the load needs"))
+    }
+
+    /// Loads into the memory given, of the host.
     ///
     /// # Safety
     /// The memory is writable and nobody else looks at it until the call returns.
-    pub(super) unsafe fn fill_host(
-        &self,
-        memory: &[GivenMemory],
-        progress: ProgressWords,
-    ) -> std::result::Result<(), Tagged> {
+    pub(super) unsafe fn fill_host(&self, progress: ProgressWords) -> std::result::Result<(), Tagged> {
         guarded(|| {
-            self.check(memory)?;
+            self.check(&self.memory)?;
             let slice = |given: &GivenMemory| {
                 let data = std::ptr::with_exposed_provenance_mut(given.address);
                 match given.bytes {
                     0 => &mut [][..],
-                    // SAFETY: the caller vouches for the memory; `check` has seen that no two overlap.
+                    // SAFETY: the caller vouches for the memory; whoever set it has seen that no two pieces overlap.
                     bytes => unsafe { std::slice::from_raw_parts_mut(data, bytes) },
                 }
             };
-            self.prepared()?.fill(memory.iter().map(slice).collect(), progress.get())
+            self.prepared()?.fill(self.memory.iter().map(slice).collect(), progress.get())
         })
     }
 
-    /// Loads into memory of a CUDA device, in the order of the caller's stream.
+    /// Loads into the memory given, of a CUDA device, in the order of the caller's stream.
     ///
     /// # Safety
     /// Stream and memory belong to the device and stay until what the call queues on the stream is done.
     pub(super) unsafe fn fill_cuda(
         &self,
-        memory: &[GivenMemory],
         stream: &CudaStream,
         progress: ProgressWords,
     ) -> std::result::Result<(), Tagged> {
         guarded(|| {
-            self.check(memory)?;
+            self.check(&self.memory)?;
             let prepared = self.prepared()?;
-            let addresses = memory.iter().map(|given| given.address as u64).collect();
+            let addresses = self.memory.iter().map(|given| given.address as u64).collect();
             // SAFETY: the caller vouches for stream and memory.
             let device = unsafe { Cuda::new(stream.device, stream.stream, addresses) }?;
             let outcome = prepared.transfer(&device, cuda::pinned(), progress.get());
@@ -179,27 +264,31 @@ impl Load {
             outcome
         })
     }
+}
 
-    /// Refuses memory that is not what the plan asks for: as many pieces, of these sizes, none overlapping another.
-    fn check(&self, memory: &[GivenMemory]) -> Result<()> {
-        let sizes = memory.iter().map(|given| i64::try_from(given.bytes).unwrap_or(i64::MAX));
-        if !sizes.eq(self.memory_bytes.iter().copied()) {
-            return Err(Error::argument("the memory given is not of the sizes that the load needs"));
+impl<'a> From<&GivenTensor<'a>> for Given<'a> {
+    fn from(tensor: &GivenTensor<'a>) -> Self {
+        Self {
+            dtype: tensor.dtype,
+            sizes: tensor.sizes,
+            device: (tensor.device_type, tensor.device_index),
+            is_dense: tensor.dense,
+            is_contiguous: tensor.contiguous,
+            address: tensor.address,
         }
-        if overlap(memory) {
-            return Err(Error::argument("two of the tensors given share memory, but not in the file"));
-        }
-        Ok(())
     }
 }
 
-/// Whether any two pieces of memory have a byte in common.
-pub(super) fn overlap(memory: &[GivenMemory]) -> bool {
-    let mut ranges: Vec<_> = memory
-        .iter()
-        .filter(|given| given.bytes > 0)
-        .map(|given| (given.address, given.address.saturating_add(given.bytes)))
-        .collect();
-    ranges.sort_unstable();
-    ranges.iter().zip(ranges.iter().skip(1)).any(|(one, other)| other.0 < one.1)
+/// Refuses to exchange storages of tensors that have none, or of more tensors than there are values.
+pub(super) fn check_exchange(
+    tensors: &[GivenTensor],
+    values: &[GivenTensor],
+) -> std::result::Result<(), Tagged> {
+    guarded(|| {
+        check_counts(values.len(), "values", tensors.len())?;
+        if tensors.iter().chain(values).all(|tensor| tensor.dense) {
+            return Ok(());
+        }
+        Err(Error::argument("a tensor given is sparse or has no storage of its own"))
+    })
 }

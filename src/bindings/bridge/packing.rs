@@ -1,10 +1,10 @@
 //! A save, in the flat values of C++.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    CxxString, CxxVector, Tagged,
-    ffi::{CudaStream, GivenMemory, PackOptions, ProgressWords, TensorSpec},
+    CxxString, CxxVector, Tagged, check_counts,
+    ffi::{CudaStream, GivenMemory, GivenTensor, PackOptions, ProgressWords},
     guarded, native, strings,
 };
 use crate::{
@@ -26,30 +26,59 @@ fn known_dtype(name: &str, code: i32) -> Result<DType> {
     DType::from_code(code).ok_or_else(unsupported)
 }
 
-/// The type a tensor of `dtype` is stored as when floating tensors shall be `wanted` (-1: their own).
-pub(super) fn stored_dtype(name: &str, dtype: i32, wanted: i32) -> std::result::Result<i32, Tagged> {
-    guarded(|| {
-        let own = known_dtype(name, dtype)?;
-        if wanted == -1 {
-            return Ok(own as i32);
-        }
-        let wanted = known_dtype("the target", wanted)?;
-        if !wanted.is_castable_float() {
-            return Err(Error::argument(format!(
-                "Unsupported dtype: {wanted} is no floating type to cast to"
-            )));
-        }
-        Ok(if own.is_castable_float() { wanted } else { own } as i32)
-    })
+/// The type a tensor of `own` type is stored as when floating tensors shall be `wanted` (-1: their own).
+fn stored_dtype(own: DType, wanted: i32) -> Result<DType> {
+    if wanted == -1 {
+        return Ok(own);
+    }
+    let wanted = known_dtype("the target", wanted)?;
+    if !wanted.is_castable_float() {
+        return Err(Error::argument(format!("Unsupported dtype: {wanted} is no floating type to cast to")));
+    }
+    Ok(if own.is_castable_float() { wanted } else { own })
+}
+
+/// What two tensors that show the same elements have in common: address, dtype, sizes and strides; where both are
+/// contiguous the sizes may differ.
+type Shown<'a> = (usize, i32, &'a [i64], &'a [i64], i64);
+
+fn shown<'a>(tensor: &GivenTensor<'a>) -> Shown<'a> {
+    let elements = tensor.sizes.iter().product();
+    let (sizes, strides) =
+        if tensor.contiguous { (&[][..], &[][..]) } else { (tensor.sizes, tensor.strides) };
+    (tensor.address, tensor.dtype, sizes, strides, elements)
+}
+
+/// What is packed of `tensors`, each called by its name.
+fn specs<'a>(
+    names: Vec<String>,
+    tensors: &'a [GivenTensor<'a>],
+    wanted: i32,
+) -> Result<Vec<layout::TensorSpec>> {
+    let mut first = HashMap::new();
+    let spec = |(number, (name, tensor)): (usize, (String, &'a GivenTensor<'a>))| {
+        let dtype = stored_dtype(known_dtype(&name, tensor.dtype)?, wanted)?;
+        let shape =
+            tensor.sizes.iter().map(|&size| u64::try_from(size)).collect::<std::result::Result<_, _>>();
+        let shape = shape.map_err(|_| Error::argument(format!("{name:?} has a negative size")))?;
+        let key = shown(tensor);
+        let same = (key.4 > 0).then(|| *first.entry(key).or_insert(number));
+        Ok(layout::TensorSpec { name, dtype, shape, tied_to: same.filter(|same| *same != number) })
+    };
+    names.into_iter().zip(tensors).enumerate().map(spec).collect()
 }
 
 /// A [`Save`] on its way through C++.
-pub(super) struct PackInProgress(Save<'static>);
+pub(super) struct PackInProgress {
+    save: Save<'static>,
+    dtypes: Vec<DType>,
+}
 
 /// Begins a save.
 pub(super) fn pack(
     path: &CxxString,
-    tensors: &[TensorSpec],
+    names: &CxxVector<CxxString>,
+    tensors: &[GivenTensor],
     options: &PackOptions,
     metadata: &CxxVector<CxxString>,
     checksum: &str,
@@ -60,7 +89,9 @@ pub(super) fn pack(
         let align_bytes = u64::try_from(options.align_bytes)
             .map_err(|_| Error::argument(format!("align_bytes must be >= 0, not {}", options.align_bytes)))?;
         let order = if options.keep_order { Order::Given } else { Order::LargestFirst };
-        let specs = tensors.iter().map(spec).collect::<Result<Vec<_>>>()?;
+        let names = strings(names);
+        check_counts(names.len(), "names", tensors.len())?;
+        let specs = specs(names, tensors, options.dtype)?;
         let words = strings(metadata);
         let (pairs, []) = words.as_chunks::<2>() else {
             return Err(Error::argument("metadata is not a list of keys and values in turn"));
@@ -70,28 +101,24 @@ pub(super) fn pack(
         let shard_bytes = (options.shard_bytes >= 0).then_some(options.shard_bytes.cast_unsigned());
         let destination = native(path).to_owned();
         let request = Request { destination, order, align_bytes, metadata, algorithm, shard_bytes };
-        Ok(Box::new(PackInProgress(Save::begin(&specs, request, progress.get())?)))
-    })
-}
-
-fn spec(tensor: &TensorSpec) -> Result<layout::TensorSpec> {
-    let shape = tensor.shape.iter().map(|&size| u64::try_from(size)).collect::<std::result::Result<_, _>>();
-    Ok(layout::TensorSpec {
-        name: tensor.name.clone(),
-        dtype: known_dtype(&tensor.name, tensor.dtype)?,
-        shape: shape.map_err(|_| Error::argument(format!("{:?} has a negative size", tensor.name)))?,
-        tied_to: usize::try_from(tensor.tied_to).ok(),
+        let dtypes = specs.iter().map(|spec| spec.dtype).collect();
+        Ok(Box::new(PackInProgress { save: Save::begin(&specs, request, progress.get())?, dtypes }))
     })
 }
 
 impl PackInProgress {
     /// Numbers of the tensors whose bytes are wanted, in that order.
     pub(super) fn order(&self) -> &Vec<usize> {
-        self.0.order()
+        self.save.order()
+    }
+
+    /// torch's number of the type that a tensor is stored as.
+    pub(super) fn dtype(&self, tensor: usize) -> i32 {
+        self.dtypes[tensor] as i32
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> std::result::Result<(), Tagged> {
-        guarded(|| self.0.write(bytes))
+        guarded(|| self.save.write(bytes))
     }
 
     /// Takes bytes from a CUDA device, as they are when what is queued on the caller's stream is done.
@@ -106,12 +133,12 @@ impl PackInProgress {
         guarded(|| {
             // SAFETY: the caller vouches for stream and memory.
             let device = unsafe { Cuda::new(stream.device, stream.stream, vec![memory.address as u64]) }?;
-            let sink = |bytes: &[u8]| self.0.write(bytes);
+            let sink = |bytes: &[u8]| self.save.write(bytes);
             fetch(&device, cuda::pinned(), 0, memory.bytes as u64, sink)
         })
     }
 }
 
 pub(super) fn finish(pack: Box<PackInProgress>) -> std::result::Result<(), Tagged> {
-    guarded(|| pack.0.finish().map(drop))
+    guarded(|| pack.save.finish().map(drop))
 }

@@ -1,0 +1,51 @@
+//! Open models, for C++ to hold.
+
+use super::{CxxString, Tagged, ffi::ProgressWords, guarded, native};
+use crate::{
+    jobs::verify::verify_model,
+    model::{Model, opened},
+};
+
+/// A model that is open as long as this lives.
+pub(super) struct Opened {
+    number: i64,
+    /// What the tensor shows that stands for it: its number, the bytes of its files, and how many these are.
+    words: [i64; 3],
+}
+
+impl Opened {
+    /// What C++ hands over in its place.
+    pub(super) fn number(&self) -> i64 {
+        self.number
+    }
+
+    pub(super) fn words(&self) -> &[i64] {
+        &self.words
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        opened::close(self.number);
+    }
+}
+
+pub(super) fn open_model(path: &CxxString) -> std::result::Result<Box<Opened>, Tagged> {
+    guarded(|| {
+        let model = Model::open(native(path))?;
+        let (bytes, count) = (model.files.file_bytes().cast_signed(), model.files.iter().count() as u64);
+        let number = opened::keep(model);
+        Ok(Box::new(Opened { number, words: [number, bytes, count.cast_signed()] }))
+    })
+}
+
+pub(super) fn footer(model: i64) -> std::result::Result<String, Tagged> {
+    guarded(|| Ok(opened::find(model)?.footer()))
+}
+
+pub(super) fn verify(model: i64, progress: ProgressWords) -> std::result::Result<i64, Tagged> {
+    guarded(|| {
+        let report = verify_model(&*opened::find(model)?, None, progress.get())?;
+        Ok(report.verified_bytes.cast_signed())
+    })
+}
