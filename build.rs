@@ -20,7 +20,7 @@ mod torch {
     const FIND_TORCH: &str = "import importlib.util as u; s = u.find_spec('torch'); \
                               print(s.submodule_search_locations[0] if s else '')";
 
-    pub fn build() {
+    pub(super) fn build() {
         println!("cargo::rerun-if-env-changed=FLASHPACK_TORCH_DIR");
         println!("cargo::rerun-if-env-changed={PORTABLE}");
         println!("cargo::rerun-if-changed=src/bindings/bridge.rs");

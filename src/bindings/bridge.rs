@@ -28,6 +28,7 @@ mod loading;
 mod models;
 mod packing;
 
+#[allow(unreachable_pub, reason = "cxx makes what C++ sees public")]
 #[cxx::bridge(namespace = "flashpack")]
 mod ffi {
     /// What a load may be told. 1 is yes, 0 no, -1 leaves it to the environment and the defaults.

@@ -22,7 +22,7 @@ use crate::{
 
 /// A load: prepared, then read to the host or into given memory. That of nothing is empty.
 #[derive(Default)]
-pub struct Load {
+pub(super) struct Load {
     prepared: Option<Prepared>,
     places: Vec<usize>,
     unknown: Vec<i64>,
