@@ -1,11 +1,7 @@
 //! Sound files drawn from bytes: any layout that the format allows, not only those that this library writes.
 
 use arbitrary::{Arbitrary, Unstructured};
-use flashpack::format::{
-    DType, FORMAT_V4,
-    checksum::Algorithm, footer,
-    footer, signature,
-};
+use flashpack::format::{DType, FORMAT_V4, checksum::Algorithm, footer, signature};
 use serde_json::{Value, json};
 
 use crate::to_usize;
