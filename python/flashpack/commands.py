@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._convert.convert import convert_to_flashpack
 from ._convert.revert import revert_from_flashpack
-from ._core.hints import filter_kwargs_for_method
+from ._core.names import filter_kwargs_for_method
 from ._core.paths import StrPath
 
 if TYPE_CHECKING:

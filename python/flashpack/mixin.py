@@ -8,7 +8,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from ._core.hints import (
+from ._core.constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
+from ._core.names import (
     clipped,
     close_match,
     filter_kwargs_for_method,
@@ -24,7 +25,6 @@ from ._load.meta import left_on_meta, parameters_on_meta
 from ._load.options import OPTION_NAMES, LoadOptions
 from ._module.assign import assign, assign_from_file
 from ._save.pack import pack_to_file
-from .constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 
 __all__ = ["FlashPackMixin", "assign_from_file"]
 

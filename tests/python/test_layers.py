@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import flashpack
 PACKAGE = Path(flashpack.__file__).parent
 # Each uses only those before it. What is not among them are the public names: they come last.
 ROOMS = (
-    *("constants", "_core", "_files", "_load", "_ranks", "_module", "_parallel"),
+    *("_core", "_files", "_load", "_ranks", "_module", "_parallel"),
     *("_save", "_hub", "_inspect", "_convert", "public", "integrations"),
 )
 # Public names that are of an integration, or that are for its sake.
 CROSSINGS = {("__init__", "integrations")}
+# They only pass names of all rooms on.
+FRONTS = {"__init__", "integrations", "integrations.patch"}
 
 
 def modules() -> dict[str, Path]:
@@ -65,6 +68,28 @@ def test_no_files_import_each_other() -> None:
         for leaf in leaves:
             del edges[leaf]
     assert not edges, "these import each other in a circle, or what does"
+
+
+def test_the_rooms_are_eight_floors_high() -> None:
+    known = modules()
+    below: dict[str, set[str]] = {}
+    for module in known.keys() - FRONTS:
+        for imported in imports(module, known[module], known, lazy=True):
+            below.setdefault(floor_of(module), set()).add(floor_of(imported))
+
+    @functools.cache
+    def floors(room: str) -> int:
+        return 1 + max((floors(other) for other in below.get(room, set()) - {room}), default=0)
+
+    assert max(map(floors, below)) <= 8, {room: floors(room) for room in below}
+
+
+def floor_of(module: str) -> str:
+    """The room of `module`: of integrations one for each library."""
+    room, *rest = module.split(".")
+    if room == "integrations" and rest and (PACKAGE / room / rest[0]).is_dir():
+        return f"{room}.{rest[0]}"
+    return room
 
 
 def test_folders_are_no_lists() -> None:

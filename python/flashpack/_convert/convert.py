@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .._core import native
 from .._core.dtypes import dtype_name, dtype_to_string, string_to_dtype
 from .._core.errors import may_need_torch
-from .._core.hints import listed, warn, warn_of_unmatched
-from .._core.names import filter_state_dict, name_tuple
+from .._core.names import filter_state_dict, listed, name_tuple, warn, warn_of_unmatched
 from .._core.paths import StrPath, refuse_source, text_path
 from .._core.progress import run
 from .._core.text import parse_size

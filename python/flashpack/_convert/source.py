@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._core.hints import warn
+from .._core.names import warn
 from .._core.paths import StrPath, text_path, with_suffix
 from .._core.progress import wants_bar
 from .._files.folder import SUFFIX, checked_subfolder, names_folder, refuse_pipeline, weights_name

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core.hints import listed, warn
+from .._core.names import listed, warn
 from .._files.opened import OpenModel
 from .._files.sources import are_safetensors, files_of, shards_of
 from .._load.load import load_tensors

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .hints import close_match
+from .names import close_match
 
 if TYPE_CHECKING:
     import numpy

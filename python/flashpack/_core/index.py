@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..constants import FILE_FORMAT_V4
+from .constants import FILE_FORMAT_V4
 
 
 @dataclass(frozen=True, slots=True)

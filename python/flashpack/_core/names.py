@@ -1,11 +1,28 @@
-"""Which tensor names an operation leaves out: one rule, shared by loading, iterating and converting."""
+"""Names of tensors: which an operation leaves out, and what messages say of names and keyword arguments."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+import difflib
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+# Text, as it is compared with the paths of frames.
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep  # noqa: PTH120
+# What wrappers put in front of the names of what they hold.
+_WRAPPERS = {
+    "module.": "DataParallel or DistributedDataParallel",
+    "_orig_mod.": "torch.compile",
+    "base_model.model.": "PEFT",
+    "base_layer.": "PEFT",
+    "_fsdp_wrapped_module.": "FSDP",
+    "_checkpoint_wrapped_module.": "checkpoint_wrapper",
+}
 
 
 def is_ignored_tensor_name(
@@ -56,3 +73,137 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def clipped(text: str, length: int = 200) -> str:
+    """`text`; of a longer one its beginning and end."""
+    return text if len(text) <= length else f"{text[: length // 2]}…{text[1 - length // 2 :]}"
+
+
+def quoted(name: str) -> str:
+    """A name as Python writes it, in so few characters that a message can hold it."""
+    return repr(clipped(name))
+
+
+def listed(names: Sequence[str], room: int = 800) -> str:
+    """`names` as Python writes a list, as many of them as take about `room` bytes."""
+    shown: list[str] = []
+    for name in names:
+        room -= len(quoted(name).encode()) + 2
+        if shown and room < 0:
+            shown.append(f"… and {len(names) - len(shown)} more")
+            break
+        shown.append(quoted(name))
+    return f"[{', '.join(shown)}]"
+
+
+def close_match(name: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that `name` is most probably a misspelling of."""
+    return next(iter(difflib.get_close_matches(name[:100], list(known), 1, 0.75)), None)
+
+
+def naming_hint(file: Sequence[str], model: Sequence[str]) -> str:
+    """How the names that only a file has, and those that only a model has, may be meant to be the same.
+
+    Empty if nothing is alike.
+    """
+    return _wrapper_hint(file, model) or _prefix_hint(file, model) or _spelling_hint(file, model)
+
+
+def _wrapper_hint(file: Sequence[str], model: Sequence[str]) -> str:
+    of_model = {_unwrapped(name): name for name in model}
+    for name in file:
+        other = of_model.get(_unwrapped(name), name)
+        for wrapper, origin in _WRAPPERS.items():
+            in_file, in_model = f".{wrapper}" in f".{name}", f".{wrapper}" in f".{other}"
+            if in_file != in_model:
+                has, lacks, act = ("file", "model", "save") if in_file else ("model", "file", "load into")
+                return (
+                    f"names of the {has} have {wrapper!r}, as {origin} makes them, those of the {lacks} do "
+                    f"not: {act} what is inside of the wrapper"
+                )
+    return ""
+
+
+def _unwrapped(name: str) -> str:
+    dotted = f".{name}"
+    for wrapper in _WRAPPERS:
+        dotted = dotted.replace(f".{wrapper}", ".")
+    return dotted
+
+
+def _prefix_hint(file: Sequence[str], model: Sequence[str]) -> str:
+    for one, names, rest, others in (("file", file, "model", model), ("model", model, "file", file)):
+        if prefix := _prefix_of(names, others):
+            return f"names of the {one} begin with {quoted(prefix)}, those of the {rest} do not"
+    return ""
+
+
+def _prefix_of(longer: Sequence[str], shorter: Collection[str]) -> str | None:
+    """What stands in front of the same name in `longer` for most of `shorter`."""
+    known = set(shorter)
+    for name in longer[:20]:
+        parts = name.split(".")
+        for depth in range(1, min(len(parts), 5)):
+            if ".".join(parts[depth:]) in known:
+                prefix = ".".join(parts[:depth]) + "."
+                alike = sum(each.removeprefix(prefix) in known for each in longer if each.startswith(prefix))
+                if 2 * alike >= len(known):
+                    return prefix
+    return None
+
+
+def _spelling_hint(file: Sequence[str], model: Sequence[str]) -> str:
+    pairs = [(name, close_match(name, model[:500])) for name in file[:3]]
+    return ", ".join(f"{quoted(name)} may be {quoted(match)}" for name, match in pairs if match)
+
+
+def warn_of_unused(unused: Iterable[str], known: Iterable[str]) -> None:
+    """Warn about keyword arguments that nothing has taken, each with the one of `known` that is like it."""
+    names, candidates = sorted(unused), list(known)
+    if not names:
+        return
+    hints = [(name, close_match(name, candidates)) for name in names[:20]]
+    meant = ", ".join(f"{hint!r} for {quoted(name)}" for name, hint in hints if hint)
+    warn(
+        f"unknown keyword arguments are ignored: {listed(names)}"
+        + (f"; did you mean {meant}?" if meant else "")
+    )
+
+
+def warn_of_unmatched(ignore: Mapping[str, Sequence[str]], names: Iterable[str]) -> None:
+    """Warn about each of ignore_names, ignore_prefixes and ignore_suffixes that fits none of `names`."""
+    known = list(names)
+    for option, values in ignore.items():
+        for value in values:
+            if not any(is_ignored_tensor_name(name, **{option: [value]}) for name in known):
+                hint = close_match(value, known) if option == "ignore_names" else None
+                meant = f" (did you mean {quoted(hint)}?)" if hint else ""
+                warn(f"{option}: {quoted(value)} fits no tensor's name{meant}")
+
+
+def warn(message: str) -> None:
+    """A UserWarning that points at the first caller outside of this package."""
+    level = 1
+    while sys._getframe(level).f_code.co_filename.startswith(_PACKAGE):
+        level += 1
+    warnings.warn(f"flashpack: {message}", stacklevel=level + 1)
+
+
+def keywords_of(method: Callable[..., Any]) -> tuple[set[str], bool]:
+    """The names of the parameters of `method`, and whether it takes keyword arguments of any other name."""
+    parameters = inspect.signature(method).parameters.values()
+    named = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+    return named, len(named) < len(parameters)
+
+
+def filter_kwargs_for_method(kwargs: dict[str, Any], method: Callable[..., Any]) -> dict[str, Any]:
+    """Those of `kwargs` that `method` has a parameter for; all of them if it takes any."""
+    named, takes_any = keywords_of(method)
+    return kwargs if takes_any else {name: value for name, value in kwargs.items() if name in named}
+
+
+def initialiser(cls: type[Any], default: Callable[..., Any]) -> Callable[..., Any]:
+    """The method of `cls` that its `flashpack_init_method` names, if it has both, or `default`."""
+    found: Callable[..., Any] = getattr(cls, getattr(cls, "flashpack_init_method", None) or "", default)
+    return found

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
+from .._core.constants import FILE_FORMAT_V4
 from .._core.index import blocks_of
 from .._core.text import printable
 from .._save.sign import fingerprint_of
-from ..constants import FILE_FORMAT_V4
 
 _LISTS = ("macroblocks", "index")
 _DIGITS = {"xxh3_64": 16, "blake3": 64}  # of a digest

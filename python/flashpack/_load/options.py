@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .._core.constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS, SHARD_STRATEGIES
 from .._core.names import is_ignored_tensor_name, name_tuple
 from .._core.native import environment
 from .._core.progress import Silent
-from ..constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS, SHARD_STRATEGIES
 from .cast import DtypeLike, requested_dtype
 from .load import Device, Reading, as_device, surely_maps
 

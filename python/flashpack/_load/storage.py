@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._core import ops
+from .._core.constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 from .._core.dtypes import get_packing_dtype
 from .._core.names import is_ignored_tensor_name
 from .._core.native import environment
@@ -19,7 +20,6 @@ from .._core.paths import StrPath, text_path
 from .._core.progress import Silent
 from .._files.opened import OpenModel
 from .._files.sources import ModelPath, model_path
-from ..constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 from .load import Device, Reading, as_device, load_blocks, load_tensors
 
 if TYPE_CHECKING:

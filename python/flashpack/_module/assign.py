@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._core.hints import listed
+from .._core.constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 from .._core.index import unverified_note
+from .._core.names import listed
 from .._core.progress import Silent
 from .._core.text import human_num_elements, say
 from .._files.opened import OpenModel
@@ -20,7 +21,6 @@ from .._load.options import LoadOptions
 from .._load.storage import FlashTensorStorage, iterate_from_flash_tensor, read_blocks
 from .._ranks.group import world_size_of
 from .._ranks.load import SharedFile, load_together
-from ..constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 from .commit import commit_to
 from .devices import Held, device_of, find_held, places_of
 from .dtensors import is_dtensor, load_local

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._core import ops
-from .._core.hints import clipped, listed, quoted
+from .._core.names import clipped, listed, quoted
 from .._core.progress import Silent
 from .._core.tensors import bump_versions, is_on, is_uninitialized
 from .._files.opened import OpenModel

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._core.hints import clipped, listed, naming_hint, quoted, warn
+from .._core.names import clipped, listed, naming_hint, quoted, warn
 from .._load.cast import is_castable
 from .._load.options import LoadOptions
 from .dtensors import is_dtensor

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .._core.hints import keywords_of
+from .._core.names import keywords_of
 from .._core.tensors import PLAIN_TYPES, has_own_dispatch, is_uninitialized, rebuild
 from .slots import Slot, find_slots
 

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .._core.hints import listed, warn
-from .._core.names import filter_state_dict
+from .._core.names import filter_state_dict, listed, warn
 from .._files.opened import OpenModel
 from .._load.cast import cast
 from .._load.load import Reading, load_tensors

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .._core import native, ops
+from .._core.constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 from .._core.errors import FlashPackError
 from .._core.index import records_of
 from .._core.names import is_ignored_tensor_name
@@ -22,7 +23,6 @@ from .._files.sources import ModelPath, resolved_path, shown_path
 from .._load.load import Device, as_device
 from .._load.options import LoadOptions, resolve_shard_strategy
 from .._load.storage import FlashTensorStorage, read_flashpack_file
-from ..constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 from .group import Ranks, join, own_device, world_size_of
 
 Progress = Callable[[int, int], None]

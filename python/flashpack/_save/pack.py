@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from .._core import ops
+from .._core.constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from .._core.names import is_utf8
 from .._core.paths import StrPath, text_path
 from .._core.progress import run
 from .._core.tensors import packable
 from .._core.text import parse_size
-from ..constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from .offloaded import whole_state_dict
 
 # torch counts it as floating but has no cast to it: two values share a byte.

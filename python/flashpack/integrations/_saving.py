@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._core.hints import close_match, listed, warn
+from .._core.names import close_match, listed, warn
 from .._core.paths import StrPath, text_path
 from .._files.folder import index_path
 from .._files.sources import files_of

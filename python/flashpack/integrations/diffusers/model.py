@@ -14,7 +14,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from ..._core.hints import filter_kwargs_for_method, initialiser, keywords_of, warn_of_unused
+from ..._core.names import filter_kwargs_for_method, initialiser, keywords_of, warn_of_unused
 from ..._core.paths import StrPath
 from ..._files.folder import CONFIG, checked_subfolder, require_config, weights_name
 from ..._hub.client import CARD_NAME, HubOptions, PushOptions, fetch, push

@@ -12,12 +12,12 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..._core.hints import keywords_of, warn_of_unused
+from ..._core.constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
+from ..._core.names import keywords_of, warn_of_unused
 from ..._core.paths import StrPath, text_path
 from ..._files.folder import PIPELINE, SUFFIX
 from ..._hub.client import HubOptions
 from ..._load.options import OPTION_NAMES
-from ...constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from .._build import BUILDING
 from .._request import Unpacked, one_device, one_dtype, take_load_options
 from .._saving import SaveOptions, refuse_adapters

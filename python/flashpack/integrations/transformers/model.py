@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from ..._core.hints import initialiser
+from ..._core.names import initialiser
 from ..._core.paths import StrPath
 from ..._load.load import load_tensors
 from ..._load.meta import parameters_on_meta
