@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from .names import close_match
+from .native import dtypes
 
 if TYPE_CHECKING:
     import numpy
@@ -48,6 +50,13 @@ def dtype_to_string(dtype: torch.dtype) -> str:
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"Unsupported dtype: {dtype!r}")
     return str(dtype).removeprefix("torch.")
+
+
+@functools.cache
+def is_castable(dtype: torch.dtype) -> bool:
+    """Whether loads and saves cast it: floating numbers, one to an element."""
+    facts = dtypes().get(dtype_to_string(dtype))
+    return facts is not None and facts.castable
 
 
 def get_packing_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from .._core.dtypes import string_to_dtype
+from .._core.dtypes import is_castable, string_to_dtype
 from .._core.index import blocks_of
 from .._core.progress import Silent
 
@@ -30,11 +30,6 @@ def requested_dtype(dtype: DtypeLike) -> Dtype:
     if not isinstance(named, torch.dtype) or not is_castable(named):
         raise ValueError(f'dtype must be "file", "model" or a floating torch.dtype, not {dtype!r}')
     return named
-
-
-def is_castable(dtype: torch.dtype) -> bool:
-    """Whether it is a floating dtype that torch casts: not of two numbers to an element."""
-    return dtype.is_floating_point and dtype != torch.float4_e2m1fn_x2
 
 
 def duplicate(tensors: Iterable[Tensor], copy: Callable[[Tensor], Tensor]) -> list[Tensor]:

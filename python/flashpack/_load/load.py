@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from .._core import ops
+from .._core.dtypes import is_castable
 from .._core.index import records_of
 from .._core.names import name_tuple
 from .._core.native import Counter
 from .._core.progress import Silent, run
 from .._files.opened import OpenModel, opened
 from .._files.readable import Source
-from .cast import cast, duplicate, is_castable, load_cast, requested_dtype
+from .cast import cast, duplicate, load_cast, requested_dtype
 from .report import remember
 from .slices import Cuts, SliceLike, parse_slices
 

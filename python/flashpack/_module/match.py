@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._core.dtypes import is_castable
 from .._core.names import clipped, listed, naming_hint, quoted, warn
-from .._load.cast import is_castable
 from .._load.options import LoadOptions
 from .dtensors import is_dtensor
 from .slots import Slot

@@ -10,15 +10,13 @@ from torch import Tensor, nn
 
 from .._core import ops
 from .._core.constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
+from .._core.dtypes import is_castable
 from .._core.names import is_utf8
 from .._core.paths import StrPath, text_path
 from .._core.progress import run
 from .._core.tensors import packable
 from .._core.text import parse_size
 from .offloaded import whole_state_dict
-
-# torch counts it as floating but has no cast to it: two values share a byte.
-_NO_CAST = torch.float4_e2m1fn_x2
 
 
 def pack_to_file(
@@ -104,8 +102,7 @@ def _state_of(source: Mapping[str, Tensor] | nn.Module) -> Mapping[str, Any]:
 def _check_options(dtype: torch.dtype | None, align_bytes: int) -> None:
     if abs(align_bytes) >= 1 << 63:
         raise ValueError(f"align_bytes must be below 2^63, not {align_bytes}")
-    castable = isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype != _NO_CAST
-    if dtype is not None and not castable:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and is_castable(dtype)):
         raise ValueError(f"Unsupported dtype: target_dtype must be a floating torch.dtype, not {dtype}")
 
 
