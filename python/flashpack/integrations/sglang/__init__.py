@@ -4,7 +4,7 @@ SGLang finds `register` by its entry point, in the group `sglang.srt.plugins`, a
 processes. It has a list of formats that plugins extend, but no registry of loaders: its own hook on the check
 of a load format puts the loader's class there, which SGLang takes for a format as well.
 
-`--model-loader-extra-config '{"mapped": true, "verify": true}'`: see the README.
+`--model-loader-extra-config '{"mapped": true, "verify": true}'`: see docs/guides/serving.md.
 """
 
 from __future__ import annotations

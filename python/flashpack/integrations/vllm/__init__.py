@@ -3,7 +3,7 @@
 vLLM finds `register` by its entry point, in the group `vllm.general_plugins`, and calls it in each of its
 processes; programs that use vLLM as a library need not call it either. Nothing of vLLM is patched.
 
-`--model-loader-extra-config '{"mapped": true, "verify": true}'`: see the README.
+`--model-loader-extra-config '{"mapped": true, "verify": true}'`: see docs/guides/serving.md.
 """
 
 from __future__ import annotations
