@@ -99,3 +99,21 @@ def test_links_lead_to_files() -> None:
         links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
         missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
         assert not missing, f"{page.name}: {missing}"
+
+
+def test_the_design_is_of_these_sources() -> None:
+    text = (ROOT / "docs" / "design.md").read_text()
+    roots = [ROOT, ROOT / "src", ROOT / "python" / "flashpack"]
+
+    def found(path: str) -> list[Path]:
+        return [root / path for root in roots if (root / path).exists()]
+
+    paths = set(re.findall(r"`((?:\w+/)*[\w-]+\.(?:rs|py|cpp|md|toml)|(?:\w+/)+\w*)`", text))
+    assert len(paths) > 60
+    assert not [path for path in paths if len(found(path)) != 1]
+    held = re.findall(r"((?:`\w+`(?:, | and ))*`\w+`) in `([\w/]+\.\w+)`", text)
+    assert len(held) > 10
+    for names, path in held:
+        source = found(path)[0].read_text()
+        missing = [name for name in re.findall(r"`(\w+)`", names) if name not in source]
+        assert not missing, f"{path} has no {missing}"
