@@ -166,11 +166,11 @@ pub fn prepare(model: &Model, selection: Selection<'_>, options: Options) -> Res
         place => place,
     };
     let index = Arc::clone(&model.index);
-    let asked = Asked { index: &index, selection, options, environment };
-    let (mut files, mut route, mut plan) = asked.decide(&model.files, place)?;
+    let request = Request { index: &index, selection, options, environment };
+    let (mut files, mut route, mut plan) = request.decide(&model.files, place)?;
     let mapping = match plan.memory.contains(&Memory::Mapping).then(|| Mapping::new(&files)).transpose() {
         Err(error) if error.errno() == Some(Errno::NODEV.raw_os_error()) => {
-            (files, route, plan) = asked.decide(&model.files, Place::Host)?;
+            (files, route, plan) = request.decide(&model.files, Place::Host)?;
             None
         }
         mapping => mapping?,
@@ -182,14 +182,14 @@ pub fn prepare(model: &Model, selection: Selection<'_>, options: Options) -> Res
 
 /// What a load is to do, and for whom.
 #[derive(Clone, Copy)]
-struct Asked<'a> {
+struct Request<'a> {
     index: &'a Index,
     selection: Selection<'a>,
     options: Options,
     environment: Environment,
 }
 
-impl Asked<'_> {
+impl Request<'_> {
     /// The plan, and by which way it reads the files.
     fn decide(self, files: &Files, place: Place) -> Result<(Files, Route, ReadPlan)> {
         let Self { index, selection, options, environment } = self;
