@@ -76,6 +76,12 @@ dtypes! {
 }
 
 impl DType {
+    /// Elements of safetensors in one of torch, which counts values that share bytes as one.
+    #[must_use]
+    pub fn safetensors_elems(self) -> u64 {
+        self.to_safetensors().map_or(1, |other| 8 * self.size() / other.bitsize() as u64)
+    }
+
     /// Whether casting to other floating types makes sense: of floating numbers, one to an element.
     #[must_use]
     pub const fn is_castable_float(self) -> bool {
@@ -140,6 +146,9 @@ mod tests {
                 assert_eq!(DType::from_safetensors(other), Some(dtype));
             }
         }
+        let several = DType::ALL.iter().filter(|dtype| dtype.safetensors_elems() != 1);
+        assert_eq!(several.collect::<Vec<_>>(), [&DType::Float4E2m1fnX2]);
+        assert_eq!(DType::Float4E2m1fnX2.safetensors_elems(), 2);
         assert_eq!(DType::from_name("Tensor"), None);
         assert_eq!(DType::from_code(12), None);
     }

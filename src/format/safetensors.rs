@@ -157,12 +157,13 @@ impl HeaderTensor {
         let own =
             DType::from_safetensors(*dtype).ok_or_else(|| unsupported(format!("{dtype:?} of {name:?}")))?;
         let mut shape = self.shape.clone();
-        if own == DType::Float4E2m1fnX2 {
-            // safetensors counts halves of a byte where torch counts the bytes.
+        let elems = own.safetensors_elems();
+        if elems > 1 {
             match shape.last_mut() {
-                Some(last) if last.is_multiple_of(2) => *last /= 2,
+                Some(last) if last.is_multiple_of(elems) => *last /= elems,
                 _ => {
-                    return Err(unsupported(format!("an odd number of F4 elements in a row of {name:?}")));
+                    let what = format!("an odd number of {dtype:?} elements in a row of {name:?}");
+                    return Err(unsupported(what));
                 }
             }
         }

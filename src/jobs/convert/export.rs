@@ -7,7 +7,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use super::Converted;
 use crate::{
     error::{At, Error, ErrorKind, Result},
-    format::{DType, Index, Record, safetensors::MAX_HEADER_BYTES},
+    format::{Index, Record, safetensors::MAX_HEADER_BYTES},
     io::{Source, write::AtomicFile},
     jobs::verify::verify_source,
     model::{Model, expect_flashpack},
@@ -66,12 +66,11 @@ fn header(index: &Index, records: &[&Record]) -> Result<(Vec<u8>, u64)> {
             Error::new(ErrorKind::Unsupported, what)
         })?;
         let mut shape = record.shape().iter().map(|&size| fits(size)).collect::<Result<Vec<usize>>>()?;
-        if from == DType::Float4E2m1fnX2 {
-            // torch counts bytes, safetensors the halves of a byte.
-            match shape.last_mut() {
-                Some(last) => *last = last.checked_mul(2).ok_or_else(too_large)?,
-                None => shape.push(2),
-            }
+        let elems = fits(from.safetensors_elems())?;
+        match shape.last_mut() {
+            Some(last) => *last = last.checked_mul(elems).ok_or_else(too_large)?,
+            None if elems > 1 => shape.push(elems),
+            None => {}
         }
         let range = index.range_in_block(record);
         let start = end;
