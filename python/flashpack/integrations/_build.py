@@ -40,7 +40,8 @@ def build_and_load(
     `build` is given the dtypes of the file's tensors by name. Floating buffers take them as parameters do.
     Only if the options allow parameters to be missing or ignored, and some are, is the model built for real,
     so that they have the values which the module gives them. `mend` is called when the file has names that
-    the model lacks, with the model and the file's tensors by name, which it renames in place.
+    the model lacks, with the model and the file's tensors by name, which it renames in place. `request.dtype`
+    is left to the caller: each library has rules of its own for what it casts.
 
     Returns the model and what both libraries return for `output_loading_info=True`. Raises what
     `assign_from_file` raises, and ValueError for tensors that are left without data.
