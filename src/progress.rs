@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Three words that an operation and its watcher share: bytes done, bytes in all, and a wish to cancel.
+/// Three words that an operation and its watcher share: bytes done, bytes in all, and a request to cancel.
 ///
 /// The words may live in the watcher's memory (a torch tensor, a ctypes array), so relaxed atomics carry them.
 #[derive(Clone, Copy, Debug)]

@@ -22,7 +22,7 @@ from .._core.tensors import PLAIN_TYPES, has_own_dispatch, is_uninitialized, reb
 from .slots import Slot, find_slots
 
 # Those of norms differ only for files of old releases.
-_USUAL = (
+_TORCHS_OWN = (
     nn.Module._load_from_state_dict,
     _NormBase._load_from_state_dict,
     _InstanceNorm._load_from_state_dict,
@@ -216,7 +216,7 @@ def _roots_below(
 
 def _overrides(kind: type) -> bool:
     return (
-        getattr(kind, "_load_from_state_dict", _USUAL[0]) not in _USUAL
+        getattr(kind, "_load_from_state_dict", _TORCHS_OWN[0]) not in _TORCHS_OWN
         or getattr(kind, "set_extra_state", None) is not nn.Module.set_extra_state
         or _overrides_whole(kind)
         or kind.__module__ == "torch.distributed.fsdp.fully_sharded_data_parallel"

@@ -58,7 +58,7 @@ def read_flashpack_file_distributed(
 
 
 @dataclass(frozen=True)
-class _Manner:
+class _Sharing:
     """How the ranks load, as rank `src` says: the footer, and who reads how much."""
 
     footer: dict[str, Any]
@@ -76,14 +76,14 @@ class SharedFile:
     path: str
     weights: OpenModel | None  # of the ranks that read
     device: torch.device
-    manner: _Manner
+    sharing: _Sharing
     verify: bool | None = None
     progress: Progress | None = None
 
     @property
     def footer(self) -> dict[str, Any]:
         """The file's footer."""
-        return self.manner.footer
+        return self.sharing.footer
 
     @property
     def shown(self) -> str:
@@ -128,12 +128,12 @@ class SharedFile:
             "ranks",
             path=self.shown,
             footer=json.dumps(self.footer),
-            several=self.manner.several,
+            several=self.sharing.several,
             names=names,
             ranks=self.ranks.size,
-            strategy=self.manner.strategy,
-            src=self.manner.src,
-            window_bytes=self.manner.window_bytes,
+            strategy=self.sharing.strategy,
+            src=self.sharing.src,
+            window_bytes=self.sharing.window_bytes,
         )
         return plan
 
@@ -173,10 +173,10 @@ def _tensors_in(memory: Tensor, places: Iterable[tuple[int, int, str, list[int]]
     return result
 
 
-def _same_file(weights: OpenModel, manner: _Manner, rank: int) -> OpenModel:
+def _same_file(weights: OpenModel, sharing: _Sharing, rank: int) -> OpenModel:
     """This rank's file, if it is the one that all load."""
-    if weights.footer != manner.footer:
-        raise FlashPackError(f"{weights.shown}: rank {rank} has another file there than rank {manner.src}")
+    if weights.footer != sharing.footer:
+        raise FlashPackError(f"{weights.shown}: rank {rank} has another file there than rank {sharing.src}")
     return weights
 
 
@@ -208,7 +208,7 @@ def _shared(
     verify: bool | None = None,
     progress: Progress | None = None,
 ) -> Iterator[SharedFile]:
-    """The file for all ranks, which agree on the footer and the manner of rank `src`.
+    """The file for all ranks, which agree on the footer and the sharing mode of rank `src`.
 
     `place`: rank, local rank and number of ranks, as far as they are known.
     """
@@ -220,23 +220,23 @@ def _shared(
             resolve_shard_strategy(strategy)
         return OpenModel(text) if ranks.rank == src else None
 
-    def settled() -> _Manner | None:
+    def settled() -> _Sharing | None:
         if weights is None:
             return None
         shared = resolve_shard_strategy(strategy) if sharded else None
         window_bytes = native.environment()["FLASHPACK_SHARD_BYTES"]
-        return _Manner(footer or weights.footer, weights.files > 1, shared, src, window_bytes)
+        return _Sharing(footer or weights.footer, weights.files > 1, shared, src, window_bytes)
 
     join(device, place[0], place[2])
     with Ranks(str(path)) as ranks:
         own = ranks.agree(lambda: own_device(device, *place))
         text = ranks.agree(lambda: resolved_path(path))
         weights = ranks.agree(mine)
-        manner = ranks.gather(settled)[src]
-        assert manner is not None
-        if manner.strategy is not None:
-            weights = ranks.agree(lambda: _same_file(weights or OpenModel(text), manner, ranks.rank))
-        yield SharedFile(ranks, text, weights, own, manner, verify, progress)
+        sharing = ranks.gather(settled)[src]
+        assert sharing is not None
+        if sharing.strategy is not None:
+            weights = ranks.agree(lambda: _same_file(weights or OpenModel(text), sharing, ranks.rank))
+        yield SharedFile(ranks, text, weights, own, sharing, verify, progress)
 
 
 def _allocate(size: int, device: torch.device) -> Tensor:
