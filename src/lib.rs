@@ -1,5 +1,33 @@
 //! FlashPack: model weights as contiguous, aligned macroblocks with a JSON footer, and the fastest way to load them.
 //!
+//! ```
+//! use std::collections::BTreeMap;
+//!
+//! use flashpack::{
+//!     Progress,
+//!     format::{
+//!         DType,
+//!         layout::{Order, TensorSpec},
+//!     },
+//!     load::{self, load},
+//!     pack::Packer,
+//!     plan::Selection,
+//! };
+//!
+//! # let folder = tempfile::tempdir().unwrap();
+//! # let path = folder.path().join("model.flashpack");
+//! let weight = TensorSpec { name: "weight".into(), dtype: DType::Int32, shape: vec![2, 3], tied_to: None };
+//! let mut file = Packer::create(&path, &[weight], Order::Given, 128, BTreeMap::new(), Progress::SILENT)?;
+//! file.write(&[1, 2, 3, 4, 5, 6_i32].map(i32::to_le_bytes).concat())?;
+//! file.finish()?; // until here there is no file
+//!
+//! let names = ["weight".to_owned()];
+//! let mut loaded = load(&path, Selection::Names(&names), load::Options::default(), Progress::SILENT)?;
+//! assert_eq!(*loaded.views[0].shape, [2, 3]);
+//! assert_eq!(loaded.to_bytes(0)[..8], [1_i32, 2].map(i32::to_le_bytes).concat());
+//! # Ok::<(), flashpack::Error>(())
+//! ```
+//!
 //! Layers: each module uses only those above it, and in its own row those to its left. `tests/layering.rs` reads this
 //! table, and allows no two modules that use each other.
 //!

@@ -31,6 +31,25 @@ pub struct Report {
 /// payload, padding included. With a `key`, each file must be signed by its holder; without, a signature must be one
 /// by the key that stands beside it, which proves nothing of who that is.
 ///
+/// ```
+/// # use flashpack::{ErrorKind, Progress, format::{DType, layout::{Order, TensorSpec}}, pack::Packer};
+/// use flashpack::verify::verify;
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("model.flashpack");
+/// # let bias = TensorSpec { name: "bias".into(), dtype: DType::Uint8, shape: vec![3], tied_to: None };
+/// # let mut file = Packer::create(&path, &[bias], Order::Given, 0, Default::default(), Progress::SILENT)?;
+/// # file.write(&[7, 8, 9])?;
+/// # file.finish()?;
+/// assert_eq!(verify(&path, None, Progress::SILENT)?.verified_bytes, 3);
+///
+/// let mut bytes = std::fs::read(&path).unwrap();
+/// bytes[1] ^= 1;
+/// std::fs::write(&path, bytes).unwrap();
+/// assert_eq!(verify(&path, None, Progress::SILENT).unwrap_err().kind(), ErrorKind::Checksum);
+/// # Ok::<(), flashpack::Error>(())
+/// ```
+///
 /// # Errors
 /// As [`Model::open`]; [`ErrorKind::Checksum`](crate::ErrorKind::Checksum) names the first damaged chunk, its
 /// bytes and the tensors in them; [`ErrorKind::Signature`](crate::ErrorKind::Signature).

@@ -61,6 +61,21 @@ pub(crate) fn expect_flashpack(source: &impl Source) -> Result<()> {
 }
 
 /// A file whose footer has been read and validated.
+///
+/// ```
+/// # use flashpack::{Progress, Reader, format::{DType, layout::{Order, TensorSpec}}, pack::Packer};
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("model.flashpack");
+/// # let bias = TensorSpec { name: "bias".into(), dtype: DType::Uint8, shape: vec![3], tied_to: None };
+/// # let mut file = Packer::create(&path, &[bias], Order::Given, 0, Default::default(), Progress::SILENT)?;
+/// # file.write(&[7, 8, 9])?;
+/// # file.finish()?;
+/// let reader = Reader::open(&path)?;
+/// let index = reader.index();
+/// let record = &index.records()[0];
+/// assert_eq!((record.name(), index.file_range(record)), ("bias", 0..3));
+/// # Ok::<(), flashpack::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Reader<S = FileSource> {
     source: S,

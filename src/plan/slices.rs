@@ -5,6 +5,15 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 
 /// Part of one dimension of a tensor that is loaded.
+///
+/// ```
+/// use flashpack::plan::{Cut, Selection};
+///
+/// let names = ["weight".to_owned()];
+/// let columns = [Cut { tensor: 0, dim: 1, range: 2..4 }]; // weight[:, 2:4]
+/// let part = Selection::Slices { names: &names, cuts: &columns };
+/// # let _ = part;
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// Which of the selected names it is about.
