@@ -27,6 +27,7 @@ FUZZ_TARGETS := footer file plan read import
 FUZZ_SECONDS ?= 60
 FUZZ := RUSTC_BOOTSTRAP=1 PATH="$(CURDIR)/$(TOOLS):$$PATH" cargo fuzz
 FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -dict=fuzz/footer.dict -max_len=65536 -timeout=25 -print_final_stats=1
+SLOWFS := benches/slowfs/Cargo.toml
 VALGRIND_TESTS := conversion faults fixtures hardening properties transfer writing
 MIRI := nightly-2026-05-20
 MODELS := RUSTFLAGS='--cfg shuttle' cargo test --quiet --target-dir target/shuttle --test interleavings
@@ -51,7 +52,9 @@ thorough: build ## run what takes long: other releases, 0.4.5's own tests, inter
 lint: $(VENV)/.tools ## check format, lints and types of Rust, C++ and Python
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
+	cargo fmt --check --manifest-path $(SLOWFS)
 	$(CLIPPY) -- -D warnings
+	$(CLIPPY) --manifest-path $(SLOWFS) --target-dir target/slowfs -- -D warnings
 	$(CLIPPY) --release --features capi --target-dir target/capi -- -D warnings
 	FLASHPACK_TORCH_DIR=$(TORCH_DIR) $(CLIPPY) --release --features torch --target-dir target/torch -- -D warnings
 	$(RUSTDOC)
@@ -65,6 +68,7 @@ lint: $(VENV)/.tools ## check format, lints and types of Rust, C++ and Python
 fmt: $(VENV)/.tools ## format all sources in place
 	cargo fmt
 	cargo fmt --manifest-path fuzz/Cargo.toml
+	cargo fmt --manifest-path $(SLOWFS)
 	$(BIN)/clang-format -i $(CPP)
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
@@ -98,6 +102,7 @@ miri: ## run the unit tests under Miri; needs rustup, fetches a nightly compiler
 audit: $(CARGO_DENY) ## check licences, sources and advisories of dependencies
 	$(CARGO_DENY) --locked check bans licenses sources
 	$(CARGO_DENY) --locked --config deny.toml --manifest-path fuzz/Cargo.toml check bans licenses sources
+	$(CARGO_DENY) --locked --config deny.toml --manifest-path $(SLOWFS) check bans licenses sources
 	$(CARGO_DENY) --locked check advisories || (echo 'AUDIT INCOMPLETE: advisories were found, or could not be fetched; see above' >&2; false)
 
 mutations: build ## break the CUDA engine on purpose; fails unless the tests notice each time

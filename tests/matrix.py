@@ -71,7 +71,8 @@ def main() -> None:
     table = ["| Python | torch | tests |\n| --- | --- | --- |\n"]
     failed = False
     rows, package, engine = JOBS[arguments.job]
-    subprocess.run([sys.executable, TESTS / "faultio.py"], check=True)  # built here: rows have no compiler
+    for program in ("faultio.py", "slowfs.py"):  # built here: rows have no compiler
+        subprocess.run([sys.executable, TESTS / program], check=True)
     for row in rows:
         python = interpreter(row.python)
         outcome = f"not run: no Python {row.python} on this machine"
