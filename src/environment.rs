@@ -37,6 +37,8 @@ pub struct Environment {
     pub parallel_read: bool,
     /// `FLASHPACK_NO_THREAD_CLAMP` turned around: no more threads read through the page cache than there are processors.
     pub clamps_threads: bool,
+    /// `FLASHPACK_NUMA`: loads stay on the node of their device or their caller.
+    pub numa: bool,
     /// `FLASHPACK_SHARD_STRATEGY`: how ranks share reading, `contiguous` or `windows`.
     pub shard_strategy: &'static str,
     /// `FLASHPACK_SHARD_BYTES`: bytes that ranks send at a time.
@@ -78,6 +80,7 @@ impl Environment {
             cache_pinned: vars.flag("FLASHPACK_CACHE_PINNED", true)?,
             parallel_read,
             clamps_threads,
+            numa: vars.flag("FLASHPACK_NUMA", true)?,
             shard_strategy: vars.one_of("FLASHPACK_SHARD_STRATEGY", &["contiguous", "windows"])?,
             shard_bytes: NonZeroU64::new(vars.number("FLASHPACK_SHARD_BYTES", 0, (1, u64::MAX))?),
         })
@@ -152,6 +155,7 @@ mod tests {
         assert_eq!((default.shard_bytes, default.parallel_read, default.clamps_threads), (None, true, true));
         assert_eq!(with(&[("FLASHPACK_SHARD_BYTES", "7")]).unwrap().shard_bytes, NonZeroU64::new(7));
         assert_eq!(with(&[("FLASHPACK_PARALLEL_READ", "0")]).unwrap().read_threads.get(), 1);
+        assert_eq!((default.numa, with(&[("FLASHPACK_NUMA", "0")]).unwrap().numa), (true, false));
     }
 
     #[test]
@@ -178,6 +182,7 @@ mod tests {
             ("FLASHPACK_READ_THREADS", "many"),
             ("FLASHPACK_READ_CHUNK_BYTES", "-1"),
             ("FLASHPACK_CPU_PARALLEL_READ", "maybe"),
+            ("FLASHPACK_NUMA", "1,3"),
         ] {
             let lookup = |key: &str| (key == name).then(|| value.into());
             let error = Environment::from_lookup(lookup, NonZeroUsize::MIN).unwrap_err().to_string();

@@ -33,7 +33,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | `error`, `sync`, `progress`, `text`, [`stats`], `environment` | what all use: errors, locks, progress, words for numbers, time spent, environment variables |
+//! | `error`, `sync`, `progress`, `text`, [`numa`], [`stats`], `environment` | what all use: errors, locks, progress, words for numbers, nodes of memory, time spent, environment variables |
 //! | [`format`](mod@format) | the file: bytes in, values out; validated once into an [`Index`](format::Index) |
 //! | [`plan`] | pure: index and selection to what is read where, and where each tensor lies |
 //! | [`io`] | sources of bytes, mappings, the engine that reads what is planned, atomic writes |
@@ -51,6 +51,7 @@ pub mod format;
 pub mod io;
 mod jobs;
 pub mod model;
+pub mod numa;
 pub mod plan;
 mod progress;
 pub mod stats;

@@ -8,6 +8,8 @@ use std::{
 
 use serde_json::{Value, json};
 
+use crate::numa::Node;
+
 /// What a reader thread spends time on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
@@ -135,6 +137,8 @@ pub struct Report {
     pub direct: bool,
     /// Whether a disk supplied more than a few percent of the bytes.
     pub from_disk: bool,
+    /// The NUMA node that the readers stayed on; none if there is only one, or they ran anywhere.
+    pub node: Option<Node>,
     /// Opening, parsing, validating, planning.
     pub open: Duration,
     /// From the beginning to the end, without what the caller does between planning and reading.
@@ -205,6 +209,7 @@ impl Report {
             "threads": self.threads,
             "direct": self.direct,
             "from_disk": self.from_disk,
+            "node": self.node.map(|node| node.0),
             "open": nanos(self.open),
             "wall": nanos(self.wall),
             "staging": nanos(self.staging),

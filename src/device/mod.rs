@@ -9,7 +9,7 @@ pub mod transfer;
 
 use std::ops::Range;
 
-use crate::error::Result;
+use crate::{error::Result, numa::Node};
 
 /// Memory elsewhere, filled by copies that are queued and run while the host goes on.
 pub trait Device: Sync {
@@ -17,6 +17,11 @@ pub trait Device: Sync {
     type Staging: Staging;
     /// Where copies are queued; they run in order.
     type Stream;
+
+    /// The NUMA node that it is attached to; none where all are as near.
+    fn node(&self) -> Option<Node> {
+        None
+    }
 
     /// New staging memory.
     ///

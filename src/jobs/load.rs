@@ -20,6 +20,7 @@ use crate::{
     format::{Fit, Index},
     io::{self, Files, HostBuffer, Mapping, Route, Source, prefetch::prefetch, read::ChunkReader},
     model::Model,
+    numa::{Node, Nodes, Stay},
     plan::{Ignore, Memory, ReadPlan, Selection, Settings, Verify, View},
     progress::Progress,
     stats::{Clock, Report},
@@ -126,6 +127,9 @@ pub struct Prepared {
     /// Whether the tensors are called by their numbers.
     numbered: bool,
     pub(crate) reads_ahead: bool,
+    /// Whether the readers stay on a NUMA node, and which it is for loads to the host.
+    stays: bool,
+    caller_node: Option<Node>,
     /// How long it took to decide, and to open the model if this is its first load.
     open: Duration,
 }
@@ -177,7 +181,8 @@ pub fn prepare(model: &Model, selection: Selection<'_>, options: Options) -> Res
     };
     let numbered = matches!(selection, Selection::Blocks | Selection::Payload(_));
     let (reads_ahead, open) = (options.eager.is_none(), model.take_opening_time() + began.elapsed());
-    Ok(Prepared { files, route, index, plan, mapping, numbered, reads_ahead, open })
+    let (stays, caller_node) = (environment.numa && !plan.tasks.is_empty(), model.node);
+    Ok(Prepared { files, route, index, plan, mapping, numbered, reads_ahead, stays, caller_node, open })
 }
 
 /// What a load is to do, and for whom.
@@ -281,7 +286,8 @@ impl Prepared {
             buffers(&blocks, HostBuffer::keep_from_children);
         }
         let memory = blocks.iter_mut().map(Block::as_mut_slice).collect();
-        self.timed(progress, |reader| io::read::read(reader, &self.plan.tasks, memory, self.plan.threads))?;
+        let ReadPlan { tasks, threads, .. } = &self.plan;
+        self.timed(self.caller_node, progress, |reader| io::read::read(reader, tasks, memory, *threads))?;
         if is_direct {
             buffers(&blocks, HostBuffer::share_with_children);
         }
@@ -297,7 +303,8 @@ impl Prepared {
     /// [`ErrorKind::Io`] and [`ErrorKind::Checksum`]; the memory then holds some of the bytes.
     pub fn fill(&self, memory: Vec<&mut [u8]>, progress: Progress<'_>) -> Result<()> {
         let ReadPlan { tasks, threads, .. } = &self.plan;
-        self.timed(progress, |reader| io::read::read_anywhere(reader, tasks, memory, *threads))
+        // The memory lies where it does.
+        self.timed(None, progress, |reader| io::read::read_anywhere(reader, tasks, memory, *threads))
     }
 
     /// Fills a device's memories, those of the plan; see [`transfer::transfer`].
@@ -311,19 +318,24 @@ impl Prepared {
         progress: Progress<'_>,
     ) -> Result<()> {
         let ReadPlan { tasks, threads, .. } = &self.plan;
-        self.timed(progress, |reader| transfer::transfer(reader, tasks, device, pool, *threads))
-            .at(self.files.path())
+        self.timed(device.node(), progress, |reader| {
+            transfer::transfer(reader, tasks, device, pool, *threads)
+        })
+        .at(self.files.path())
     }
 
-    /// Runs `work`, and remembers where its time went.
+    /// Runs `work`, on `node` if it may, and remembers where its time went.
     fn timed(
         &self,
+        node: Option<Node>,
         progress: Progress<'_>,
         work: impl FnOnce(&ChunkReader<'_, Files>) -> Result<()>,
     ) -> Result<()> {
         let (began, clock) = (Instant::now(), Clock::default());
         let bytes = self.plan.read_bytes();
         progress.start(bytes);
+        let stay =
+            node.and_then(|node| self.stays.then(|| Nodes::here().stay_on(node, self.plan.threads))?);
         work(&ChunkReader { source: &self.files, index: &self.index, progress, clock: &clock })?;
         // Only the first read tells whether the file system takes direct ones.
         let route = Route { direct: self.files.is_direct(), ..self.route };
@@ -333,6 +345,7 @@ impl Prepared {
             threads: self.plan.threads,
             direct: route.direct,
             from_disk: route.is_from_disk(),
+            node: stay.as_ref().map(Stay::node),
             open: self.open,
             ..Report::default()
         };

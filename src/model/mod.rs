@@ -26,6 +26,7 @@ use crate::{
     },
     io::{FileSource, Files, Pages, Source, file::Shelf},
     model::reader::{Reader, recognise},
+    numa::{Node, Nodes},
 };
 
 /// Between the paths of a list of files: no path holds it.
@@ -42,6 +43,9 @@ pub struct Model {
     pub seals: Vec<Seal>,
     /// The footer of a FlashPack file as it stands there.
     footer: Option<String>,
+    /// The NUMA node of the thread that opened it. The thread that loads is often one that Python started for that, which
+    /// the kernel puts anywhere.
+    pub(crate) node: Option<Node>,
     opening_nanoseconds: AtomicU64,
 }
 
@@ -115,7 +119,8 @@ impl Model {
     }
 
     fn new(files: Files, index: Index, seals: Vec<Seal>, footer: Option<String>) -> Self {
-        Self { files, index: index.into(), seals, footer, opening_nanoseconds: AtomicU64::new(0) }
+        let node = Nodes::here().of_caller();
+        Self { files, index: index.into(), seals, footer, node, opening_nanoseconds: AtomicU64::new(0) }
     }
 
     /// How long opening took; nothing for who asks again, so that only the first load counts it.

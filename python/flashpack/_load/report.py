@@ -26,10 +26,11 @@ class LoadReport:
 
     `bytes` were read from the file, padding included, and `verified_bytes` of them compared with checksums;
     what a mapped load leaves to be read on touch is not among them. `direct`: past the page cache;
-    `from_disk`: more of the file than a few percent was not in it. `wall` is the load's time, `open` the part
-    that opening, parsing and planning took. The other times are summed over `threads` reader threads: `read`,
-    `hash` (checksums), `staging` (getting buffers), `device` (waiting until copies to it gave a buffer back),
-    `queue` (queueing them), `idle`.
+    `from_disk`: more of the file than a few percent was not in it. `node`: the NUMA node that the readers
+    stayed on; None if the machine has only one, or they ran anywhere. `wall` is the load's time, `open` the
+    part that opening, parsing and planning took. The other times are summed over `threads` reader threads:
+    `read`, `hash` (checksums), `staging` (getting buffers), `device` (waiting until copies to it gave a
+    buffer back), `queue` (queueing them), `idle`.
 
     `limit` is what held the load up: "disk", "page cache", "checksums", "device link", "staging memory"
     (pinning it, once a process), "index" (a file of many small tensors), or None for a load that had nothing
@@ -41,6 +42,7 @@ class LoadReport:
     threads: int
     direct: bool
     from_disk: bool
+    node: int | None
     open: float
     wall: float
     staging: float
@@ -58,7 +60,8 @@ class LoadReport:
         if self.limit is None:
             yield f"nothing to read: the load took {human_duration(self.wall)}"
             return
-        way = f"{self.threads} threads {'past' if self.direct else 'through'} the page cache"
+        where = "" if self.node is None else f" on NUMA node {self.node}"
+        way = f"{self.threads} threads{where} {'past' if self.direct else 'through'} the page cache"
         time = f"{human_duration(self.wall)} ({rate_text(self.bytes, self.wall)})"
         yield f"{size_text(self.bytes)} read in {time} by {way}; {size_text(self.verified_bytes)} verified"
         yield f"  the limit was: {self.limit}"
