@@ -243,8 +243,8 @@ fn pure_layers_touch_no_system() {
 fn each_foreign_interface_has_one_home() {
     for (word, home) in [
         ("cxx::", "bindings/bridge.rs"),
-        ("cudarc", "device/cuda/"),
-        ("extern \"C\"", "bindings/capi.rs"),
+        ("cudarc", "device/cuda/driver.rs"),
+        ("no_mangle", "bindings/capi.rs"),
         ("env::var", "environment.rs"),
         (" tch::", "bindings/var_store.rs"),
     ] {

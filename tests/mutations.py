@@ -27,8 +27,6 @@ FILES = ["Cargo.toml", "Cargo.lock", "build.rs", "setup.py"]
 FOLDERS = ["src", "cpp", "benches", "python"]
 TESTS = [f"tests/python/cuda/test_{name}.py" for name in ("saving", "engine", "engine_faults")]
 
-NOTHING = "CUresult::CUDA_SUCCESS"
-
 
 @dataclass(frozen=True)
 class Mutation:
@@ -48,12 +46,12 @@ MUTATIONS = [
     Mutation(
         "allocation",
         "copies do not wait for what the caller's stream has queued",
-        (("cuda/mod.rs", "unsafe { sys::cuStreamWaitEvent(stream.raw, self.allocated.raw, 0) }", NOTHING),),
+        (("cuda/mod.rs", "stream.handle.wait_for(&self.allocated)?;", ""),),
     ),
     Mutation(
         "join",
         "the caller's stream does not wait for the last copies",
-        (("cuda/mod.rs", "unsafe { sys::cuStreamWaitEvent(self.caller, done.raw, 0) }", NOTHING),),
+        (("cuda/mod.rs", "self.caller.wait_for(&done)", "Ok(drop(done))"),),
     ),
     Mutation(
         "idle",
@@ -77,8 +75,8 @@ MUTATIONS = [
         (
             (
                 "cuda/pinned.rs",
-                "let _entered = Entered::new(context)?;\n        // SAFETY: registered by",
-                "let _ = context;\n        // SAFETY: registered by",
+                "let _entered = Entered::new(context)?;\n        // SAFETY: locked by",
+                "let _ = context;\n        // SAFETY: locked by",
             ),
         ),
     ),
@@ -105,7 +103,13 @@ MUTATIONS = [
     Mutation(
         "pageable",
         "any error of pinning stands for memory that cannot be pinned",
-        (("cuda/pinned.rs", "Err(error) if is_pinning_refused(error) => {", "Err(_) => {"),),
+        (
+            (
+                "cuda/driver.rs",
+                "if REFUSED.iter().any(|refused| *refused as c_uint == status) {",
+                "if status != 0 {",
+            ),
+        ),
     ),
     Mutation(
         "again",
@@ -150,8 +154,9 @@ def copy_crate() -> None:
 
 def with_edits(mutation: Mutation) -> None:
     """Builds the copy with the edits of `mutation` and no others."""
-    for file in ("cuda/mod.rs", "cuda/pinned.rs", "fetch.rs", "lane.rs", "pool.rs", "transfer.rs"):
-        text = (ROOT / "src" / "device" / file).read_text()
+    device = ROOT / "src" / "device"
+    for file in sorted(str(path.relative_to(device)) for path in device.rglob("*.rs")):
+        text = (device / file).read_text()
         for _, old, new in (edit for edit in mutation.edits if edit[0] == file):
             if text.count(old) != 1:
                 sys.exit(

@@ -6,12 +6,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicPtr, Ordering},
 };
 
-use cudarc::driver::{
-    DriverError,
-    sys::{self, CUresult},
-};
-
-use super::driver::{Entered, Event, failed};
+use super::driver::{self, Context, Entered, Event};
 use crate::{
     device::{
         Staging,
@@ -72,30 +67,20 @@ pub fn fell_back_to_pageable() -> bool {
 pub struct Pinned {
     pub(super) buffer: ManuallyDrop<HostBuffer>,
     /// Where the buffer is registered.
-    context: Option<sys::CUcontext>,
+    context: Option<Context>,
     pub(super) busy: Option<Event>,
 }
 
-// SAFETY: the memory is owned, and contexts are handles that the driver lets any thread use.
-unsafe impl Send for Pinned {}
-
 impl Pinned {
     /// Memory of `context`, which is current.
-    pub(super) fn new(context: sys::CUcontext, bytes: usize) -> Result<Self> {
+    pub(super) fn new(context: Context, bytes: usize) -> Result<Self> {
         let mut buffer = HostBuffer::new(bytes)?;
         buffer.keep_from_children();
-        // SAFETY: the buffer's own bytes, registered once; portable memory is pinned for every context.
-        let locked = unsafe {
-            sys::cuMemHostRegister_v2(buffer.data().cast(), bytes, sys::CU_MEMHOSTREGISTER_PORTABLE)
-        };
-        let pinned = match locked.result() {
-            Ok(()) => true,
-            Err(error) if is_pinning_refused(error) => {
-                PAGEABLE.store(true, Ordering::Relaxed);
-                false
-            }
-            Err(error) => return Err(failed("cuMemHostRegister", error)),
-        };
+        // SAFETY: the buffer's own bytes, which are freed only after `unregister`.
+        let pinned = unsafe { driver::lock(buffer.data(), bytes) }?;
+        if !pinned {
+            PAGEABLE.store(true, Ordering::Relaxed);
+        }
         Ok(Self { buffer: ManuallyDrop::new(buffer), context: pinned.then_some(context), busy: None })
     }
 
@@ -104,21 +89,9 @@ impl Pinned {
             return Ok(());
         };
         let _entered = Entered::new(context)?;
-        // SAFETY: registered by `new`, once, and no copy reads it any more.
-        unsafe { sys::cuMemHostUnregister(self.buffer.data().cast()) }
-            .result()
-            .map_err(|error| failed("cuMemHostUnregister", error))
+        // SAFETY: locked by `new`, once, and no copy reads it any more.
+        unsafe { driver::unlock(self.buffer.data()) }
     }
-}
-
-/// Whether the system has no memory to lock just now, or never lets this process have any.
-fn is_pinning_refused(error: DriverError) -> bool {
-    matches!(
-        error.0,
-        CUresult::CUDA_ERROR_OUT_OF_MEMORY
-            | CUresult::CUDA_ERROR_NOT_PERMITTED
-            | CUresult::CUDA_ERROR_NOT_SUPPORTED
-    )
 }
 
 impl Staging for Pinned {
