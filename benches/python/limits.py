@@ -48,13 +48,13 @@ def _fill(memory: memoryview) -> None:
         memory[at : at + CHUNK] = ones[: len(memory) - at]
 
 
-def _in_threads(work: Callable[[int], None], size: int, threads: int) -> None:
+def _in_threads(work: Callable[[int], None], size: int, threads: int, chunk: int = CHUNK) -> None:
     """`work(offset)` for each chunk, the threads taking turns."""
     failures: list[BaseException] = []
 
     def run(first: int) -> None:
         try:
-            for offset in range(first * CHUNK, size, threads * CHUNK):
+            for offset in range(first * chunk, size, threads * chunk):
                 work(offset)
         except OSError as error:
             failures.append(error)
@@ -68,7 +68,7 @@ def _in_threads(work: Callable[[int], None], size: int, threads: int) -> None:
         raise failures[0]
 
 
-def _read(path: Path, threads: int, *, flags: int = 0, faulted: bool = False) -> Run:
+def _read(path: Path, threads: int, *, flags: int = 0, faulted: bool = False, chunk: int = CHUNK) -> Run:
     size = path.stat().st_size
     ready = huge_memory(size, faulted=True) if faulted else None
 
@@ -77,7 +77,10 @@ def _read(path: Path, threads: int, *, flags: int = 0, faulted: bool = False) ->
         descriptor = os.open(path, os.O_RDONLY | flags)
         try:
             _in_threads(
-                lambda offset: _read_chunk(descriptor, memory[offset : offset + CHUNK], offset), size, threads
+                lambda offset: _read_chunk(descriptor, memory[offset : offset + chunk], offset),
+                size,
+                threads,
+                chunk,
             )
         finally:
             os.close(descriptor)
@@ -179,6 +182,13 @@ COLD = [
         Limit(f"O_DIRECT, depth {depth}", lambda path, depth=depth: _read(path, depth, flags=os.O_DIRECT))
         for depth in (1, 2, 4, 8)
     ),
+]
+SLOW = [
+    Limit(
+        f"O_DIRECT, 1 MiB, {threads} threads",
+        lambda path, threads=threads: _read(path, threads, flags=os.O_DIRECT, chunk=1 << 20),
+    )
+    for threads in (16, 64, 128)
 ]
 WRITE = [
     Limit("write, buffered + fsync", lambda path: _write(path, 1)),

@@ -65,6 +65,12 @@ def _few_large(scale: float) -> Iterator[Spec]:
         yield Spec(f"blocks.{number}.weight", "bfloat16", (rows, 4096))
 
 
+def _parts(scale: float) -> Iterator[Spec]:
+    """200 of 4 MiB, each to be a shard."""
+    for number in range(200):
+        yield Spec(f"parts.{number}", "bfloat16", (max(1, round(2048 * scale)), 1024))
+
+
 def _many_small(scale: float) -> Iterator[Spec]:
     for number in range(max(50, round(5000 * scale))):
         yield Spec(f"layers.{number}.weight", "float32", (512,))
@@ -83,7 +89,10 @@ MODELS: dict[str, Callable[[float], Iterator[Spec]]] = {
     "dtypes": _many_dtypes,
     "1.3B": functools.partial(_transformer, 2048, 24, 50257),
     "large": _few_large,
+    "parts": _parts,
 }
+WHOLE = ("small", "many", "dtypes", "1.3B", "large")
+"""Those of `run.py`."""
 
 
 def specs(model: str, scale: float) -> list[Spec]:

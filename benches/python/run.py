@@ -74,7 +74,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=int, help="timed runs of each contender (5); 0 shows the checks' costs"
     )
-    parser.add_argument("--models", nargs="+", choices=models.MODELS)
+    parser.add_argument("--models", nargs="+", choices=models.WHOLE)
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--states", nargs="+", choices=["hot", "cold"])
     parser.add_argument("--peers", nargs="+", choices=peers.PEERS, help="all, unless named")
@@ -84,7 +84,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     whole = {
         "scale": 1.0,
         "rounds": 5,
-        "models": list(models.MODELS),
+        "models": list(models.WHOLE),
         "states": ["hot", "cold"],
         "out": peers.ROOT / "benches/results",
     }

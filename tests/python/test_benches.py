@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import slowfs
 from helpers import flip_byte
 from processes import python, succeed
 
@@ -68,6 +69,21 @@ def test_a_model_is_built_again_when_its_recipe_changes(
     second = bench.models.build(MODEL, SCALE, tmp_path)
     assert list(tmp_path.iterdir()) == [second]
     assert second != first
+
+
+@pytest.mark.skipif(bool(slowfs.missing()), reason=slowfs.missing())
+def test_loads_from_slow_storage_are_checked_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHES))
+    bench: Any = __import__("slow_storage")
+    ours = [bench.RAW[0], bench.EAGER, bench.MAPPED, bench.SHARDS]
+    done = python(BENCHES / "slow_storage.py", "--quick", "--rounds", "1", "--only", *ours)
+    printed = succeed(done)
+    for name in ours:
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"  {name:40}")]
+        seconds, _, _, requests, *_ = line.removeprefix(f"  {name}").split()
+        assert float(seconds) > 0
+        assert int(requests) > 0
+        assert done.stderr.index(f"{name}, checked") < done.stderr.index(f"{name}, round 0")
 
 
 def read(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
