@@ -17,6 +17,8 @@ WORKERS ?= -n 2 --dist loadfile
 TCH ?= .venv-tch
 SGLANG ?= .venv-sglang
 VLLM ?= .venv-vllm
+# What `make hardware` takes: this package and its peers, see tests/hardware/README.md.
+WHEELS ?= dist
 CLIPPY = cargo clippy --quiet --all-targets
 RUSTDOC = RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --features cuda,capi
 # cargo's tools, of these versions; the compiler's unstable sanitizers need no other compiler than the stable one.
@@ -32,7 +34,7 @@ VALGRIND_TESTS := conversion faults fixtures hardening properties transfer writi
 MIRI := nightly-2026-05-20
 MODELS := RUSTFLAGS='--cfg shuttle' cargo test --quiet --target-dir target/shuttle --test interleavings
 
-.PHONY: help build test thorough lint fmt demo fuzz fuzzbuild models asan valgrind miri audit mutations bench parity reliability
+.PHONY: help build test thorough lint fmt demo fuzz fuzzbuild models asan valgrind miri audit mutations bench hardware parity reliability
 .PHONY: wheel wheel-test oldest matrix sdist tch sglang vllm docs clean
 
 help: ## list the tasks
@@ -113,6 +115,9 @@ bench: build $(VENV)/.bench ## run the Rust benchmarks, then the Python ones (an
 	$(BIN)/python benches/python/many_tensors.py
 	$(BIN)/python benches/python/emulated_transfer.py
 	$(BIN)/python benches/python/run.py $(BENCH)
+
+hardware: ## on a machine with a GPU: check, measure and compare, from the wheels in WHEELS (dist), with PYTHON's torch
+	$(PYTHON) tests/hardware --wheels $(WHEELS) $(HARDWARE)
 
 parity: build ## compare loads of tiny models with those of the libraries themselves (minutes)
 	$(BIN)/python tests/python/integrations/diffusers_parity.py

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -139,16 +137,6 @@ def loading() -> Iterator[Counter[str]]:
     assert not counters["pageable_copies"]
     assert counters["streams_created"] == counters["streams_destroyed"]
     assert counters["pinned_bytes_peak"] <= LIMIT_BYTES
-
-
-def call_on_gpu(program: Callable[..., object], *args: object) -> None:
-    """Calls a function of a test module in a process of its own, on the GPU that is there."""
-    file, name = program.__code__.co_filename, program.__name__
-    command = [sys.executable, fakecuda.__file__, "--call", file, name, repr(args)]
-    path = os.pathsep.join(filter(None, [str(Path(fakecuda.__file__).parent), *sys.path]))
-    env = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
 def only_on(device: str) -> None:

@@ -1,24 +1,27 @@
-"""The engine's programs on a GPU, where there is one: `REQUIRE_GPU=1 make test` where there must be."""
+"""The hardware kit's checks on a GPU, where there is one: `REQUIRE_GPU=1 make test` where there must be."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
-import engine
+import flashpack
 import pytest
-import test_engine
-import torch
+from helpers import MIB
+
+sys.path.append(str(Path(__file__).parents[2]))
+
+from hardware.checks import CHECKS, Check
+from hardware.child import call
 
 pytestmark = pytest.mark.usefixtures("gpu")
 
 
-@pytest.mark.parametrize("program", [test_engine.loads, test_engine.from_threads])
-def test_on_the_first(program: Callable[..., None], tmp_path: Path) -> None:
-    engine.call_on_gpu(program, str(tmp_path), "cuda")
-
-
-def test_on_the_second(tmp_path: Path) -> None:
-    if torch.cuda.device_count() < 2:
-        pytest.skip("there is one GPU")
-    engine.call_on_gpu(test_engine.loads, str(tmp_path), "cuda:1")
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+def test_on_a_gpu(check: Check, tmp_path: Path) -> None:
+    packages = [Path(flashpack.__file__).parents[1]]
+    options = {"env": check.env, "timeout": check.timeout}
+    done = call(check.program, packages, **options, folder=str(tmp_path), device="cuda:0", size=64 * MIB)
+    if done["outcome"] == "not run":
+        pytest.skip(done["why"])
+    assert done["outcome"] == "passed", done

@@ -1,0 +1,1 @@
+"""What FlashPack does on a GPU: see README.md."""
