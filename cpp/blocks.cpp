@@ -21,6 +21,7 @@ using torch::stable::Tensor;
 Tensors blocks_on_cuda(Load& load, const Device& device, ProgressWords progress) {
   Tensors blocks;
   std::vector<GivenMemory> memory;
+  const auto relaxed = begin_on_cuda(current_stream(device.index()));
   for (const int64_t bytes : load.memory_bytes()) {
     blocks.push_back(torch::stable::empty({&bytes, 1}, ScalarType::Byte, std::nullopt, device));
     memory.push_back(memory_of(blocks.back().get()));

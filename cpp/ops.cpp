@@ -207,6 +207,8 @@ std::vector<int64_t> op_pinned(bool release) {
   return {usage.bytes, usage.peak_bytes, static_cast<int64_t>(usage.pageable)};
 }
 
+bool op_is_bound_to_thread(const Device& device) { return is_bound_to_thread(current_stream(device.index())); }
+
 void op_pack(const std::string& path, const Names& names, const Tensors& tensors,
              std::optional<ScalarType> dtype, int64_t align_bytes, bool keep_order,
              const std::optional<Names>& metadata, const std::optional<std::string>& checksum,
@@ -216,10 +218,13 @@ void op_pack(const std::string& path, const Names& names, const Tensors& tensors
   auto file = pack(path, names, slice_of(described(tensors, Elements::WhereTheyAre)), options,
                    metadata.value_or(Names{}), checksum.value_or(""), words(progress));
   for (const size_t number : file->order()) {
+    if (tensors[number].is_cuda()) {
+      file->use_cuda(current_stream(tensors[number].get_device_index()));
+    }
     const Tensor plain = materialize(tensors[number], static_cast<ScalarType>(file->dtype(number)));
     const auto bytes = static_cast<size_t>(plain.numel()) * plain.element_size();
     if (plain.is_cuda()) {
-      file->write_cuda(memory_of(plain.get()), current_stream(plain.get_device_index()));
+      file->write_cuda(memory_of(plain.get()));
     } else {
       file->write({static_cast<const uint8_t*>(plain.const_data_ptr()), bytes});
     }
@@ -268,6 +273,7 @@ STABLE_TORCH_LIBRARY(flashpack, m) {
       "Tensor? progress=None) -> ()");
   m.def("last_load() -> str");
   m.def("pinned(*, bool release=False) -> int[]");
+  m.def("is_bound_to_thread(Device device) -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(flashpack, CompositeExplicitAutograd, m) {
@@ -287,6 +293,7 @@ STABLE_TORCH_LIBRARY_IMPL(flashpack, CompositeExplicitAutograd, m) {
   m.impl("pack", TORCH_BOX(&op_pack));
   m.impl("last_load", TORCH_BOX(&op_last_load));
   m.impl("pinned", TORCH_BOX(&op_pinned));
+  m.impl("is_bound_to_thread", TORCH_BOX(&op_is_bound_to_thread));
 }
 
 }  // namespace flashpack

@@ -123,6 +123,9 @@ CudaStream current_stream(int32_t device) {
   if (aoti_torch_get_current_cuda_stream == nullptr) {
     fail_argument("this torch has no CUDA");
   }
+  if (device < 0) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_device_index(&device));
+  }
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   return {device, reinterpret_cast<size_t>(stream)};
 }

@@ -156,6 +156,11 @@ fn refused(what: &str) -> Error {
 impl Device for Async {
     type Staging = Buffer;
     type Stream = Arc<Stream>;
+    type Entered = ();
+
+    fn enter(&self) -> Result<()> {
+        Ok(())
+    }
 
     fn stage(&self, bytes: usize) -> Result<Buffer> {
         if self.fail_stage {
@@ -202,15 +207,16 @@ impl Device for Async {
         Ok(())
     }
 
-    fn join(&self, stream: &Arc<Stream>) -> Result<()> {
-        let number = stream.state.lock().unwrap().queued;
-        self.joined.lock().unwrap().push((stream.clone(), number));
-        Ok(())
-    }
-
     fn drain(&self, stream: &Arc<Stream>) -> Result<()> {
         let number = stream.state.lock().unwrap().queued;
         stream.wait_for(number);
+        Ok(())
+    }
+
+    fn join(&self) -> Result<()> {
+        let queued = |stream: &Arc<Stream>| (stream.clone(), stream.state.lock().unwrap().queued);
+        let streams: Vec<_> = self.streams.lock().unwrap().iter().map(queued).collect();
+        self.joined.lock().unwrap().extend(streams);
         Ok(())
     }
 }

@@ -25,7 +25,9 @@ CRATE = WORK / "crate"
 LIBRARY = CRATE / "python" / "flashpack" / "_lib" / "libflashpack_torch.so"
 FILES = ["Cargo.toml", "Cargo.lock", "build.rs", "setup.py"]
 FOLDERS = ["src", "cpp", "benches", "python"]
-TESTS = [f"tests/python/cuda/test_{name}.py" for name in ("saving", "engine", "engine_faults")]
+TESTS = [
+    f"tests/python/cuda/test_{name}.py" for name in ("saving", "engine_streams", "engine", "engine_faults")
+]
 
 
 @dataclass(frozen=True)
@@ -46,17 +48,82 @@ MUTATIONS = [
     Mutation(
         "allocation",
         "copies do not wait for what the caller's stream has queued",
-        (("cuda/mod.rs", "stream.handle.wait_for(&self.allocated)?;", ""),),
+        (("cuda/mod.rs", "self.caller.hold(stream.handle)?;\n        Ok(stream)", "Ok(stream)"),),
     ),
     Mutation(
         "join",
         "the caller's stream does not wait for the last copies",
-        (("cuda/mod.rs", "self.caller.wait_for(&done)", "Ok(drop(done))"),),
+        (("cuda/mod.rs", "self.caller.wait_for(&stream.end)", "Ok(())"),),
+    ),
+    Mutation(
+        "thread",
+        "readers touch the caller's stream, which may be another one in their threads",
+        (
+            ("transfer.rs", "lane.finish();", "device.join()?;\n        lane.finish();"),
+            ("transfer.rs", "let joined = device.join();", "let joined = Ok(());"),
+        ),
+    ),
+    Mutation(
+        "current",
+        "the caller's default stream is taken for that of another context",
+        (("cuda/caller.rs", "let context = device.context_here()?;\n", "let context = device.context;\n"),),
+    ),
+    Mutation(
+        "bound",
+        "long loads leave the thread whose stream it is",
+        (
+            (
+                "cuda/caller.rs",
+                "Ok(handle.is_of_thread() || (handle.is_of_context() && context != device.primary.context))",
+                "Ok(false)",
+            ),
+        ),
+    ),
+    Mutation(
+        "captured",
+        "a stream that is being captured is used",
+        (("cuda/handles.rs", "if status == NOT_CAPTURING {", "if status != c_uint::MAX {"),),
+    ),
+    Mutation(
+        "relaxed",
+        "calls break what another thread captures",
+        (("cuda/handles.rs", "before: Self::exchange(RELAXED)?", "before: Self::exchange(NOT_CAPTURING)?"),),
+    ),
+    Mutation(
+        "restored",
+        "the calling thread's capture mode stays relaxed",
+        (("cuda/handles.rs", "let _ = Self::exchange(self.before);", "let _ = self.before;"),),
+    ),
+    Mutation(
+        "kept",
+        "each lane makes a stream of its own",
+        (
+            (
+                "cuda/mod.rs",
+                "let stream = self.device.stream(number)?;\n        self.used",
+                "let stream = Arc::new(Stream::new(self.device.primary.context)?);\n        self.used",
+            ),
+        ),
+    ),
+    Mutation(
+        "events",
+        "each use of a buffer makes an event",
+        (("cuda/pinned.rs", "is_none_or(|event| event.context != stream.context)", "is_none_or(|_| true)"),),
+    ),
+    Mutation(
+        "settle",
+        "a buffer whose event tells nothing stays pinned for good",
+        (("cuda/pinned.rs", "self.wait_idle().or_else(|_| stream.synchronize())", "self.wait_idle()"),),
+    ),
+    Mutation(
+        "fetcher",
+        "each tensor of a save is waited for",
+        (("fetch.rs", "device.join()\n", "device.join()?;\n        self.finish(sink)\n"),),
     ),
     Mutation(
         "idle",
         "the pool hands out buffers whose copies still run",
-        (("cuda/pinned.rs", "self.busy.as_ref().map_or(Ok(true), Event::is_reached)?", "true"),),
+        (("cuda/pinned.rs", "self.awaited().map_or(Ok(true), Event::is_reached)?", "true"),),
     ),
     Mutation(
         "free",
@@ -64,7 +131,7 @@ MUTATIONS = [
         (
             (
                 "cuda/pinned.rs",
-                "if self.wait_idle().and_then(|()| self.unregister())",
+                "if self.settle().and_then(|()| self.unregister())",
                 "self.busy = None;\n        if self.unregister()",
             ),
         ),
@@ -98,15 +165,15 @@ MUTATIONS = [
     Mutation(
         "fork",
         "a child made by fork has its parent's pool",
-        (("cuda/pinned.rs", "&& owned.process == process", "&& owned.process != 0"),),
+        (("cuda/kept.rs", "&& kept.process == process::id()", "&& kept.process != 0"),),
     ),
     Mutation(
         "pageable",
         "any error of pinning stands for memory that cannot be pinned",
         (
             (
-                "cuda/driver.rs",
-                "if REFUSED.iter().any(|refused| *refused as c_uint == status) {",
+                "cuda/handles.rs",
+                "if REFUSED.contains(&status) {",
                 "if status != 0 {",
             ),
         ),

@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    thread,
+    thread::{self, ThreadId},
     time::Duration,
 };
 
@@ -32,6 +32,8 @@ use proptest::prelude::*;
 /// Memories, a caller's stream, and copies that run late.
 #[derive(Default)]
 struct LateDevice {
+    /// The thread whose stream it is that waits.
+    caller: Option<ThreadId>,
     memories: Arc<Mutex<Vec<Vec<u8>>>>,
     caller_waits_for: Mutex<Vec<LateStream>>,
     staged: AtomicUsize,
@@ -99,7 +101,7 @@ impl LateDevice {
             Memory::Mapping => panic!("staged plans map nothing"),
         };
         let memories = Arc::new(Mutex::new(plan.memory.iter().map(room).collect()));
-        Self { memories, ..Self::default() }
+        Self { caller: Some(thread::current().id()), memories, ..Self::default() }
     }
 
     /// What the caller's stream sees once it gets to run.
@@ -123,6 +125,11 @@ fn nth_fails(counter: &AtomicUsize, nth: usize, what: &str) -> Result<()> {
 impl Device for LateDevice {
     type Staging = LateStaging;
     type Stream = LateStream;
+    type Entered = ();
+
+    fn enter(&self) -> Result<()> {
+        Ok(())
+    }
 
     fn stage(&self, bytes: usize) -> Result<LateStaging> {
         nth_fails(&self.staged, self.fail_stage, "staging buffer")?;
@@ -162,16 +169,17 @@ impl Device for LateDevice {
         Ok(())
     }
 
-    fn join(&self, stream: &LateStream) -> Result<()> {
-        self.caller_waits_for.lock().unwrap().push(stream.clone());
-        Ok(())
-    }
-
     fn drain(&self, stream: &LateStream) -> Result<()> {
         if self.fail_drain {
             return Err(event_failed());
         }
         stream.run();
+        Ok(())
+    }
+
+    fn join(&self) -> Result<()> {
+        assert_eq!(self.caller, Some(thread::current().id()), "only the calling thread touches its stream");
+        self.caller_waits_for.lock().unwrap().extend(self.streams.lock().unwrap().iter().cloned());
         Ok(())
     }
 }

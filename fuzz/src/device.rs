@@ -28,6 +28,11 @@ impl Immediate {
 impl Device for Immediate {
     type Staging = Buffer;
     type Stream = ();
+    type Entered = ();
+
+    fn enter(&self) -> Result<()> {
+        Ok(())
+    }
 
     fn stage(&self, bytes: usize) -> Result<Buffer> {
         Ok(Buffer(vec![0; bytes]))
@@ -48,11 +53,11 @@ impl Device for Immediate {
         Ok(())
     }
 
-    fn join(&self, (): &()) -> Result<()> {
+    fn drain(&self, (): &()) -> Result<()> {
         Ok(())
     }
 
-    fn drain(&self, (): &()) -> Result<()> {
+    fn join(&self) -> Result<()> {
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use cxx::{CxxString, CxxVector};
 use serde_json::Value;
 
 use crate::{
-    device::cuda,
+    device::cuda::{self, Relaxed},
     error::{Error, ErrorKind, Result},
     jobs::load::{self, Block},
     model::{SEPARATOR, opened},
@@ -161,6 +161,14 @@ mod ffi {
         /// Stream and memory belong to the device and stay until what the call queues on the stream is done.
         unsafe fn fill_cuda(self: &Load, stream: &CudaStream, progress: ProgressWords) -> Result<()>;
 
+        type Relaxed;
+        /// # Safety
+        /// The stream belongs to the device.
+        unsafe fn begin_on_cuda(stream: &CudaStream) -> Result<Box<Relaxed>>;
+        /// # Safety
+        /// The stream belongs to the device.
+        unsafe fn is_bound_to_thread(stream: &CudaStream) -> Result<bool>;
+
         fn check_exchange(tensors: &[GivenTensor], values: &[GivenTensor]) -> Result<()>;
 
         fn last_load() -> String;
@@ -184,18 +192,17 @@ mod ffi {
         fn dtype(self: &PackInProgress, tensor: usize) -> i32;
         fn write(self: &mut PackInProgress, bytes: &[u8]) -> Result<()>;
         /// # Safety
-        /// Stream and memory belong to the device and stay until the call returns.
-        unsafe fn write_cuda(
-            self: &mut PackInProgress,
-            memory: &GivenMemory,
-            stream: &CudaStream,
-        ) -> Result<()>;
+        /// The stream belongs to the device and stays until the save is over, and so does this thread.
+        unsafe fn use_cuda(self: &mut PackInProgress, stream: &CudaStream) -> Result<()>;
+        /// # Safety
+        /// The memory belongs to the device, and is freed in the order of the caller's stream.
+        unsafe fn write_cuda(self: &mut PackInProgress, memory: &GivenMemory) -> Result<()>;
         fn finish(pack: Box<PackInProgress>) -> Result<()>;
     }
 }
 
 use ffi::{GivenTensor, LoadOptions, PinnedUsage, ProgressWords};
-use loading::{Load, check_exchange};
+use loading::{Load, begin_on_cuda, check_exchange, is_bound_to_thread};
 use models::{Opened, footer, open_model, verify};
 use packing::{PackInProgress, finish, pack};
 
@@ -248,7 +255,7 @@ fn pinned_usage() -> PinnedUsage {
 }
 
 fn release_pinned() {
-    cuda::pinned().clear();
+    cuda::release();
 }
 
 fn strings(values: &CxxVector<CxxString>) -> Vec<String> {

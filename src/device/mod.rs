@@ -12,16 +12,24 @@ use std::ops::Range;
 use crate::{error::Result, numa::Node};
 
 /// Memory elsewhere, filled by copies that are queued and run while the host goes on.
-pub trait Device: Sync {
+pub trait Device: Sync + Sized {
     /// Host memory that copies start from.
     type Staging: Staging;
-    /// Where copies are queued; they run in order.
+    /// Where copies are queued; they run in order. Several lanes may share one.
     type Stream;
+    /// What readies a thread for the calls below.
+    type Entered;
 
     /// The NUMA node that it is attached to; none where all are as near.
     fn node(&self) -> Option<Node> {
         None
     }
+
+    /// Readies this thread for the calls below, until it drops what it gets.
+    ///
+    /// # Errors
+    /// As for [`Device::stream`].
+    fn enter(&self) -> Result<Self::Entered>;
 
     /// New staging memory.
     ///
@@ -29,8 +37,8 @@ pub trait Device: Sync {
     /// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
     fn stage(&self, bytes: usize) -> Result<Self::Staging>;
 
-    /// A new stream, whose work starts after all that was queued on the caller's stream before the load: the
-    /// allocation of the memory to fill.
+    /// A stream for one lane, whose work from here on starts after all that was queued on the caller's stream before the
+    /// load: the allocation of the memory to fill.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`](crate::ErrorKind::Internal) for what the driver refuses; so too below.
@@ -55,17 +63,18 @@ pub trait Device: Sync {
     /// As for [`Device::stream`].
     fn mark_busy(&self, stream: &Self::Stream, staging: &mut Self::Staging) -> Result<()>;
 
-    /// Makes the caller's stream wait for all that `stream` has queued so far.
-    ///
-    /// # Errors
-    /// As for [`Device::stream`].
-    fn join(&self, stream: &Self::Stream) -> Result<()>;
-
     /// Waits until nothing that was queued on `stream` runs any more, whatever became of it.
     ///
     /// # Errors
     /// As for [`Device::stream`], if that cannot be known.
     fn drain(&self, stream: &Self::Stream) -> Result<()>;
+
+    /// Makes the caller's stream wait for all that has been queued, or else waits itself. On the thread that made the
+    /// device, where the caller's stream is what it was then; it needs no [`Device::enter`].
+    ///
+    /// # Errors
+    /// As for [`Device::stream`].
+    fn join(&self) -> Result<()>;
 }
 
 /// Host memory that copies start from. It must not be dropped before they are done, or else stay where it is.

@@ -1,6 +1,9 @@
 //! The transfer engine: reader threads fill staging buffers, and copies carry them on while the next are filled.
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    panic::{self, AssertUnwindSafe},
+};
 
 pub use super::lane::DEPTH;
 use super::{Device, Staging, lane::Lane, pool::Pool};
@@ -22,8 +25,8 @@ pub const STAGING_STEP_BYTES: u64 = 1 << 20;
 
 /// Reads `tasks` and copies them to `device`'s memory, whose numbers are those of the plan.
 ///
-/// When it returns, the caller's stream waits for the last copy. After an error the copies of the thread that failed are
-/// over, and the caller's stream waits for those of the others.
+/// When it returns, the caller's stream waits for the last copy. After an error, or a panic, the copies of the thread that
+/// failed are over, and the caller's stream waits for those of the others. Of all threads only this one touches it.
 ///
 /// # Errors
 /// The first failure of source, digest, staging memory or driver.
@@ -36,24 +39,27 @@ pub fn transfer<S: Source, D: Device>(
 ) -> Result<()> {
     let capacity = staging_bytes(tasks);
     let work = Work::new(tasks.iter());
-    run_threads(threads, || {
+    let read_all = || {
+        let _entered = device.enter()?;
         let mut lane = Lane::new(device, pool, capacity)?;
         let mut lap = reader.clock.start();
-        let mut copy_all = || {
-            while let Some(task) = work.next() {
-                carry(task, reader, &mut lane, &mut lap)?;
-            }
-            lane.join()
-        };
-        work.stop_on_error(copy_all())
-    })
+        while let Some(task) = work.next() {
+            carry(task, reader, &mut lane, &mut lap)?;
+        }
+        lane.finish();
+        Ok(())
+    };
+    let read_all = || run_threads(threads, || work.stop_on_error(read_all()));
+    let outcome = panic::catch_unwind(AssertUnwindSafe(read_all));
+    let joined = device.join();
+    outcome.unwrap_or_else(|panic| panic::resume_unwind(panic)).and(joined)
 }
 
 /// Reads the chunks of `task` into one buffer, laid out as in the file, and queues their copies.
 fn carry<S: Source, D: Device>(
     task: &[Chunk],
     reader: &ChunkReader<'_, S>,
-    lane: &mut Lane<'_, D>,
+    lane: &mut Lane<'_, &D>,
     lap: &mut Lap<'_>,
 ) -> Result<()> {
     let origin = origin_of(task);
@@ -73,7 +79,7 @@ fn carry<S: Source, D: Device>(
 }
 
 /// Takes one more buffer from the pool, or the one that was busy first, once its copies are done.
-fn take_buffer<D: Device>(lane: &mut Lane<'_, D>, lap: &mut Lap<'_>) -> Result<()> {
+fn take_buffer<D: Device>(lane: &mut Lane<'_, &D>, lap: &mut Lap<'_>) -> Result<()> {
     let fresh = lane.take_fresh();
     lap.end(Stage::Staging);
     if !fresh? {

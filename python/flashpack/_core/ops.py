@@ -50,6 +50,7 @@ _OPERATORS: dict[str, Any] = {
     for name in (
         *("open", "describe", "load.names", "load.ignoring", "load_blocks", "assign.all"),
         *("fill.default", "fill.all", "fill.payload", "set_data", "pack", "last_load", "pinned"),
+        "is_bound_to_thread",
     )
 }
 
@@ -191,6 +192,13 @@ def set_data(tensors: list[Tensor], values: list[Tensor]) -> None:
     # A subclass's __torch_function__ has no say here: this replaces bytes, it computes nothing.
     with torch._C.DisableTorchFunctionSubclass():
         _run("set_data", tensors, values)
+
+
+def is_bound_to_thread(device: torch.device) -> bool:
+    """Whether the current stream of a CUDA device is another stream to other threads: a per-thread default
+    stream, or the default stream of a context of this thread's. Raises ValueError while it is captured."""
+    bound: bool = _run("is_bound_to_thread", device)
+    return bound
 
 
 def pack(

@@ -1,4 +1,4 @@
-"""Long native calls: a worker thread runs the call, this one shows progress and can stop it.
+"""Long native calls: a worker thread runs the call, this one shows progress and can stop it; or the reverse.
 
 The native side cannot see Ctrl-C and cannot draw; it only fills a counter and looks at its cancel word.
 """
@@ -28,7 +28,9 @@ _POLL_SECONDS = 0.1
 _QUIET_SECONDS = 1.0
 
 
-def run(work: Callable[[Counter | None], T], *, label: str, size: int, silent: Silent) -> T:
+def run(
+    work: Callable[[Counter | None], T], *, label: str, size: int, silent: Silent, here: bool = False
+) -> T:
     """Return `work(counter)`, with a progress bar once it has taken over a second.
 
     `size` is the number of bytes to go through: small calls run inline, with no counter. `silent`: True
@@ -36,9 +38,14 @@ def run(work: Callable[[Counter | None], T], *, label: str, size: int, silent: S
     done and the bytes in all, ten times a second and at the end. KeyboardInterrupt, or what the callable
     raises, cancels the native call, waits until it has cleaned up, and is raised again. While the interpreter
     ends, when no thread can start, the call runs inline.
+
+    `here` is for work that belongs to this thread. Another one then shows the progress and calls `silent`;
+    KeyboardInterrupt is raised when the work is over, as Python handles signals in no other way.
     """
     if size < INLINE_BYTES or sys.is_finalizing():
         return _run_inline(work, size, silent)
+    if here:
+        return _run_here(work, label, size, silent)
     counter = new_counter()
     future: Future[T] = Future()
     thread = threading.Thread(target=_settle, args=(future, lambda: work(counter)), name="flashpack")
@@ -62,6 +69,31 @@ def _run_inline(work: Callable[[Counter | None], T], size: int, silent: Silent) 
     result = work(None)
     if callable(silent):
         silent(size, size)
+    return result
+
+
+def _run_here(work: Callable[[Counter | None], T], label: str, size: int, silent: Silent) -> T:
+    counter = new_counter()
+    future: Future[T] = Future()
+    watched: Future[None] = Future()
+
+    def watch() -> None:
+        try:
+            _watch(future, counter, label, silent)
+        except BaseException:
+            counter[2] = 1
+            raise
+
+    watcher = threading.Thread(target=_settle, args=(watched, watch), name="flashpack")
+    try:
+        watcher.start()
+    except RuntimeError:
+        return _run_inline(work, size, silent)
+    _settle(future, lambda: work(counter))
+    watched.result()  # first, as what stopped the work says more than that it was stopped
+    result = future.result()
+    if callable(silent):
+        silent(counter[1], counter[1])
     return result
 
 

@@ -17,7 +17,7 @@ from .._core.dtypes import is_castable
 from .._core.index import records_of
 from .._core.names import name_tuple
 from .._core.native import Counter
-from .._core.progress import Silent, run
+from .._core.progress import INLINE_BYTES, Silent, run
 from .._files.opened import OpenModel, opened
 from .._files.readable import Source
 from .cast import cast, duplicate, load_cast, requested_dtype
@@ -192,12 +192,16 @@ def run_load(work: Callable[[ops.How], T], model: OpenModel, device: torch.devic
     on_cuda = device.type == "cuda"
     eager, verify = reading.get("eager"), reading.get("verify")
     size = model.bytes if on_cuda or eager is not False or verify else 0
+    # Other threads wait for a stream and queue work on it just as well, as torch's own do, but some streams
+    # are this thread's alone.
+    here = on_cuda and size >= INLINE_BYTES and ops.is_bound_to_thread(device)
     native = _on_callers_stream(work, device)
 
     def reported(counter: Counter | None) -> tuple[T, dict[str, Any] | None]:
         return native({"eager": eager, "verify": verify, "counter": counter}), ops.last_load()
 
-    result, report = run(reported, label="Loading", size=size, silent=reading.get("silent", True))
+    silent = reading.get("silent", True)
+    result, report = run(reported, label="Loading", size=size, silent=silent, here=here)
     remember(report)
     if on_cuda:
         _warn_of_pageable_memory()

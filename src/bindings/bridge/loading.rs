@@ -8,7 +8,7 @@ use super::{
     guarded,
 };
 use crate::{
-    device::cuda::{self, Cuda},
+    device::cuda::{self, Cuda, Relaxed},
     environment::Environment,
     error::{Error, ErrorKind, Result},
     format::{Fit, Index},
@@ -242,7 +242,8 @@ impl Load {
         })
     }
 
-    /// Loads into the memory given, of a CUDA device, in the order of the caller's stream.
+    /// Loads into the memory given, of a CUDA device, in the order of the caller's stream, which only this thread uses
+    /// for it.
     ///
     /// # Safety
     /// Stream and memory belong to the device and stay until what the call queues on the stream is done.
@@ -258,12 +259,32 @@ impl Load {
             // SAFETY: the caller vouches for stream and memory.
             let device = unsafe { Cuda::new(stream.device, stream.stream, addresses) }?;
             let outcome = prepared.transfer(&device, cuda::pinned(), progress.get());
+            drop(device);
             if !Environment::read()?.cache_pinned {
-                cuda::pinned().clear();
+                cuda::release();
             }
             outcome
         })
     }
+}
+
+/// Refuses a stream that is being captured into a graph; until what is returned goes, this thread may allocate while
+/// another captures.
+///
+/// # Safety
+/// The stream belongs to the device.
+pub(super) unsafe fn begin_on_cuda(stream: &CudaStream) -> std::result::Result<Box<Relaxed>, Tagged> {
+    // SAFETY: the caller vouches for the stream.
+    guarded(|| unsafe { cuda::begin(stream.device, stream.stream) }.map(Box::new))
+}
+
+/// Whether the stream is another one for other threads. Refuses one that is being captured.
+///
+/// # Safety
+/// The stream belongs to the device.
+pub(super) unsafe fn is_bound_to_thread(stream: &CudaStream) -> std::result::Result<bool, Tagged> {
+    // SAFETY: the caller vouches for the stream.
+    guarded(|| unsafe { cuda::is_bound_to_thread(stream.device, stream.stream) })
 }
 
 impl<'a> From<&GivenTensor<'a>> for Given<'a> {

@@ -9,10 +9,10 @@ use super::{
 };
 use crate::{
     device::{
-        cuda::{self, Cuda},
-        fetch::fetch,
+        cuda::{self, Cuda, Relaxed},
+        fetch::Fetcher,
     },
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     format::{
         DType,
         checksum::Algorithm,
@@ -72,6 +72,15 @@ fn specs<'a>(
 pub(super) struct PackInProgress {
     save: Save<'static>,
     dtypes: Vec<DType>,
+    /// Where the tensors lie that are saved just now, if not on the host.
+    on_device: Option<OnDevice>,
+}
+
+/// What brings the tensors of a device, in the order of a stream.
+struct OnDevice {
+    stream: (i32, usize),
+    fetcher: Fetcher<Cuda>,
+    _relaxed: Relaxed,
 }
 
 /// Begins a save.
@@ -102,7 +111,8 @@ pub(super) fn pack(
         let destination = native(path).to_owned();
         let request = Request { destination, order, align_bytes, metadata, algorithm, shard_bytes };
         let dtypes = specs.iter().map(|spec| spec.dtype).collect();
-        Ok(Box::new(PackInProgress { save: Save::begin(&specs, request, progress.get())?, dtypes }))
+        let save = Save::begin(&specs, request, progress.get())?;
+        Ok(Box::new(PackInProgress { save, dtypes, on_device: None }))
     })
 }
 
@@ -118,27 +128,60 @@ impl PackInProgress {
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> std::result::Result<(), Tagged> {
-        guarded(|| self.save.write(bytes))
+        guarded(|| {
+            self.flush()?;
+            self.save.write(bytes)
+        })
     }
 
-    /// Takes bytes from a CUDA device, as they are when what is queued on the caller's stream is done.
+    /// Goes on with tensors of a CUDA device, in the order of the caller's stream, which must not be captured.
     ///
     /// # Safety
-    /// Stream and memory belong to the device and stay until the call returns.
-    pub(super) unsafe fn write_cuda(
-        &mut self,
-        memory: &GivenMemory,
-        stream: &CudaStream,
-    ) -> std::result::Result<(), Tagged> {
+    /// The stream belongs to the device and stays until the save is over, and so does this thread.
+    pub(super) unsafe fn use_cuda(&mut self, stream: &CudaStream) -> std::result::Result<(), Tagged> {
         guarded(|| {
-            // SAFETY: the caller vouches for stream and memory.
-            let device = unsafe { Cuda::new(stream.device, stream.stream, vec![memory.address as u64]) }?;
-            let sink = |bytes: &[u8]| self.save.write(bytes);
-            fetch(&device, cuda::pinned(), 0, memory.bytes as u64, sink)
+            let CudaStream { device, stream } = *stream;
+            if self.on_device.as_ref().is_some_and(|it| it.stream == (device, stream)) {
+                return Ok(());
+            }
+            self.flush()?;
+            self.on_device = None;
+            // SAFETY: the caller vouches for the stream.
+            let (relaxed, cuda) =
+                unsafe { (cuda::begin(device, stream)?, Cuda::new(device, stream, vec![])?) };
+            let fetcher = Fetcher::new(cuda, cuda::pinned())?;
+            self.on_device = Some(OnDevice { stream: (device, stream), fetcher, _relaxed: relaxed });
+            Ok(())
         })
+    }
+
+    /// Takes bytes from that device, as they are when what is queued on the caller's stream is done.
+    ///
+    /// # Safety
+    /// The memory belongs to the device, and is freed in the order of the caller's stream.
+    pub(super) unsafe fn write_cuda(&mut self, memory: &GivenMemory) -> std::result::Result<(), Tagged> {
+        guarded(|| {
+            let none = || Error::new(ErrorKind::Internal, "no device was named");
+            let fetcher = &mut self.on_device.as_mut().ok_or_else(none)?.fetcher;
+            // SAFETY: the caller vouches for the memory.
+            unsafe {
+                fetcher.fetch(memory.address as u64, memory.bytes as u64, &mut |it| self.save.write(it))
+            }
+        })
+    }
+
+    /// Writes what is on its way from a device.
+    fn flush(&mut self) -> Result<()> {
+        let Some(OnDevice { fetcher, .. }) = &mut self.on_device else {
+            return Ok(());
+        };
+        fetcher.finish(&mut |bytes| self.save.write(bytes))
     }
 }
 
-pub(super) fn finish(pack: Box<PackInProgress>) -> std::result::Result<(), Tagged> {
-    guarded(|| pack.save.finish().map(drop))
+pub(super) fn finish(mut pack: Box<PackInProgress>) -> std::result::Result<(), Tagged> {
+    guarded(|| {
+        pack.flush()?;
+        pack.save.finish().map(drop)
+    })
 }

@@ -1,54 +1,15 @@
-//! Page-locked staging buffers, all of one process in one pool.
+//! Page-locked staging buffers.
 
 use std::{
     mem::ManuallyDrop,
-    process, ptr,
-    sync::atomic::{AtomicBool, AtomicPtr, Ordering},
-};
-
-use super::driver::{self, Context, Entered, Event};
-use crate::{
-    device::{
-        Staging,
-        pool::{self, Pool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
     },
-    error::Result,
-    io::HostBuffer,
 };
 
-/// The staging buffers of one process.
-struct Owned {
-    process: u32,
-    pool: Pool<Pinned>,
-}
-
-/// All staging buffers of this process.
-///
-/// A child made by `fork` begins with a pool of its own: the buffers of its parent are no memory of the child's
-/// (`HostBuffer::keep_from_children`), and a thread that the child does not have may hold the lock of their pool.
-pub fn pinned() -> &'static Pool<Pinned> {
-    static CURRENT: AtomicPtr<Owned> = AtomicPtr::new(ptr::null_mut());
-    let process = process::id();
-    let found = CURRENT.load(Ordering::Acquire);
-    // SAFETY: null, or from the box below, which is never freed once it is here.
-    if let Some(owned) = unsafe { found.as_ref() }
-        && owned.process == process
-    {
-        return &owned.pool;
-    }
-    let pool = Pool::new(pool::LIMIT_BYTES);
-    let fresh = Box::into_raw(Box::new(Owned { process, pool }));
-    let owned = match CURRENT.compare_exchange(found, fresh, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => fresh,
-        Err(other) => {
-            // SAFETY: made above, and nobody else has seen it.
-            drop(unsafe { Box::from_raw(fresh) });
-            other
-        }
-    };
-    // SAFETY: in `CURRENT`, put there by this thread or another of this process.
-    unsafe { &(*owned).pool }
-}
+use super::handles::{self, Context, Entered, Event, Stream};
+use crate::{device::Staging, error::Result, io::HostBuffer};
 
 /// Whether pinned memory was refused and pageable memory took its place, which copies more slowly.
 static PAGEABLE: AtomicBool = AtomicBool::new(false);
@@ -68,7 +29,10 @@ pub struct Pinned {
     pub(super) buffer: ManuallyDrop<HostBuffer>,
     /// Where the buffer is registered.
     context: Option<Context>,
-    pub(super) busy: Option<Event>,
+    /// Recorded behind the copies of the buffer, again and again.
+    copied: Option<Event>,
+    /// The stream of the copies that may still run.
+    busy: Option<Arc<Stream>>,
 }
 
 impl Pinned {
@@ -77,11 +41,36 @@ impl Pinned {
         let mut buffer = HostBuffer::new(bytes)?;
         buffer.keep_from_children();
         // SAFETY: the buffer's own bytes, which are freed only after `unregister`.
-        let pinned = unsafe { driver::lock(buffer.data(), bytes) }?;
+        let pinned = unsafe { handles::lock(buffer.data(), bytes) }?;
         if !pinned {
             PAGEABLE.store(true, Ordering::Relaxed);
         }
-        Ok(Self { buffer: ManuallyDrop::new(buffer), context: pinned.then_some(context), busy: None })
+        let (buffer, context) = (ManuallyDrop::new(buffer), pinned.then_some(context));
+        Ok(Self { buffer, context, copied: None, busy: None })
+    }
+
+    /// Makes the buffer busy until what `stream` has queued is done; its context is current.
+    pub(super) fn mark(&mut self, stream: &Arc<Stream>) -> Result<()> {
+        if self.copied.as_ref().is_none_or(|event| event.context != stream.context) {
+            self.copied = Some(Event::new(stream.context)?);
+        }
+        self.copied.as_ref().map_or(Ok(()), |event| event.record(stream.handle))?;
+        self.busy = Some(Arc::clone(stream));
+        Ok(())
+    }
+
+    /// The event to wait for, if there is one.
+    fn awaited(&self) -> Option<&Event> {
+        self.busy.as_ref().and(self.copied.as_ref())
+    }
+
+    /// Waits for the copies by all means; any context may be current.
+    fn settle(&mut self) -> Result<()> {
+        let Some(stream) = self.busy.clone() else {
+            return Ok(());
+        };
+        let _entered = Entered::new(stream.context)?;
+        self.wait_idle().or_else(|_| stream.synchronize())
     }
 
     fn unregister(&mut self) -> Result<()> {
@@ -90,7 +79,7 @@ impl Pinned {
         };
         let _entered = Entered::new(context)?;
         // SAFETY: locked by `new`, once, and no copy reads it any more.
-        unsafe { driver::unlock(self.buffer.data()) }
+        unsafe { handles::unlock(self.buffer.data()) }
     }
 }
 
@@ -105,7 +94,7 @@ impl Staging for Pinned {
     }
 
     fn is_idle(&mut self) -> Result<bool> {
-        let idle = self.busy.as_ref().map_or(Ok(true), Event::is_reached)?;
+        let idle = self.awaited().map_or(Ok(true), Event::is_reached)?;
         if idle {
             self.busy = None;
         }
@@ -113,7 +102,7 @@ impl Staging for Pinned {
     }
 
     fn wait_idle(&mut self) -> Result<()> {
-        self.busy.as_ref().map_or(Ok(()), Event::wait)?;
+        self.awaited().map_or(Ok(()), Event::wait)?;
         self.busy = None;
         Ok(())
     }
@@ -128,7 +117,7 @@ impl Drop for Pinned {
     fn drop(&mut self) {
         // Where the driver does not say that the device is done with the memory, it stays mapped and pinned: another
         // owner's bytes would be at its place.
-        if self.wait_idle().and_then(|()| self.unregister()).is_ok() {
+        if self.settle().and_then(|()| self.unregister()).is_ok() {
             // SAFETY: once, and nothing uses the buffer after it.
             unsafe { ManuallyDrop::drop(&mut self.buffer) };
         }

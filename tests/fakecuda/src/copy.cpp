@@ -31,7 +31,7 @@ int classify(Lock& lock, Copy* c, int stated_kind, Stream* stream) {
   for (uintptr_t address : {c->to, c->from})
     if (!is_allocated(address, c->size)) {
       lock.unlock();
-      fail_on_device(kIllegalAddress, "memcpy argument", address, c->size);
+      fail_on_device(stream->device, kIllegalAddress, "memcpy argument", address, c->size);
       return kInvalidValue;
     }
   Region *to = find_region(c->to), *from = find_region(c->from);
@@ -70,9 +70,9 @@ void describe(const Copy& c, const Stream* stream, bool waits) {
 }  // namespace
 
 int copy(void* to, const void* from, size_t size, int kind, Stream* stream, bool blocking) {
-  if (!size) return sticky_error();
+  if (!size) return fate_of(stream->device);
   Lock lock(state().mu);
-  if (int error = sticky_error()) return error;
+  if (int error = fate_of(stream->device)) return error;
   Copy c{};
   c.to = reinterpret_cast<uintptr_t>(to);
   c.from = reinterpret_cast<uintptr_t>(from);
@@ -98,7 +98,7 @@ int copy(void* to, const void* from, size_t size, int kind, Stream* stream, bool
   if (waits) return wait_for_stream(lock, stream);
   guard_source(c.from, size, stream);
   guard_destination(c.to, size, stream);
-  return sticky_error();
+  return fate_of(stream->device);
 }
 
 int copy_rows(void* to, const void* from, Rows rows, int kind, Stream* stream) {

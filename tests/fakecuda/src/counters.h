@@ -21,6 +21,7 @@ namespace fk {
   X(event_records) X(stream_waits) X(stream_syncs) X(event_syncs) X(device_syncs) \
   X(host_waits) X(host_wait_us) X(host_functions) \
   X(kernels_launched) X(kernels_imitated) X(kernels_refused) X(stub_calls) \
+  X(captures) X(captured_operations) X(captures_invalidated) \
   X(races) X(frees_in_flight) X(illegal_accesses) X(faults_injected)
 // clang-format on
 

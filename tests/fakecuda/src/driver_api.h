@@ -36,4 +36,5 @@ inline void* pointer(CUdeviceptr p) { return reinterpret_cast<void*>(p); }
 inline fk::Event* event_of(CUevent e) { return reinterpret_cast<fk::Event*>(e); }
 inline fk::Stream* stream_of(CUstream s) { return reinterpret_cast<fk::Stream*>(s); }
 
-CUcontext context_of(int device);  // its primary context, the only one there is; null for -1
+CUcontext handle_of(fk::Context* context);
+CUcontext context_of(int device);  // its primary context; null for -1

@@ -3,21 +3,16 @@
 #include <cstring>
 #include <vector>
 
+#include "capture.h"
 #include "driver_api.h"
 
 using namespace fk;
 
-// A primary context is known by its address in this table.
-static char contexts[64];
-static thread_local std::vector<int> context_stack;
+static thread_local std::vector<Context*> context_stack;
 
-CUcontext context_of(int device) {
-  return device < 0 ? nullptr : reinterpret_cast<CUcontext>(&contexts[device]);
-}
-
-static int device_of(CUcontext context) {
-  return context ? int(reinterpret_cast<char*>(context) - contexts) : -1;
-}
+CUcontext handle_of(Context* context) { return reinterpret_cast<CUcontext>(context); }
+static Context* context_in(CUcontext handle) { return reinterpret_cast<Context*>(handle); }
+CUcontext context_of(int device) { return device < 0 ? nullptr : handle_of(state().devices[device].primary); }
 
 DRIVER_API cuInit(unsigned) {
   ENTER_ALWAYS();
@@ -92,32 +87,32 @@ DRIVER_API cuDevicePrimaryCtxGetState(CUdevice device, unsigned* flags, int* act
 DRIVER_API cuDevicePrimaryCtxSetFlags(CUdevice, unsigned) { return CUDA_SUCCESS; }
 
 DRIVER_API cuCtxGetCurrent(CUcontext* context) {
-  *context = context_of(bound_device());
+  *context = handle_of(bound_context());
   return CUDA_SUCCESS;
 }
 
 DRIVER_API cuCtxSetCurrent(CUcontext context) {
   ENTER_ALWAYS();
-  bind_device(device_of(context));
+  bind_context(context_in(context));
   return CUDA_SUCCESS;
 }
 
 DRIVER_API cuCtxPushCurrent(CUcontext context) {
   ENTER_ALWAYS();
-  context_stack.push_back(bound_device());
-  bind_device(device_of(context));
+  context_stack.push_back(bound_context());
+  bind_context(context_in(context));
   return CUDA_SUCCESS;
 }
 
 DRIVER_API cuCtxPopCurrent(CUcontext* context) {
   if (bound_device() < 0 && context_stack.empty()) return result(kInvalidContext);
-  if (context) *context = context_of(bound_device());
-  int below = -1;
+  if (context) *context = handle_of(bound_context());
+  Context* below = nullptr;
   if (!context_stack.empty()) {
     below = context_stack.back();
     context_stack.pop_back();
   }
-  bind_device(below);
+  bind_context(below);
   return CUDA_SUCCESS;
 }
 
@@ -129,8 +124,33 @@ DRIVER_API cuCtxGetDevice(CUdevice* device) {
 
 DRIVER_API cuCtxSynchronize() {
   ENTER_CONTEXT();
+  UNSAFE_IN_CAPTURES();
   return result(device_synchronize(bound_device()));
 }
+
+// --- Green contexts: parts of a device with default streams of their own. --------------------------------
+
+DRIVER_API cuGreenCtxCreate(CUgreenCtx* out, CUdevResourceDesc, CUdevice device, unsigned) {
+  ENTER();
+  CHECK_DEVICE(device);
+  *out = reinterpret_cast<CUgreenCtx>(new Context{device});
+  return CUDA_SUCCESS;
+}
+
+DRIVER_API cuCtxFromGreenCtx(CUcontext* out, CUgreenCtx green) {
+  *out = reinterpret_cast<CUcontext>(green);
+  return CUDA_SUCCESS;
+}
+
+DRIVER_API cuGreenCtxStreamCreate(CUstream* out, CUgreenCtx green, unsigned flags, int priority) {
+  ENTER();
+  UNSAFE_IN_CAPTURES();
+  return result(
+      stream_create(reinterpret_cast<Context*>(green), flags, priority, reinterpret_cast<Stream**>(out)));
+}
+
+// It stays: streams may point to it.
+DRIVER_API cuGreenCtxDestroy(CUgreenCtx) { return CUDA_SUCCESS; }
 
 DRIVER_API cuCtxGetStreamPriorityRange(int* least, int* greatest) {
   if (least) *least = 0;

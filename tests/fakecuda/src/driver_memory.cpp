@@ -1,4 +1,5 @@
 // Memory of all kinds, and what a pointer is.
+#include "capture.h"
 #include "driver_api.h"
 
 using namespace fk;
@@ -11,12 +12,14 @@ DRIVER_API cuMemGetInfo(size_t* free, size_t* total) {
 
 DRIVER_API cuMemAlloc(CUdeviceptr* out, size_t size) {
   ENTER_CONTEXT();
+  UNSAFE_IN_CAPTURES();
   if (!size) return result(kInvalidValue);
   return result(device_alloc(bound_device(), size, reinterpret_cast<void**>(out)));
 }
 
 DRIVER_API cuMemFree(CUdeviceptr p) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   return result(device_free(pointer(p)));
 }
 
@@ -35,26 +38,31 @@ DRIVER_API cuMemFreeAsync(CUdeviceptr p, CUstream handle) {
 
 DRIVER_API cuMemHostAlloc(void** out, size_t size, unsigned) {
   ENTER_CONTEXT();
+  UNSAFE_IN_CAPTURES();
   return result(host_alloc(size, out));
 }
 
 DRIVER_API cuMemAllocHost(void** out, size_t size) {
   ENTER_CONTEXT();
+  UNSAFE_IN_CAPTURES();
   return result(host_alloc(size, out));
 }
 
 DRIVER_API cuMemFreeHost(void* p) {
   ENTER_CONTEXT();
+  UNSAFE_IN_CAPTURES();
   return result(host_free(p));
 }
 
 DRIVER_API cuMemHostRegister(void* p, size_t size, unsigned) {
   ENTER_CONTEXT();
+  UNSAFE_IN_CAPTURES();
   return result(host_register(p, size));
 }
 
 DRIVER_API cuMemHostUnregister(void* p) {
   ENTER_CONTEXT();
+  UNSAFE_IN_CAPTURES();
   return result(host_unregister(p));
 }
 
@@ -173,6 +181,7 @@ DRIVER_API cuMemAddressFree(CUdeviceptr p, size_t size) {
 DRIVER_API cuMemCreate(CUmemGenericAllocationHandle* out, size_t size, const CUmemAllocationProp* properties,
                        unsigned long long) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   return result(vmm_create(size, properties, out));
 }
 
@@ -184,11 +193,13 @@ DRIVER_API cuMemRelease(CUmemGenericAllocationHandle handle) {
 DRIVER_API cuMemMap(CUdeviceptr at, size_t size, size_t offset, CUmemGenericAllocationHandle handle,
                     unsigned long long) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   return result(vmm_map(at, size, offset, handle));
 }
 
 DRIVER_API cuMemUnmap(CUdeviceptr p, size_t size) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   return result(vmm_unmap(p, size));
 }
 

@@ -1,4 +1,5 @@
 // Streams and events.
+#include "capture.h"
 #include "driver_api.h"
 
 using namespace fk;
@@ -7,27 +8,32 @@ using namespace fk;
 
 DRIVER_API cuStreamCreate(CUstream* out, unsigned flags) {
   ENTER_CONTEXT();
-  return result(stream_create(bound_device(), flags, 0, reinterpret_cast<Stream**>(out)));
+  UNSAFE_IN_CAPTURES();
+  return result(stream_create(bound_context(), flags, 0, reinterpret_cast<Stream**>(out)));
 }
 
 DRIVER_API cuStreamCreateWithPriority(CUstream* out, unsigned flags, int priority) {
   ENTER_CONTEXT();
-  return result(stream_create(bound_device(), flags, priority, reinterpret_cast<Stream**>(out)));
+  UNSAFE_IN_CAPTURES();
+  return result(stream_create(bound_context(), flags, priority, reinterpret_cast<Stream**>(out)));
 }
 
 DRIVER_API cuStreamDestroy(CUstream handle) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   return result(stream_destroy(stream_of(handle)));
 }
 
 DRIVER_API cuStreamSynchronize(CUstream handle) {
   ENTER_CONTEXT();
+  UNSAFE_IN_CAPTURES();
   RESOLVE(stream, handle);
   return result(stream_synchronize(stream));
 }
 
 DRIVER_API cuStreamQuery(CUstream handle) {
   ENTER_CONTEXT();
+  UNSAFE_IN_CAPTURES();
   RESOLVE(stream, handle);
   return result(stream_query(stream));
 }
@@ -56,7 +62,7 @@ DRIVER_API cuStreamGetId(CUstream handle, unsigned long long* id) {
 DRIVER_API cuStreamGetCtx(CUstream handle, CUcontext* context) {
   ENTER_CONTEXT();
   RESOLVE(stream, handle);
-  *context = context_of(stream->device);
+  *context = handle_of(stream->context);
   return CUDA_SUCCESS;
 }
 
@@ -67,13 +73,40 @@ DRIVER_API cuStreamGetDevice(CUstream handle, CUdevice* device) {
   return CUDA_SUCCESS;
 }
 
-// Nothing can be captured, so nothing is being captured.
-DRIVER_API cuStreamIsCapturing(CUstream, CUstreamCaptureStatus* status) {
+// The legacy stream of no capture is resolved without harm to those of others.
+DRIVER_API cuStreamIsCapturing(CUstream handle, CUstreamCaptureStatus* status) {
+  ENTER();
   *status = CU_STREAM_CAPTURE_STATUS_NONE;
+  if (reinterpret_cast<uintptr_t>(handle) <= 1) {
+    Stream* legacy = bound_context() ? bound_context()->legacy_stream : nullptr;
+    return result(legacy ? capture_status(legacy, reinterpret_cast<int*>(status)) : kOk);
+  }
+  RESOLVE(stream, handle);
+  return result(capture_status(stream, reinterpret_cast<int*>(status)));
+}
+
+DRIVER_API cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
+  ENTER_ALWAYS();
+  capture_exchange_mode(reinterpret_cast<int*>(mode));
   return CUDA_SUCCESS;
 }
 
-DRIVER_API cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode*) { return CUDA_SUCCESS; }
+DRIVER_API cuStreamBeginCapture(CUstream handle, CUstreamCaptureMode mode) {
+  ENTER_CONTEXT();
+  RESOLVE(stream, handle);
+  return result(capture_begin(stream, mode));
+}
+
+DRIVER_API cuStreamEndCapture(CUstream handle, CUgraph* graph) {
+  ENTER_CONTEXT();
+  RESOLVE(stream, handle);
+  static char empty_graph;
+  int error = capture_end(stream);
+  *graph = error ? nullptr : reinterpret_cast<CUgraph>(&empty_graph);
+  return result(error);
+}
+
+DRIVER_API cuGraphDestroy(CUgraph) { return CUDA_SUCCESS; }
 
 DRIVER_API cuStreamWaitEvent(CUstream handle, CUevent event, unsigned) {
   ENTER_CONTEXT();
@@ -113,11 +146,13 @@ DRIVER_API cuEventRecordWithFlags(CUevent event, CUstream handle, unsigned) {
 
 DRIVER_API cuEventSynchronize(CUevent event) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   return result(event_synchronize(event_of(event)));
 }
 
 DRIVER_API cuEventQuery(CUevent event) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   return result(event_query(event_of(event)));
 }
 

@@ -1,3 +1,4 @@
+#include "capture.h"
 #include "counters.h"
 #include "state.h"
 #include "streams.h"
@@ -31,17 +32,21 @@ int event_record(Event* e, Stream* s) {
     return kInvalidHandle;
   }
   count(Counter::event_records);
+  e->capture = s->capture;
+  if (s->capture) return capture_record(e, s);
   e->last = std::make_shared<Record>();
   enqueue(s, {Operation::record, nullptr, e->last});
-  return sticky_error();
+  return fate_of(s->device);
 }
 
 int event_synchronize(Event* e) {
   Lock lock(state().mu);
   if (!is_live_handle(e, "an event")) return kInvalidHandle;
   count(Counter::event_syncs);
+  if (e->capture)
+    return break_capture(e->capture.get(), kCapturedEvent, "a wait for an event that is captured");
   RecordPtr point = e->last;
-  return point ? wait_for(lock, point) : sticky_error();
+  return point ? wait_for(lock, point) : fate_of(e->device);
 }
 
 // LAZY: a program that polls must get on, but not at once.
@@ -49,11 +54,13 @@ int event_query(Event* e) {
   constexpr int kPollsUntilReleased = 3;
   Lock lock(state().mu);
   if (!is_live_handle(e, "an event")) return kInvalidHandle;
+  if (e->capture)
+    return break_capture(e->capture.get(), kCapturedEvent, "a query of an event that is captured");
   RecordPtr point = e->last;
-  if (!point) return sticky_error();
+  if (!point) return fate_of(e->device);
   if (point->done()) {
     host_observed(point->clock);
-    return sticky_error();
+    return fate_of(e->device);
   }
   if (config().lazy && ++point->polls >= kPollsUntilReleased) release(point->stream, point->op);
   return kNotReady;

@@ -115,7 +115,7 @@ int injected_fault(const char* api) {
     late_fault = error;
     return kOk;
   }
-  if (error_is_sticky(error)) kill_context(error);
+  if (error_is_sticky(error)) kill_device(bound_device(), error);
   return error;
 }
 

@@ -4,6 +4,7 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "capture.h"
 #include "runtime_api.h"
 
 using namespace fk;
@@ -149,6 +150,7 @@ RUNTIME_API cudaDeviceEnablePeerAccess(int peer, unsigned) {
 
 RUNTIME_API cudaDeviceSynchronize() {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   return result(device_synchronize(current_device()));
 }
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "capture.h"
 #include "runtime_api.h"
 
 using namespace fk;
@@ -16,11 +17,13 @@ RUNTIME_API cudaMemGetInfo(size_t* free, size_t* total) {
 
 RUNTIME_API cudaMalloc(void** out, size_t size) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   return result(device_alloc(current_device(), size, out));
 }
 
 RUNTIME_API cudaFree(void* p) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   current_device();  // cudaFree(0) is how programs make the context
   return result(device_free(p));
 }
@@ -39,29 +42,34 @@ RUNTIME_API cudaFreeAsync(void* p, cudaStream_t handle) {
 
 RUNTIME_API cudaHostAlloc(void** out, size_t size, unsigned) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   current_device();
   return result(host_alloc(size, out));
 }
 
 RUNTIME_API cudaMallocHost(void** out, size_t size) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   current_device();
   return result(host_alloc(size, out));
 }
 
 RUNTIME_API cudaFreeHost(void* p) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   return result(host_free(p));
 }
 
 RUNTIME_API cudaHostRegister(void* p, size_t size, unsigned) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   current_device();
   return result(host_register(p, size));
 }
 
 RUNTIME_API cudaHostUnregister(void* p) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   return result(host_unregister(p));
 }
 
@@ -107,6 +115,7 @@ RUNTIME_API cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyK
 
 RUNTIME_API cudaMemcpy(void* to, const void* from, size_t size, cudaMemcpyKind kind) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   RESOLVE(stream, nullptr);
   return result(copy(to, from, size, kind, stream, true));
 }

@@ -1,4 +1,5 @@
 // Streams and events.
+#include "capture.h"
 #include "runtime_api.h"
 
 using namespace fk;
@@ -7,32 +8,38 @@ using namespace fk;
 
 RUNTIME_API cudaStreamCreate(cudaStream_t* out) {
   ENTER();
-  return result(stream_create(current_device(), 0, 0, reinterpret_cast<Stream**>(out)));
+  UNSAFE_IN_CAPTURES();
+  return result(stream_create(current_context(), 0, 0, reinterpret_cast<Stream**>(out)));
 }
 
 RUNTIME_API cudaStreamCreateWithFlags(cudaStream_t* out, unsigned flags) {
   ENTER();
-  return result(stream_create(current_device(), flags, 0, reinterpret_cast<Stream**>(out)));
+  UNSAFE_IN_CAPTURES();
+  return result(stream_create(current_context(), flags, 0, reinterpret_cast<Stream**>(out)));
 }
 
 RUNTIME_API cudaStreamCreateWithPriority(cudaStream_t* out, unsigned flags, int priority) {
   ENTER();
-  return result(stream_create(current_device(), flags, priority, reinterpret_cast<Stream**>(out)));
+  UNSAFE_IN_CAPTURES();
+  return result(stream_create(current_context(), flags, priority, reinterpret_cast<Stream**>(out)));
 }
 
 RUNTIME_API cudaStreamDestroy(cudaStream_t handle) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   return result(stream_destroy(stream_of(handle)));
 }
 
 RUNTIME_API cudaStreamSynchronize(cudaStream_t handle) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   RESOLVE(stream, handle);
   return result(stream_synchronize(stream));
 }
 
 RUNTIME_API cudaStreamQuery(cudaStream_t handle) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   RESOLVE(stream, handle);
   return result(stream_query(stream));
 }
@@ -61,7 +68,7 @@ RUNTIME_API cudaStreamAddCallback(cudaStream_t handle, cudaStreamCallback_t call
   ENTER();
   RESOLVE(stream, handle);
   return result(launch_host_function(
-      stream, [=] { callback(handle, static_cast<cudaError_t>(sticky_error()), data); }));
+      stream, [=] { callback(handle, static_cast<cudaError_t>(fate_of(stream->device)), data); }));
 }
 
 RUNTIME_API cudaLaunchHostFunc(cudaStream_t handle, cudaHostFn_t function, void* data) {
@@ -70,23 +77,36 @@ RUNTIME_API cudaLaunchHostFunc(cudaStream_t handle, cudaHostFn_t function, void*
   return result(launch_host_function(stream, [=] { function(data); }));
 }
 
-// Nothing can be captured, so nothing is being captured.
-RUNTIME_API cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  *status = cudaStreamCaptureStatusNone;
-  return cudaSuccess;
+RUNTIME_API cudaStreamIsCapturing(cudaStream_t handle, cudaStreamCaptureStatus* status) {
+  return static_cast<cudaError_t>(
+      cuStreamIsCapturing(handle, reinterpret_cast<CUstreamCaptureStatus*>(status)));
 }
 
+RUNTIME_API cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode mode) {
+  ENTER();
+  RESOLVE(stream, handle);
+  return result(capture_begin(stream, mode));
+}
+
+RUNTIME_API cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* graph) {
+  return static_cast<cudaError_t>(cuStreamEndCapture(handle, graph));
+}
+
+RUNTIME_API cudaGraphDestroy(cudaGraph_t) { return cudaSuccess; }
+
 #if CUDART_VERSION >= 13000
-RUNTIME_API cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* status, unsigned long long* id,
-                                     cudaGraph_t*, const cudaGraphNode_t**, const cudaGraphEdgeData**,
-                                     size_t*) {
-  *status = cudaStreamCaptureStatusNone;
+RUNTIME_API cudaStreamGetCaptureInfo(cudaStream_t handle, cudaStreamCaptureStatus* status,
+                                     unsigned long long* id, cudaGraph_t*, const cudaGraphNode_t**,
+                                     const cudaGraphEdgeData**, size_t*) {
   if (id) *id = 0;
-  return cudaSuccess;
+  return cudaStreamIsCapturing(handle, status);
 }
 #endif
 
-RUNTIME_API cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
+RUNTIME_API cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  capture_exchange_mode(reinterpret_cast<int*>(mode));
+  return cudaSuccess;
+}
 
 // --- Events. -------------------------------------------------------------------------
 
@@ -119,11 +139,13 @@ RUNTIME_API cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t handle, uns
 
 RUNTIME_API cudaEventSynchronize(cudaEvent_t event) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   return result(event_synchronize(event_of(event)));
 }
 
 RUNTIME_API cudaEventQuery(cudaEvent_t event) {
   ENTER();
+  UNSAFE_IN_CAPTURES();
   return result(event_query(event_of(event)));
 }
 

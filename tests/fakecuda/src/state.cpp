@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "arena.h"
@@ -14,7 +15,7 @@ namespace fk {
 
 namespace {
 
-thread_local int thread_device = -1;
+thread_local Context* thread_context = nullptr;
 thread_local bool in_callback = false;
 State* the_state;
 
@@ -34,6 +35,8 @@ State& state() {
   std::call_once(once, [] {
     the_state = new State();
     the_state->devices.resize(config().devices);
+    for (int device = 0; device < config().devices; device++)
+      the_state->devices[device].primary = new Context{device};
     atexit(stats_at_exit);
     pthread_atfork(nullptr, nullptr, mark_forked);
     install_fault_handler();
@@ -53,25 +56,36 @@ int ready() {
   return kOk;
 }
 
-int sticky_error() { return state().sticky_error; }
+int fate_of(int device) { return valid_device(device) ? int(state().devices[device].fate) : kOk; }
 
-void kill_context(int error) {
+int sticky_error() { return fate_of(std::max(bound_device(), 0)); }
+
+void kill_device(int device, int error) {
   int none = kOk;
-  state().sticky_error.compare_exchange_strong(none, error);
+  state().devices[std::max(device, 0)].fate.compare_exchange_strong(none, error);
 }
 
 int current_device(bool bind) {
-  if (thread_device >= 0) return thread_device;
+  if (bound_device() >= 0) return bound_device();
   if (bind) bind_device(0);
   return 0;
 }
 
-int bound_device() { return thread_device; }
+Context* bound_context() { return thread_context; }
 
-void bind_device(int device) {
-  thread_device = device;
-  if (device >= 0) activate_device(device);
+Context* current_context() {
+  current_device();
+  return thread_context;
 }
+
+void bind_context(Context* context) {
+  thread_context = context;
+  if (context) activate_device(context->device);
+}
+
+int bound_device() { return thread_context ? thread_context->device : -1; }
+
+void bind_device(int device) { bind_context(device < 0 ? nullptr : state().devices[device].primary); }
 
 // Where real CUDA makes the primary context; the arenas are faulted in at the same point.
 void activate_device(int device) {

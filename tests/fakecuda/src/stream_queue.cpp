@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "capture.h"
 #include "state.h"
 #include "streams.h"
 #include "timing.h"
@@ -127,12 +128,12 @@ void push(Stream* s, Operation op) {
 // non-blocking.
 void order_with_legacy_stream(Stream* s) {
   if (!s->legacy) {
-    Stream* legacy = state().devices[s->device].legacy_stream;
+    Stream* legacy = s->context->legacy_stream;
     if (!s->non_blocking() && legacy && !legacy->idle()) push(s, {Operation::wait, nullptr, end_of(legacy)});
     return;
   }
   for (Stream* t : all_streams())
-    if (t != s && t->device == s->device && !t->non_blocking() && !t->idle())
+    if (t != s && t->context == s->context && !t->non_blocking() && !t->idle())
       push(s, {Operation::wait, nullptr, end_of(t)});
 }
 
@@ -166,6 +167,7 @@ RecordPtr end_of(Stream* s) {
 }
 
 void enqueue(Stream* s, Operation op) {
+  if (s->capture) return capture_operation(s);
   order_with_legacy_stream(s);
   push(s, std::move(op));
 }

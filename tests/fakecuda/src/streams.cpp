@@ -5,6 +5,7 @@
 #include <thread>
 #include <utility>
 
+#include "capture.h"
 #include "counters.h"
 #include "state.h"
 
@@ -16,7 +17,7 @@ namespace {
 struct Tables {
   std::vector<Stream*> streams;
   std::set<void*> handles;  // live streams and events
-  std::map<std::pair<std::thread::id, int>, Stream*> per_thread;
+  std::map<std::pair<std::thread::id, Context*>, Stream*> per_thread;
 };
 
 Tables& tables() {
@@ -24,10 +25,11 @@ Tables& tables() {
   return *t;
 }
 
-Stream* new_stream(int device, unsigned flags, int priority) {
+Stream* new_stream(Context* context, unsigned flags, int priority) {
   auto* s = new Stream();
   s->id = int(tables().streams.size());
-  s->device = device;
+  s->context = context;
+  s->device = context->device;
   s->flags = flags;
   s->priority = priority;
   s->random = config().seed * 1000003 + uint64_t(s->id);
@@ -36,18 +38,18 @@ Stream* new_stream(int device, unsigned flags, int priority) {
   return s;
 }
 
-Stream* legacy_stream(int device) {
-  Stream*& s = state().devices[device].legacy_stream;
+Stream* legacy_stream(Context* context) {
+  Stream*& s = context->legacy_stream;
   if (!s) {
-    s = new_stream(device, 0, 0);
+    s = new_stream(context, 0, 0);
     s->legacy = true;
   }
   return s;
 }
 
-Stream* per_thread_stream(int device) {
-  Stream*& s = tables().per_thread[{std::this_thread::get_id(), device}];
-  if (!s) s = new_stream(device, 0, 0);
+Stream* per_thread_stream(Context* context) {
+  Stream*& s = tables().per_thread[{std::this_thread::get_id(), context}];
+  if (!s) s = new_stream(context, 0, 0);
   return s;
 }
 
@@ -68,9 +70,9 @@ void wake_all_streams() {
   for (Stream* s : all_streams()) s->wake.notify_all();
 }
 
-int stream_create(int device, unsigned flags, int priority, Stream** out) {
+int stream_create(Context* context, unsigned flags, int priority, Stream** out) {
   Lock lock(state().mu);
-  *out = new_stream(device, flags, priority);
+  *out = new_stream(context, flags, priority);
   count(Counter::streams_created);
   return kOk;
 }
@@ -88,32 +90,36 @@ int stream_destroy(Stream* s) {
 }
 
 int stream_resolve(void* handle, Stream** out) {
-  int device = current_device();
+  current_device();  // binds one
   Lock lock(state().mu);
   if (int error = sticky_error()) return error;
   uintptr_t value = reinterpret_cast<uintptr_t>(handle);
   if (value <= 1)
-    *out = legacy_stream(device);
+    *out = legacy_stream(bound_context());
   else if (value == 2)
-    *out = per_thread_stream(device);
+    *out = per_thread_stream(bound_context());
   else if (is_live_handle(handle, "a stream"))
     *out = static_cast<Stream*>(handle);
   else
     return kInvalidHandle;
-  return kOk;
+  return (*out)->legacy ? refuse_legacy(bound_context()) : kOk;
 }
 
 int stream_synchronize(Stream* s) {
   Lock lock(state().mu);
   count(Counter::stream_syncs);
+  if (s->capture)
+    return break_capture(s->capture.get(), kCaptureUnsupported, "a wait for a stream that is captured");
   return wait_for_stream(lock, s);
 }
 
 int stream_query(Stream* s) {
   Lock lock(state().mu);
+  if (s->capture)
+    return break_capture(s->capture.get(), kCaptureUnsupported, "a query of a stream that is captured");
   if (s->idle()) {
     host_observed(s->clock);
-    return sticky_error();
+    return fate_of(s->device);
   }
   if (config().lazy) release(s, s->completed + 1);
   return kNotReady;
@@ -124,8 +130,9 @@ int stream_wait_event(Stream* s, Event* e) {
   Lock lock(state().mu);
   if (!is_live_handle(e, "an event")) return kInvalidHandle;
   count(Counter::stream_waits);
+  if (s->capture || e->capture) return capture_wait(s, e);
   if (e->last) enqueue(s, {Operation::wait, nullptr, e->last});
-  return sticky_error();
+  return fate_of(s->device);
 }
 
 int launch_host_function(Stream* s, std::function<void()> function) {
@@ -136,7 +143,7 @@ int launch_host_function(Stream* s, std::function<void()> function) {
     function();
     return Clock::now();
   });
-  return sticky_error();
+  return fate_of(s->device);
 }
 
 }  // namespace fk

@@ -47,8 +47,15 @@ struct Deadline {
   TimePoint at;
 };
 
+struct Context;
+struct Capture;
+using CapturePtr = std::shared_ptr<Capture>;
+
 struct Stream {
   int id, device, priority;
+  Context* context;
+  CapturePtr capture;        // that it takes part in
+  bool joined_back = false;  // the capture's first stream waits for what it captured
   unsigned flags;
   bool legacy = false;
   bool started = false;  // has a thread
@@ -70,14 +77,16 @@ struct Event {
   int device;  // of the context that was current when it was created
   unsigned flags;
   RecordPtr last;
+  CapturePtr capture = nullptr;  // in which it was last recorded
   bool timed() const { return !(flags & 2); }
 };
 
 // --- What the entry points call. -----------------------------------------------------------------------
 
-FK_API int stream_create(int device, unsigned flags, int priority, Stream** out);
+FK_API int stream_create(Context* context, unsigned flags, int priority, Stream** out);
 FK_API int stream_destroy(Stream* stream);
-// The handles 0 and 1 mean the legacy default stream, 2 the calling thread's own.
+// The handles 0 and 1 mean the legacy default stream of the current context, 2 the calling thread's own
+// there.
 FK_API int stream_resolve(void* handle, Stream** out);
 FK_API int stream_synchronize(Stream* stream);
 FK_API int stream_query(Stream* stream);

@@ -117,25 +117,25 @@ void read_pageable_source(const Copy& c) {
 
 }  // namespace
 
-void fail_on_device(int error, const char* what, uintptr_t address, size_t size) {
+void fail_on_device(int device, int error, const char* what, uintptr_t address, size_t size) {
   count(Counter::illegal_accesses);
-  kill_context(error);
+  kill_device(device, error);
   say("%s: %s [%#lx,+%zu) is freed, unmapped, out of bounds, or was made to fail; the context is now dead",
       error_text(error), what, address, size);
 }
 
 TimePoint pause_for_copy(const Copy& c, TimePoint ready) {
-  if (sticky_error()) return ready;
+  if (fate_of(c.device)) return ready;
   std::vector<Span> to, from;
   if (resolve_both(c, &to, &from)) return take_slot(c, ready).when(c.size);
-  fail_on_device(kIllegalAddress, "copy", c.to, c.size);
+  fail_on_device(c.device, kIllegalAddress, "copy", c.to, c.size);
   return ready;
 }
 
 TimePoint run_copy(const Copy& c, TimePoint ready) {
-  if (sticky_error()) return ready;
+  if (fate_of(c.device)) return ready;
   if (c.fault) {
-    fail_on_device(c.fault, "copy", c.to, c.size);
+    fail_on_device(c.device, c.fault, "copy", c.to, c.size);
     return ready;
   }
   Lock lock(state().mu);
@@ -148,7 +148,7 @@ TimePoint run_copy(const Copy& c, TimePoint ready) {
   bool sound = resolve_both(c, &to, &from);
   lock.unlock();
   if (!sound || (c.moves && !move_spans(to, from, c.size, slot))) {
-    fail_on_device(kIllegalAddress, "copy", c.to, c.size);
+    fail_on_device(c.device, kIllegalAddress, "copy", c.to, c.size);
     return Clock::now();
   }
   return end_of_slot(c, slot);

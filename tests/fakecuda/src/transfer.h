@@ -32,6 +32,6 @@ TimePoint pause_for_copy(const Copy& copy, TimePoint ready);
 TimePoint run_copy(const Copy& copy, TimePoint ready);
 
 // The device met an error: the context dies.
-void fail_on_device(int error, const char* what, uintptr_t address, size_t size);
+void fail_on_device(int device, int error, const char* what, uintptr_t address, size_t size);
 
 }  // namespace fk

@@ -57,7 +57,7 @@ int wait_for(Lock& lock, const RecordPtr& point) {
     count(Counter::host_wait_us, microseconds(Clock::now() - start));
   }
   host_observed(point->clock);
-  return sticky_error();
+  return fate_of(point->stream->device);
 }
 
 int wait_for_stream(Lock& lock, Stream* stream) { return wait_for(lock, end_of(stream)); }
@@ -73,7 +73,7 @@ int device_synchronize(int device) {
   else
     for (auto& point : ends) release(point->stream, point->op);
   for (auto& point : ends) wait_for(lock, point);
-  return sticky_error();
+  return fate_of(device);
 }
 
 }  // namespace fk

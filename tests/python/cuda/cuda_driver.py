@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import byref, c_char, c_float, c_int, c_size_t, c_void_p
 
 MIB = 1 << 20
@@ -47,6 +49,46 @@ def use(device: int = 0) -> int:
     context = _out("cuDevicePrimaryCtxRetain", device)
     do("cuCtxSetCurrent", context)
     return context
+
+
+@contextmanager
+def green_context(device: int = 0) -> Iterator[int]:
+    """A context of part of the device's processors, current in this thread for the block."""
+    context = _out("cuCtxFromGreenCtx", _out("cuGreenCtxCreate", 0, device, 1))
+    do("cuCtxPushCurrent_v2", context)
+    try:
+        yield context
+    finally:
+        do("cuCtxPopCurrent_v2", byref(c_void_p()))
+
+
+GLOBAL, THREAD_LOCAL, RELAXED = 0, 1, 2  # modes of captures
+
+
+def begin_capture(on: int, mode: int = GLOBAL) -> None:
+    do("cuStreamBeginCapture_v2", on, mode)
+
+
+def end_capture(on: int) -> int:
+    """The status of the end of a capture, whose graph is dropped."""
+    graph = c_void_p()
+    code = status("cuStreamEndCapture", on, byref(graph))
+    assert bool(graph.value) == (code == 0)
+    return code
+
+
+def is_capturing(on: int) -> int:
+    """0: it is not captured; 1: it is; 2: it is, and that has failed."""
+    value = c_int()
+    do("cuStreamIsCapturing", on, byref(value))
+    return value.value
+
+
+def exchange_capture_mode(mode: int) -> int:
+    """Sets this thread's mode; returns the one before."""
+    value = c_int(mode)
+    do("cuThreadExchangeStreamCaptureMode", byref(value))
+    return value.value
 
 
 def alloc(size: int) -> int:

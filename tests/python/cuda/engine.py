@@ -16,6 +16,7 @@ from helpers import DTYPES, MIB, assert_same, bits, dtype_id, noise
 from torch import Tensor, nn
 
 LIMIT_BYTES = 256 * MIB  # of pinned memory
+COPY_STREAMS = 4  # that are kept for a device
 
 # Many small units, so that staging buffers are used again and again even for a small file.
 BUSY = {
@@ -135,7 +136,7 @@ def loading() -> Iterator[Counter[str]]:
     assert_no_conflicts()
     assert counters["async_copies"] > 0
     assert not counters["pageable_copies"]
-    assert counters["streams_created"] == counters["streams_destroyed"]
+    assert counters["streams_created"] - counters["streams_destroyed"] <= COPY_STREAMS
     assert counters["pinned_bytes_peak"] <= LIMIT_BYTES
 
 

@@ -198,7 +198,7 @@ def order(folder: str, device: str) -> None:
         want = engine.pieces(24, 0)
         path = saved(folder, want)
         buffers_go_round(path, want, device)
-        among_queued_work(path, want, device)
+        among_queued_work(path, want, device, torch.cuda.Stream(device))
         one_after_another(folder, device)
         from_threads(folder, device)
 
@@ -213,9 +213,8 @@ def buffers_go_round(path: Path, want: dict[str, Tensor], device: str) -> None:
     assert counters["pinned_bytes"] <= 12 * MIB
 
 
-def among_queued_work(path: Path, want: dict[str, Tensor], device: str) -> None:
+def among_queued_work(path: Path, want: dict[str, Tensor], device: str, on: torch.cuda.Stream) -> None:
     """Work queued before the load still uses its memory; work queued after it finds the bytes."""
-    on = torch.cuda.Stream(device)
     with torch.cuda.stream(on):
         storage = flashpack.load_file(path, device)["t0"].untyped_storage()
         size, place = storage.nbytes(), storage.data_ptr()

@@ -56,6 +56,7 @@ def faults(folder: str, device: str) -> None:
     model = torch.nn.ParameterDict({"a": torch.nn.Parameter(there["a"], requires_grad=False)})
     rules = ["cuMemcpyDtoHAsync:1:invalid", "cuMemcpyDtoHAsync:3:invalid", "cuStreamCreate:1:oom"]
     for rule in [*rules, "cuEventRecord:2:invalid", "cuEventRecord:4:invalid"]:
+        flashpack.release_pinned_pool()
         with (
             untouched(model),
             fakecuda.faults(rule),
