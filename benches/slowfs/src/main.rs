@@ -3,18 +3,17 @@
 mod counts;
 mod options;
 mod pace;
+mod pool;
+mod reads;
 mod tree;
 mod view;
 
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{Config, MountOption, Session};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
 use options::Options;
 use std::{error::Error, thread};
-
-/// Requests that wait at the same time; a thread each.
-const MOST_IN_FLIGHT: usize = 256;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse(std::env::args().skip(1))?;
@@ -26,8 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut config = Config::default();
     config.mount_options = vec![MountOption::RO, MountOption::FSName("slowfs".into())];
-    config.acl = SessionACL::All;
-    config.n_threads = Some(MOST_IN_FLIGHT);
+    config.n_threads = Some(2);
     config.clone_fd = true;
     let session = Session::new(view::View::new(&options)?, &options.mount, &config)?;
     thread::spawn(move || {

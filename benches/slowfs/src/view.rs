@@ -1,45 +1,38 @@
 //! The calls of the kernel.
 
-use crate::counts::Counts;
 use crate::options::Options;
-use crate::pace::Pace;
+use crate::pool::Pool;
+use crate::reads::{Read, Reads};
 use crate::tree::Tree;
 use fuser::{
     FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, Request,
 };
-use nix::errno::Errno;
-use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::fs;
+use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{io, thread};
 
 /// The virtual file that tells the counts, and its number.
 const REPORT: (&str, INodeNo) = (".slowfs", INodeNo(u64::MAX));
 const KNOWN_FOR: Duration = Duration::from_secs(1);
 const LARGEST_READ: u32 = 1 << 20;
-
-thread_local! {
-    /// What this thread's reads are read into, again and again.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
+/// Reads that wait at the same time; others are in flight, too, and wait for one of these.
+const MOST_AT_ONCE: usize = 256;
 
 pub struct View {
     tree: Tree,
-    pace: Pace,
-    counts: Counts,
-    fail_at: Option<u64>,
+    reads: Arc<Reads>,
+    pool: Pool,
 }
 
 impl View {
     pub fn new(options: &Options) -> io::Result<Self> {
         Ok(Self {
             tree: Tree::new(&options.source)?,
-            pace: Pace::new(options),
-            counts: Counts::default(),
-            fail_at: options.fail_at,
+            reads: Arc::new(Reads::new(options)),
+            pool: Pool::new(MOST_AT_ONCE),
         })
     }
 
@@ -58,18 +51,6 @@ impl View {
         let path = self.tree.path(parent)?.join(name);
         fs::symlink_metadata(&path)?;
         self.attributes(self.tree.number(path))
-    }
-
-    fn fill(&self, file: &File, offset: u64, into: &mut [u8]) -> io::Result<usize> {
-        let mut filled = 0;
-        while filled < into.len() {
-            match file.read_at(&mut into[filled..], offset + filled as u64)? {
-                0 => break,
-                count => filled += count,
-            }
-        }
-        let read = offset..offset + filled as u64;
-        if self.fail_at.is_some_and(|at| read.contains(&at)) { Err(Errno::EIO.into()) } else { Ok(filled) }
     }
 
     fn names(&self, folder: INodeNo) -> io::Result<Vec<(INodeNo, FileType, OsString)>> {
@@ -129,23 +110,13 @@ impl Filesystem for View {
         reply: ReplyData,
     ) {
         if number == REPORT.1 {
-            return reply.data(if offset == 0 { self.counts.take() } else { String::new() }.as_bytes());
+            return reply.data(if offset == 0 { self.reads.counts.take() } else { String::new() }.as_bytes());
         }
-        let arrived = Instant::now();
-        self.counts.begin();
-        BUFFER.with_borrow_mut(|buffer| {
-            buffer.resize(LARGEST_READ.max(size) as usize, 0);
-            let into = &mut buffer[..size as usize];
-            let result = self.tree.opened(handle.0).and_then(|file| self.fill(&file, offset, into));
-            let bytes = *result.as_ref().unwrap_or(&0);
-            let due = self.pace.due(arrived, bytes);
-            thread::sleep(due.saturating_duration_since(Instant::now()));
-            self.counts.end(bytes);
-            match result {
-                Ok(_) => reply.data(&into[..bytes]),
-                Err(error) => reply.error(error.into()),
-            }
-        });
+        self.reads.counts.begin();
+        let file = self.tree.opened(handle.0);
+        let read = Read { arrived: Instant::now(), file, offset, size: size as usize, reply };
+        let reads = Arc::clone(&self.reads);
+        self.pool.run(move |buffer| reads.answer(read, buffer));
     }
 
     fn release(
