@@ -24,6 +24,7 @@ use flashpack::{
         memory::{Faults, MemorySource},
         read::ChunkReader,
     },
+    numa::Node,
     plan::{Cut, Ignore, Memory, Place, ReadPlan, Selection, Verify},
     stats::{Clock, Limit, Report, Stage},
 };
@@ -50,6 +51,8 @@ struct LateDevice {
     marked: AtomicUsize,
     streams: Mutex<Vec<LateStream>>,
     freed_too_early: Arc<AtomicUsize>,
+    /// Where new staging memory lies.
+    node: Option<Node>,
     /// How long a wait for copies takes.
     delay: Duration,
 }
@@ -70,6 +73,7 @@ struct Copy {
 struct LateStaging {
     /// Queued copies hold it, too: as long as they do, nobody can write to it.
     bytes: Arc<Vec<u8>>,
+    node: Option<Node>,
     busy: Option<LateStream>,
     event_failed: bool,
     delay: Duration,
@@ -127,6 +131,10 @@ impl Device for LateDevice {
     type Stream = LateStream;
     type Entered = ();
 
+    fn staging_node(&self) -> Option<Node> {
+        self.node
+    }
+
     fn enter(&self) -> Result<()> {
         Ok(())
     }
@@ -135,6 +143,7 @@ impl Device for LateDevice {
         nth_fails(&self.staged, self.fail_stage, "staging buffer")?;
         Ok(LateStaging {
             bytes: Arc::new(vec![0; bytes]),
+            node: self.node,
             busy: None,
             event_failed: false,
             delay: self.delay,
@@ -195,6 +204,10 @@ impl Staging for LateStaging {
 
     fn len(&self) -> usize {
         self.bytes.len()
+    }
+
+    fn node(&self) -> Option<Node> {
+        self.node
     }
 
     fn is_idle(&mut self) -> Result<bool> {
@@ -314,6 +327,26 @@ fn the_pool_stays_within_its_limit_and_is_reused() {
     assert!(pool.usage().bytes > 0, "buffers are kept for the next load");
     pool.clear();
     assert_eq!(pool.usage().bytes, 0);
+}
+
+#[test]
+fn buffers_of_the_node_at_hand_come_first_and_others_when_the_pool_is_full() {
+    const BYTES: usize = 1 << 20;
+    let pool = Pool::new(2 * BYTES);
+    let on = |node| LateDevice { node: Some(Node(node)), ..LateDevice::default() };
+    let (first, second, anywhere) = (on(0), on(1), LateDevice::default());
+    let taken = |device: &LateDevice| pool.try_acquire(device, BYTES).unwrap();
+    for _ in 0..3 {
+        for device in [&first, &second] {
+            assert_eq!(taken(device).unwrap().node(), device.node);
+        }
+    }
+    assert!(taken(&anywhere).is_some());
+    let staged = [&first, &second, &anywhere].map(|device| device.staged.load(Ordering::Relaxed));
+    assert_eq!((staged, pool.usage().bytes), ([1, 1, 0], 2 * BYTES));
+    let held = taken(&first).unwrap();
+    assert_eq!(taken(&first).unwrap().node(), second.node, "a buffer far away is better than none");
+    drop(held);
 }
 
 #[test]

@@ -25,6 +25,11 @@ pub trait Device: Sync + Sized {
         None
     }
 
+    /// The NUMA node on which the calling thread's new staging memory comes to lie; none where it may be any.
+    fn staging_node(&self) -> Option<Node> {
+        None
+    }
+
     /// Readies this thread for the calls below, until it drops what it gets.
     ///
     /// # Errors
@@ -101,6 +106,11 @@ pub trait Staging: Send {
     /// # Errors
     /// What became of the copies, if they failed.
     fn wait_idle(&mut self) -> Result<()>;
+
+    /// The NUMA node that the bytes lie on, if that is known.
+    fn node(&self) -> Option<Node> {
+        None
+    }
 
     /// Whether later loads are better off with these bytes than with new ones.
     fn is_reusable(&self) -> bool {

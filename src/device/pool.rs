@@ -9,6 +9,7 @@ use std::{
 use super::{Device, Staging};
 use crate::{
     error::Result,
+    numa::Node,
     sync::{Condvar, Mutex, MutexGuard},
 };
 
@@ -151,8 +152,9 @@ impl<B: Staging> Pool<B> {
     }
 
     fn attempt<D: Device<Staging = B>>(&self, device: &D, bytes: usize) -> Result<Attempt<'_, B>> {
+        let node = device.staging_node();
         let mut state = self.lock();
-        while let Some((position, copied)) = state.first_settled(bytes) {
+        while let Some((position, copied)) = state.first_settled(bytes, node, self.limit) {
             let buffer = state.free.remove(position);
             drop(state);
             let lease = self.lease(buffer);
@@ -163,7 +165,7 @@ impl<B: Staging> Pool<B> {
             lease.discard();
             state = self.lock();
         }
-        if state.total > 0 && state.total + bytes > self.limit {
+        if !state.has_room(bytes, self.limit) {
             return Ok(Attempt::Nothing(state));
         }
         state.total += bytes;
@@ -199,12 +201,28 @@ impl<B: Staging> Pool<B> {
 }
 
 impl<B: Staging> State<B> {
-    /// The first large enough buffer that no copy reads any more, and whether its copies were carried out.
-    fn first_settled(&mut self, bytes: usize) -> Option<(usize, bool)> {
+    /// Whether one more buffer of `bytes` keeps within `limit`; the first may exceed it.
+    const fn has_room(&self, bytes: usize, limit: usize) -> bool {
+        self.total == 0 || self.total + bytes <= limit
+    }
+
+    /// The first large enough buffer on `node` that no copy reads any more, and whether its copies were carried out. One
+    /// of another node only if no new one may be made: the way to it costs every load, pinning costs once.
+    fn first_settled(&mut self, bytes: usize, node: Option<Node>, limit: usize) -> Option<(usize, bool)> {
+        let near = self.first_settled_of(bytes, |buffer| node.is_none() || buffer.node() == node);
+        if near.is_some() || self.has_room(bytes, limit) {
+            near
+        } else {
+            self.first_settled_of(bytes, |_| true)
+        }
+    }
+
+    fn first_settled_of(&mut self, bytes: usize, wanted: impl Fn(&B) -> bool) -> Option<(usize, bool)> {
         let settled = |(position, buffer): (usize, &mut B)| match buffer.is_idle() {
             Ok(false) => None,
             idle => Some((position, idle.is_ok())),
         };
-        self.free.iter_mut().enumerate().filter(|(_, buffer)| buffer.len() >= bytes).find_map(settled)
+        let fits = |(_, buffer): &(usize, &mut B)| buffer.len() >= bytes && wanted(buffer);
+        self.free.iter_mut().enumerate().filter(fits).find_map(settled)
     }
 }

@@ -3,9 +3,9 @@
 //! cudarc's own loader opens `libcuda.so` before `libcuda.so.1`: where the toolkit's stub is in the library path, that
 //! answers. It panics over a function that the driver lacks, too. So the functions are looked up here.
 
-pub(super) use std::ffi::c_uint;
+pub(super) use std::ffi::{c_char, c_uint};
 use std::{
-    ffi::{CStr, c_char, c_int, c_void},
+    ffi::{CStr, c_int, c_void},
     mem, process, ptr,
     sync::OnceLock,
 };
@@ -72,6 +72,7 @@ functions! {
     cuInit(c_uint);
     cuGetErrorString(CUresult, *mut *const c_char);
     cuDeviceGet(*mut CUdevice, c_int);
+    cuDeviceGetPCIBusId(*mut c_char, c_int, CUdevice);
     cuDevicePrimaryCtxRetain(*mut CUcontext, CUdevice);
     cuDevicePrimaryCtxRelease_v2(CUdevice);
     cuCtxGetCurrent(*mut CUcontext);

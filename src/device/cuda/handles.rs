@@ -1,6 +1,7 @@
 //! The driver's contexts, streams and events, and the calls that take them.
 
 use std::{
+    ffi::CStr,
     hint,
     marker::PhantomData,
     ptr,
@@ -9,9 +10,12 @@ use std::{
 
 use super::driver::{
     CUcontext, CUdevice, CUevent, CUstream, NON_BLOCKING, NOT_CAPTURING, NOT_READY, PORTABLE, REFUSED,
-    RELAXED, SLEEPING, c_uint, check, driver,
+    RELAXED, SLEEPING, c_char, c_uint, check, driver,
 };
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    numa::{Node, Nodes},
+};
 
 /// How long a wait asks before it sleeps: to be woken takes longer than that.
 const SPIN: Duration = Duration::from_micros(20);
@@ -29,6 +33,8 @@ unsafe impl Sync for Context {}
 #[derive(Debug)]
 pub(super) struct Primary {
     pub(super) context: Context,
+    /// The NUMA node that the device is attached to.
+    pub(super) node: Option<Node>,
     device: CUdevice,
 }
 
@@ -41,7 +47,7 @@ impl Primary {
         // SAFETY: the device exists; writes its context, which is released once, below.
         let status = unsafe { (driver.cuDevicePrimaryCtxRetain)(&raw mut context, device) };
         check("cuDevicePrimaryCtxRetain", status)?;
-        Ok(Self { context: Context(context), device })
+        Ok(Self { context: Context(context), node: node_of(device), device })
     }
 
     /// The context that is current on this thread, if it is one of this device; else the primary one.
@@ -64,6 +70,16 @@ impl Drop for Primary {
             unsafe { (driver.cuDevicePrimaryCtxRelease_v2)(self.device) };
         }
     }
+}
+
+/// The NUMA node that a device is attached to; on a machine with one, nobody is asked.
+fn node_of(device: CUdevice) -> Option<Node> {
+    let driver = driver().ok().filter(|_| Nodes::here().are_several())?;
+    let mut text = [0_u8; 32];
+    // SAFETY: writes a text that ends in NUL, of no more bytes than it is told.
+    let status = unsafe { (driver.cuDeviceGetPCIBusId)(text.as_mut_ptr().cast::<c_char>(), 32, device) };
+    let bus_id = CStr::from_bytes_until_nul(&text).ok().filter(|_| status == 0)?;
+    Nodes::here().of_device(bus_id.to_str().ok()?)
 }
 
 /// Lets this thread make calls that a capture of another thread forbids by default, for a while: none of the engine's

@@ -26,7 +26,10 @@ pub use self::{
     pinned::{Pinned, fell_back_to_pageable},
 };
 use super::{Device, Staging, fetch::ReadBack};
-use crate::error::Result;
+use crate::{
+    error::Result,
+    numa::{Node, Nodes},
+};
 
 /// A device's memories that torch allocated, to be filled in the order of the caller's stream.
 #[derive(Debug)]
@@ -67,6 +70,14 @@ impl Device for Cuda {
     type Entered = Entered;
     type Staging = Pinned;
     type Stream = Arc<Stream>;
+
+    fn node(&self) -> Option<Node> {
+        self.device.primary.node
+    }
+
+    fn staging_node(&self) -> Option<Node> {
+        Nodes::here().confining()
+    }
 
     fn enter(&self) -> Result<Entered> {
         Entered::new(self.device.primary.context)

@@ -9,7 +9,12 @@ use std::{
 };
 
 use super::handles::{self, Context, Entered, Event, Stream};
-use crate::{device::Staging, error::Result, io::HostBuffer};
+use crate::{
+    device::Staging,
+    error::Result,
+    io::HostBuffer,
+    numa::{Node, Nodes},
+};
 
 /// Whether pinned memory was refused and pageable memory took its place, which copies more slowly.
 static PAGEABLE: AtomicBool = AtomicBool::new(false);
@@ -27,6 +32,8 @@ pub fn fell_back_to_pageable() -> bool {
 #[derive(Debug)]
 pub struct Pinned {
     pub(super) buffer: ManuallyDrop<HostBuffer>,
+    /// The NUMA node of the thread that pinned it, and so touched it first.
+    node: Option<Node>,
     /// Where the buffer is registered.
     context: Option<Context>,
     /// Recorded behind the copies of the buffer, again and again.
@@ -46,7 +53,7 @@ impl Pinned {
             PAGEABLE.store(true, Ordering::Relaxed);
         }
         let (buffer, context) = (ManuallyDrop::new(buffer), pinned.then_some(context));
-        Ok(Self { buffer, context, copied: None, busy: None })
+        Ok(Self { buffer, node: Nodes::here().confining(), context, copied: None, busy: None })
     }
 
     /// Makes the buffer busy until what `stream` has queued is done; its context is current.
@@ -91,6 +98,10 @@ impl Staging for Pinned {
 
     fn len(&self) -> usize {
         self.buffer.len()
+    }
+
+    fn node(&self) -> Option<Node> {
+        self.node
     }
 
     fn is_idle(&mut self) -> Result<bool> {
