@@ -33,6 +33,8 @@ pub struct Environment {
     pub queue_depth: NonZeroUsize,
     /// `FLASHPACK_CACHE_PINNED`: pinned staging memory outlives the load that made it.
     pub cache_pinned: bool,
+    /// `FLASHPACK_PINNED_BYTES`: most pinned staging memory of the process.
+    pub pinned_bytes: Option<NonZeroU64>,
     /// `FLASHPACK_PARALLEL_READ`: loads read with several threads.
     pub parallel_read: bool,
     /// `FLASHPACK_NO_THREAD_CLAMP` turned around: no more threads read through the page cache than there are processors.
@@ -78,6 +80,7 @@ impl Environment {
             },
             queue_depth: if parallel_read { asked } else { NonZeroUsize::MIN },
             cache_pinned: vars.flag("FLASHPACK_CACHE_PINNED", true)?,
+            pinned_bytes: NonZeroU64::new(vars.number("FLASHPACK_PINNED_BYTES", 0, (1 << 20, u64::MAX))?),
             parallel_read,
             clamps_threads,
             numa: vars.flag("FLASHPACK_NUMA", true)?,
@@ -154,6 +157,8 @@ mod tests {
         assert_eq!((free.read_threads.get(), free.clamps_threads), (9, false));
         assert_eq!((default.shard_bytes, default.parallel_read, default.clamps_threads), (None, true, true));
         assert_eq!(with(&[("FLASHPACK_SHARD_BYTES", "7")]).unwrap().shard_bytes, NonZeroU64::new(7));
+        let pinned = with(&[("FLASHPACK_PINNED_BYTES", "8388608")]).unwrap();
+        assert_eq!((default.pinned_bytes, pinned.pinned_bytes), (None, NonZeroU64::new(8 << 20)));
         assert_eq!(with(&[("FLASHPACK_PARALLEL_READ", "0")]).unwrap().read_threads.get(), 1);
         assert_eq!((default.numa, with(&[("FLASHPACK_NUMA", "0")]).unwrap().numa), (true, false));
     }
@@ -178,6 +183,7 @@ mod tests {
         for (name, value) in [
             ("FLASHPACK_SHARD_STRATEGY", "sideways"),
             ("FLASHPACK_SHARD_BYTES", "0"),
+            ("FLASHPACK_PINNED_BYTES", "4096"),
             ("FLASHPACK_READ_THREADS", "0"),
             ("FLASHPACK_READ_THREADS", "many"),
             ("FLASHPACK_READ_CHUNK_BYTES", "-1"),

@@ -325,6 +325,17 @@ fn the_pool_stays_within_its_limit_and_is_reused() {
         device.seen_by_caller();
     }
     assert!(pool.usage().bytes > 0, "buffers are kept for the next load");
+    assert_eq!((pool.most(1 << 20), pool.most(8 << 20)), (2, 1));
+    pool.set_limit(1 << 20);
+    assert!(pool.usage().bytes <= 1 << 20, "{:?}", pool.usage());
+    pool.set_limit(3 << 20);
+    let device = LateDevice::new(&plan);
+    let held = [pool.acquire(&device, 1 << 20).unwrap(), pool.acquire(&device, 1 << 20).unwrap()];
+    pool.set_limit(0);
+    drop(held);
+    assert_eq!(pool.usage().bytes, 0, "what is given back beyond the limit goes");
+    pool.set_limit(2 << 20);
+    loads(&reader, &plan, &pool);
     pool.clear();
     assert_eq!(pool.usage().bytes, 0);
 }

@@ -246,7 +246,7 @@ fn last_load() -> String {
 }
 
 fn pinned_usage() -> PinnedUsage {
-    let usage = cuda::pinned().usage();
+    let usage = cuda::usage();
     PinnedUsage {
         bytes: usage.bytes.cast_signed() as i64,
         peak_bytes: usage.peak_bytes.cast_signed() as i64,

@@ -13,19 +13,20 @@ use crate::{
     sync::{Condvar, Mutex, MutexGuard},
 };
 
-/// Most staging memory of a process: enough to keep sixteen readers and the link busy, little beside any model.
+/// Most staging memory of a process unless it is told otherwise: enough to keep the readers of a network and the link busy,
+/// little beside any model.
 pub const LIMIT_BYTES: usize = 256 << 20;
 
 /// A bounded set of staging buffers that all loads of a process share.
 #[derive(Debug)]
 pub struct Pool<B> {
-    limit: usize,
     state: Mutex<State<B>>,
     released: Condvar,
 }
 
 #[derive(Debug)]
 struct State<B> {
+    limit: usize,
     /// Buffers nobody holds, the longest released first; copies from them may still run.
     free: Vec<B>,
     /// Bytes of all buffers, held and free.
@@ -78,7 +79,8 @@ impl<B: Staging> DerefMut for Lease<'_, B> {
 
 impl<B: Staging> Drop for Lease<'_, B> {
     fn drop(&mut self) {
-        let kept = self.buffer.take_if(|buffer| buffer.is_reusable());
+        let fits = self.pool.lock().fits();
+        let kept = self.buffer.take_if(|buffer| fits && buffer.is_reusable());
         self.buffer = None;
         let mut state = self.pool.lock();
         match kept {
@@ -104,10 +106,26 @@ impl<B: Staging> Pool<B> {
     #[must_use]
     pub const fn new(limit: usize) -> Self {
         Self {
-            limit,
-            state: Mutex::new(State { free: Vec::new(), total: 0, peak: 0 }),
+            state: Mutex::new(State { limit, free: Vec::new(), total: 0, peak: 0 }),
             released: Condvar::new(),
         }
+    }
+
+    /// Changes the limit. Buffers beyond it go, those that are held when they are given back.
+    pub fn set_limit(&self, bytes: usize) {
+        self.lock().limit = bytes;
+        loop {
+            let surplus = self.lock().take_surplus();
+            let Some(buffer) = surplus else {
+                return;
+            };
+            self.lease(buffer).discard();
+        }
+    }
+
+    /// How many buffers of `bytes` there may be at the same time; one in any case.
+    pub fn most(&self, bytes: usize) -> usize {
+        (self.lock().limit / bytes.max(1)).max(1)
     }
 
     /// An idle buffer of at least `bytes`, at once: a free one, or a new one if the limit allows; else none.
@@ -154,7 +172,7 @@ impl<B: Staging> Pool<B> {
     fn attempt<D: Device<Staging = B>>(&self, device: &D, bytes: usize) -> Result<Attempt<'_, B>> {
         let node = device.staging_node();
         let mut state = self.lock();
-        while let Some((position, copied)) = state.first_settled(bytes, node, self.limit) {
+        while let Some((position, copied)) = state.first_settled(bytes, node) {
             let buffer = state.free.remove(position);
             drop(state);
             let lease = self.lease(buffer);
@@ -165,7 +183,7 @@ impl<B: Staging> Pool<B> {
             lease.discard();
             state = self.lock();
         }
-        if !state.has_room(bytes, self.limit) {
+        if !state.has_room(bytes) {
             return Ok(Attempt::Nothing(state));
         }
         state.total += bytes;
@@ -201,20 +219,24 @@ impl<B: Staging> Pool<B> {
 }
 
 impl<B: Staging> State<B> {
-    /// Whether one more buffer of `bytes` keeps within `limit`; the first may exceed it.
-    const fn has_room(&self, bytes: usize, limit: usize) -> bool {
-        self.total == 0 || self.total + bytes <= limit
+    const fn fits(&self) -> bool {
+        self.total <= self.limit
+    }
+
+    fn take_surplus(&mut self) -> Option<B> {
+        (!self.fits() && !self.free.is_empty()).then(|| self.free.remove(0))
+    }
+
+    /// Whether one more buffer of `bytes` keeps within the limit; the first may exceed it.
+    const fn has_room(&self, bytes: usize) -> bool {
+        self.total == 0 || self.total + bytes <= self.limit
     }
 
     /// The first large enough buffer on `node` that no copy reads any more, and whether its copies were carried out. One
     /// of another node only if no new one may be made: the way to it costs every load, pinning costs once.
-    fn first_settled(&mut self, bytes: usize, node: Option<Node>, limit: usize) -> Option<(usize, bool)> {
+    fn first_settled(&mut self, bytes: usize, node: Option<Node>) -> Option<(usize, bool)> {
         let near = self.first_settled_of(bytes, |buffer| node.is_none() || buffer.node() == node);
-        if near.is_some() || self.has_room(bytes, limit) {
-            near
-        } else {
-            self.first_settled_of(bytes, |_| true)
-        }
+        if near.is_some() || self.has_room(bytes) { near } else { self.first_settled_of(bytes, |_| true) }
     }
 
     fn first_settled_of(&mut self, bytes: usize, wanted: impl Fn(&B) -> bool) -> Option<(usize, bool)> {

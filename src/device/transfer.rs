@@ -49,6 +49,8 @@ pub fn transfer<S: Source, D: Device>(
         lane.finish();
         Ok(())
     };
+    // More could only wait for a buffer, each with a task that nobody else does.
+    let threads = threads.min(pool.most(capacity));
     let read_all = || run_threads(threads, || work.stop_on_error(read_all()));
     let outcome = panic::catch_unwind(AssertUnwindSafe(read_all));
     let joined = device.join();

@@ -254,13 +254,13 @@ impl Load {
     ) -> std::result::Result<(), Tagged> {
         guarded(|| {
             self.check(&self.memory)?;
-            let prepared = self.prepared()?;
+            let (prepared, environment) = (self.prepared()?, Environment::read()?);
             let addresses = self.memory.iter().map(|given| given.address as u64).collect();
             // SAFETY: the caller vouches for stream and memory.
             let device = unsafe { Cuda::new(stream.device, stream.stream, addresses) }?;
-            let outcome = prepared.transfer(&device, cuda::pinned(), progress.get());
+            let outcome = prepared.transfer(&device, cuda::pinned(environment.pinned_bytes), progress.get());
             drop(device);
-            if !Environment::read()?.cache_pinned {
+            if !environment.cache_pinned {
                 cuda::release();
             }
             outcome

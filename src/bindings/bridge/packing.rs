@@ -12,6 +12,7 @@ use crate::{
         cuda::{self, Cuda, Relaxed},
         fetch::Fetcher,
     },
+    environment::Environment,
     error::{Error, ErrorKind, Result},
     format::{
         DType,
@@ -149,7 +150,7 @@ impl PackInProgress {
             // SAFETY: the caller vouches for the stream.
             let (relaxed, cuda) =
                 unsafe { (cuda::begin(device, stream)?, Cuda::new(device, stream, vec![])?) };
-            let fetcher = Fetcher::new(cuda, cuda::pinned())?;
+            let fetcher = Fetcher::new(cuda, cuda::pinned(Environment::read()?.pinned_bytes))?;
             self.on_device = Some(OnDevice { stream: (device, stream), fetcher, _relaxed: relaxed });
             Ok(())
         })

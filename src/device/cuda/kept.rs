@@ -3,6 +3,7 @@
 use std::{
     array,
     collections::BTreeMap,
+    num::NonZeroU64,
     process, ptr,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -15,7 +16,7 @@ use super::{
     handles::{Primary, Stream},
 };
 use crate::{
-    device::pool::{self, Pool},
+    device::pool::{self, Pool, Usage},
     error::Result,
 };
 
@@ -27,6 +28,8 @@ pub(super) const STREAMS: usize = 4;
 pub(super) struct Kept {
     process: u32,
     pub(super) pool: Pool<Pinned>,
+    /// Bytes that the machine has for the pool.
+    room: u64,
     devices: Mutex<BTreeMap<i32, Arc<KeptDevice>>>,
 }
 
@@ -57,7 +60,8 @@ impl KeptDevice {
 
 impl Kept {
     fn new() -> Self {
-        Self { process: process::id(), pool: Pool::new(pool::LIMIT_BYTES), devices: Mutex::default() }
+        let pool = Pool::new(pool::LIMIT_BYTES);
+        Self { process: process::id(), pool, room: room(), devices: Mutex::default() }
     }
 
     pub(super) fn device(&self, ordinal: i32) -> Result<Arc<KeptDevice>> {
@@ -103,9 +107,24 @@ pub(super) fn kept() -> &'static Kept {
     unsafe { &*kept }
 }
 
-/// All staging buffers of this process.
-pub fn pinned() -> &'static Pool<Pinned> {
-    &kept().pool
+/// Memory that cannot be swapped and that nobody else can use: at most a sixteenth of the machine's.
+fn room() -> u64 {
+    let machine = rustix::system::sysinfo();
+    machine.totalram.saturating_mul(machine.mem_unit.into()) / 16
+}
+
+/// All staging buffers of this process: at most `asked` bytes of them, or [`pool::LIMIT_BYTES`], and no more than the
+/// machine has room for.
+pub fn pinned(asked: Option<NonZeroU64>) -> &'static Pool<Pinned> {
+    let kept = kept();
+    let limit = asked.map_or(pool::LIMIT_BYTES as u64, NonZeroU64::get).min(kept.room);
+    kept.pool.set_limit(usize::try_from(limit).unwrap_or(usize::MAX));
+    &kept.pool
+}
+
+/// How much memory these take.
+pub fn usage() -> Usage {
+    kept().pool.usage()
 }
 
 /// Frees all that no load uses just now.

@@ -22,7 +22,7 @@ use self::{
 pub use self::{
     caller::{begin, is_bound_to_thread},
     handles::{Entered, Relaxed, Stream},
-    kept::{pinned, release},
+    kept::{pinned, release, usage},
     pinned::{Pinned, fell_back_to_pageable},
 };
 use super::{Device, Staging, fetch::ReadBack};

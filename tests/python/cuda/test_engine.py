@@ -350,6 +350,14 @@ def bounded(folder: str, device: str) -> None:
     assert counters["h2d_bytes"] >= 800 * MIB
     assert engine.LIMIT_BYTES // 2 < counters["pinned_bytes_peak"] <= engine.LIMIT_BYTES
     assert _ops.pinned_usage().peak_bytes == counters["pinned_bytes_peak"]
+    for limit in (5 * MIB, MIB):  # beyond which buffers go that there are already
+        with engine.environment(FLASHPACK_PINNED_BYTES=str(limit)):
+            flashpack.load_file(path, device)
+            assert _ops.pinned_usage().bytes <= max(limit, 2 * MIB)
+            flashpack.release_pinned_pool()
+            with engine.environment(FLASHPACK_NO_THREAD_CLAMP="1", **settings), loading() as counters:
+                flashpack.load_file(path, device)
+        assert 0 < counters["pinned_bytes_peak"] <= max(limit, 2 * MIB)
 
 
 def test_pinned_memory_is_bounded(tmp_path: Path) -> None:
