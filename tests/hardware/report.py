@@ -85,5 +85,6 @@ def shown(key: str, value: Any) -> str:
 def checks(results: Results) -> str:
     lines = ["| check | outcome |", "| --- | --- |"]
     for name, outcome in results["checks"].items():
-        lines.append(f"| {name} | {said(outcome) or 'passed'} |")
+        notes = "".join(f" ({note})" for note in outcome.get("result") or [])
+        lines.append(f"| {name} | {said(outcome) or 'passed' + notes} |")
     return "\n".join(lines)
