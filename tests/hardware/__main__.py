@@ -32,6 +32,7 @@ from hardware.child import CannotRunError, Outcome, call, environment  # noqa: E
 from hardware.wheels import Wheels, only  # noqa: E402
 
 MIB = 1 << 20
+SWEEP_BYTES = 1 << 30  # of the file that is read again and again
 SANITIZERS = ["compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer"]
 SANITIZED = ("--tool", "memcheck", "--error-exitcode", "99", "--target-processes", "all")
 PARTS = ("checks", "sweep", "loads")
@@ -76,6 +77,16 @@ class Kit:
         if self.left() <= 0:
             return {"outcome": "not run", "why": "no time was left"}
         return call(function, options.pop("packages", self.packages), device=self.device, **options)
+
+    def written(self, name: str, size: int) -> dict[str, str]:
+        """Files of a model of `size` bytes, by suffix."""
+        folder = self.folder / name
+        folder.mkdir()
+        outcome = call(loads.write, self.packages, folder=str(folder), size=size)
+        if outcome["outcome"] != "passed":
+            raise SystemExit(outcome["why"])
+        files: dict[str, str] = outcome["result"]
+        return files
 
     def about(self) -> dict[str, Any]:
         outcome = self.run(checks.about)
@@ -197,12 +208,10 @@ def run(kit: Kit, parts: Sequence[str]) -> report.Results:
         "sweep": {},
         "loads": {},
     }
-    if "sweep" in parts or "loads" in parts:
-        files = call(loads.write, kit.packages, folder=str(kit.folder), size=kit.bytes)
-        if files["outcome"] != "passed":
-            raise SystemExit(files["why"])
-        results["sweep"] = kit.sweep(about, files["result"]) if "sweep" in parts else {}
-        results["loads"] = kit.loads(files["result"]) if "loads" in parts else {}
+    if "sweep" in parts:
+        results["sweep"] = kit.sweep(about, kit.written("sweep", min(kit.bytes, SWEEP_BYTES)))
+    if "loads" in parts:
+        results["loads"] = kit.loads(kit.written("loads", kit.bytes))
     return results
 
 
