@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import measure
 import torch
 from limits import huge_memory
 from torch import Tensor
@@ -99,6 +100,7 @@ def copies(device: str, size: int, pieces: Sequence[int], streams: Sequence[int]
 
 def pipeline(device: str, path: str, pieces: Sequence[int], readers: Sequence[int]) -> list[Row]:
     """Rates of bare readers of a cached file, by piece and number; each has a stream and two pieces."""
+    measure.make_hot(Path(path))
     size = Path(path).stat().st_size
     target = torch.empty(size, dtype=torch.uint8, device=device)
     rows = []
@@ -145,9 +147,10 @@ def read_and_copy(path: str, target: Tensor, staging: Sequence[Tensor]) -> None:
 
 
 def engine(device: str, path: str, pieces: Sequence[int], readers: Sequence[int]) -> list[Row]:
-    """Rates of FlashPack's own loads by the settings of piece and readers; verified and not."""
+    """Rates of FlashPack's loads of a cached file, by the settings of piece and readers; verified and not."""
     import flashpack
 
+    measure.make_hot(Path(path))
     size = Path(path).stat().st_size
     rows = []
     os.environ["FLASHPACK_NO_THREAD_CLAMP"] = "1"
