@@ -207,7 +207,9 @@ std::vector<int64_t> op_pinned(bool release) {
   return {usage.bytes, usage.peak_bytes, static_cast<int64_t>(usage.pageable)};
 }
 
-bool op_is_bound_to_thread(const Device& device) { return is_bound_to_thread(current_stream(device.index())); }
+bool op_is_bound_to_thread(const Device& device) {
+  return is_bound_to_thread(current_stream(device.index()));
+}
 
 void op_pack(const std::string& path, const Names& names, const Tensors& tensors,
              std::optional<ScalarType> dtype, int64_t align_bytes, bool keep_order,
