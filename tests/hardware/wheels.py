@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import zipfile
 from collections.abc import Sequence
@@ -15,12 +16,15 @@ COMPARED = ("flashpack", "safetensors", "fastsafetensors", "instanttensor")
 
 
 class Wheels:
-    """The wheels of a folder. Raises CannotRunError for one that is not there."""
+    """The wheels of a folder that are for this machine. Raises CannotRunError for one that is not there."""
 
     def __init__(self, folder: Path, unpacked: Path) -> None:
         self.folder = folder
         self._unpacked = unpacked
-        self._wheels = {package_of(path): path for path in sorted(folder.glob("*.whl"))}
+        here = [
+            path for path in sorted(folder.glob("*.whl")) if path.stem.endswith(("any", platform.machine()))
+        ]
+        self._wheels = {package_of(path): path for path in here}
 
     def versions(self, name: str) -> list[str]:
         """The versions of a package, the last one last."""
