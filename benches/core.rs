@@ -1,6 +1,6 @@
 //! The Rust cores on their own: parsing a footer, planning, digests, reading into memory.
 
-use std::{collections::BTreeMap, hint::black_box, num::NonZeroUsize};
+use std::{collections::BTreeMap, hint::black_box};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use flashpack::{
@@ -13,7 +13,7 @@ use flashpack::{
     },
     load::{self, Options},
     pack::Packer,
-    plan::{Ignore, Place, ReadPlan, Selection, Settings, Verify},
+    plan::{Ignore, Place, ReadPlan, Readers, Selection, Settings, Verify},
 };
 
 fn specs(count: usize, elems: u64) -> Vec<TensorSpec> {
@@ -51,8 +51,8 @@ fn plans(criterion: &mut Criterion) {
     let large = index(100_000);
     let json = footer::render(&large);
     let settings = |place| {
-        let threads = NonZeroUsize::new(2).unwrap();
-        Settings { place, verify: Verify::Whole, threads, read_chunk_bytes: 8 << 20, direct: false }
+        let readers = Readers::fixed(2);
+        Settings { place, verify: Verify::Whole, readers, read_chunk_bytes: 8 << 20, direct: false }
     };
     criterion.bench_function("footer and plan/100000 tensors", |bencher| {
         bencher.iter(|| {

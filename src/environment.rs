@@ -9,11 +9,11 @@ use std::{
 
 use crate::error::{Error, Result};
 
-/// Reader threads unless `FLASHPACK_READ_THREADS` says otherwise; the processors at hand clamp it.
+/// Reader threads unless `FLASHPACK_READ_THREADS` says otherwise; through the page cache the processors at hand clamp it.
 const DEFAULT_READ_THREADS: usize = 16;
-/// Bytes a reader thread takes at a time unless `FLASHPACK_READ_CHUNK_BYTES` says otherwise: four huge pages, so
-/// that threads seldom meet on one, and small against any file worth several threads.
-const DEFAULT_READ_CHUNK_BYTES: u64 = 8 << 20;
+/// So many may become of these while a storage that makes them wait gives more to more of them: at 5 ms and 4 MiB a read
+/// that is 100 GB/s, and a thread for each is still cheap.
+const MAX_WAITING_THREADS: usize = 128;
 /// Bounds of `FLASHPACK_READ_CHUNK_BYTES`: a page, and 1 GiB.
 const READ_CHUNK_BOUNDS: (u64, u64) = (4096, 1 << 30);
 
@@ -25,12 +25,15 @@ pub struct Environment {
     pub eager: bool,
     /// `FLASHPACK_READ_THREADS`, clamped to the processors this process may use; 1 if `FLASHPACK_PARALLEL_READ=0`.
     pub read_threads: NonZeroUsize,
-    /// `FLASHPACK_READ_CHUNK_BYTES`.
-    pub read_chunk_bytes: u64,
+    /// `FLASHPACK_READ_CHUNK_BYTES`; if it is not set, loads take what suits the way to the bytes.
+    pub read_chunk_bytes: Option<u64>,
     /// `FLASHPACK_DIRECT_IO`: past the page cache, or not, or as the state of the page cache suggests.
     pub direct_io: Option<bool>,
-    /// Reader threads when they mostly wait for a disk: `FLASHPACK_READ_THREADS`, not clamped to processors.
-    pub queue_depth: NonZeroUsize,
+    /// Reader threads that begin when they mostly wait for a disk or a network: `FLASHPACK_READ_THREADS`, not clamped to
+    /// processors.
+    pub waiting_threads: NonZeroUsize,
+    /// So many there are at most then: more start while that helps, unless the variable says how many.
+    pub max_waiting_threads: NonZeroUsize,
     /// `FLASHPACK_CACHE_PINNED`: pinned staging memory outlives the load that made it.
     pub cache_pinned: bool,
     /// `FLASHPACK_PINNED_BYTES`: most pinned staging memory of the process.
@@ -65,20 +68,23 @@ impl Environment {
         let asked = usize::try_from(asked).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN);
         let clamps_threads = !vars.flag("FLASHPACK_NO_THREAD_CLAMP", false)?;
         let clamped = if clamps_threads { asked.min(processors) } else { asked };
+        let is_told = vars.value("FLASHPACK_READ_THREADS").is_some();
+        let most = if is_told { asked } else { NonZeroUsize::new(MAX_WAITING_THREADS).unwrap_or(asked) };
         let parallel_read = vars.flag("FLASHPACK_PARALLEL_READ", true)?;
+        let unless_alone = |threads| if parallel_read { threads } else { NonZeroUsize::MIN };
         Ok(Self {
             eager: vars.flag("FLASHPACK_CPU_PARALLEL_READ", false)?,
-            read_threads: if parallel_read { clamped } else { NonZeroUsize::MIN },
-            read_chunk_bytes: vars.number(
-                "FLASHPACK_READ_CHUNK_BYTES",
-                DEFAULT_READ_CHUNK_BYTES,
-                READ_CHUNK_BOUNDS,
-            )?,
+            read_threads: unless_alone(clamped),
+            read_chunk_bytes: vars
+                .value("FLASHPACK_READ_CHUNK_BYTES")
+                .map(|_| vars.number("FLASHPACK_READ_CHUNK_BYTES", 0, READ_CHUNK_BOUNDS))
+                .transpose()?,
             direct_io: match vars.lowercase("FLASHPACK_DIRECT_IO").as_deref() {
                 None | Some("auto") => None,
                 Some(_) => Some(vars.flag("FLASHPACK_DIRECT_IO", false)?),
             },
-            queue_depth: if parallel_read { asked } else { NonZeroUsize::MIN },
+            waiting_threads: unless_alone(asked),
+            max_waiting_threads: unless_alone(most),
             cache_pinned: vars.flag("FLASHPACK_CACHE_PINNED", true)?,
             pinned_bytes: NonZeroU64::new(vars.number("FLASHPACK_PINNED_BYTES", 0, (1 << 20, u64::MAX))?),
             parallel_read,
@@ -146,21 +152,21 @@ mod tests {
     #[test]
     fn defaults_and_settings() {
         let default = with(&[("FLASHPACK_READ_THREADS", " ")]).unwrap();
-        assert_eq!(
-            (default.eager, default.read_threads.get(), default.read_chunk_bytes),
-            (false, 4, 8 << 20)
-        );
+        assert_eq!((default.eager, default.read_threads.get(), default.read_chunk_bytes), (false, 4, None));
         let set =
             with(&[("FLASHPACK_CPU_PARALLEL_READ", "On"), ("FLASHPACK_READ_CHUNK_BYTES", "65536")]).unwrap();
-        assert_eq!((set.eager, set.read_chunk_bytes), (true, 65536));
+        assert_eq!((set.eager, set.read_chunk_bytes), (true, Some(65536)));
         let free = with(&[("FLASHPACK_READ_THREADS", "9"), ("FLASHPACK_NO_THREAD_CLAMP", "1")]).unwrap();
         assert_eq!((free.read_threads.get(), free.clamps_threads), (9, false));
         assert_eq!((default.shard_bytes, default.parallel_read, default.clamps_threads), (None, true, true));
         assert_eq!(with(&[("FLASHPACK_SHARD_BYTES", "7")]).unwrap().shard_bytes, NonZeroU64::new(7));
         let pinned = with(&[("FLASHPACK_PINNED_BYTES", "8388608")]).unwrap();
         assert_eq!((default.pinned_bytes, pinned.pinned_bytes), (None, NonZeroU64::new(8 << 20)));
-        assert_eq!(with(&[("FLASHPACK_PARALLEL_READ", "0")]).unwrap().read_threads.get(), 1);
         assert_eq!((default.numa, with(&[("FLASHPACK_NUMA", "0")]).unwrap().numa), (true, false));
+        let waiting = |set: &Environment| (set.waiting_threads.get(), set.max_waiting_threads.get());
+        assert_eq!((waiting(&default), waiting(&free)), ((16, 128), (9, 9)));
+        let alone = with(&[("FLASHPACK_PARALLEL_READ", "0")]).unwrap();
+        assert_eq!((alone.read_threads.get(), waiting(&alone)), (1, (1, 1)));
     }
 
     #[test]

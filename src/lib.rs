@@ -33,7 +33,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | `error`, `sync`, `progress`, `text`, [`numa`], [`stats`], `environment` | what all use: errors, locks, progress, words for numbers, nodes of memory, time spent, environment variables |
+//! | `error`, `sync`, `progress`, `text`, [`ram`], [`numa`], [`stats`], `environment` | what all use: errors, locks, progress, words for numbers, memory and its nodes, time spent, environment variables |
 //! | [`format`](mod@format) | the file: bytes in, values out; validated once into an [`Index`](format::Index) |
 //! | [`plan`] | pure: index and selection to what is read where, and where each tensor lies |
 //! | [`io`] | sources of bytes, mappings, the engine that reads what is planned, atomic writes |
@@ -54,6 +54,7 @@ pub mod model;
 pub mod numa;
 pub mod plan;
 mod progress;
+pub mod ram;
 pub mod stats;
 mod sync;
 mod text;

@@ -131,7 +131,7 @@ pub struct Report {
     pub bytes: u64,
     /// Of these, bytes compared with digests.
     pub verified_bytes: u64,
-    /// Reader threads.
+    /// Reader threads, all that there ever were.
     pub threads: usize,
     /// Whether reads went past the page cache.
     pub direct: bool,

@@ -73,13 +73,13 @@ fn load_in_place(source: &Watched, index: &Index, verify: Verify) -> Vec<Vec<u8>
     let slices = memory.iter_mut().map(Vec::as_mut_slice).collect();
     let (progress, clock) = (Progress::SILENT, Clock::default());
     let chunks = ChunkReader { source, index, progress, clock: &clock };
-    read_anywhere(&chunks, &plan.tasks, slices, plan.threads).unwrap();
+    read_anywhere(&chunks, &plan.tasks, slices, plan.readers).unwrap();
     memory
 }
 
 #[test]
 fn tensors_that_exist_are_filled_through_memory_of_the_engine() {
-    let tensors: Vec<_> = [1, 700, 1_200_007, 40, 3_000_001]
+    let tensors: Vec<_> = [1, 700, 6_200_007, 40, 9_000_001]
         .into_iter()
         .map(|size| tensor(&format!("t{size}"), DType::Uint8, &[size]))
         .collect();

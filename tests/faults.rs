@@ -9,7 +9,7 @@ use flashpack::{
     ErrorKind, Reader,
     format::{DType, Index},
     io::{
-        Asked, FileSource, Files, Input, Mapping,
+        Asked, FileSource, Files, Input, Mapping, Samples,
         memory::{Faults, MemorySource},
     },
     plan::{Ignore, Place, Selection, Verify},
@@ -76,7 +76,7 @@ fn sources_keep_their_contract() {
     check_source(&MemorySource::new(bytes.clone()), &bytes);
     check_source(&open(), &bytes);
     check_source(&open().on_shelf(Some(&Arc::default())), &bytes);
-    check_source(&Input::choose(open(), Asked::all(Some(true))).0, &bytes);
+    check_source(&Input::choose(open(), Asked::all(Some(true)), &Samples::default()).0, &bytes);
     let index = Reader::open(&path).unwrap().into_parts().1;
     check_source(&Files::new(&path, vec![open()], &index), &bytes);
 }
@@ -113,7 +113,7 @@ fn joined_files_keep_the_contract_of_sources() {
                 usize::try_from(part.range().start).unwrap()..usize::try_from(part.range().end).unwrap();
             assert!(mapped[place.clone()] == expected[place], "where pages have {page_bytes} bytes");
         }
-        check_source(&files.choose(Asked::all(Some(true))).0, &expected);
+        check_source(&files.choose(Asked::all(Some(true))).unwrap().0, &expected);
     }
 }
 

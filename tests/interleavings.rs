@@ -16,7 +16,7 @@ use flashpack::{
         memory::{Faults, MemorySource},
         read::{ChunkReader, Work, run_threads},
     },
-    plan::{Ignore, Memory, Place, ReadPlan, Selection, Verify},
+    plan::{Ignore, Memory, Place, ReadPlan, Readers, Selection, Verify},
     stats::Clock,
 };
 use shuttle::{
@@ -275,7 +275,7 @@ fn run(
 ) -> Result<()> {
     let (progress, clock) = (Progress::SILENT, Clock::default());
     let chunks = ChunkReader { source: reader.source(), index: reader.index(), progress, clock: &clock };
-    transfer::transfer(&chunks, &plan.tasks, device, pool, threads)
+    transfer::transfer(&chunks, &plan.tasks, device, pool, Readers::fixed(threads))
 }
 
 #[test]

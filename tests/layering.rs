@@ -186,7 +186,7 @@ fn what_code_uses_is_found() {
     assert_eq!(used(code), found.map(names));
     let tree = Tree::read();
     let home = |module: &str, path: &str| tree.home(&names(module), &names(path)).map(|it| it.join("::"));
-    assert_eq!(home("plan::cut", "crate::io::read::Route::decide").as_deref(), Some("io::read::route"));
+    assert_eq!(home("plan::cut", "crate::io::Route::decide").as_deref(), Some("io::route"));
     assert_eq!(home("plan::cut", "super::place::Segment").as_deref(), Some("plan::place"));
     assert_eq!(home("plan::cut", "super::Chunk").as_deref(), Some("plan::chunk"));
     assert_eq!(home("plan::cut", "super::Settings").as_deref(), Some("plan"));

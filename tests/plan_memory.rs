@@ -4,7 +4,6 @@
 use std::{
     alloc::{GlobalAlloc, Layout as Allocation, System},
     collections::BTreeMap,
-    num::NonZeroUsize,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
@@ -15,7 +14,7 @@ use flashpack::{
         checksum::{Algorithm, CHUNK_BYTES, Digest},
         layout::{Layout, Order, TensorSpec},
     },
-    plan::{Chunk, Ignore, Place, ReadPlan, Selection, Settings, Verify},
+    plan::{Chunk, Ignore, Place, ReadPlan, Readers, Selection, Settings, Verify},
 };
 
 /// The system's allocator, counting.
@@ -71,13 +70,12 @@ fn index(size: u64) -> Index {
     index
 }
 
-/// What must not depend on the size: threads, staging bytes, the largest chunk, the largest task.
+/// What must not depend on the size: readers that begin, bytes of a staging buffer, the largest chunk, the largest task.
 fn shape_of(plan: &ReadPlan) -> (usize, usize, u64, u64) {
-    let bytes = |chunk: &Chunk| chunk.end() - chunk.offset;
-    let chunk = plan.tasks.iter().flatten().map(bytes).max().unwrap();
-    let task = plan.tasks.iter().map(|task| task.iter().map(bytes).sum()).max().unwrap();
-    let staging = plan.threads * transfer::DEPTH * transfer::staging_bytes(&plan.tasks);
-    (plan.threads, staging, chunk, task)
+    let chunk = plan.tasks.iter().flatten().map(Chunk::bytes).max().unwrap();
+    let task = plan.tasks.iter().map(|task| task.iter().map(Chunk::bytes).sum()).max().unwrap();
+    assert!(plan.readers.most <= 128);
+    (plan.readers.first, transfer::staging_bytes(&plan.tasks), chunk, task)
 }
 
 #[test]
@@ -86,9 +84,9 @@ fn plans_of_1_to_40_gb_need_the_same_threads_and_staging_and_little_memory() {
     let indices: Vec<_> = [1, 4, 10, 40].map(|size| (size, index(size))).into();
     for place in [Place::Host, Place::Device] {
         for verify in [Verify::Never, Verify::Whole] {
-            let threads = NonZeroUsize::new(16).unwrap();
-            let read_chunk_bytes = if place.is_staged() { transfer::MAX_TASK_BYTES } else { 8 << 20 };
-            let settings = Settings { place, verify, threads, read_chunk_bytes, direct: true };
+            let readers = Readers { first: 16, most: 128 };
+            let read_chunk_bytes = if place.is_staged() { transfer::FAR_TASK_BYTES } else { 8 << 20 };
+            let settings = Settings { place, verify, readers, read_chunk_bytes, direct: true };
             let mut shapes = Vec::new();
             for (size, index) in &indices {
                 let plan = || ReadPlan::new(index, Selection::Except(&everything), settings).unwrap();
@@ -101,10 +99,10 @@ fn plans_of_1_to_40_gb_need_the_same_threads_and_staging_and_little_memory() {
                 shapes.push(shape_of(&plan));
             }
             assert!(shapes.iter().all(|shape| *shape == shapes[0]), "{place:?} {verify:?}: {shapes:?}");
-            let (threads, staging, chunk, task) = shapes[0];
-            assert_eq!(threads, 16);
+            let (first, staging, chunk, task) = shapes[0];
+            assert_eq!(first, 16);
             assert!(chunk <= task && task <= read_chunk_bytes);
-            assert!(staging <= if place.is_staged() { pool::LIMIT_BYTES } else { usize::MAX });
+            assert!(4 * staging <= pool::LIMIT_BYTES, "four of the largest tasks can be under way");
         }
     }
 }

@@ -25,7 +25,7 @@ use flashpack::{
         read::ChunkReader,
     },
     numa::Node,
-    plan::{Cut, Ignore, Memory, Place, ReadPlan, Selection, Verify},
+    plan::{Cut, Ignore, Memory, Place, ReadPlan, Readers, Selection, Verify},
     stats::{Clock, Limit, Report, Stage},
 };
 use proptest::prelude::*;
@@ -232,9 +232,9 @@ fn run<S: Source>(
     plan: &ReadPlan,
     device: &LateDevice,
     pool: &Pool<LateStaging>,
-    threads: usize,
+    readers: Readers,
 ) -> Result<()> {
-    run_timed(reader, plan, device, pool, threads, &Clock::default())
+    run_timed(reader, plan, device, pool, readers, &Clock::default())
 }
 
 fn run_timed<S: Source>(
@@ -242,12 +242,12 @@ fn run_timed<S: Source>(
     plan: &ReadPlan,
     device: &LateDevice,
     pool: &Pool<LateStaging>,
-    threads: usize,
+    readers: Readers,
     clock: &Clock,
 ) -> Result<()> {
     let progress = Progress::SILENT;
     let chunks = ChunkReader { source: reader.source(), index: reader.index(), progress, clock };
-    transfer::transfer(&chunks, &plan.tasks, device, pool, threads)
+    transfer::transfer(&chunks, &plan.tasks, device, pool, readers)
 }
 
 /// Twelve pieces of 64 KiB and change.
@@ -279,7 +279,7 @@ proptest! {
         let plan = ReadPlan::new(reader.index(), selection, staged).unwrap();
         let expected = common::execute(&reader, &plan).unwrap();
         let device = LateDevice::new(&plan);
-        run(&reader, &plan, &device, &Pool::new(1 << 30), plan.threads).unwrap();
+        run(&reader, &plan, &device, &Pool::new(1 << 30), plan.readers).unwrap();
         prop_assert_eq!(device.seen_by_caller(), expected);
     }
 
@@ -301,7 +301,7 @@ proptest! {
             ReadPlan::new(reader.index(), Selection::Names(&names), settings(place, verify, threads, chunk)).unwrap();
         let device = LateDevice::new(&plan);
         let pool = Pool::new(64 << 20);
-        run(&reader, &plan, &device, &pool, threads).unwrap();
+        run(&reader, &plan, &device, &pool, Readers::fixed(threads)).unwrap();
         let memories = device.seen_by_caller();
         for (view, tensor) in plan.views.iter().zip(kept) {
             let start = usize::try_from(view.offset).unwrap();
@@ -320,7 +320,7 @@ fn the_pool_stays_within_its_limit_and_is_reused() {
     let pool = Pool::new(2 << 20); // two buffers of the smallest size, for three threads
     for _ in 0..3 {
         let device = LateDevice::new(&plan);
-        run(&reader, &plan, &device, &pool, 2).unwrap();
+        run(&reader, &plan, &device, &pool, Readers::fixed(2)).unwrap();
         assert!(pool.usage().peak_bytes <= 2 << 20, "{:?}", pool.usage());
         device.seen_by_caller();
     }
@@ -369,7 +369,7 @@ fn waiting_for_a_slow_device_is_counted_and_named() {
     let delay = Duration::from_millis(20);
     let device = LateDevice { delay, ..LateDevice::new(&plan) };
     let (pool, clock) = (Pool::new(64 << 20), Clock::default());
-    run_timed(&reader, &plan, &device, &pool, 1, &clock).unwrap();
+    run_timed(&reader, &plan, &device, &pool, Readers::fixed(1), &clock).unwrap();
     let waits = u32::try_from(plan.tasks.len() - transfer::DEPTH).unwrap();
     assert!(waits > 0, "the first buffers need no wait");
     assert!(clock.spent(Stage::Device) >= delay * waits, "{clock:?}");
@@ -387,7 +387,7 @@ fn after_any_failure_nothing_is_in_flight_and_the_pool_works_on() {
         let staged = settings(Place::Device, Verify::Never, threads, 64 << 10);
         let plan = ReadPlan::new(reader.index(), Selection::Except(&everything), staged).unwrap();
         let device = LateDevice { fail_stage, fail_copy, ..LateDevice::new(&plan) };
-        let outcome = run(&reader, &plan, &device, &pool, threads);
+        let outcome = run(&reader, &plan, &device, &pool, Readers::fixed(threads));
         (outcome, device)
     };
     for threads in [1, 3] {
@@ -416,7 +416,7 @@ fn everything(threads: usize) -> (Reader<MemorySource>, ReadPlan) {
 
 fn loads(reader: &Reader<MemorySource>, plan: &ReadPlan, pool: &Pool<LateStaging>) {
     let (expected, device) = (common::execute(reader, plan).unwrap(), LateDevice::new(plan));
-    run(reader, plan, &device, pool, plan.threads).unwrap();
+    run(reader, plan, &device, pool, plan.readers).unwrap();
     assert_eq!(device.seen_by_caller(), expected);
 }
 
@@ -427,7 +427,7 @@ fn copies_that_fail_after_their_load_cost_a_buffer_and_no_later_load() {
         let pool = Pool::new(room << 20);
         for _ in 0..3 {
             let device = LateDevice { fail_event: plan.tasks.len(), ..LateDevice::new(&plan) };
-            run(&reader, &plan, &device, &pool, 1).unwrap();
+            run(&reader, &plan, &device, &pool, Readers::fixed(1)).unwrap();
             device.seen_by_caller();
             loads(&reader, &plan, &pool);
         }
@@ -442,7 +442,7 @@ fn a_panic_leaves_no_copy_behind_and_loses_no_buffer() {
     let pool = Pool::new(3 << 20);
     for (threads, panic_at) in [(1, 1), (1, 3), (1, 7), (3, 1), (3, 5)] {
         let device = LateDevice { panic_at, ..LateDevice::new(&plan) };
-        let load = || run(&reader, &plan, &device, &pool, threads);
+        let load = || run(&reader, &plan, &device, &pool, Readers::fixed(threads));
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(load));
         assert!(!matches!(outcome, Ok(Ok(()))), "copy {panic_at} panics");
         device.seen_by_caller();
@@ -459,7 +459,7 @@ fn buffers_whose_copies_nobody_can_wait_for_are_never_used_or_freed_again() {
     let (reader, plan) = everything(1);
     let pool = Pool::new(3 << 20);
     let device = LateDevice { fail_copy: 2, fail_drain: true, ..LateDevice::new(&plan) };
-    run(&reader, &plan, &device, &pool, 1).unwrap_err();
+    run(&reader, &plan, &device, &pool, Readers::fixed(1)).unwrap_err();
     assert!(device.in_flight() > 0);
     assert_eq!(pool.usage().bytes, 0, "the pool has room for others");
     loads(&reader, &plan, &pool);

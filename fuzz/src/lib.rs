@@ -29,11 +29,11 @@ pub fn load<S: Source>(reader: &Reader<S>, wish: &Wish) -> Result<Vec<Vec<u8>>> 
     let chunks = ChunkReader { source: reader.source(), index: reader.index(), progress, clock: &clock };
     if plan.place.is_staged() {
         let device = Immediate::new(memory);
-        transfer::transfer(&chunks, &plan.tasks, &device, &Pool::new(POOL_BYTES), plan.threads)?;
+        transfer::transfer(&chunks, &plan.tasks, &device, &Pool::new(POOL_BYTES), plan.readers)?;
         memory = device.into_memories();
     } else {
         let slices = memory.iter_mut().map(Vec::as_mut_slice).collect();
-        io::read::read(&chunks, &plan.tasks, slices, plan.threads)?;
+        io::read::read(&chunks, &plan.tasks, slices, plan.readers)?;
     }
     Ok(plan.views.iter().map(|view| shown(view, &plan, &memory, reader.source())).collect())
 }

@@ -1,12 +1,11 @@
 //! Loads drawn from bytes.
 
-use std::num::NonZeroUsize;
 
 use arbitrary::{Arbitrary, Unstructured};
 use flashpack::{
     format::Index,
     io::memory::Faults,
-    plan::{Cut, Ignore, Place, Selection, Settings, Verify},
+    plan::{Cut, Ignore, Place, Readers, Selection, Settings, Verify},
 };
 
 /// Bytes at the front of an input that a [`Wish`] is drawn from. Zeros wish for an eager load of everything.
@@ -66,7 +65,7 @@ impl Wish {
             place: of(&PLACES, self.place),
             verify: of(&VERIFICATIONS, self.verify),
             // A second thread costs more than a hundred inputs without.
-            threads: NonZeroUsize::MIN.saturating_add(usize::from(self.threads % 32 == 31)),
+            readers: Readers::fixed(1 + usize::from(self.threads % 32 == 31)),
             read_chunk_bytes: of(&CHUNKS, self.chunk),
             direct: false,
         }

@@ -7,7 +7,7 @@ use crate::error::Result;
 
 /// Bytes of each buffer.
 #[expect(clippy::cast_possible_truncation, reason = "a few MiB")]
-const CAPACITY: usize = transfer::MAX_TASK_BYTES as usize;
+const CAPACITY: usize = transfer::NEAR_TASK_BYTES as usize;
 
 /// A device whose memory can be copied back.
 pub trait ReadBack: Device {

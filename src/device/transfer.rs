@@ -1,9 +1,6 @@
 //! The transfer engine: reader threads fill staging buffers, and copies carry them on while the next are filled.
 
-use std::{
-    ops::Range,
-    panic::{self, AssertUnwindSafe},
-};
+use std::ops::Range;
 
 pub use super::lane::DEPTH;
 use super::{Device, Staging, lane::Lane, pool::Pool};
@@ -11,19 +8,23 @@ use crate::{
     error::Result,
     io::{
         Source,
-        read::{ChunkReader, Work, run_threads},
+        read::{ChunkReader, Work, run_readers, runs, span},
     },
-    plan::{Chunk, DIRECT_ALIGN_BYTES},
+    plan::{Chunk, DIRECT_ALIGN_BYTES, Readers},
     stats::{Lap, Stage},
 };
 
-/// Most bytes of file in one buffer: with two readers all staging stays within 8 MiB of cache (reads through 16 took 7%
-/// longer), and a copy is long enough that queueing it (some microseconds) does not count.
-pub const MAX_TASK_BYTES: u64 = 2 << 20;
+/// Bytes of file in one buffer when they come from the page cache: with two readers all staging stays within 8 MiB of
+/// cache (reads through 16 took 7% longer), and a copy is long enough that queueing it (some microseconds) does not count.
+pub const NEAR_TASK_BYTES: u64 = 2 << 20;
+/// The same when reads wait for a disk or a network, so that each latency brings more.
+pub const FAR_TASK_BYTES: u64 = 4 << 20;
+/// Most bytes of file in one buffer: four of them are in the staging memory of a process.
+pub const MAX_TASK_BYTES: u64 = 64 << 20;
 /// Sizes of staging buffers are multiples of this.
 pub const STAGING_STEP_BYTES: u64 = 1 << 20;
 
-/// Reads `tasks` and copies them to `device`'s memory, whose numbers are those of the plan.
+/// Reads `tasks` with `readers` threads and copies them to `device`'s memory, whose numbers are those of the plan.
 ///
 /// When it returns, the caller's stream waits for the last copy. After an error, or a panic, the copies of the thread that
 /// failed are over, and the caller's stream waits for those of the others. Of all threads only this one touches it.
@@ -35,26 +36,25 @@ pub fn transfer<S: Source, D: Device>(
     tasks: &[Vec<Chunk>],
     device: &D,
     pool: &Pool<D::Staging>,
-    threads: usize,
+    readers: Readers,
 ) -> Result<()> {
     let capacity = staging_bytes(tasks);
     let work = Work::new(tasks.iter());
-    let read_all = || {
+    let read_all = |completed: &dyn Fn(u64)| {
         let _entered = device.enter()?;
         let mut lane = Lane::new(device, pool, capacity)?;
         let mut lap = reader.clock.start();
         while let Some(task) = work.next() {
             carry(task, reader, &mut lane, &mut lap)?;
+            completed(task.iter().map(Chunk::bytes).sum());
         }
         lane.finish();
         Ok(())
     };
     // More could only wait for a buffer, each with a task that nobody else does.
-    let threads = threads.min(pool.most(capacity));
-    let read_all = || run_threads(threads, || work.stop_on_error(read_all()));
-    let outcome = panic::catch_unwind(AssertUnwindSafe(read_all));
-    let joined = device.join();
-    outcome.unwrap_or_else(|panic| panic::resume_unwind(panic)).and(joined)
+    let readers = readers.at_most(pool.most(capacity));
+    let outcome = run_readers(readers, |completed| work.stop_on_error(read_all(completed)));
+    outcome.and(device.join())
 }
 
 /// Reads the chunks of `task` into one buffer, laid out as in the file, and queues their copies.
@@ -68,9 +68,9 @@ fn carry<S: Source, D: Device>(
     let place = |offset: u64| usize::try_from(offset - origin).expect("a task fits in memory");
     take_buffer(lane, lap)?;
     let (device, stream, buffer) = lane.in_hand();
-    for chunk in task {
-        let bytes = &mut buffer.bytes()[place(chunk.offset)..place(chunk.end())];
-        reader.read_whole(chunk, bytes, lap)?;
+    for run in runs(task) {
+        let Range { start, end } = span(run);
+        reader.read_run(run, &mut buffer.bytes()[place(start)..place(end)], lap)?;
     }
     for Copy { staged, memory, offset } in gather(task, origin, buffer.bytes()) {
         device.copy(stream, buffer, staged, memory, offset)?;

@@ -3,13 +3,15 @@
 use std::{
     collections::VecDeque,
     fs::File,
-    io,
+    io::{self, IoSliceMut},
+    num::NonZeroU64,
+    ops::Range,
     os::{
         fd::AsRawFd as _,
         unix::fs::{FileExt, MetadataExt as _, OpenOptionsExt as _},
     },
     path::Path,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use rustix::fs::{Advice, Mode, OFlags};
@@ -101,10 +103,28 @@ impl FileSource {
         }
     }
 
+    /// Has the kernel read `range` into the page cache, without waiting. Only advice, as [`FileSource::advise`] is.
+    pub(crate) fn expect(&self, range: Range<u64>) {
+        let bytes = NonZeroU64::new(range.end - range.start);
+        let _ = self.file().map(|file| rustix::fs::fadvise(&file, range.start, bytes, Advice::WillNeed));
+    }
+
+    /// The number of the device that it lies on.
+    pub(super) const fn device(&self) -> u64 {
+        self.identity.0
+    }
+
     /// Has the kernel read ahead as usual, or with [`Advice::Random`] no more than it is asked for. Only advice: that it
     /// may be refused does not matter.
     pub fn advise(&self, advice: Advice) {
         let _ = self.file().map(|file| rustix::fs::fadvise(&file, 0, None, advice));
+    }
+}
+
+impl FileSource {
+    /// Reads into `slices`, one after the other, from `offset` in one request.
+    pub(super) fn read_vectored_at(&self, slices: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::preadv(&*self.file()?, slices, offset)?)
     }
 }
 
@@ -160,18 +180,31 @@ impl Shelf {
 
     fn file(&self, source: &FileSource) -> io::Result<Arc<File>> {
         let key = (source.identity, source.flags);
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = open.iter().position(|(identity, flags, _)| (*identity, *flags) == key);
-        let entry = match found.and_then(|place| open.remove(place)) {
-            Some(entry) => entry,
-            None => (key.0, key.1, Arc::new(open_again(&source.path, key.1, key.0)?)),
-        };
-        let file = Arc::clone(&entry.2);
-        open.push_back(entry);
+        if let Some(file) = self.held(key) {
+            return Ok(file);
+        }
+        // Others go on meanwhile: to open a remote file takes as long as to read it.
+        let file = Arc::new(open_again(&source.path, key.1, key.0)?);
+        let mut open = self.lock();
+        open.push_back((key.0, key.1, Arc::clone(&file)));
         if open.len() > MAX_OPEN_FILES {
             open.pop_front();
         }
         Ok(file)
+    }
+
+    /// The file, if it is open; it is the last to be closed then.
+    fn held(&self, key: (Identity, OFlags)) -> Option<Arc<File>> {
+        let mut open = self.lock();
+        let place = open.iter().position(|(identity, flags, _)| (*identity, *flags) == key)?;
+        let entry = open.remove(place)?;
+        let file = Arc::clone(&entry.2);
+        open.push_back(entry);
+        Some(file)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(Identity, OFlags, Arc<File>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -8,7 +8,9 @@ use std::{
 
 use super::{
     FileSource, Source,
-    read::{Asked, Route, direct::Input, residency::Residency},
+    file::MAX_OPEN_FILES,
+    read::{direct::Input, in_parallel},
+    route::{Asked, Route, Samples, residency::Residency},
     source::ends_early,
 };
 use crate::{error::Result, format::Index};
@@ -43,16 +45,20 @@ impl Files {
     }
 
     /// The same files, each read by the way that `asked` takes to it, of whose parts each file has its own.
-    #[must_use]
-    pub fn choose(&self, asked: Asked<'_>) -> (Self, Route) {
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`](crate::ErrorKind::Internal) if a thread panicked.
+    pub fn choose(&self, asked: Asked<'_>) -> Result<(Self, Route)> {
+        let samples = Samples::default();
         let route = |Part { input, place }: &Part| {
             let parts = asked.only().into_iter().flatten();
             let own: Vec<_> = parts.filter_map(|range| within(range, place)).collect();
-            let (input, route) = Input::choose(input.file().clone(), asked.with_parts(&own));
+            let (input, route) = Input::choose(input.file().clone(), asked.with_parts(&own), &samples);
             (Part { input, place: place.clone() }, route)
         };
-        let (parts, routes): (Vec<_>, Vec<_>) = self.parts.iter().map(route).unzip();
-        (Self { path: self.path.clone(), parts }, Route::of_all(&routes))
+        let chosen = in_parallel(&self.parts, MAX_OPEN_FILES, route)?;
+        let (parts, routes): (Vec<_>, Vec<_>) = chosen.into_iter().unzip();
+        Ok((Self { path: self.path.clone(), parts }, Route::of_all(&routes)))
     }
 
     /// What the page cache holds; `None` if a file system cannot tell.
@@ -66,12 +72,13 @@ impl Files {
         self.parts.iter().map(|part| (part.input.file(), part.place.clone()))
     }
 
-    /// The sorted `ranges` as ranges of each file, for whoever outlives the load.
+    /// For whoever outlives the load: each file, where it begins, and those of the sorted `ranges` that are its own, as
+    /// ranges of the file.
     #[must_use]
-    pub fn into_ranges(self, ranges: &[Range<u64>]) -> Vec<(FileSource, Vec<Range<u64>>)> {
+    pub fn into_ranges(self, ranges: &[Range<u64>]) -> Vec<(FileSource, u64, Vec<Range<u64>>)> {
         let own = |Part { input, place }: Part| {
             let within = ranges.iter().filter_map(|range| within(range, &place)).collect();
-            (input.into_file(), within)
+            (input.into_file(), place.start, within)
         };
         self.parts.into_iter().map(own).collect()
     }

@@ -7,6 +7,7 @@ pub mod map;
 pub mod memory;
 pub mod pages;
 pub mod read;
+pub mod route;
 mod source;
 pub mod write;
 
@@ -16,9 +17,9 @@ pub use files::Files;
 pub use map::Mapping;
 pub use pages::Pages;
 pub use read::{
-    Asked, Route,
     direct::{self, Input},
-    prefetch, residency,
+    prefetch,
 };
+pub use route::{Asked, Route, Samples, residency};
 pub use source::Source;
 pub use write::temporary;

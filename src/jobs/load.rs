@@ -10,24 +10,21 @@ use rustix::io::Errno;
 
 pub use crate::plan::Place;
 use crate::{
-    device::{
-        Device,
-        pool::{self, Pool},
-        transfer,
-    },
+    device::{Device, pool::Pool, transfer},
     environment::Environment,
     error::{At, Error, ErrorKind, Result},
     format::{Fit, Index},
     io::{self, Files, HostBuffer, Mapping, Route, Source, prefetch::prefetch, read::ChunkReader},
     model::Model,
     numa::{Node, Nodes, Stay},
-    plan::{Ignore, Memory, ReadPlan, Selection, Settings, Verify, View},
+    plan::{Ignore, Memory, ReadPlan, Readers, Selection, Settings, Verify, View},
     progress::Progress,
     stats::{Clock, Report},
 };
 
-/// Staging buffers are multiples of this: a chunk with a digest, as this library writes them.
-const STAGING_UNIT_BYTES: u64 = 1 << 20;
+/// Bytes that a reader takes at a time on the way to the host: four huge pages, so that readers seldom meet on one, and
+/// small against any file worth several.
+const HOST_TASK_BYTES: u64 = 8 << 20;
 
 /// What a caller may ask of a load; `None` leaves it to the environment and the defaults.
 #[derive(Clone, Copy, Debug, Default)]
@@ -198,47 +195,61 @@ impl Request<'_> {
     /// The plan, and by which way it reads the files.
     fn decide(self, files: &Files, place: Place) -> Result<(Files, Route, ReadPlan)> {
         let Self { index, selection, options, environment } = self;
-        let plan = |direct: bool| {
-            let mut settings = settings(place, options.verify, direct, environment);
+        let plan = |direct: bool, waits: bool| {
+            let mut settings = settings(place, options.verify, direct, waits, environment);
             if selection.is_sliced() && options.verify.is_none() {
                 settings.verify = Verify::Whole; // what cannot be mapped is read, also by a load that maps the rest
             }
-            ReadPlan::new(index, selection, settings)
+            ReadPlan::new(index, selection, settings).at(files.path())
         };
-        let chosen = if place == Place::Mapping && !selection.is_partial() {
-            files.choose(io::Asked::mapping(options.verify == Some(true)))
+        let (files, route) = if place == Place::Mapping && !selection.is_partial() {
+            files.choose(io::Asked::mapping(options.verify == Some(true)))?
         } else if selection.is_whole(index) {
-            files.choose(io::Asked::all(environment.direct_io))
+            files.choose(io::Asked::all(environment.direct_io))?
         } else {
-            let buffered = plan(false).at(files.path())?;
+            let nearby = plan(false, false)?;
             let (files, route) =
-                files.choose(io::Asked::parts(environment.direct_io, &buffered.read_ranges()));
-            if !files.is_direct() {
-                return Ok((files, route, buffered));
+                files.choose(io::Asked::parts(environment.direct_io, &nearby.read_ranges()))?;
+            if !route.waits() {
+                return Ok((files, route, nearby));
             }
             (files, route)
         };
-        let (files, route) = chosen;
-        let plan = plan(files.is_direct()).at(files.path())?;
+        let plan = plan(files.is_direct(), route.waits())?;
         Ok((files, route, plan))
     }
 }
 
-fn settings(place: Place, verify: Option<bool>, direct: bool, environment: Environment) -> Settings {
+/// The threads that read: reads from the page cache keep a processor busy; those that wait for a disk or a network do not.
+pub(crate) fn readers(waits: bool, environment: &Environment) -> Readers {
+    if waits { waiting_readers(environment) } else { Readers::fixed(environment.read_threads.get()) }
+}
+
+fn waiting_readers(environment: &Environment) -> Readers {
+    let Environment { waiting_threads, max_waiting_threads, .. } = environment;
+    Readers { first: waiting_threads.get(), most: max_waiting_threads.get() }
+}
+
+fn settings(
+    place: Place,
+    verify: Option<bool>,
+    direct: bool,
+    waits: bool,
+    environment: Environment,
+) -> Settings {
     let verify = match (verify, place) {
         (Some(true), _) => Verify::Everything,
         (Some(false), _) | (None, Place::Mapping) => Verify::Never,
         (None, _) => Verify::Whole,
     };
-    // Reads through the page cache keep a processor busy; reads past it only wait for the disk.
-    let threads = if direct { environment.queue_depth } else { environment.read_threads };
-    let mut read_chunk_bytes = environment.read_chunk_bytes;
-    if place.is_staged() {
-        let share = (pool::LIMIT_BYTES / (threads.get() * transfer::DEPTH)) as u64;
-        let share = (share & !(STAGING_UNIT_BYTES - 1)).max(STAGING_UNIT_BYTES);
-        read_chunk_bytes = read_chunk_bytes.min(share).min(transfer::MAX_TASK_BYTES);
-    }
-    Settings { place, verify, threads, read_chunk_bytes, direct }
+    let suitable = match (place.is_staged(), waits) {
+        (false, _) => HOST_TASK_BYTES,
+        (true, false) => transfer::NEAR_TASK_BYTES,
+        (true, true) => transfer::FAR_TASK_BYTES,
+    };
+    let bound = if place.is_staged() { transfer::MAX_TASK_BYTES } else { u64::MAX };
+    let read_chunk_bytes = environment.read_chunk_bytes.unwrap_or(suitable).min(bound);
+    Settings { place, verify, readers: readers(waits, &environment), read_chunk_bytes, direct }
 }
 
 impl Prepared {
@@ -286,13 +297,13 @@ impl Prepared {
             buffers(&blocks, HostBuffer::keep_from_children);
         }
         let memory = blocks.iter_mut().map(Block::as_mut_slice).collect();
-        let ReadPlan { tasks, threads, .. } = &self.plan;
-        self.timed(self.caller_node, progress, |reader| io::read::read(reader, tasks, memory, *threads))?;
+        let ReadPlan { tasks, readers, .. } = &self.plan;
+        self.timed(self.caller_node, progress, |reader| io::read::read(reader, tasks, memory, *readers))?;
         if is_direct {
             buffers(&blocks, HostBuffer::share_with_children);
         }
         if let (true, Some(Block::Mapped(mapping))) = (self.reads_ahead, blocks.first()) {
-            prefetch(self.files, &self.plan.mapped_ranges(), mapping);
+            prefetch(self.files, &self.plan.mapped_ranges(), mapping, waiting_readers(&Environment::read()?));
         }
         Ok((blocks, self.plan.views))
     }
@@ -302,9 +313,9 @@ impl Prepared {
     /// # Errors
     /// [`ErrorKind::Io`] and [`ErrorKind::Checksum`]; the memory then holds some of the bytes.
     pub fn fill(&self, memory: Vec<&mut [u8]>, progress: Progress<'_>) -> Result<()> {
-        let ReadPlan { tasks, threads, .. } = &self.plan;
+        let ReadPlan { tasks, readers, .. } = &self.plan;
         // The memory lies where it does.
-        self.timed(None, progress, |reader| io::read::read_anywhere(reader, tasks, memory, *threads))
+        self.timed(None, progress, |reader| io::read::read_anywhere(reader, tasks, memory, *readers))
     }
 
     /// Fills a device's memories, those of the plan; see [`transfer::transfer`].
@@ -317,9 +328,9 @@ impl Prepared {
         pool: &Pool<D::Staging>,
         progress: Progress<'_>,
     ) -> Result<()> {
-        let ReadPlan { tasks, threads, .. } = &self.plan;
+        let ReadPlan { tasks, readers, .. } = &self.plan;
         self.timed(device.node(), progress, |reader| {
-            transfer::transfer(reader, tasks, device, pool, *threads)
+            transfer::transfer(reader, tasks, device, pool, *readers)
         })
         .at(self.files.path())
     }
@@ -335,14 +346,15 @@ impl Prepared {
         let bytes = self.plan.read_bytes();
         progress.start(bytes);
         let stay =
-            node.and_then(|node| self.stays.then(|| Nodes::here().stay_on(node, self.plan.threads))?);
+            node.and_then(|node| self.stays.then(|| Nodes::here().stay_on(node, self.plan.readers.first))?);
         work(&ChunkReader { source: &self.files, index: &self.index, progress, clock: &clock })?;
         // Only the first read tells whether the file system takes direct ones.
-        let route = Route { direct: self.files.is_direct(), ..self.route };
+        let mut route = self.route;
+        route.direct = self.files.is_direct();
         let report = Report {
             bytes,
             verified_bytes: self.plan.verified_bytes(),
-            threads: self.plan.threads,
+            threads: self.plan.readers.most,
             direct: route.direct,
             from_disk: route.is_from_disk(),
             node: stay.as_ref().map(Stay::node),

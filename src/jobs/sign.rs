@@ -6,6 +6,7 @@
 use std::{
     fs::{self, File, Metadata},
     io::Read as _,
+    ops::Range,
     os::unix::fs::MetadataExt as _,
     path::Path,
 };
@@ -23,7 +24,11 @@ use crate::{
         Checksums, Index, Seal, Signature, TRAILER_BYTES, footer,
         signature::{self, hex},
     },
-    io::{Files, Source, read::ChunkReader, write::AtomicFile},
+    io::{
+        Files, Source,
+        read::{ChunkReader, span},
+        write::AtomicFile,
+    },
     model::reader::Reader,
     plan::every_digest,
     progress::Progress,
@@ -141,9 +146,10 @@ fn copy_payload(
     let chunks = ChunkReader { source, index, progress, clock: &clock };
     let mut buffer = zeroed(checksums.chunk_bytes().min(index.payload_bytes())).at(source.path())?;
     let mut lap = clock.start();
-    for chunk in every_digest(index).iter().flatten() {
-        let bytes = usize::try_from(chunk.end() - chunk.offset).expect("chunks have at most 64 MiB");
-        chunks.read_whole(chunk, &mut buffer[..bytes], &mut lap)?;
+    for run in &every_digest(index) {
+        let Range { start, end } = span(run);
+        let bytes = usize::try_from(end - start).expect("chunks have at most 64 MiB");
+        chunks.read_run(run, &mut buffer[..bytes], &mut lap)?;
         file.write(&buffer[..bytes])?;
     }
     Ok(())

@@ -7,9 +7,12 @@ use crate::{
     error::Result,
     format::Index,
     io::{self, Asked, Source, read::ChunkReader},
-    jobs::sign::{self, PublicKey},
+    jobs::{
+        load,
+        sign::{self, PublicKey},
+    },
     model::Model,
-    plan::every_digest,
+    plan::{Chunk, Readers, every_digest},
     progress::Progress,
     stats::{self, Clock},
 };
@@ -65,10 +68,11 @@ pub fn verify_model(model: &Model, key: Option<&PublicKey>, progress: Progress<'
     let began = Instant::now();
     let Model { files, index, seals, .. } = model;
     let signer = sign::check(files, seals, key)?;
-    let (files, route) = files.choose(Asked::all(Some(false)));
+    let (files, route) = files.choose(Asked::all(Some(false)))?;
     let (decided, clock) = (began.elapsed(), Clock::default());
     let open = model.take_opening_time() + decided;
-    let (report, threads) = check(&files, index, progress, &clock)?;
+    let readers = load::readers(route.waits(), &Environment::read()?);
+    let (report, threads) = check(&files, index, readers, progress, &clock)?;
     let (bytes, from_disk) = (report.verified_bytes, route.is_from_disk());
     stats::Report { bytes, verified_bytes: bytes, threads, from_disk, open, ..stats::Report::default() }
         .with_times(&clock, began.elapsed().saturating_sub(decided))
@@ -81,23 +85,25 @@ pub fn verify_model(model: &Model, key: Option<&PublicKey>, progress: Progress<'
 /// # Errors
 /// As [`verify`].
 pub fn verify_source<S: Source>(source: &S, index: &Index, progress: Progress<'_>) -> Result<Report> {
-    check(source, index, progress, &Clock::default()).map(|(report, _)| report)
+    let readers = load::readers(false, &Environment::read()?);
+    check(source, index, readers, progress, &Clock::default()).map(|(report, _)| report)
 }
 
-/// The report, and how many threads made it.
+/// The report, and how many threads made it at most.
 fn check<S: Source>(
     source: &S,
     index: &Index,
+    readers: Readers,
     progress: Progress<'_>,
     clock: &Clock,
 ) -> Result<(Report, usize)> {
-    let environment = Environment::read()?;
     let payload_bytes = index.parts().iter().map(|part| part.range().end - part.range().start).sum();
     let tasks = every_digest(index);
-    let verified_bytes = tasks.iter().flatten().map(|chunk| chunk.end() - chunk.offset).sum();
-    let threads = environment.read_threads.get().min(tasks.len());
+    let verified_bytes = tasks.iter().flatten().map(Chunk::bytes).sum();
     progress.start(verified_bytes);
     let chunks = ChunkReader { source, index, progress, clock };
-    io::read::read(&chunks, &tasks, Vec::new(), threads)?;
-    Ok((Report { payload_bytes, verified_bytes, algorithm: index.algorithms(), signer: None }, threads))
+    let readers = readers.at_most(tasks.len());
+    io::read::read(&chunks, &tasks, Vec::new(), readers)?;
+    let report = Report { payload_bytes, verified_bytes, algorithm: index.algorithms(), signer: None };
+    Ok((report, readers.most))
 }

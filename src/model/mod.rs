@@ -24,7 +24,11 @@ use crate::{
         safetensors::{self, Header},
         shards::Shards,
     },
-    io::{FileSource, Files, Pages, Source, file::Shelf},
+    io::{
+        FileSource, Files, Pages, Source,
+        file::{MAX_OPEN_FILES, Shelf},
+        read::in_parallel,
+    },
     model::reader::{Reader, recognise},
     numa::{Node, Nodes},
 };
@@ -150,7 +154,8 @@ fn open_files(paths: &[PathBuf]) -> Result<Vec<(FileSource, Index)>> {
         let (file, index) = open_file(path)?;
         Ok((file.on_shelf(shelf.as_ref()), index))
     };
-    paths.iter().map(open).collect()
+    // Each waits for a few reads where storage makes readers wait.
+    in_parallel(paths, MAX_OPEN_FILES, open)?.into_iter().collect()
 }
 
 /// The weight files behind `path`: itself, or what it lists if it is named as an index of shards.
@@ -265,6 +270,7 @@ fn parse_header(file: &FileSource) -> Result<Header> {
 
 /// Tells the formats apart: by content, and a file whose content is none of them by its name.
 fn kind(file: &FileSource) -> Result<Kind> {
+    reader::expect_tail(file);
     let mut tail = [0; MAGIC.len()];
     if let Some(offset) = file.len().checked_sub(tail.len() as u64) {
         file.read_exact_at(&mut tail, offset)?;

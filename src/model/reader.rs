@@ -14,6 +14,11 @@ use crate::{
 /// Bytes read from the file's end at first: with most footers that is all it takes.
 const TAIL_BYTES: u64 = 64 << 10;
 
+/// Has the kernel fetch what [`Reader::new`] reads first, so that one wait brings all of it.
+pub(crate) fn expect_tail(file: &FileSource) {
+    file.expect(file.len().saturating_sub(TAIL_BYTES)..file.len());
+}
+
 /// What the file of `source` is, if it is one of the formats that are known and not read.
 ///
 /// # Errors

@@ -17,10 +17,16 @@ pub struct Chunk {
 }
 
 impl Chunk {
+    /// How many bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.bytes).sum()
+    }
+
     /// The byte after the last.
     #[must_use]
     pub fn end(&self) -> u64 {
-        self.offset + self.parts.iter().map(|part| part.bytes).sum::<u64>()
+        self.offset + self.bytes()
     }
 
     /// What memory wants of it, in the order of the file.

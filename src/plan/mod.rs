@@ -11,7 +11,7 @@ pub mod ranks;
 mod select;
 mod slices;
 
-use std::{fmt, num::NonZeroUsize, ops::Range};
+use std::{fmt, ops::Range};
 
 pub use chunk::{Chunk, Move, Part, Target};
 pub use slices::{Cut, Rows};
@@ -142,6 +142,29 @@ pub enum Verify {
     Everything,
 }
 
+/// Reader threads of a load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Readers {
+    /// So many begin.
+    pub first: usize,
+    /// So many there are at most: more start while that makes the load faster.
+    pub most: usize,
+}
+
+impl Readers {
+    /// A number that stays.
+    #[must_use]
+    pub const fn fixed(threads: usize) -> Self {
+        Self { first: threads, most: threads }
+    }
+
+    /// No more than so many.
+    #[must_use]
+    pub fn at_most(self, threads: usize) -> Self {
+        Self { first: self.first.min(threads), most: self.most.min(threads) }
+    }
+}
+
 /// The knobs of a plan.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -149,8 +172,8 @@ pub struct Settings {
     pub place: Place,
     /// Digests.
     pub verify: Verify,
-    /// Most reader threads.
-    pub threads: NonZeroUsize,
+    /// Reader threads; at least one begins.
+    pub readers: Readers,
     /// Bytes of file a thread takes at a time.
     pub read_chunk_bytes: u64,
     /// Whether reads go past the page cache.
@@ -204,8 +227,8 @@ pub struct ReadPlan {
     /// Groups of chunks in file order (of tied tensors that are sliced differently, one slice after the other); each
     /// group is one thread's unit of work.
     pub tasks: Vec<Vec<Chunk>>,
-    /// Reader threads.
-    pub threads: usize,
+    /// Reader threads; none if there is nothing to read.
+    pub readers: Readers,
     /// Whether they read past the page cache.
     pub direct: bool,
 }
@@ -236,9 +259,9 @@ impl ReadPlan {
         let layers = segments.chunk_by(|one, other| one.layer == other.layer);
         let cut = |layer| cut::cut(layer, index, settings, selection);
         let tasks = layers.map(cut).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect::<Vec<_>>();
-        let threads = settings.threads.get().min(tasks.len());
+        let readers = settings.readers.at_most(tasks.len());
         let views = views.into_iter().map(|wanted| wanted.view).collect();
-        Ok(Self { place: settings.place, memory, views, tasks, threads, direct: settings.direct })
+        Ok(Self { place: settings.place, memory, views, tasks, readers, direct: settings.direct })
     }
 
     /// The parts of the file that mapped tensors show, sorted and disjoint.
@@ -267,7 +290,7 @@ impl ReadPlan {
     #[must_use]
     pub fn verified_bytes(&self) -> u64 {
         let chunks = self.tasks.iter().flatten().filter(|chunk| chunk.digest.is_some());
-        chunks.map(|chunk| chunk.end() - chunk.offset).sum()
+        chunks.map(Chunk::bytes).sum()
     }
 
     /// Bytes the load reads, padding and bytes for digests included.
@@ -310,7 +333,7 @@ impl fmt::Display for ReadPlan {
             self.views.len(),
             self.read_bytes(),
             chunks().count(),
-            self.threads,
+            self.readers.first,
             chunks().filter(|chunk| chunk.digest.is_some()).count()
         )
     }

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test program uses its share")]
 #![allow(unreachable_pub, reason = "each test program has a copy of its own")]
 
-use std::{collections::BTreeMap, num::NonZeroUsize, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use flashpack::{
     ErrorKind, Progress, Reader, Result,
@@ -14,7 +14,7 @@ use flashpack::{
     },
     io::{self, Source, read::ChunkReader},
     pack::Packer,
-    plan::{Memory, Place, ReadPlan, Selection, Settings, Verify},
+    plan::{Memory, Place, ReadPlan, Readers, Selection, Settings, Verify},
     stats::Clock,
 };
 use proptest::prelude::*;
@@ -68,7 +68,7 @@ pub fn packed_by_default(tensors: &[Tensor]) -> Vec<u8> {
 }
 
 pub fn settings(place: Place, verify: Verify, threads: usize, read_chunk_bytes: u64) -> Settings {
-    Settings { place, verify, threads: NonZeroUsize::new(threads).unwrap(), read_chunk_bytes, direct: false }
+    Settings { place, verify, readers: Readers::fixed(threads), read_chunk_bytes, direct: false }
 }
 
 /// Carries out `plan` with plain vectors for memory; a mapping stays empty.
@@ -84,7 +84,7 @@ pub fn execute<S: Source>(reader: &Reader<S>, plan: &ReadPlan) -> Result<Vec<Vec
     let slices = memory.iter_mut().map(Vec::as_mut_slice).collect();
     let (progress, clock) = (Progress::SILENT, Clock::default());
     let chunks = ChunkReader { source: reader.source(), index: reader.index(), progress, clock: &clock };
-    io::read::read(&chunks, &plan.tasks, slices, plan.threads)?;
+    io::read::read(&chunks, &plan.tasks, slices, plan.readers)?;
     Ok(memory)
 }
 

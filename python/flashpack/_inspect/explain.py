@@ -43,6 +43,7 @@ class Explanation:
     mapped_bytes: int
     read_bytes: int
     threads: int
+    max_threads: int
     task_bytes: int
     chunks: int
     chunk_bytes: int

@@ -8,7 +8,7 @@ use crate::{
     environment::Environment,
     error::{Error, Result},
     format::DType,
-    io::{Asked, FileSource, Input},
+    io::{Asked, FileSource, Input, Samples},
     jobs::{convert, explain::measure},
 };
 
@@ -53,7 +53,8 @@ impl MeasureRequest {
         let rate = match self.path {
             None => measure::copying(self.threads)?,
             Some(path) => {
-                let (input, _) = Input::choose(FileSource::open(&path)?, Asked::all(Some(self.direct)));
+                let asked = Asked::all(Some(self.direct));
+                let (input, _) = Input::choose(FileSource::open(&path)?, asked, &Samples::default());
                 let bytes =
                     usize::try_from(self.bytes).map_err(|_| Error::argument("more than memory can be"))?;
                 measure::reading_all(&input, bytes, self.threads, self.reused)?

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     device::pool::{self, Pool, Usage},
     error::Result,
+    ram::Ram,
 };
 
 /// Copy streams of a device, which all its lanes share: with two the next copy is queued behind none while one ends, and
@@ -107,10 +108,12 @@ pub(super) fn kept() -> &'static Kept {
     unsafe { &*kept }
 }
 
-/// Memory that cannot be swapped and that nobody else can use: at most a sixteenth of the machine's.
+/// Memory that cannot be swapped and that nobody else can use: at most a sixteenth of what the process could ever have.
 fn room() -> u64 {
-    let machine = rustix::system::sysinfo();
-    machine.totalram.saturating_mul(machine.mem_unit.into()) / 16
+    match Ram::now().total {
+        0 => u64::MAX, // nobody tells
+        total => total / 16,
+    }
 }
 
 /// All staging buffers of this process: at most `asked` bytes of them, or [`pool::LIMIT_BYTES`], and no more than the

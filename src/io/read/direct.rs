@@ -1,16 +1,18 @@
 //! Reading past the page cache.
 
 use std::{
-    io,
+    io::{self, IoSliceMut},
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
 };
 
 use rustix::io::Errno;
 
-use super::{Asked, Probe, Route, Why};
 use crate::{
-    io::{FileSource, Source},
+    io::{
+        FileSource, Source,
+        route::{Asked, Probe, Route, Samples},
+    },
     plan::DIRECT_ALIGN_BYTES,
 };
 
@@ -43,15 +45,22 @@ const UNIT_BYTES: usize = 4096;
 const _: () = assert!(UNIT_BYTES as u64 == DIRECT_ALIGN_BYTES && align_of::<Unit>() == UNIT_BYTES);
 
 impl DirectFile {
-    /// The beginning of `buffer` from the unit that `offset` lies in, of which it is not to have the whole.
-    fn read_within_unit(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    /// Fills `buffer`, which lies in its units as `offset` does in the file's, in one request: the units at its ends, of
+    /// which it is not to have the whole, by way of memory of their own.
+    fn read_units(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let phase = within_unit(offset);
-        let mut unit = Unit([0; UNIT_BYTES]);
-        let read = self.direct.read_at(&mut unit.0, offset - phase as u64)?;
-        let bytes = unit.0[..read].get(phase..).unwrap_or_default();
-        let count = bytes.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&bytes[..count]);
-        Ok(count)
+        let head = if phase > 0 { buffer.len().min(UNIT_BYTES - phase) } else { 0 };
+        let tail = (buffer.len() - head) % UNIT_BYTES;
+        let (mut first, mut last) = (Unit([0; UNIT_BYTES]), Unit([0; UNIT_BYTES]));
+        let (head_part, rest) = buffer.split_at_mut(head);
+        let (whole, tail_part) = rest.split_at_mut(rest.len() - tail);
+        let mut slices = [&mut first.0[..], whole, &mut last.0].map(IoSliceMut::new);
+        let wanted = usize::from(head == 0)..3 - usize::from(tail == 0);
+        let skipped = if head > 0 { phase } else { 0 };
+        let read = self.direct.read_vectored_at(&mut slices[wanted], offset - skipped as u64)?;
+        head_part.copy_from_slice(&first.0[skipped..skipped + head]);
+        tail_part.copy_from_slice(&last.0[..tail]);
+        Ok(read.saturating_sub(skipped).min(head + whole.len() + tail))
     }
 }
 
@@ -66,13 +75,7 @@ impl Source for DirectFile {
         if !in_step || self.refused.load(Ordering::Relaxed) {
             return self.buffered.read_at(buffer, offset);
         }
-        let whole = buffer.len() / UNIT_BYTES * UNIT_BYTES;
-        let read = if phase > 0 || whole == 0 {
-            self.read_within_unit(buffer, offset)
-        } else {
-            self.direct.read_at(&mut buffer[..whole], offset)
-        };
-        match read {
+        match self.read_units(buffer, offset) {
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
                 self.refused.store(true, Ordering::Relaxed);
                 self.buffered.read_at(buffer, offset)
@@ -104,16 +107,16 @@ pub enum Input {
 }
 
 impl Input {
-    /// Looks at `file`, and reads it by the way that `asked` takes then.
+    /// Looks at `file`, with one of `samples` if it must, and reads it by the way that `asked` takes then.
     #[must_use]
-    pub fn choose(file: FileSource, asked: Asked<'_>) -> (Self, Route) {
-        let route = Route::decide(&Probe::of(&file, asked), asked);
+    pub fn choose(file: FileSource, asked: Asked<'_>, samples: &Samples) -> (Self, Route) {
+        let route = Route::decide(&Probe::of(&file, asked, samples), asked);
         if !route.direct {
             return (Self::Buffered(file), route);
         }
         match DirectFile::new(file) {
             Ok(file) => (Self::Direct(file), route),
-            Err(file) => (Self::Buffered(file), Route { direct: false, why: Why::Refused, ..route }),
+            Err(file) => (Self::Buffered(file), route.refused()),
         }
     }
 

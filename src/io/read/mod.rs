@@ -1,12 +1,14 @@
-//! Reading: the way to the bytes, and the engine that carries out what is planned.
+//! Reading: the engine that carries out what is planned, its threads, and reading ahead of mappings.
 
+mod bound;
+mod digests;
 pub mod direct;
 mod engine;
+mod growth;
+mod pace;
 pub mod prefetch;
-pub mod residency;
-mod route;
 mod threads;
 
+pub use bound::{runs, span};
 pub use engine::{ChunkReader, read, read_anywhere};
-pub use route::{Asked, Probe, Route, Why};
-pub use threads::{Work, run_threads};
+pub use threads::{Work, in_parallel, run_readers, run_threads};

@@ -1,38 +1,59 @@
 //! Reading ahead of a mapping: page faults alone ask the disk for 128 KiB at a time and leave it idle in between.
 
-use std::{fs, io, num::NonZeroU64, ops::Range, thread};
+use std::{io, num::NonZeroU64, ops::Range, thread};
 
 use memmap2::{Advice, MmapOptions};
 
-use super::residency::Residency;
-use crate::io::{FileSource, Files, Mapping, pages::fault_huge_pages};
+use super::{
+    pace::{Ahead, Paced, Touched, Window},
+    threads::{Work, run_readers},
+};
+use crate::{
+    io::{
+        FileSource, Files, Mapping,
+        pages::fault_huge_pages,
+        route::{FileSystem, residency::Residency},
+    },
+    plan::Readers,
+    ram::Ram,
+};
 
-/// Bytes asked for at a time, a huge page: of 2, 8 and 32 MiB, the smallest was as fast as any.
+/// Bytes asked for at a time by one reader, a huge page: of 2, 8 and 32 MiB, the smallest was as fast as any.
 const WINDOW_BYTES: u64 = 2 << 20;
-/// Less than this is not worth a thread.
+/// Less than this of a disk is not worth a thread.
 const MIN_BYTES: u64 = 8 << 20;
+/// Readers that begin on a disk: one asks for the next huge page while it waits for this one.
+const DISK_READERS: usize = 1;
+/// The kernel takes advice of no more bytes at once, whatever it is asked.
+const ADVICE_BYTES: usize = 128 << 10;
 
 /// What [`prefetch`] makes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It reads ahead.
     ReadAhead,
+    /// It reads ahead of what is touched, as far as there is memory.
+    FollowTouches,
     /// There are too few bytes.
     TooSmall,
-    /// Reading ahead would push out what it read before.
-    TooLarge,
     /// The page cache holds most of the file.
     Resident,
 }
 
 impl Verdict {
+    /// Whether anything is read.
+    #[must_use]
+    pub const fn reads(self) -> bool {
+        matches!(self, Self::ReadAhead | Self::FollowTouches)
+    }
+
     /// The verdict, as a clause.
     #[must_use]
     pub const fn text(self) -> &'static str {
         match self {
             Self::ReadAhead => "in the background, after the load has returned",
+            Self::FollowTouches => "in the background, as far ahead of what is touched as memory allows",
             Self::TooSmall => "there is too little to read",
-            Self::TooLarge => "it would take more than half of the memory that is left",
             Self::Resident => "the page cache holds most of the file",
         }
     }
@@ -42,43 +63,101 @@ impl Verdict {
 #[must_use]
 pub fn judge(files: &Files, ranges: &[Range<u64>]) -> Verdict {
     let bytes = ranges.iter().map(|range| range.end - range.start).sum::<u64>();
-    if bytes < MIN_BYTES {
+    // Each page that is missing costs a latency.
+    let is_remote = is_remote(files);
+    let suffices = if is_remote { Residency::is_all } else { Residency::is_most };
+    if bytes < MIN_BYTES && !is_remote {
         Verdict::TooSmall
-    } else if bytes > available_memory() / 2 {
-        Verdict::TooLarge
-    } else if files.residency().is_some_and(Residency::is_most) {
+    } else if files.residency().is_some_and(suffices) {
         Verdict::Resident
+    } else if bytes > budget() {
+        Verdict::FollowTouches
     } else {
         Verdict::ReadAhead
     }
 }
 
-/// Brings the sorted `ranges` of `files` into the page cache, from a thread of its own that ends with `mapping`, which
-/// shows them.
+/// Bytes read ahead and not touched yet: so few that reading ahead does not push out what it read before.
+fn budget() -> u64 {
+    Ram::now().available / 2
+}
+
+/// Brings the sorted `ranges` of `files` into the page cache, in the background until `mapping`, which shows them, is gone;
+/// the threads are `readers` where files are remote.
 ///
-/// Does nothing if they are there already, or are more than half of the memory that is left: reading ahead would then
-/// push out what it read before. It is advice; nothing depends on it.
-pub fn prefetch(files: Files, ranges: &[Range<u64>], mapping: &Mapping) {
-    if judge(&files, ranges) != Verdict::ReadAhead {
+/// Of more bytes than there is memory for, it reads those that are next to be touched. It is advice; nothing depends on it.
+pub fn prefetch(files: Files, ranges: &[Range<u64>], mapping: &Mapping, readers: Readers) {
+    if !judge(&files, ranges).reads() {
         return;
     }
     let is_dense = are_dense(ranges);
     if is_dense {
         mapping.read_ahead();
     }
-    let files = files.into_ranges(ranges);
-    let alive = mapping.watch();
+    let readers = if is_remote(&files) { readers } else { Readers { first: DISK_READERS, ..readers } };
+    let (alive, touched) = (mapping.watch(), Touched::of(mapping.data().addr()));
+    let parts = files.into_ranges(ranges);
     let work = move || {
-        let ranges = files.iter().flat_map(|(file, ranges)| ranges.iter().map(move |range| (file, range)));
-        let windows = ranges.flat_map(|(file, range)| windows(range).map(move |window| (file, window)));
-        for (file, window) in windows.take_while(|_| alive.strong_count() > 0) {
-            let done = is_dense && populate(file, &window).is_ok();
-            if !done && fetch(file, &window).is_err() {
-                break;
+        let each = parts.iter().flat_map(|(file, base, ranges)| {
+            ranges.iter().flat_map(windows).map(move |range| FileWindow { file, base: *base, range })
+        });
+        let windows = Work::new(Paced::new(each, Ahead::new(budget(), touched), alive));
+        run_readers(readers, |completed| {
+            while let Some(window) = windows.next() {
+                if window.populate(is_dense).is_err() && window.advise().is_err() {
+                    windows.stop();
+                }
+                completed(window.range.end - window.range.start);
             }
-        }
+            Ok(())
+        })
     };
     let _ = thread::Builder::new().name("flashpack-prefetch".to_owned()).spawn(work);
+}
+
+fn is_remote(files: &Files) -> bool {
+    files.iter().any(|(file, _)| FileSystem::of(file) == FileSystem::Remote)
+}
+
+/// Part of a file that is mapped.
+struct FileWindow<'a> {
+    file: &'a FileSource,
+    /// Where the file begins in the mapping.
+    base: u64,
+    range: Range<u64>,
+}
+
+impl Window for FileWindow<'_> {
+    fn place(&self) -> Range<u64> {
+        self.base + self.range.start..self.base + self.range.end
+    }
+}
+
+impl FileWindow<'_> {
+    /// Reads it into the page cache by touching it in a mapping of its own: in one of the whole file the process would seem
+    /// to hold it twice. What lies around it in the huge page comes too, if much of that is wanted (`is_dense`); reading
+    /// single pages takes twice as long, and reading them again three times as long.
+    fn populate(&self, is_dense: bool) -> io::Result<()> {
+        let Range { start, end } = self.range;
+        let bytes = usize::try_from(end - start).map_err(io::Error::other)?;
+        let map = MmapOptions::new().offset(start).len(bytes).map_raw_read_only(&*self.file.file()?)?;
+        if is_dense {
+            fault_huge_pages(&map)?;
+        } else {
+            self.advise()?;
+        }
+        map.advise(Advice::PopulateRead)
+    }
+
+    /// Has the kernel read it, and nothing else, into single pages; it does not wait for them.
+    fn advise(&self) -> io::Result<()> {
+        let file = self.file.file()?;
+        for start in self.range.clone().step_by(ADVICE_BYTES) {
+            let bytes = NonZeroU64::new((self.range.end - start).min(ADVICE_BYTES as u64));
+            rustix::fs::fadvise(&*file, start, bytes, rustix::fs::Advice::WillNeed)?;
+        }
+        Ok(())
+    }
 }
 
 /// The parts of `range` that lie in different windows of the file.
@@ -93,30 +172,6 @@ fn are_dense(ranges: &[Range<u64>]) -> bool {
     let bytes: u64 = ranges.iter().map(|range| range.end - range.start).sum();
     let windows: u64 = ranges.iter().map(|range| windows(range).count() as u64).sum();
     windows.saturating_mul(WINDOW_BYTES) <= bytes.saturating_mul(2)
-}
-
-/// Reads a window of `file`, and what lies around it in the huge page, into the page cache by touching it in a mapping
-/// of its own: in one of the whole file the process would seem to hold it twice.
-fn populate(file: &FileSource, window: &Range<u64>) -> io::Result<()> {
-    let bytes = usize::try_from(window.end - window.start).map_err(io::Error::other)?;
-    let map = MmapOptions::new().offset(window.start).len(bytes).map_raw_read_only(&*file.file()?)?;
-    fault_huge_pages(&map)?;
-    map.advise(Advice::PopulateRead)
-}
-
-/// Has the kernel read a window of `file`, and nothing else: into single pages, which takes twice as long as huge ones, and
-/// to read them again three times as long.
-fn fetch(file: &FileSource, window: &Range<u64>) -> io::Result<()> {
-    let bytes = NonZeroU64::new(window.end - window.start);
-    Ok(rustix::fs::fadvise(&*file.file()?, window.start, bytes, rustix::fs::Advice::WillNeed)?)
-}
-
-/// Bytes of memory that the system could give without swapping; 0 if it does not say.
-fn available_memory() -> u64 {
-    let report = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = report.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kib.unwrap_or(0).saturating_mul(1024)
 }
 
 #[cfg(test)]

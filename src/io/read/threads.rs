@@ -1,10 +1,16 @@
-//! Work shared out among threads.
+//! Work shared out among threads, of which more start while that makes a load faster.
 
-use std::sync::PoisonError;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::PoisonError,
+    time::Instant,
+};
 
+use super::growth::Growth;
 use crate::{
     error::{Error, ErrorKind, Result},
-    sync::{self, Mutex},
+    plan::Readers,
+    sync::{self, Mutex, MutexGuard, Scope},
 };
 
 /// The work of several threads: each takes the next item until there are none, or one thread failed.
@@ -18,12 +24,12 @@ impl<I: Iterator> Work<I> {
 
     /// The next item.
     pub fn next(&self) -> Option<I::Item> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut()?.next()
+        lock(&self.0).as_mut()?.next()
     }
 
     /// Leaves no work to anybody.
     pub fn stop(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.0) = None;
     }
 
     /// Passes `outcome` on, after stopping the work if it is an error.
@@ -35,20 +41,82 @@ impl<I: Iterator> Work<I> {
     }
 }
 
+/// What `make` makes of each of `items`, in their order, with `threads` threads.
+///
+/// # Errors
+/// [`ErrorKind::Internal`] if one panicked.
+pub fn in_parallel<T: Sync, R: Send>(
+    items: &[T],
+    threads: usize,
+    make: impl Fn(&T) -> R + Sync,
+) -> Result<Vec<R>> {
+    let (work, made) = (Work::new(items.iter().enumerate()), Mutex::new(Vec::with_capacity(items.len())));
+    run_threads(threads.min(items.len()), || {
+        while let Some((number, item)) = work.next() {
+            let result = make(item);
+            lock(&made).push((number, result));
+        }
+        Ok(())
+    })?;
+    let mut made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
+    made.sort_unstable_by_key(|(number, _)| *number);
+    Ok(made.into_iter().map(|(_, result)| result).collect())
+}
+
 /// Runs `worker` on this thread and on others, `threads` in all; of several errors it returns the one about the
 /// earliest byte.
 ///
 /// # Errors
 /// That of a worker; [`ErrorKind::Internal`] if one panicked.
 pub fn run_threads(threads: usize, worker: impl Fn() -> Result<()> + Sync) -> Result<()> {
-    let panicked = |_| Err(Error::new(ErrorKind::Internal, "a reader thread panicked"));
+    run_readers(Readers::fixed(threads), |_| worker())
+}
+
+/// [`run_threads`] with a number of threads that grows: each worker tells the bytes of every item that it has read.
+///
+/// # Errors
+/// As [`run_threads`].
+pub fn run_readers<W>(readers: Readers, worker: W) -> Result<()>
+where
+    W: Fn(&dyn Fn(u64)) -> Result<()> + Sync,
+{
+    let crew = Crew { worker, growth: Mutex::new(Growth::new(readers)), outcome: Mutex::new(Ok(())) };
     sync::scope(|scope| {
-        // A thread that cannot be started only makes the load slower: this one works, too.
-        let start = |number| sync::spawn(scope, format!("flashpack-read-{number}"), &worker);
-        let others: Vec<_> = (1..threads).map_while(start).collect();
-        let mine = worker();
-        others.into_iter().map(|other| other.join().unwrap_or_else(panicked)).fold(mine, earlier)
-    })
+        (1..readers.first).for_each(|number| crew.enlist(scope, number));
+        crew.work(scope);
+    });
+    crew.outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The threads of one load.
+struct Crew<W> {
+    worker: W,
+    growth: Mutex<Growth>,
+    /// The error about the earliest byte so far.
+    outcome: Mutex<Result<()>>,
+}
+
+impl<W: Fn(&dyn Fn(u64)) -> Result<()> + Sync> Crew<W> {
+    /// Starts a thread. One that cannot be started only makes the load slower: the others work, too.
+    fn enlist<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, number: usize) {
+        sync::spawn(scope, format!("flashpack-read-{number}"), move || self.work(scope));
+    }
+
+    fn work<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
+        let completed = |bytes| {
+            let more = lock(&self.growth).completed(bytes, Instant::now());
+            more.into_iter().flatten().for_each(|number| self.enlist(scope, number));
+        };
+        let panicked = |_| Err(Error::new(ErrorKind::Internal, "a reader thread panicked"));
+        // What a worker leaves behind is dropped, and the load is an error.
+        let mine = catch_unwind(AssertUnwindSafe(|| (self.worker)(&completed))).unwrap_or_else(panicked);
+        let mut outcome = lock(&self.outcome);
+        *outcome = earlier(std::mem::replace(&mut *outcome, Ok(())), mine);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn earlier(one: Result<()>, other: Result<()>) -> Result<()> {

@@ -13,11 +13,7 @@ use crate::{
     device::{pool, transfer},
     error::Result,
     format::Part,
-    io::{
-        Asked, Source as _,
-        prefetch::{self, Verdict},
-        residency::Residency,
-    },
+    io::{Asked, Source as _, prefetch, residency::Residency},
     jobs::load::{self, Options, Prepared},
     model::Model,
     plan::{Chunk, Memory, Place, ReadPlan, Selection, View},
@@ -56,8 +52,10 @@ pub struct Explanation {
     pub mapped_bytes: u64,
     /// Bytes that are read.
     pub read_bytes: u64,
-    /// Reader threads.
+    /// Reader threads that begin.
     pub threads: usize,
+    /// So many there are at most: more start while that makes the load faster.
+    pub max_threads: usize,
     /// The most that a thread takes at a time.
     pub task_bytes: u64,
     /// Number of chunks that are read.
@@ -130,7 +128,8 @@ pub fn explain(path: &Path, device: &str, selection: Selection<'_>, options: Opt
         memory_bytes: memory_bytes(plan),
         mapped_bytes: mapped_bytes(plan),
         read_bytes: plan.read_bytes(),
-        threads: plan.threads,
+        threads: plan.readers.first,
+        max_threads: plan.readers.most,
         task_bytes: plan.tasks.iter().map(|task| task_bytes(task)).max().unwrap_or(0),
         chunks: chunks().count(),
         chunk_bytes: chunks().map(|chunk| chunk.end() - chunk.offset).max().unwrap_or(0),
@@ -147,7 +146,7 @@ pub fn explain(path: &Path, device: &str, selection: Selection<'_>, options: Opt
 /// are computed. What the device and its link take is not known here.
 fn bound(prepared: &Prepared) -> Result<Bound> {
     let plan = prepared.plan();
-    let (threads, verified) = (plan.threads.max(1), plan.verified_bytes());
+    let (threads, verified) = (plan.readers.first.max(1), plan.verified_bytes());
     let from_disk = prepared.route.is_from_disk();
     let copy = measure::copying(threads.min(processors()))?;
     // Of several algorithms the first: files of one model seldom differ.
@@ -183,11 +182,11 @@ const READ_AHEAD_DEPTH: usize = 16;
 fn reading(prepared: &Prepared) -> Result<(Option<Rate>, f64)> {
     let plan = prepared.plan();
     let payload_bytes = prepared.index.payload_bytes();
-    let (bytes, threads, reused) = (plan.read_bytes(), plan.threads, plan.place.is_staged());
+    let (bytes, threads, reused) = (plan.read_bytes(), plan.readers.first, plan.place.is_staged());
     if plan.place == Place::Mapping && prepared.route.is_from_disk() {
         let absent_part = 1.0 - prepared.route.residency.map_or(0.0, Residency::part);
         let mapped_bytes = mapped_bytes(plan);
-        let (disk, _) = prepared.files.choose(Asked::all(Some(true)));
+        let (disk, _) = prepared.files.choose(Asked::all(Some(true)))?;
         let rate = measure::reading(&disk, payload_bytes, READ_AHEAD_DEPTH, true)?;
         return Ok((Some(rate), rate.seconds(bytes.max(mapped_bytes)) * absent_part));
     }
@@ -233,7 +232,7 @@ fn staging(plan: &ReadPlan) -> (usize, usize) {
     }
     let bytes = transfer::staging_bytes(&plan.tasks).max(1);
     let buffers =
-        (plan.threads * transfer::DEPTH).min(plan.tasks.len()).min((pool::LIMIT_BYTES / bytes).max(1));
+        (plan.readers.most * transfer::DEPTH).min(plan.tasks.len()).min((pool::LIMIT_BYTES / bytes).max(1));
     (buffers, buffers * bytes)
 }
 
@@ -247,5 +246,5 @@ fn read_ahead(prepared: &Prepared) -> Option<(bool, &'static str)> {
         return Some((false, "eager=False asks for nothing before it is touched"));
     }
     let verdict = prefetch::judge(&prepared.files, &ranges);
-    Some((verdict == Verdict::ReadAhead, verdict.text()))
+    Some((verdict.reads(), verdict.text()))
 }

@@ -57,8 +57,10 @@ impl Explanation {
     }
 
     fn work(&self) -> String {
+        let grows = self.max_threads > self.threads;
+        let more = if grows { format!(" to {}", self.max_threads) } else { String::new() };
         format!(
-            "{} in {} chunks of up to {}, by {} threads that take {} at a time",
+            "{} in {} chunks of up to {}, by {}{more} threads that take {} at a time",
             size(self.read_bytes),
             self.chunks,
             size(self.chunk_bytes),

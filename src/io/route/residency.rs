@@ -98,6 +98,12 @@ impl Residency {
         if self.probes == 0 { 1.0 } else { f64::from(self.resident) / f64::from(self.probes) }
     }
 
+    /// Whether all that was looked at is resident.
+    #[must_use]
+    pub const fn is_all(self) -> bool {
+        self.resident == self.probes
+    }
+
     /// Whether only a few percent are not resident.
     #[must_use]
     pub const fn is_nearly_all(self) -> bool {

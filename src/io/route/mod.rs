@@ -1,26 +1,16 @@
 //! Whether a load goes through the page cache or past it.
 
-use std::{
-    hash::{BuildHasher, RandomState},
-    ops::Range,
-    time::Instant,
-};
+pub mod residency;
+mod sample;
+mod system;
+
+use std::ops::Range;
 
 use rustix::fs::Advice;
 
-use super::residency::Residency;
-use crate::io::{FileSource, Source};
-
-/// Bytes read, in pieces that are timed, when the page cache seems not to hold a file.
-const SAMPLE_BYTES: u64 = 4 << 20;
-const SAMPLE_PIECE_BYTES: usize = 512 << 10;
-/// Types of file systems, as `statfs` gives them.
-const OVERLAY: u64 = 0x794c_7630;
-const TMPFS: u64 = 0x0102_1994;
-const RAMFS: u64 = 0x8584_58f6;
-/// A sample this fast came from memory whatever the kernel says (a network file system's own cache): 4 GB/s is more
-/// than one thread gets from any disk.
-const CACHED_BYTES_PER_NANOSECOND: u128 = 4;
+use self::{residency::Residency, system::takes_direct_reads};
+pub use self::{sample::Samples, system::FileSystem};
+use crate::io::FileSource;
 
 /// Why reads go the way they do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,29 +110,23 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// What lies below a file system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Below {
-    Memory,
-    /// As below container images: a disk, which can be read past the page cache, but does not tell what that holds.
-    Overlay,
-    Other,
-}
-
 /// What can be seen of a file that a load is about to read; it looks no further than the load needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Probe {
-    below: Below,
+    system: FileSystem,
     residency: Option<Residency>,
     /// Whether a sample came at the speed of memory, if one was taken.
     sample_is_fast: Option<bool>,
+    /// Whether the file system says that it takes direct reads, if it says anything.
+    takes_direct: Option<bool>,
 }
 
 impl Probe {
-    /// Looks at `file` for a load that asks `asked`.
+    /// Looks at `file` for a load that asks `asked`; of several files on one device `samples` takes one sample.
     #[must_use]
-    pub fn of(file: &FileSource, asked: Asked<'_>) -> Self {
-        let unseen = Self { below: Below::Other, residency: None, sample_is_fast: None };
+    pub fn of(file: &FileSource, asked: Asked<'_>, samples: &Samples) -> Self {
+        let unseen =
+            Self { system: FileSystem::Local, residency: None, sample_is_fast: None, takes_direct: None };
         let residency = match (asked.reads, asked.direct) {
             (Reads::Nothing, _) => return unseen,
             (_, Some(true)) => None,
@@ -155,21 +139,31 @@ impl Probe {
                 Residency::probe(file)
             }
         };
-        let seen = Self { below: below(file), residency, ..unseen };
-        // Reading past the page cache has to be worth it.
-        let needs_sample = asked.reads == Reads::All && matches!(seen.why(asked), Why::Absent | Why::Slow);
-        Self { sample_is_fast: needs_sample.then(|| sample_is_fast(file)), ..seen }
+        let takes_direct = if asked.maps { None } else { takes_direct_reads(file) };
+        let seen = Self { system: FileSystem::of(file), residency, takes_direct, ..unseen };
+        let goes_past = matches!(seen.why(asked), Why::Absent | Why::Slow);
+        // Reading past the page cache has to be worth it. That of a disk may have another one below it, as that of the
+        // host of a virtual machine; of a remote file system direct reads find all those as well.
+        let needs_sample = goes_past && asked.reads == Reads::All && !seen.is_known_to_be_remote();
+        Self { sample_is_fast: needs_sample.then(|| samples.is_fast(file)), ..seen }
+    }
+
+    /// Whether it is certain that the bytes have to come from another machine.
+    fn is_known_to_be_remote(&self) -> bool {
+        self.system == FileSystem::Remote && self.residency.is_some()
     }
 
     fn why(&self, asked: Asked<'_>) -> Why {
         let whole = asked.reads == Reads::All;
         match (asked.direct, self.residency) {
             _ if asked.maps => Why::Mapped,
-            (Some(true), _) if self.below == Below::Memory => Why::InMemory,
+            (Some(true), _) if self.system == FileSystem::Memory => Why::InMemory,
+            (Some(true), _) if self.takes_direct == Some(false) => Why::Refused,
             (Some(_), _) => Why::Told,
-            (None, None) if !whole || self.below != Below::Overlay => Why::Unknown,
             (None, Some(found)) if found.is_most() => Why::Resident,
+            (None, None) if !whole || !self.system.has_hidden_pages() => Why::Unknown,
             (None, _) if self.sample_is_fast == Some(true) => Why::Fast,
+            (None, _) if self.takes_direct == Some(false) => Why::Refused,
             (None, Some(_)) => Why::Absent,
             (None, None) => Why::Slow,
         }
@@ -185,6 +179,8 @@ pub struct Route {
     pub why: Why,
     /// What was seen of the page cache, if anybody looked.
     pub residency: Option<Residency>,
+    /// Whether what the page cache lacks is on another machine.
+    remote: bool,
 }
 
 impl Route {
@@ -197,17 +193,24 @@ impl Route {
             Why::Told => asked.direct == Some(true),
             _ => false,
         };
-        Self { direct, why, residency: probe.residency }
+        let remote = probe.system == FileSystem::Remote;
+        Self { direct, why, residency: probe.residency, remote }
     }
 
-    /// That of a load from several files, each of which has its own: past the page cache if any goes there.
+    /// That of a load from several files, each of which has its own: of one that waits, if any does.
     ///
     /// # Panics
     /// If there are none.
     #[must_use]
     pub fn of_all(routes: &[Self]) -> Self {
-        let first = routes.iter().find(|route| route.direct).unwrap_or(&routes[0]);
+        let waiting = routes.iter().find(|route| route.waits());
+        let first = routes.iter().find(|route| route.direct).or(waiting).unwrap_or(&routes[0]);
         Self { residency: Residency::of_all(routes.iter().map(|route| route.residency)), ..*first }
+    }
+
+    /// The same, when the file system refuses direct reads after all.
+    pub(crate) const fn refused(self) -> Self {
+        Self { direct: false, why: Why::Refused, ..self }
     }
 
     /// Whether a disk takes most of the time: next to memory it is so slow that a few percent of the bytes suffice.
@@ -216,39 +219,22 @@ impl Route {
         let absent = self.residency.is_some_and(|residency| !residency.is_nearly_all());
         self.direct || (absent && self.why != Why::Fast)
     }
-}
 
-fn below(file: &FileSource) -> Below {
-    let system = file.file().and_then(|file| Ok(rustix::fs::fstatfs(&file)?));
-    match system.map(|system| u64::try_from(system.f_type)) {
-        Ok(Ok(TMPFS | RAMFS)) => Below::Memory,
-        Ok(Ok(OVERLAY)) => Below::Overlay,
-        _ => Below::Other,
+    /// Whether reads wait for a disk or a network, and keep no processor busy meanwhile.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        let unknown = matches!(self.why, Why::Unknown | Why::Told) && self.residency.is_none() && self.remote;
+        self.is_from_disk() || unknown || self.why == Why::Refused
     }
-}
-
-/// Whether most pieces of a part of the file, at a place left to chance, arrive at the speed of memory.
-fn sample_is_fast(file: &FileSource) -> bool {
-    let first = RandomState::new().hash_one(0) % file.len().saturating_sub(SAMPLE_BYTES).max(1);
-    let mut buffer = vec![1; SAMPLE_PIECE_BYTES]; // not zeros, which would cost time at their first use
-    let (mut pieces, mut fast) = (0, 0);
-    for offset in (first..first + SAMPLE_BYTES).step_by(SAMPLE_PIECE_BYTES) {
-        let started = Instant::now();
-        let Ok(bytes @ 1..) = file.read_at(&mut buffer, offset) else {
-            break;
-        };
-        pieces += 1;
-        fast += u32::from(bytes as u128 > started.elapsed().as_nanos() * CACHED_BYTES_PER_NANOSECOND);
-    }
-    2 * fast > pieces
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn seen(below: Below, resident: Option<u32>, sample_is_fast: Option<bool>) -> Probe {
-        Probe { below, residency: resident.map(|resident| Residency::new(resident, 64)), sample_is_fast }
+    fn seen(system: FileSystem, resident: Option<u32>, sample_is_fast: Option<bool>) -> Probe {
+        let residency = resident.map(|resident| Residency::new(resident, 64));
+        Probe { system, residency, sample_is_fast, takes_direct: None }
     }
 
     fn decided(probe: Probe, asked: Asked<'_>) -> (bool, Why) {
@@ -259,7 +245,7 @@ mod tests {
     #[test]
     fn a_mapping_shows_the_page_cache_whatever_was_seen() {
         for (verifies, resident) in [(false, None), (true, Some(0))] {
-            let probe = seen(Below::Other, resident, None);
+            let probe = seen(FileSystem::Local, resident, None);
             let route = Route::decide(&probe, Asked::mapping(verifies));
             assert_eq!((route.direct, route.why, route.residency), (false, Why::Mapped, probe.residency));
         }
@@ -268,12 +254,12 @@ mod tests {
     #[test]
     fn what_the_environment_says_is_done_but_in_memory() {
         let parts = [0..5, 9..12];
-        for below in [Below::Other, Below::Overlay, Below::Memory] {
-            let probe = seen(below, Some(0), None);
+        for system in [FileSystem::Local, FileSystem::Overlay, FileSystem::Memory] {
+            let probe = seen(system, Some(0), None);
             assert_eq!(decided(probe, Asked::all(Some(false))), (false, Why::Told));
             assert_eq!(decided(probe, Asked::parts(Some(false), &parts)), (false, Why::Told));
         }
-        let (disk, memory) = (seen(Below::Other, None, None), seen(Below::Memory, None, None));
+        let (disk, memory) = (seen(FileSystem::Local, None, None), seen(FileSystem::Memory, None, None));
         for asked in [Asked::all(Some(true)), Asked::parts(Some(true), &parts)] {
             assert_eq!(decided(disk, asked), (true, Why::Told));
             assert_eq!(decided(memory, asked), (false, Why::InMemory));
@@ -282,17 +268,21 @@ mod tests {
 
     #[test]
     fn else_the_page_cache_and_a_sample_decide() {
-        for (below, resident, fast, expected) in [
-            (Below::Other, Some(64), None, (false, Why::Resident)),
-            (Below::Other, Some(48), None, (false, Why::Resident)),
-            (Below::Other, Some(47), Some(false), (true, Why::Absent)),
-            (Below::Other, Some(0), Some(true), (false, Why::Fast)),
-            (Below::Other, None, None, (false, Why::Unknown)),
-            (Below::Memory, None, None, (false, Why::Unknown)),
-            (Below::Overlay, None, Some(true), (false, Why::Fast)),
-            (Below::Overlay, None, Some(false), (true, Why::Slow)),
+        for (system, resident, fast, expected) in [
+            (FileSystem::Local, Some(64), None, (false, Why::Resident)),
+            (FileSystem::Local, Some(48), None, (false, Why::Resident)),
+            (FileSystem::Local, Some(47), Some(false), (true, Why::Absent)),
+            (FileSystem::Local, Some(0), Some(true), (false, Why::Fast)),
+            (FileSystem::Local, None, None, (false, Why::Unknown)),
+            (FileSystem::Memory, None, None, (false, Why::Unknown)),
+            (FileSystem::Overlay, None, Some(true), (false, Why::Fast)),
+            (FileSystem::Overlay, None, Some(false), (true, Why::Slow)),
+            (FileSystem::Remote, Some(64), None, (false, Why::Resident)),
+            (FileSystem::Remote, Some(0), None, (true, Why::Absent)),
+            (FileSystem::Remote, None, Some(true), (false, Why::Fast)),
+            (FileSystem::Remote, None, Some(false), (true, Why::Slow)),
         ] {
-            let probe = seen(below, resident, fast);
+            let probe = seen(system, resident, fast);
             assert_eq!(decided(probe, Asked::all(None)), expected, "{probe:?}");
         }
     }
@@ -300,12 +290,42 @@ mod tests {
     #[test]
     fn parts_are_judged_without_a_sample() {
         let parts = [0..5, 9..12];
-        for (below, resident, expected) in [
-            (Below::Other, Some(48), (false, Why::Resident)),
-            (Below::Other, Some(47), (true, Why::Absent)),
-            (Below::Overlay, None, (false, Why::Unknown)),
+        for (system, resident, expected) in [
+            (FileSystem::Local, Some(48), (false, Why::Resident)),
+            (FileSystem::Local, Some(47), (true, Why::Absent)),
+            (FileSystem::Overlay, None, (false, Why::Unknown)),
         ] {
-            assert_eq!(decided(seen(below, resident, None), Asked::parts(None, &parts)), expected);
+            assert_eq!(decided(seen(system, resident, None), Asked::parts(None, &parts)), expected);
+        }
+    }
+
+    #[test]
+    fn a_file_system_that_tells_that_it_takes_no_direct_reads_is_not_tried() {
+        for (resident, asked) in [(None, Asked::all(Some(true))), (Some(0), Asked::all(None))] {
+            let probe = seen(FileSystem::Local, resident, None);
+            for (takes_direct, expected) in [(None, true), (Some(true), true), (Some(false), false)] {
+                let route = Route::decide(&Probe { takes_direct, ..probe }, asked);
+                assert_eq!((route.direct, route.waits()), (expected, true), "{takes_direct:?} {route:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn reads_that_the_page_cache_does_not_answer_wait() {
+        let parts = [0..5, 9..12];
+        for (system, resident, asked, expected) in [
+            (FileSystem::Local, Some(64), Asked::all(None), false),
+            (FileSystem::Local, Some(0), Asked::all(None), true),
+            (FileSystem::Local, Some(0), Asked::all(Some(false)), true),
+            (FileSystem::Local, Some(0), Asked::mapping(true), true),
+            (FileSystem::Local, None, Asked::parts(None, &parts), false),
+            (FileSystem::Memory, None, Asked::all(Some(true)), false),
+            (FileSystem::Remote, Some(64), Asked::all(None), false),
+            (FileSystem::Remote, None, Asked::parts(None, &parts), true),
+            (FileSystem::Remote, None, Asked::all(Some(false)), true),
+        ] {
+            let route = Route::decide(&seen(system, resident, None), asked);
+            assert_eq!(route.waits(), expected, "{system:?} {route:?}");
         }
     }
 
@@ -317,7 +337,7 @@ mod tests {
         let file = FileSource::open(&path).unwrap();
         let parts = [0..5, 9..12];
         let looks = |asked| {
-            let Probe { residency, sample_is_fast, .. } = Probe::of(&file, asked);
+            let Probe { residency, sample_is_fast, .. } = Probe::of(&file, asked, &Samples::default());
             (residency.is_some(), sample_is_fast.is_some())
         };
         assert_eq!(looks(Asked::mapping(false)), (false, false));
