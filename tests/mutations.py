@@ -60,7 +60,7 @@ MUTATIONS = [
         "readers touch the caller's stream, which may be another one in their threads",
         (
             ("transfer.rs", "lane.finish();", "device.join()?;\n        lane.finish();"),
-            ("transfer.rs", "let joined = device.join();", "let joined = Ok(());"),
+            ("transfer.rs", "outcome.and(device.join())", "outcome"),
         ),
     ),
     Mutation(
@@ -181,7 +181,7 @@ MUTATIONS = [
     Mutation(
         "again",
         "memory that could not be pinned stays in the pool",
-        (("pool.rs", "self.buffer.take_if(|buffer| buffer.is_reusable())", "self.buffer.take()"),),
+        (("pool.rs", "self.buffer.take_if(|buffer| fits && buffer.is_reusable())", "self.buffer.take()"),),
     ),
 ]
 

@@ -108,11 +108,12 @@ pub(super) fn kept() -> &'static Kept {
     unsafe { &*kept }
 }
 
-/// Memory that cannot be swapped and that nobody else can use: at most a sixteenth of what the process could ever have.
+/// Memory that cannot be swapped and that nobody else can use: at most a sixteenth of what the process could ever have,
+/// and of that no more than is left when it first needs any.
 fn room() -> u64 {
-    match Ram::now().total {
-        0 => u64::MAX, // nobody tells
-        total => total / 16,
+    match Ram::now() {
+        Ram { total: 0, .. } => u64::MAX, // nobody tells
+        Ram { total, available } => (total / 16).min(available),
     }
 }
 
