@@ -1,6 +1,5 @@
 //! Loads drawn from bytes.
 
-
 use arbitrary::{Arbitrary, Unstructured};
 use flashpack::{
     format::Index,
