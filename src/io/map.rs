@@ -8,7 +8,7 @@ use std::{
 
 use super::{FileSource, Files, Source, pages::fault_huge_pages};
 use crate::error::{Error, IoContext, Result};
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 
 /// A whole file, or the payloads of several as [`Files`] lays them out, mapped privately: reads come from the page cache on first touch, writes stay in this process.
 ///
@@ -79,6 +79,13 @@ impl Mapping {
     pub fn read_ahead(&self) {
         // Without that, a touch only brings in less.
         let _ = fault_huge_pages(&self.map);
+    }
+
+    /// Has the kernel, when it needs memory, take pages that were touched before those that were only read, for a file that
+    /// is larger than memory.
+    pub fn forget_touched(&self) {
+        // Without that, what was read ahead may go first.
+        let _ = self.map.advise(Advice::Sequential);
     }
 
     /// Address of the file's first byte.

@@ -62,7 +62,7 @@ impl Verdict {
 /// Whether to read `ranges` of `files` ahead.
 #[must_use]
 pub fn judge(files: &Files, ranges: &[Range<u64>]) -> Verdict {
-    let bytes = ranges.iter().map(|range| range.end - range.start).sum::<u64>();
+    let bytes = bytes_of(ranges);
     // Each page that is missing costs a latency.
     let is_remote = is_remote(files);
     let suffices = if is_remote { Residency::is_all } else { Residency::is_most };
@@ -70,16 +70,19 @@ pub fn judge(files: &Files, ranges: &[Range<u64>]) -> Verdict {
         Verdict::TooSmall
     } else if files.residency().is_some_and(suffices) {
         Verdict::Resident
-    } else if bytes > budget() {
+    } else if budget(bytes) < bytes {
         Verdict::FollowTouches
     } else {
         Verdict::ReadAhead
     }
 }
 
-/// Bytes read ahead and not touched yet: so few that reading ahead does not push out what it read before.
-fn budget() -> u64 {
-    Ram::now().available / 2
+/// So many of the `bytes` may be read ahead and not touched yet that reading does not push out what it read before: all, if
+/// that is no more than half of the memory that is left; else a quarter of that, as what was touched already stays for a
+/// while, too.
+fn budget(bytes: u64) -> u64 {
+    let available = Ram::now().available;
+    if bytes <= available / 2 { bytes } else { available / 4 }
 }
 
 /// Brings the sorted `ranges` of `files` into the page cache, in the background until `mapping`, which shows them, is gone;
@@ -87,8 +90,12 @@ fn budget() -> u64 {
 ///
 /// Of more bytes than there is memory for, it reads those that are next to be touched. It is advice; nothing depends on it.
 pub fn prefetch(files: Files, ranges: &[Range<u64>], mapping: &Mapping, readers: Readers) {
-    if !judge(&files, ranges).reads() {
+    let verdict = judge(&files, ranges);
+    if !verdict.reads() {
         return;
+    }
+    if verdict == Verdict::FollowTouches {
+        mapping.forget_touched();
     }
     let is_dense = are_dense(ranges);
     if is_dense {
@@ -96,12 +103,12 @@ pub fn prefetch(files: Files, ranges: &[Range<u64>], mapping: &Mapping, readers:
     }
     let readers = if is_remote(&files) { readers } else { Readers { first: DISK_READERS, ..readers } };
     let (alive, touched) = (mapping.watch(), Touched::of(mapping.data().addr()));
-    let parts = files.into_ranges(ranges);
+    let (budget, parts) = (budget(bytes_of(ranges)), files.into_ranges(ranges));
     let work = move || {
         let each = parts.iter().flat_map(|(file, base, ranges)| {
             ranges.iter().flat_map(windows).map(move |range| FileWindow { file, base: *base, range })
         });
-        let windows = Work::new(Paced::new(each, Ahead::new(budget(), touched), alive));
+        let windows = Work::new(Paced::new(each, Ahead::new(budget, touched), alive));
         run_readers(readers, |completed| {
             while let Some(window) = windows.next() {
                 if window.populate(is_dense).is_err() && window.advise().is_err() {
@@ -113,6 +120,10 @@ pub fn prefetch(files: Files, ranges: &[Range<u64>], mapping: &Mapping, readers:
         })
     };
     let _ = thread::Builder::new().name("flashpack-prefetch".to_owned()).spawn(work);
+}
+
+fn bytes_of(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
 }
 
 fn is_remote(files: &Files) -> bool {
@@ -146,6 +157,7 @@ impl FileWindow<'_> {
         } else {
             self.advise()?;
         }
+        map.advise(Advice::Sequential)?; // else each page would count as used when this is unmapped
         map.advise(Advice::PopulateRead)
     }
 
@@ -169,7 +181,7 @@ fn windows(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
 
 /// Whether whole windows are not much more than `ranges`.
 fn are_dense(ranges: &[Range<u64>]) -> bool {
-    let bytes: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+    let bytes = bytes_of(ranges);
     let windows: u64 = ranges.iter().map(|range| windows(range).count() as u64).sum();
     windows.saturating_mul(WINDOW_BYTES) <= bytes.saturating_mul(2)
 }
