@@ -24,14 +24,13 @@ use crate::{
         safetensors::{self, Header},
         shards::Shards,
     },
-    io::{
-        FileSource, Files, Pages, Source,
-        file::{MAX_OPEN_FILES, Shelf},
-        read::in_parallel,
-    },
+    io::{FileSource, Files, Pages, Source, file::Shelf, read::in_parallel},
     model::reader::{Reader, recognise},
     numa::{Node, Nodes},
 };
+
+/// Threads that open the files of a model: each file takes a latency where storage makes readers wait.
+const MAX_OPENING_THREADS: usize = 64;
 
 /// Between the paths of a list of files: no path holds it.
 pub const SEPARATOR: char = '\0';
@@ -102,7 +101,9 @@ impl Model {
 
     fn open_shards(path: &Path, index: &FileSource) -> Result<Self> {
         let shards = read_shards(index)?;
-        let files = open_files(&paths_of(&shards, path)?)?;
+        // Only then: a look at each would take as long as to open it.
+        let files =
+            open_files(&paths_of(&shards, path)).map_err(|error| missing(&shards, path).unwrap_or(error))?;
         Self::join(path, shards.files().iter().map(ToString::to_string), files, Some(&shards))
     }
 
@@ -154,8 +155,7 @@ fn open_files(paths: &[PathBuf]) -> Result<Vec<(FileSource, Index)>> {
         let (file, index) = open_file(path)?;
         Ok((file.on_shelf(shelf.as_ref()), index))
     };
-    // Each waits for a few reads where storage makes readers wait.
-    in_parallel(paths, MAX_OPEN_FILES, open)?.into_iter().collect()
+    in_parallel(paths, MAX_OPENING_THREADS, open)?.into_iter().collect()
 }
 
 /// The weight files behind `path`: itself, or what it lists if it is named as an index of shards.
@@ -168,18 +168,23 @@ pub fn weight_files(path: &Path) -> Result<(Vec<PathBuf>, Option<Shards>)> {
         return Ok((vec![path.to_owned()], None));
     }
     let shards = read_shards(&FileSource::open(path)?)?;
-    Ok((paths_of(&shards, path)?, Some(shards)))
+    match missing(&shards, path) {
+        Some(error) => Err(error),
+        None => Ok((paths_of(&shards, path), Some(shards))),
+    }
 }
 
-/// The files that the index at `path` lists, sorted, all of which are there.
-fn paths_of(shards: &Shards, path: &Path) -> Result<Vec<PathBuf>> {
+/// The files that the index at `path` lists, sorted.
+fn paths_of(shards: &Shards, path: &Path) -> Vec<PathBuf> {
+    shards.files().iter().map(|name| path.with_file_name(name)).collect()
+}
+
+/// The error of an index at `path` that lists files which are not there; none if they all are.
+fn missing(shards: &Shards, path: &Path) -> Option<Error> {
     let names = shards.files();
     let missing: Vec<_> = names.iter().filter(|name| !path.with_file_name(name).exists()).collect();
-    if missing.is_empty() {
-        return Ok(names.iter().map(|name| path.with_file_name(name)).collect());
-    }
-    let what = format!("{} of {} shards are missing: {missing:?}", missing.len(), names.len());
-    Err(Error::format(what).at(path))
+    let what = || format!("{} of {} shards are missing: {missing:?}", missing.len(), names.len());
+    (!missing.is_empty()).then(|| Error::format(what()).at(path))
 }
 
 fn open_file(path: &Path) -> Result<(FileSource, Index)> {
