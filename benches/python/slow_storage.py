@@ -258,7 +258,7 @@ def run(job: Row) -> Row:
     work = of_limit(contender.load, path) if isinstance(contender.load, Limit) else of_load(contender, job)
     for file in files(path):
         measure.make_cold(file)
-    measure.ready_memory(path.stat().st_size)
+    measure.ready_memory(sum(file.stat().st_size for file in files(path)))
     report = Path(job["mount"], ".slowfs")
     report.read_text()
     result, cost = measure.measured(work)

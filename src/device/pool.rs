@@ -2,20 +2,36 @@
 
 use std::{
     mem,
+    num::NonZeroU64,
     ops::{Deref, DerefMut},
-    sync::PoisonError,
+    sync::{OnceLock, PoisonError},
 };
 
 use super::{Device, Staging};
 use crate::{
     error::Result,
     numa::Node,
+    ram::Ram,
     sync::{Condvar, Mutex, MutexGuard},
 };
 
 /// Most staging memory of a process unless it is told otherwise: enough to keep the readers of a network and the link busy,
 /// little beside any model.
 pub const LIMIT_BYTES: usize = 256 << 20;
+
+/// Most staging memory of this process, in bytes: `asked`, else [`LIMIT_BYTES`], and no more than there is room for. Nobody
+/// can swap it or use it meanwhile, so that is a sixteenth of what the process could ever have, and of that no more than is
+/// left when it first needs any.
+#[must_use]
+pub fn limit(asked: Option<NonZeroU64>) -> usize {
+    static ROOM: OnceLock<u64> = OnceLock::new();
+    let room = ROOM.get_or_init(|| match Ram::now() {
+        Ram { total: 0, .. } => u64::MAX, // nobody tells
+        Ram { total, available } => (total / 16).min(available),
+    });
+    let asked = asked.map_or(LIMIT_BYTES as u64, NonZeroU64::get);
+    usize::try_from(asked.min(*room)).unwrap_or(usize::MAX)
+}
 
 /// A bounded set of staging buffers that all loads of a process share.
 #[derive(Debug)]

@@ -20,7 +20,7 @@ pub const NEAR_TASK_BYTES: u64 = 2 << 20;
 /// The same when reads wait for a disk or a network, so that each latency brings more.
 pub const FAR_TASK_BYTES: u64 = 4 << 20;
 /// Most bytes of file in one buffer: four of them are in the staging memory of a process.
-pub const MAX_TASK_BYTES: u64 = 64 << 20;
+const MAX_TASK_BYTES: u64 = 64 << 20;
 /// Sizes of staging buffers are multiples of this.
 pub const STAGING_STEP_BYTES: u64 = 1 << 20;
 
@@ -93,6 +93,17 @@ fn take_buffer<D: Device>(lane: &mut Lane<'_, &D>, lap: &mut Lap<'_>) -> Result<
     Ok(())
 }
 
+/// `readers`, each of which takes `bytes` at a time, as far as `limit` bytes of staging memory suffice for two buffers of each:
+/// who finds none waits for those of others, with a task that nobody else does meanwhile.
+#[must_use]
+pub fn within(limit: usize, readers: Readers, bytes: u64) -> (Readers, u64) {
+    let each = (limit / DEPTH) as u64;
+    let most = (each / STAGING_STEP_BYTES * STAGING_STEP_BYTES).clamp(STAGING_STEP_BYTES, MAX_TASK_BYTES);
+    let bytes = bytes.min(most);
+    let served = usize::try_from(each / bytes.max(1)).unwrap_or(usize::MAX);
+    (readers.at_most(served.max(1)), bytes)
+}
+
 /// Where in the file the first byte of a task's buffer lies: direct reads land in it.
 fn origin_of(task: &[Chunk]) -> u64 {
     task.first().map_or(0, |first| first.offset - first.offset % DIRECT_ALIGN_BYTES)
@@ -142,4 +153,26 @@ fn gather(task: &[Chunk], origin: u64, staged: &mut [u8]) -> Vec<Copy> {
         }
     }
     copies
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_have_two_buffers_each_within_the_staging_memory() {
+        const MIB: u64 = 1 << 20;
+        let readers = Readers { first: 16, most: 128 };
+        let within = |limit: u64, bytes: u64| {
+            let (Readers { first, most }, bytes) =
+                within(usize::try_from(limit * MIB).unwrap(), readers, bytes);
+            (first, most, bytes / MIB)
+        };
+        assert_eq!(within(256, 4 * MIB), (16, 32, 4));
+        assert_eq!(within(256, 2 * MIB), (16, 64, 2));
+        assert_eq!(within(256, 1 << 30), (2, 2, 64));
+        assert_eq!(within(5, 4 * MIB), (1, 1, 2));
+        assert_eq!(within(1, 4 * MIB), (1, 1, 1));
+        assert_eq!(within(1 << 20, 4 * MIB), (16, 128, 4));
+    }
 }

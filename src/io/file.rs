@@ -14,12 +14,15 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use rustix::fs::{Advice, Mode, OFlags};
+use rustix::{
+    fs::{Advice, Mode, OFlags},
+    io::Errno,
+};
 
 use super::Source;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
-/// Files of one model that may be open at a time, each possibly twice: far below any limit of a process.
+/// Files of one model that stay open, each possibly twice: far below any limit of a process.
 pub const MAX_OPEN_FILES: usize = 32;
 
 /// A regular file opened for reading, with the length it had then. Clones share its descriptors.
@@ -152,7 +155,15 @@ impl Descriptors {
             return Ok(&self.buffered);
         }
         let refused = || io::Error::from(io::ErrorKind::Unsupported);
-        self.direct.get_or_init(|| self.open_direct(source).ok().map(Arc::new)).as_ref().ok_or_else(refused)
+        if self.direct.get().is_none() {
+            let opened = match self.open_direct(source) {
+                Ok(file) => Some(Arc::new(file)),
+                Err(error) if is_refusal(&error) => None,
+                Err(error) => return Err(error), // too many open files, say: the next load tries again
+            };
+            let _ = self.direct.set(opened); // or another thread has
+        }
+        self.direct.get().and_then(Option::as_ref).ok_or_else(refused)
     }
 
     /// By the descriptor, which another file's taking the path does not disturb; without /proc by the path.
@@ -185,6 +196,9 @@ impl Shelf {
         }
         // Others go on meanwhile: to open a remote file takes as long as to read it.
         let file = Arc::new(open_again(&source.path, key.1, key.0)?);
+        if let Some(file) = self.held(key) {
+            return Ok(file); // so did another thread
+        }
         let mut open = self.lock();
         open.push_back((key.0, key.1, Arc::clone(&file)));
         if open.len() > MAX_OPEN_FILES {
@@ -206,6 +220,12 @@ impl Shelf {
     fn lock(&self) -> MutexGuard<'_, VecDeque<(Identity, OFlags, Arc<File>)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the file system has no direct reads.
+fn is_refusal(error: &io::Error) -> bool {
+    let refusals = [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOSYS];
+    refusals.iter().any(|refusal| error.raw_os_error() == Some(refusal.raw_os_error()))
 }
 
 fn open_again(path: &Path, flags: OFlags, expected: Identity) -> io::Result<File> {

@@ -10,7 +10,11 @@ use rustix::io::Errno;
 
 pub use crate::plan::Place;
 use crate::{
-    device::{Device, pool::Pool, transfer},
+    device::{
+        Device,
+        pool::{self, Pool},
+        transfer,
+    },
     environment::Environment,
     error::{At, Error, ErrorKind, Result},
     format::{Fit, Index},
@@ -19,6 +23,7 @@ use crate::{
     numa::{Node, Nodes, Stay},
     plan::{Ignore, Memory, ReadPlan, Readers, Selection, Settings, Verify, View},
     progress::Progress,
+    ram::Ram,
     stats::{Clock, Report},
 };
 
@@ -227,7 +232,10 @@ pub(crate) fn readers(waits: bool, environment: &Environment) -> Readers {
 
 fn waiting_readers(environment: &Environment) -> Readers {
     let Environment { waiting_threads, max_waiting_threads, .. } = environment;
-    Readers { first: waiting_threads.get(), most: max_waiting_threads.get() }
+    let readers = Readers { first: waiting_threads.get(), most: max_waiting_threads.get() };
+    // Each may need memory of its own.
+    let room = Ram::now().total / 16 / io::read::MAX_READER_BYTES;
+    readers.at_most(usize::try_from(room).unwrap_or(usize::MAX).max(1))
 }
 
 fn settings(
@@ -247,9 +255,13 @@ fn settings(
         (true, false) => transfer::NEAR_TASK_BYTES,
         (true, true) => transfer::FAR_TASK_BYTES,
     };
-    let bound = if place.is_staged() { transfer::MAX_TASK_BYTES } else { u64::MAX };
-    let read_chunk_bytes = environment.read_chunk_bytes.unwrap_or(suitable).min(bound);
-    Settings { place, verify, readers: readers(waits, &environment), read_chunk_bytes, direct }
+    let (readers, bytes) = (readers(waits, &environment), environment.read_chunk_bytes.unwrap_or(suitable));
+    let (readers, read_chunk_bytes) = if place.is_staged() {
+        transfer::within(pool::limit(environment.pinned_bytes), readers, bytes)
+    } else {
+        (readers, bytes)
+    };
+    Settings { place, verify, readers, read_chunk_bytes, direct }
 }
 
 impl Prepared {

@@ -18,7 +18,6 @@ use super::{
 use crate::{
     device::pool::{self, Pool, Usage},
     error::Result,
-    ram::Ram,
 };
 
 /// Copy streams of a device, which all its lanes share: with two the next copy is queued behind none while one ends, and
@@ -29,17 +28,16 @@ pub(super) const STREAMS: usize = 4;
 pub(super) struct Kept {
     process: u32,
     pub(super) pool: Pool<Pinned>,
-    /// Bytes that the machine has for the pool.
-    room: u64,
     devices: Mutex<BTreeMap<i32, Arc<KeptDevice>>>,
 }
 
 /// What is kept of a device, made when it is first needed.
 #[derive(Debug)]
 pub(super) struct KeptDevice {
-    pub(super) primary: Primary,
     streams: [OnceLock<Arc<Stream>>; STREAMS],
     next: AtomicUsize,
+    /// The last to go.
+    pub(super) primary: Primary,
 }
 
 impl KeptDevice {
@@ -62,7 +60,7 @@ impl KeptDevice {
 impl Kept {
     fn new() -> Self {
         let pool = Pool::new(pool::LIMIT_BYTES);
-        Self { process: process::id(), pool, room: room(), devices: Mutex::default() }
+        Self { process: process::id(), pool, devices: Mutex::default() }
     }
 
     pub(super) fn device(&self, ordinal: i32) -> Result<Arc<KeptDevice>> {
@@ -108,21 +106,10 @@ pub(super) fn kept() -> &'static Kept {
     unsafe { &*kept }
 }
 
-/// Memory that cannot be swapped and that nobody else can use: at most a sixteenth of what the process could ever have,
-/// and of that no more than is left when it first needs any.
-fn room() -> u64 {
-    match Ram::now() {
-        Ram { total: 0, .. } => u64::MAX, // nobody tells
-        Ram { total, available } => (total / 16).min(available),
-    }
-}
-
-/// All staging buffers of this process: at most `asked` bytes of them, or [`pool::LIMIT_BYTES`], and no more than the
-/// machine has room for.
+/// All staging buffers of this process, at most [`pool::limit`] bytes of them.
 pub fn pinned(asked: Option<NonZeroU64>) -> &'static Pool<Pinned> {
     let kept = kept();
-    let limit = asked.map_or(pool::LIMIT_BYTES as u64, NonZeroU64::get).min(kept.room);
-    kept.pool.set_limit(usize::try_from(limit).unwrap_or(usize::MAX));
+    kept.pool.set_limit(pool::limit(asked));
     &kept.pool
 }
 

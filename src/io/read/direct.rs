@@ -76,6 +76,8 @@ impl Source for DirectFile {
             return self.buffered.read_at(buffer, offset);
         }
         match self.read_units(buffer, offset) {
+            // Not even the unit that it begins in: the end, or a few bytes at a time.
+            Ok(0) => self.buffered.read_at(buffer, offset),
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
                 self.refused.store(true, Ordering::Relaxed);
                 self.buffered.read_at(buffer, offset)

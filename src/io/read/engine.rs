@@ -22,6 +22,8 @@ const PIECE_BYTES: usize = 512 << 10;
 /// Bytes of direct reads that are copied elsewhere: what a disk sends comes to lie in no cache, and each request costs a
 /// latency. Of 128 readers it is 256 MiB.
 const DIRECT_PIECE_BYTES: usize = 2 << 20;
+/// Memory that a reader takes beside that of the tensors, at most.
+pub const MAX_READER_BYTES: u64 = DIRECT_PIECE_BYTES as u64;
 
 /// Reads `tasks` into `memory` with `readers` threads, verifying the chunks that name a digest.
 /// `memory` has a slice for each memory of the plan; those that no chunk names (mappings) may be empty. It shares no page

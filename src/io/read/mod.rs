@@ -10,5 +10,5 @@ pub mod prefetch;
 mod threads;
 
 pub use bound::{runs, span};
-pub use engine::{ChunkReader, read, read_anywhere};
+pub use engine::{ChunkReader, MAX_READER_BYTES, read, read_anywhere};
 pub use threads::{Work, in_parallel, run_readers, run_threads};

@@ -9,6 +9,8 @@ use crate::io::Pages;
 
 /// How long to wait before looking again whether more was touched: short at first, then longer.
 const NAPS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
+/// Windows that are looked at to find the last one that was touched, however many there are.
+const LOOKS: usize = 32;
 /// Set in the entry of a page that the process has touched (`Documentation/admin-guide/mm/pagemap.rst`).
 const PRESENT: u64 = 1 << 63;
 
@@ -42,6 +44,9 @@ impl<I: Iterator<Item: Window>> Iterator for Paced<I> {
             if self.ahead.admits(&place) {
                 return Some(window);
             }
+            if !self.ahead.can_tell() {
+                return None;
+            }
             thread::sleep(nap);
             nap = (2 * nap).min(NAPS.1);
         }
@@ -69,12 +74,7 @@ impl Ahead {
     fn admits(&mut self, place: &Range<u64>) -> bool {
         let bytes = place.end - place.start;
         if self.bytes + bytes > self.budget {
-            let Self { windows, bytes, touched, .. } = self;
-            windows.retain(|&(last, length)| {
-                let is_touched = touched.contains(last);
-                *bytes -= if is_touched { length } else { 0 };
-                !is_touched
-            });
+            self.forget_touched();
         }
         // One window is always under way, however little memory there is.
         let fits = self.bytes + bytes <= self.budget || self.windows.is_empty();
@@ -83,6 +83,22 @@ impl Ahead {
             self.windows.push_back((place.end.saturating_sub(1), bytes));
         }
         fits
+    }
+
+    /// Drops the windows up to the last one that was touched. Those before it were passed: pages that were touched may be gone
+    /// again, and then look as if they never were.
+    fn forget_touched(&mut self) {
+        let step = self.windows.len().div_ceil(LOOKS).max(1);
+        let mut looked_at = (0..self.windows.len()).rev().step_by(step);
+        let Some(last) = looked_at.find(|&number| self.touched.contains(self.windows[number].0)) else {
+            return;
+        };
+        self.bytes -= self.windows.drain(..=last).map(|(_, bytes)| bytes).sum::<u64>();
+    }
+
+    /// Whether windows ever become touched.
+    const fn can_tell(&self) -> bool {
+        self.touched.pages.is_some()
     }
 }
 
@@ -135,9 +151,9 @@ mod tests {
             |ahead: &mut Ahead| (0..8).filter(|&number| ahead.admits(&place(number))).collect::<Vec<_>>();
         assert_eq!(admitted(&mut ahead), [0, 1, 2]);
         assert!(!ahead.admits(&place(3)));
-        map[page] = 1; // the second: order does not matter
-        assert!(ahead.admits(&place(3)));
-        assert!(!ahead.admits(&place(4)));
+        map[page] = 1; // the second: the first counts as passed
+        assert!(ahead.admits(&place(3)) && ahead.admits(&place(4)));
+        assert!(!ahead.admits(&place(5)));
         assert!(
             Ahead::new(0, Touched { start: 0, pages: None }).admits(&place(0)),
             "one is always under way"

@@ -36,6 +36,8 @@ pub enum Verdict {
     FollowTouches,
     /// There are too few bytes.
     TooSmall,
+    /// There is no memory for it, or nobody tells how much there is.
+    NoMemory,
     /// The page cache holds most of the file.
     Resident,
 }
@@ -54,6 +56,7 @@ impl Verdict {
             Self::ReadAhead => "in the background, after the load has returned",
             Self::FollowTouches => "in the background, as far ahead of what is touched as memory allows",
             Self::TooSmall => "there is too little to read",
+            Self::NoMemory => "no memory is left for it",
             Self::Resident => "the page cache holds most of the file",
         }
     }
@@ -70,10 +73,12 @@ pub fn judge(files: &Files, ranges: &[Range<u64>]) -> Verdict {
         Verdict::TooSmall
     } else if files.residency().is_some_and(suffices) {
         Verdict::Resident
-    } else if budget(bytes) < bytes {
-        Verdict::FollowTouches
     } else {
-        Verdict::ReadAhead
+        match budget(bytes) {
+            0 => Verdict::NoMemory,
+            budget if budget < bytes => Verdict::FollowTouches,
+            _ => Verdict::ReadAhead,
+        }
     }
 }
 
@@ -90,11 +95,10 @@ fn budget(bytes: u64) -> u64 {
 ///
 /// Of more bytes than there is memory for, it reads those that are next to be touched. It is advice; nothing depends on it.
 pub fn prefetch(files: Files, ranges: &[Range<u64>], mapping: &Mapping, readers: Readers) {
-    let verdict = judge(&files, ranges);
-    if !verdict.reads() {
+    if !judge(&files, ranges).reads() {
         return;
     }
-    if verdict == Verdict::FollowTouches {
+    if bytes_of(ranges) > Ram::now().available {
         mapping.forget_touched();
     }
     let is_dense = are_dense(ranges);

@@ -11,6 +11,7 @@ use measure::Rate;
 
 use crate::{
     device::{pool, transfer},
+    environment::Environment,
     error::Result,
     format::Part,
     io::{Asked, Source as _, prefetch, residency::Residency},
@@ -112,7 +113,7 @@ pub fn explain(path: &Path, device: &str, selection: Selection<'_>, options: Opt
     let Prepared { files, route, index, .. } = &prepared;
     let plan = prepared.plan();
     let chunks = || plan.tasks.iter().flatten();
-    let (staging_buffers, staging_bytes) = staging(plan);
+    let (staging_buffers, staging_bytes) = staging(plan, pool::limit(Environment::read()?.pinned_bytes));
     Ok(Explanation {
         path: files.path().display().to_string(),
         device: device.to_owned(),
@@ -225,14 +226,13 @@ fn task_bytes(task: &[Chunk]) -> u64 {
     task.iter().map(|chunk| chunk.end() - chunk.offset).sum()
 }
 
-/// How many staging buffers there will be at most, and their bytes together.
-fn staging(plan: &ReadPlan) -> (usize, usize) {
+/// How many staging buffers there will be at most, of `limit` bytes, and their bytes together.
+fn staging(plan: &ReadPlan, limit: usize) -> (usize, usize) {
     if !plan.place.is_staged() || plan.tasks.is_empty() {
         return (0, 0);
     }
     let bytes = transfer::staging_bytes(&plan.tasks).max(1);
-    let buffers =
-        (plan.readers.most * transfer::DEPTH).min(plan.tasks.len()).min((pool::LIMIT_BYTES / bytes).max(1));
+    let buffers = (plan.readers.most * transfer::DEPTH).min(plan.tasks.len()).min((limit / bytes).max(1));
     (buffers, buffers * bytes)
 }
 
