@@ -1,12 +1,11 @@
 //! What a process keeps from load to load: staging buffers, and for each device its primary context and copy streams.
 
 use std::{
-    array,
     collections::BTreeMap,
     num::NonZeroU64,
     process, ptr,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicPtr, AtomicUsize, Ordering},
     },
 };
@@ -34,7 +33,7 @@ pub(super) struct Kept {
 /// What is kept of a device, made when it is first needed.
 #[derive(Debug)]
 pub(super) struct KeptDevice {
-    streams: [OnceLock<Arc<Stream>>; STREAMS],
+    streams: Mutex<[Option<Arc<Stream>>; STREAMS]>,
     next: AtomicUsize,
     /// The last to go.
     pub(super) primary: Primary,
@@ -43,12 +42,13 @@ pub(super) struct KeptDevice {
 impl KeptDevice {
     /// Copy stream `number`; the primary context is current.
     pub(super) fn stream(&self, number: usize) -> Result<Arc<Stream>> {
-        let slot = &self.streams[number];
-        if slot.get().is_none() {
-            // Of two threads that make one, the second drops its own.
-            let _ = slot.set(Arc::new(Stream::new(self.primary.context)?));
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stream) = &streams[number] {
+            return Ok(Arc::clone(stream));
         }
-        Ok(Arc::clone(slot.get().expect("it was set")))
+        let stream = Arc::new(Stream::new(self.primary.context)?);
+        streams[number] = Some(Arc::clone(&stream));
+        Ok(stream)
     }
 
     /// The number of the copy stream that is the next lane's.
@@ -69,11 +69,7 @@ impl Kept {
             return Ok(Arc::clone(device));
         }
         let primary = Primary::of(ordinal)?;
-        let device = Arc::new(KeptDevice {
-            primary,
-            streams: array::from_fn(|_| OnceLock::new()),
-            next: AtomicUsize::new(0),
-        });
+        let device = Arc::new(KeptDevice { primary, streams: Mutex::default(), next: AtomicUsize::new(0) });
         devices.insert(ordinal, Arc::clone(&device));
         Ok(device)
     }

@@ -49,6 +49,9 @@ impl DirectFile {
     /// which it is not to have the whole, by way of memory of their own.
     fn read_units(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let phase = within_unit(offset);
+        if phase == 0 && buffer.len().is_multiple_of(UNIT_BYTES) {
+            return self.direct.read_at(buffer, offset);
+        }
         let head = if phase > 0 { buffer.len().min(UNIT_BYTES - phase) } else { 0 };
         let tail = (buffer.len() - head) % UNIT_BYTES;
         let (mut first, mut last) = (Unit([0; UNIT_BYTES]), Unit([0; UNIT_BYTES]));

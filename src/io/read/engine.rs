@@ -30,7 +30,8 @@ pub const MAX_READER_BYTES: u64 = DIRECT_PIECE_BYTES as u64;
 /// with anything else, so direct reads land in it.
 ///
 /// # Errors
-/// The first failure; the rest of the work is then abandoned. [`ErrorKind::Checksum`] names chunk and bytes.
+/// The first failure; the rest of the work is then abandoned. [`ErrorKind::Checksum`](crate::ErrorKind::Checksum) names
+/// chunk and bytes.
 pub fn read<S: Source>(
     reader: &ChunkReader<'_, S>,
     tasks: &[Vec<Chunk>],
