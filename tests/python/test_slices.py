@@ -27,9 +27,9 @@ from page_cache import forget
 from safetensors.torch import save_file as save_safetensors
 from torch import Tensor
 
-# What a load reads beside tensors: the end of the file with its footer, and a byte here and there to see what
-# is in the page cache.
-BESIDE = 80 << 10
+# What a load reads beside tensors: the end of the file with its footer, a byte here and there to see what is
+# in the page cache, and what the system tells of memory: some KiB of each control group, a few times.
+BESIDE = 160 << 10
 PER_RUN = 8192
 
 CUTS: list[tuple[tuple[int, int, int], ...]] = [
