@@ -227,15 +227,17 @@ impl Request<'_> {
 
 /// The threads that read: reads from the page cache keep a processor busy; those that wait for a disk or a network do not.
 pub(crate) fn readers(waits: bool, environment: &Environment) -> Readers {
-    if waits { waiting_readers(environment) } else { Readers::fixed(environment.read_threads.get()) }
+    if !waits {
+        return Readers::fixed(environment.read_threads.get());
+    }
+    // Each may need memory of its own.
+    let room = Ram::now().total / 16 / io::read::MAX_READER_BYTES;
+    waiting_readers(environment).at_most(usize::try_from(room).unwrap_or(usize::MAX).max(1))
 }
 
 fn waiting_readers(environment: &Environment) -> Readers {
     let Environment { waiting_threads, max_waiting_threads, .. } = environment;
-    let readers = Readers { first: waiting_threads.get(), most: max_waiting_threads.get() };
-    // Each may need memory of its own.
-    let room = Ram::now().total / 16 / io::read::MAX_READER_BYTES;
-    readers.at_most(usize::try_from(room).unwrap_or(usize::MAX).max(1))
+    Readers { first: waiting_threads.get(), most: max_waiting_threads.get() }
 }
 
 fn settings(

@@ -64,6 +64,7 @@ macro_rules! functions {
             }
         }
 
+        // SAFETY: only types, nothing is called: each signature above is the one that cudarc has of the driver's header.
         $(const _: unsafe fn($($argument),*) -> CUresult = sys::$name;)*
     };
 }

@@ -66,27 +66,29 @@ impl Verdict {
 #[must_use]
 pub fn judge(files: &Files, ranges: &[Range<u64>]) -> Verdict {
     let bytes = bytes_of(ranges);
+    unneeded(files, ranges).unwrap_or_else(|| match budget(bytes, Ram::now().available) {
+        0 => Verdict::NoMemory,
+        budget if budget < bytes => Verdict::FollowTouches,
+        _ => Verdict::ReadAhead,
+    })
+}
+
+/// Why there is no need to, whatever memory is left.
+fn unneeded(files: &Files, ranges: &[Range<u64>]) -> Option<Verdict> {
     // Each page that is missing costs a latency.
     let is_remote = is_remote(files);
     let suffices = if is_remote { Residency::is_all } else { Residency::is_most };
-    if bytes < MIN_BYTES && !is_remote {
-        Verdict::TooSmall
-    } else if files.residency().is_some_and(suffices) {
-        Verdict::Resident
+    if bytes_of(ranges) < MIN_BYTES && !is_remote {
+        Some(Verdict::TooSmall)
     } else {
-        match budget(bytes) {
-            0 => Verdict::NoMemory,
-            budget if budget < bytes => Verdict::FollowTouches,
-            _ => Verdict::ReadAhead,
-        }
+        files.residency().is_some_and(suffices).then_some(Verdict::Resident)
     }
 }
 
 /// So many of the `bytes` may be read ahead and not touched yet that reading does not push out what it read before: all, if
 /// that is no more than half of the memory that is left; else a quarter of that, as what was touched already stays for a
 /// while, too.
-fn budget(bytes: u64) -> u64 {
-    let available = Ram::now().available;
+fn budget(bytes: u64, available: u64) -> u64 {
     if bytes <= available / 2 { bytes } else { available / 4 }
 }
 
@@ -95,10 +97,15 @@ fn budget(bytes: u64) -> u64 {
 ///
 /// Of more bytes than there is memory for, it reads those that are next to be touched. It is advice; nothing depends on it.
 pub fn prefetch(files: Files, ranges: &[Range<u64>], mapping: &Mapping, readers: Readers) {
-    if !judge(&files, ranges).reads() {
+    if unneeded(&files, ranges).is_some() {
         return;
     }
-    if bytes_of(ranges) > Ram::now().available {
+    let (bytes, available) = (bytes_of(ranges), Ram::now().available);
+    let budget = budget(bytes, available);
+    if budget == 0 {
+        return;
+    }
+    if bytes > available {
         mapping.forget_touched();
     }
     let is_dense = are_dense(ranges);
@@ -107,7 +114,7 @@ pub fn prefetch(files: Files, ranges: &[Range<u64>], mapping: &Mapping, readers:
     }
     let readers = if is_remote(&files) { readers } else { Readers { first: DISK_READERS, ..readers } };
     let (alive, touched) = (mapping.watch(), Touched::of(mapping.data().addr()));
-    let (budget, parts) = (budget(bytes_of(ranges)), files.into_ranges(ranges));
+    let parts = files.into_ranges(ranges);
     let work = move || {
         let each = parts.iter().flat_map(|(file, base, ranges)| {
             ranges.iter().flat_map(windows).map(move |range| FileWindow { file, base: *base, range })
