@@ -1,0 +1,150 @@
+//! Objects that lie elsewhere than in files: what the core asks of the stores that a URL names.
+//!
+//! The stores themselves are `stores`, compiled by the feature `remote`. The libraries that Python loads are built without
+//! it, and open `libflashpack_remote.so` beside themselves when the first URL is met, so that local loads pay nothing.
+
+use std::{
+    fmt::Debug,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Schemes of URLs that name objects.
+pub const SCHEMES: [&str; 6] = ["s3", "gs", "az", "http", "https", "hf"];
+
+/// The stores that URLs name. Every URL is given whole, as the user wrote it.
+pub trait Stores: Sync {
+    /// Opens the object at `url` in one version, which all later reads get or fail.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io), with `ENOENT` if there is no such object and `EACCES` if the store refuses
+    /// access; [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a URL that names none.
+    fn open(&self, url: &str, opening: &Opening) -> Result<Arc<dyn Object>>;
+
+    /// The objects in the folder at `url`, sorted by name, without those in folders below it.
+    ///
+    /// # Errors
+    /// As [`Stores::open`]; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if the store has no listings.
+    fn list(&self, url: &str) -> Result<Vec<Entry>>;
+
+    /// Begins an object of about `expected_bytes` that will lie at `url`.
+    ///
+    /// # Errors
+    /// As [`Stores::open`]; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if nothing can be written there.
+    fn create(&self, url: &str, expected_bytes: u64) -> Result<Box<dyn Upload>>;
+}
+
+/// How an object is opened.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Opening {
+    /// Where a copy of what is read is kept, and read from the next time.
+    pub cache: Option<PathBuf>,
+    /// Bytes of the beginning that are sure to be read; without them it is the end.
+    pub begins_with_header: bool,
+}
+
+/// One version of an object that is being read, by several threads at once.
+pub trait Object: Debug + Send + Sync {
+    /// Its length in bytes.
+    fn len(&self) -> u64;
+
+    /// Whether it is empty.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Fills `buffer` from `offset` by one request, which is made again as often as is reasonable.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io): the store does not give the bytes, or has another version by now.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Forgets copies of the bytes from `offset` on, which have proved to be damaged: the next read fetches them.
+    fn distrust(&self, offset: u64, bytes: u64);
+
+    /// What reading it has taken so far.
+    fn traffic(&self) -> Traffic;
+}
+
+/// An object that is being written, and appears whole with [`Upload::finish`] or not at all. What is dropped is given up.
+pub trait Upload: Debug + Send {
+    /// Appends `bytes`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io), perhaps of bytes that were appended before.
+    fn write(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// Makes it the object at its URL, in place of any other.
+    ///
+    /// # Errors
+    /// As [`Upload::write`].
+    fn finish(self: Box<Self>) -> Result<()>;
+}
+
+/// An object in a folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its name there.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// What reads of an object have taken since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Requests that were sent.
+    pub requests: u64,
+    /// Those among them that were sent because another had failed.
+    pub retries: u64,
+    /// Bytes that came.
+    pub fetched_bytes: u64,
+    /// Bytes that a local copy had.
+    pub cached_bytes: u64,
+    /// Requests under way at the same time, at most.
+    pub connections: u64,
+    /// From a request to the first byte of its answer, the shortest seen.
+    pub latency: Duration,
+}
+
+/// The URL that `path` is, if it is one: a scheme and `://`.
+#[must_use]
+pub fn url(path: &Path) -> Option<&str> {
+    let text = path.to_str()?;
+    let (scheme, _) = text.split_once("://")?;
+    let is_scheme = |letter: char| letter.is_ascii_alphanumeric() || "+-.".contains(letter);
+    (scheme.starts_with(|letter: char| letter.is_ascii_alphabetic()) && scheme.chars().all(is_scheme)).then_some(text)
+}
+
+/// `url` as messages may show it: without user, password, query and fragment, where secrets are.
+#[must_use]
+pub fn shown(url: &str) -> String {
+    let url = url.split(['?', '#']).next().unwrap_or_default();
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{scheme}://{host}{path}")
+}
+
+/// The URL of `name` in the folder that `url` lies in; a query stays, as it may be what grants access.
+#[must_use]
+pub fn beside(url: &str, name: &str) -> String {
+    let (path, query) = url.split_at(url.find(['?', '#']).unwrap_or(url.len()));
+    let folder = path.rfind('/').map_or(path, |slash| &path[..=slash]);
+    format!("{folder}{name}{query}")
+}
+
+/// The stores, of this library or of the one beside it.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported): this build has none, and there is no library beside it.
+pub fn stores() -> Result<&'static dyn Stores> {
+    Err(Error::new(crate::ErrorKind::Unsupported, "this build of FlashPack opens no URLs"))
+}
