@@ -44,7 +44,7 @@ pub trait Stores: Sync {
 pub struct Opening {
     /// Where a copy of what is read is kept, and read from the next time.
     pub cache: Option<PathBuf>,
-    /// Bytes of the beginning that are sure to be read; without them it is the end.
+    /// Whether its beginning is what will be read first, and not its end.
     pub begins_with_header: bool,
 }
 
@@ -58,11 +58,11 @@ pub trait Object: Debug + Send + Sync {
         self.len() == 0
     }
 
-    /// Fills `buffer` from `offset` by one request, which is made again as often as is reasonable.
+    /// Fills `buffers`, one after the other, from `offset` by one request, which is made again as often as is reasonable.
     ///
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io): the store does not give the bytes, or has another version by now.
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
+    fn read_exact_at(&self, buffers: &mut [&mut [u8]], offset: u64) -> Result<()>;
 
     /// Forgets copies of the bytes from `offset` on, which have proved to be damaged: the next read fetches them.
     fn distrust(&self, offset: u64, bytes: u64);
