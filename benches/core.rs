@@ -52,7 +52,14 @@ fn plans(criterion: &mut Criterion) {
     let json = footer::render(&large);
     let settings = |place| {
         let readers = Readers::fixed(2);
-        Settings { place, verify: Verify::Whole, readers, read_chunk_bytes: 8 << 20, direct: false }
+        Settings {
+            place,
+            verify: Verify::Whole,
+            readers,
+            read_chunk_bytes: 8 << 20,
+            direct: false,
+            bridged_bytes: 0,
+        }
     };
     criterion.bench_function("footer and plan/100000 tensors", |bencher| {
         bencher.iter(|| {

@@ -98,6 +98,12 @@ impl Error {
         Self { errno: Some(rustix::io::Errno::NOENT.raw_os_error()), ..Self::new(ErrorKind::Io, message) }
     }
 
+    /// Whether what was asked for is not there.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        self.errno == Some(rustix::io::Errno::NOENT.raw_os_error())
+    }
+
     /// Names the file, unless an inner layer already named one.
     #[must_use]
     pub fn at(mut self, path: &Path) -> Self {

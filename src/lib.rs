@@ -33,9 +33,9 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | `error`, `sync`, `progress`, `text`, [`ram`], [`numa`], [`stats`], `environment` | what all use: errors, locks, progress, words for numbers, memory and its nodes, time spent, environment variables |
+//! | `error`, `sync`, `progress`, `text`, [`ram`], [`numa`], `environment` | what all use: errors, locks, progress, words for numbers, memory and its nodes, environment variables |
+//! | [`remote`], [`stats`] | objects of stores that a URL names; the time that loads spend |
 //! | [`format`](mod@format) | the file: bytes in, values out; validated once into an [`Index`](format::Index) |
-//! | [`remote`] | objects of stores that a URL names |
 //! | [`plan`] | pure: index and selection to what is read where, and where each tensor lies |
 //! | [`io`] | sources of bytes, mappings, the engine that reads what is planned, atomic writes |
 //! | [`device`] | memory that loads fill; staging buffers and the transfer engine to devices |

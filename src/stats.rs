@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::numa::Node;
+use crate::{numa::Node, remote::Traffic};
 
 /// What a reader thread spends time on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +99,8 @@ pub enum Limit {
     Index,
     /// Reading from a disk.
     Disk,
+    /// Reading from a store.
+    Network,
     /// Reading from the page cache, and the first touch of new memory by that.
     PageCache,
     /// Digests.
@@ -116,6 +118,7 @@ impl Limit {
         match self {
             Self::Index => "index",
             Self::Disk => "disk",
+            Self::Network => "network",
             Self::PageCache => "page cache",
             Self::Checksums => "checksums",
             Self::Staging => "staging memory",
@@ -139,6 +142,8 @@ pub struct Report {
     pub from_disk: bool,
     /// The NUMA node that the readers stayed on; none if there is only one, or they ran anywhere.
     pub node: Option<Node>,
+    /// What requests to stores it took, since the model was opened; none of files.
+    pub traffic: Option<Traffic>,
     /// Opening, parsing, validating, planning.
     pub open: Duration,
     /// From the beginning to the end, without what the caller does between planning and reading.
@@ -195,7 +200,11 @@ impl Report {
         if device * WAITING_PART > busy {
             return Some(Limit::DeviceLink);
         }
-        let source = if self.from_disk { Limit::Disk } else { Limit::PageCache };
+        let source = match self.traffic {
+            Some(_) => Limit::Network,
+            None if self.from_disk => Limit::Disk,
+            None => Limit::PageCache,
+        };
         let stages = [(self.staging, Limit::Staging), (self.hash, Limit::Checksums), (self.read, source)];
         stages.into_iter().max_by_key(|&(spent, _)| spent).map(|(_, limit)| limit)
     }
@@ -210,6 +219,7 @@ impl Report {
             "direct": self.direct,
             "from_disk": self.from_disk,
             "node": self.node.map(|node| node.0),
+            "traffic": self.traffic,
             "open": nanos(self.open),
             "wall": nanos(self.wall),
             "staging": nanos(self.staging),

@@ -76,9 +76,9 @@ fn sources_keep_their_contract() {
     check_source(&MemorySource::new(bytes.clone()), &bytes);
     check_source(&open(), &bytes);
     check_source(&open().on_shelf(Some(&Arc::default())), &bytes);
-    check_source(&Input::choose(open(), Asked::all(Some(true)), &Samples::default()).0, &bytes);
+    check_source(&Input::Buffered(open()).choose(Asked::all(Some(true)), &Samples::default()).0, &bytes);
     let index = Reader::open(&path).unwrap().into_parts().1;
-    check_source(&Files::new(&path, vec![open()], &index), &bytes);
+    check_source(&Files::new(&path, vec![Input::Buffered(open())], &index), &bytes);
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn joined_files_keep_the_contract_of_sources() {
     for page_bytes in [4 << 10, 64 << 10, 2 << 20] {
         let opened = paths.iter().map(|path| Reader::open(path).unwrap().into_parts());
         let (files, indices): (Vec<_>, Vec<_>) =
-            opened.map(|(file, index, _)| (file, (String::new(), index))).unzip();
+            opened.map(|(file, index, _)| (Input::Buffered(file), (String::new(), index))).unzip();
         let index = Index::join(indices, page_bytes).unwrap();
         let mut expected = vec![0; usize::try_from(index.payload_bytes()).unwrap()];
         for (path, part) in paths.iter().zip(index.parts()) {

@@ -86,7 +86,8 @@ fn plans_of_1_to_40_gb_need_the_same_threads_and_staging_and_little_memory() {
         for verify in [Verify::Never, Verify::Whole] {
             let readers = Readers { first: 16, most: 128 };
             let read_chunk_bytes = if place.is_staged() { transfer::FAR_TASK_BYTES } else { 8 << 20 };
-            let settings = Settings { place, verify, readers, read_chunk_bytes, direct: true };
+            let settings =
+                Settings { place, verify, readers, read_chunk_bytes, direct: true, bridged_bytes: 0 };
             let mut shapes = Vec::new();
             for (size, index) in &indices {
                 let plan = || ReadPlan::new(index, Selection::Except(&everything), settings).unwrap();

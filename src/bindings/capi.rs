@@ -25,7 +25,7 @@ use self::{arrays::Array, facts::MeasureRequest, ranks::RanksRequest};
 use crate::{
     error::{Error, ErrorKind, IoContext as _, Result},
     format::{DEFAULT_ALIGN_BYTES, DType, checksum::Algorithm},
-    io::{FileSource, write::NewFile},
+    io::{Input, write::NewFile},
     jobs::{
         convert,
         explain::explain,
@@ -231,7 +231,7 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
         }
         Request::Dtypes => facts::dtypes(),
         Request::Environment => facts::environment()?,
-        Request::Shards { path } => json!(read_shards(&FileSource::open(&path)?)?.weight_map),
+        Request::Shards { path } => json!(read_shards(&Input::open(&path, None)?)?.weight_map),
         Request::Resolve { path } => native(&folder::resolve(&path)?),
         Request::Find { path, variant, kinds } => find(&path, variant.as_deref(), &kinds)?,
         Request::Source { path, variant } => native(&convert::find_weights(&path, variant.as_deref())?),

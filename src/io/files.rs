@@ -7,13 +7,13 @@ use std::{
 };
 
 use super::{
-    FileSource, Source,
+    FileSource, Input, RemoteFile, Source,
     file::MAX_OPEN_FILES,
-    read::{direct::Input, in_parallel},
+    read::in_parallel,
     route::{Asked, Route, Samples, residency::Residency},
     source::ends_early,
 };
-use crate::{error::Result, format::Index};
+use crate::{error::Result, format::Index, remote::Traffic};
 
 /// One file, or the payloads of several: offsets count through these, and what lies between two of them reads as zeros.
 #[derive(Debug)]
@@ -32,9 +32,9 @@ struct Part {
 impl Files {
     /// `files`, in the order in which `index` has joined them; errors that concern them all name `path`.
     #[must_use]
-    pub fn new(path: &Path, files: Vec<FileSource>, index: &Index) -> Self {
+    pub fn new(path: &Path, files: Vec<Input>, index: &Index) -> Self {
         let places = index.parts().iter().map(|part| part.range().clone());
-        let part = |(file, place)| Part { input: Input::Buffered(file), place };
+        let part = |(input, place)| Part { input, place };
         Self { path: path.to_owned(), parts: files.into_iter().zip(places).map(part).collect() }
     }
 
@@ -53,7 +53,7 @@ impl Files {
         let route = |Part { input, place }: &Part| {
             let parts = asked.only().into_iter().flatten();
             let own: Vec<_> = parts.filter_map(|range| within(range, place)).collect();
-            let (input, route) = Input::choose(input.file().clone(), asked.with_parts(&own), &samples);
+            let (input, route) = input.choose(asked.with_parts(&own), &samples);
             (Part { input, place: place.clone() }, route)
         };
         let chosen = in_parallel(&self.parts, MAX_OPEN_FILES, route)?;
@@ -64,23 +64,30 @@ impl Files {
     /// What the page cache holds; `None` if a file system cannot tell.
     #[must_use]
     pub fn residency(&self) -> Option<Residency> {
-        Residency::of_all(self.parts.iter().map(|part| Residency::probe(part.input.file())))
+        Residency::of_all(self.parts.iter().map(|part| part.input.file().and_then(Residency::probe)))
     }
 
     /// The files, each with where its payload lies.
-    pub fn iter(&self) -> impl Iterator<Item = (&FileSource, Range<u64>)> {
-        self.parts.iter().map(|part| (part.input.file(), part.place.clone()))
+    pub fn iter(&self) -> impl Iterator<Item = (&Input, Range<u64>)> {
+        self.parts.iter().map(|part| (&part.input, part.place.clone()))
     }
 
-    /// For whoever outlives the load: each file, where it begins, and those of the sorted `ranges` that are its own, as
+    /// What reads of those that are objects have taken so far, together; none if all are files.
+    #[must_use]
+    pub fn traffic(&self) -> Option<Traffic> {
+        let objects = self.parts.iter().filter_map(|part| part.input.remote());
+        objects.map(RemoteFile::traffic).reduce(Traffic::with)
+    }
+
+    /// For whoever outlives the load: each file that is no object, where it begins, and those of the sorted `ranges` that are its own, as
     /// ranges of the file.
     #[must_use]
     pub fn into_ranges(self, ranges: &[Range<u64>]) -> Vec<(FileSource, u64, Vec<Range<u64>>)> {
         let own = |Part { input, place }: Part| {
             let within = ranges.iter().filter_map(|range| within(range, &place)).collect();
-            (input.into_file(), place.start, within)
+            Some((input.file()?.clone(), place.start, within))
         };
-        self.parts.into_iter().map(own).collect()
+        self.parts.into_iter().filter_map(own).collect()
     }
 
     /// The part that the byte at `offset` lies in or behind, and where the next one begins or all end.
@@ -136,6 +143,20 @@ impl Source for Files {
         Ok(())
     }
 
+    fn read_all_at(&self, buffers: &mut [&mut [u8]], offset: u64) -> Result<()> {
+        let bytes: u64 = buffers.iter().map(|buffer| buffer.len() as u64).sum();
+        let (part, _) = self.part(offset);
+        if offset + bytes <= part.place.end || self.parts.len() == 1 {
+            return part.input.read_all_at(buffers, offset - part.place.start);
+        }
+        let mut position = offset;
+        for buffer in buffers {
+            self.read_exact_at(buffer, position)?;
+            position += buffer.len() as u64;
+        }
+        Ok(())
+    }
+
     fn len(&self) -> u64 {
         match &*self.parts {
             [part] => part.input.len(),
@@ -145,6 +166,17 @@ impl Source for Files {
 
     fn is_direct(&self) -> bool {
         self.parts.iter().any(|part| part.input.is_direct())
+    }
+
+    fn is_far(&self) -> bool {
+        self.parts.iter().any(|part| part.input.is_far())
+    }
+
+    fn distrust(&self, offset: u64, bytes: u64) -> bool {
+        let damaged = offset..offset + bytes;
+        let parts = self.parts.iter().filter_map(|part| Some((part, within(&damaged, &part.place)?)));
+        // All of them are told.
+        parts.fold(false, |any, (part, own)| part.input.distrust(own.start, own.end - own.start) | any)
     }
 
     fn path(&self) -> &Path {

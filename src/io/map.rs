@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use super::{FileSource, Files, Source, pages::fault_huge_pages};
+use super::{FileSource, Files, Input, Source, pages::fault_huge_pages};
 use crate::error::{Error, IoContext, Result};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
@@ -29,7 +29,7 @@ impl Mapping {
     pub fn new(files: &Files) -> Result<Self> {
         let mut all = files.iter();
         match (all.next(), all.next()) {
-            (Some((file, _)), None) => Self::of_file(file),
+            (Some((input, _)), None) => Self::of_file(file_of(input)?),
             _ => Self::of_files(files),
         }
     }
@@ -55,7 +55,8 @@ impl Mapping {
             .map_err(|_| Error::argument("is larger than the address space").at(files.path()))?;
         let reservation = MmapOptions::new().len(len).no_reserve_swap().map_anon();
         let map = MmapRaw::from(reservation.during("cannot map", files.path())?);
-        for (file, place) in files.iter().filter(|(_, place)| !place.is_empty()) {
+        for (input, place) in files.iter().filter(|(_, place)| !place.is_empty()) {
+            let file = file_of(input)?;
             let offset = usize::try_from(place.start).expect("within the reservation");
             let bytes = usize::try_from(place.end - place.start).expect("within the reservation");
             let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
@@ -111,4 +112,9 @@ impl Mapping {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// The file that can be mapped.
+fn file_of(input: &Input) -> Result<&FileSource> {
+    input.file().ok_or_else(|| Error::argument("cannot be mapped: it is no file").at(input.path()))
 }

@@ -25,6 +25,17 @@ pub trait Source: Sync {
         false
     }
 
+    /// Whether each request costs so much that a run of chunks is one, wherever its bytes go.
+    fn is_far(&self) -> bool {
+        false
+    }
+
+    /// Hears that bytes from `offset` on, which it gave, are damaged. Whether it may give others the next time.
+    fn distrust(&self, offset: u64, bytes: u64) -> bool {
+        let _ = (offset, bytes);
+        false
+    }
+
     /// What errors call the source.
     fn path(&self) -> &Path;
 
@@ -53,6 +64,18 @@ pub trait Source: Sync {
                     return Err(Error::io(&action, &error).at(self.path()));
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Fills `buffers`, one after the other, from `offset`, by one request if the source is far.
+    ///
+    /// # Errors
+    /// As [`Source::read_exact_at`].
+    fn read_all_at(&self, buffers: &mut [&mut [u8]], mut offset: u64) -> Result<()> {
+        for buffer in buffers {
+            self.read_exact_at(buffer, offset)?;
+            offset += buffer.len() as u64;
         }
         Ok(())
     }

@@ -10,26 +10,18 @@ use rustix::io::Errno;
 
 pub use crate::plan::Place;
 use crate::{
-    device::{
-        Device,
-        pool::{self, Pool},
-        transfer,
-    },
+    device::{Device, pool::Pool, transfer},
     environment::Environment,
     error::{At, Error, ErrorKind, Result},
     format::{Fit, Index},
     io::{self, Files, HostBuffer, Mapping, Route, Source, prefetch::prefetch, read::ChunkReader},
+    jobs::settings,
     model::Model,
     numa::{Node, Nodes, Stay},
-    plan::{Ignore, Memory, ReadPlan, Readers, Selection, Settings, Verify, View},
+    plan::{Ignore, Memory, ReadPlan, Selection, Verify, View},
     progress::Progress,
-    ram::Ram,
     stats::{Clock, Report},
 };
-
-/// Bytes that a reader takes at a time on the way to the host: four huge pages, so that readers seldom meet on one, and
-/// small against any file worth several.
-const HOST_TASK_BYTES: u64 = 8 << 20;
 
 /// What a caller may ask of a load; `None` leaves it to the environment and the defaults.
 #[derive(Clone, Copy, Debug, Default)]
@@ -168,7 +160,7 @@ pub fn prepare(model: &Model, selection: Selection<'_>, options: Options) -> Res
     let began = Instant::now();
     let environment = Environment::read()?;
     let place = match options.place {
-        Place::Host if !options.eager.unwrap_or(environment.eager) => Place::Mapping,
+        Place::Host if !options.eager.unwrap_or(environment.eager) && !model.files.is_far() => Place::Mapping,
         place => place,
     };
     let index = Arc::clone(&model.index);
@@ -201,11 +193,14 @@ impl Request<'_> {
     fn decide(self, files: &Files, place: Place) -> Result<(Files, Route, ReadPlan)> {
         let Self { index, selection, options, environment } = self;
         let plan = |direct: bool, waits: bool| {
-            let mut settings = settings(place, options.verify, direct, waits, environment);
-            if selection.is_sliced() && options.verify.is_none() {
-                settings.verify = Verify::Whole; // what cannot be mapped is read, also by a load that maps the rest
+            let mut knobs = settings::settings(place, options.verify, direct, waits, environment);
+            if files.is_far() {
+                knobs = settings::far(knobs, selection.is_whole(index), &environment);
             }
-            ReadPlan::new(index, selection, settings).at(files.path())
+            if selection.is_sliced() && options.verify.is_none() {
+                knobs.verify = Verify::Whole; // what cannot be mapped is read, also by a load that maps the rest
+            }
+            ReadPlan::new(index, selection, knobs).at(files.path())
         };
         let (files, route) = if place == Place::Mapping && !selection.is_partial() {
             files.choose(io::Asked::mapping(options.verify == Some(true)))?
@@ -223,47 +218,6 @@ impl Request<'_> {
         let plan = plan(files.is_direct(), route.waits())?;
         Ok((files, route, plan))
     }
-}
-
-/// The threads that read: reads from the page cache keep a processor busy; those that wait for a disk or a network do not.
-pub(crate) fn readers(waits: bool, environment: &Environment) -> Readers {
-    if !waits {
-        return Readers::fixed(environment.read_threads.get());
-    }
-    // Each may need memory of its own.
-    let room = Ram::now().total / 16 / io::read::MAX_READER_BYTES;
-    waiting_readers(environment).at_most(usize::try_from(room).unwrap_or(usize::MAX).max(1))
-}
-
-fn waiting_readers(environment: &Environment) -> Readers {
-    let Environment { waiting_threads, max_waiting_threads, .. } = environment;
-    Readers { first: waiting_threads.get(), most: max_waiting_threads.get() }
-}
-
-fn settings(
-    place: Place,
-    verify: Option<bool>,
-    direct: bool,
-    waits: bool,
-    environment: Environment,
-) -> Settings {
-    let verify = match (verify, place) {
-        (Some(true), _) => Verify::Everything,
-        (Some(false), _) | (None, Place::Mapping) => Verify::Never,
-        (None, _) => Verify::Whole,
-    };
-    let suitable = match (place.is_staged(), waits) {
-        (false, _) => HOST_TASK_BYTES,
-        (true, false) => transfer::NEAR_TASK_BYTES,
-        (true, true) => transfer::FAR_TASK_BYTES,
-    };
-    let (readers, bytes) = (readers(waits, &environment), environment.read_chunk_bytes.unwrap_or(suitable));
-    let (readers, read_chunk_bytes) = if place.is_staged() {
-        transfer::within(pool::limit(environment.pinned_bytes), readers, bytes)
-    } else {
-        (readers, bytes)
-    };
-    Settings { place, verify, readers, read_chunk_bytes, direct }
 }
 
 impl Prepared {
@@ -317,7 +271,12 @@ impl Prepared {
             buffers(&blocks, HostBuffer::share_with_children);
         }
         if let (true, Some(Block::Mapped(mapping))) = (self.reads_ahead, blocks.first()) {
-            prefetch(self.files, &self.plan.mapped_ranges(), mapping, waiting_readers(&Environment::read()?));
+            prefetch(
+                self.files,
+                &self.plan.mapped_ranges(),
+                mapping,
+                settings::waiting_readers(&Environment::read()?),
+            );
         }
         Ok((blocks, self.plan.views))
     }
@@ -372,6 +331,7 @@ impl Prepared {
             direct: route.direct,
             from_disk: route.is_from_disk(),
             node: stay.as_ref().map(Stay::node),
+            traffic: self.files.traffic(),
             open: self.open,
             ..Report::default()
         };

@@ -4,6 +4,7 @@ pub mod convert;
 pub mod explain;
 pub mod load;
 pub mod pack;
+mod settings;
 pub mod shards;
 pub mod sign;
 pub mod verify;

@@ -8,7 +8,7 @@ use crate::{
     format::Index,
     io::{self, Asked, Source, read::ChunkReader},
     jobs::{
-        load,
+        settings,
         sign::{self, PublicKey},
     },
     model::Model,
@@ -71,12 +71,21 @@ pub fn verify_model(model: &Model, key: Option<&PublicKey>, progress: Progress<'
     let (files, route) = files.choose(Asked::all(Some(false)))?;
     let (decided, clock) = (began.elapsed(), Clock::default());
     let open = model.take_opening_time() + decided;
-    let readers = load::readers(route.waits(), &Environment::read()?);
+    let readers = settings::readers(route.waits(), &Environment::read()?);
     let (report, threads) = check(&files, index, readers, progress, &clock)?;
     let (bytes, from_disk) = (report.verified_bytes, route.is_from_disk());
-    stats::Report { bytes, verified_bytes: bytes, threads, from_disk, open, ..stats::Report::default() }
-        .with_times(&clock, began.elapsed().saturating_sub(decided))
-        .remember();
+    let traffic = files.traffic();
+    stats::Report {
+        bytes,
+        verified_bytes: bytes,
+        threads,
+        from_disk,
+        traffic,
+        open,
+        ..stats::Report::default()
+    }
+    .with_times(&clock, began.elapsed().saturating_sub(decided))
+    .remember();
     Ok(Report { signer, ..report })
 }
 
@@ -85,7 +94,7 @@ pub fn verify_model(model: &Model, key: Option<&PublicKey>, progress: Progress<'
 /// # Errors
 /// As [`verify`].
 pub fn verify_source<S: Source>(source: &S, index: &Index, progress: Progress<'_>) -> Result<Report> {
-    let readers = load::readers(false, &Environment::read()?);
+    let readers = settings::readers(false, &Environment::read()?);
     check(source, index, readers, progress, &Clock::default()).map(|(report, _)| report)
 }
 
@@ -98,7 +107,10 @@ fn check<S: Source>(
     clock: &Clock,
 ) -> Result<(Report, usize)> {
     let payload_bytes = index.parts().iter().map(|part| part.range().end - part.range().start).sum();
-    let tasks = every_digest(index);
+    let mut tasks = every_digest(index);
+    if source.is_far() {
+        tasks = several_a_request(tasks);
+    }
     let verified_bytes = tasks.iter().flatten().map(Chunk::bytes).sum();
     progress.start(verified_bytes);
     let chunks = ChunkReader { source, index, progress, clock };
@@ -106,4 +118,16 @@ fn check<S: Source>(
     io::read::read(&chunks, &tasks, Vec::new(), readers)?;
     let report = Report { payload_bytes, verified_bytes, algorithm: index.algorithms(), signer: None };
     Ok((report, readers.most))
+}
+
+/// The same chunks, as many in a task as a reader of an object takes at a time.
+fn several_a_request(tasks: Vec<Vec<Chunk>>) -> Vec<Vec<Chunk>> {
+    let mut larger: Vec<Vec<Chunk>> = Vec::new();
+    for chunk in tasks.into_iter().flatten() {
+        match larger.last_mut() {
+            Some(task) if chunk.end() - task[0].offset <= settings::REMOTE_PART_BYTES => task.push(chunk),
+            _ => larger.push(vec![chunk]),
+        }
+    }
+    larger
 }

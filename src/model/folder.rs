@@ -8,7 +8,10 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use crate::error::{At as _, Error, IoContext as _, Result};
+use crate::{
+    error::{At as _, Error, IoContext as _, Result},
+    remote,
+};
 
 /// Follows the name that shards were saved under.
 pub const INDEX_SUFFIX: &str = ".index.json";
@@ -24,6 +27,9 @@ const ADAPTER_STEMS: [&str; 3] = ["adapter_model", "pytorch_lora_weights", "lear
 /// The index of the shards that are saved as `destination`.
 #[must_use]
 pub fn index_path(destination: &Path) -> PathBuf {
+    if let Some(url) = remote::url(destination) {
+        return remote::with_suffix(url, INDEX_SUFFIX).into();
+    }
     let mut name = destination.as_os_str().to_owned();
     name.push(INDEX_SUFFIX);
     name.into()
@@ -58,11 +64,28 @@ pub fn find(folder: &Path, variant: Option<&str>, kinds: &[&str]) -> Result<Path
             names.insert(name);
         }
     }
-    let middle = variant.map(|variant| format!(".{variant}")).unwrap_or_default();
-    match choose(&names, &middle, kinds).at(folder)? {
+    match choose(&names, &middle(variant), kinds).at(folder)? {
         Some(name) => Ok(folder.join(name)),
         None => Err(nothing(folder, variant, kinds)),
     }
+}
+
+/// [`find`] for the folder of a store that `url` names.
+///
+/// # Errors
+/// As [`find`], and those of [`Stores::list`](crate::remote::Stores::list).
+pub fn find_url(url: &str, variant: Option<&str>, kinds: &[&str]) -> Result<PathBuf> {
+    let label = remote::shown(url);
+    let names = remote::stores()?.list(url)?.into_iter().map(|entry| entry.name).collect();
+    let found = choose(&names, &middle(variant), kinds).at(Path::new(&label))?;
+    let missing =
+        || Error::not_found(format!("No {} weights in the folder", kinds.join(" or "))).at(Path::new(&label));
+    found.map(|name| remote::within(url, &name).into()).ok_or_else(missing)
+}
+
+/// What stands before the suffix in names of `variant`.
+fn middle(variant: Option<&str>) -> String {
+    variant.map(|variant| format!(".{variant}")).unwrap_or_default()
 }
 
 fn choose(names: &BTreeSet<String>, middle: &str, kinds: &[&str]) -> Result<Option<String>> {

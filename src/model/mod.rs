@@ -1,4 +1,4 @@
-//! What a path stands for: a FlashPack file, a safetensors file, or several of them that are one model.
+//! What a path or URL stands for: a FlashPack file, a safetensors file, or several of them that are one model.
 
 pub mod folder;
 #[cfg(any(feature = "capi", feature = "torch"))]
@@ -24,9 +24,10 @@ use crate::{
         safetensors::{self, Header},
         shards::Shards,
     },
-    io::{FileSource, Files, Pages, Source, file::Shelf, read::in_parallel},
+    io::{Files, Input, Pages, Source, file::Shelf, read::in_parallel},
     model::reader::{Reader, recognise},
     numa::{Node, Nodes},
+    remote,
 };
 
 /// Threads that open the files of a model: each file takes a latency where storage makes readers wait.
@@ -63,7 +64,7 @@ enum Kind {
 
 impl Model {
     /// Opens the model at `path`: a file, a folder, the index of shards (as model hubs have it) beside them or the name
-    /// they were saved under, or a list of files with [`SEPARATOR`] between them.
+    /// they were saved under, or a list of files with [`SEPARATOR`] between them; each may be a URL.
     ///
     /// # Errors
     /// Those of [`folder::find`],
@@ -71,46 +72,54 @@ impl Model {
     /// sound or do not belong together, [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a type of
     /// safetensors that has no counterpart.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_cached(path, None)
+    }
+
+    /// [`Model::open`]; of what is read of URLs the folder `cache` keeps a copy. Without, `FLASHPACK_CACHE` says where.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn open_cached(path: &Path, cache: Option<&Path>) -> Result<Self> {
         let began = Instant::now();
-        let mut model = Self::open_untimed(path)?;
+        let mut model = Self::open_untimed(path, cache)?;
         *model.opening_nanoseconds.get_mut() = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         Ok(model)
     }
 
-    fn open_untimed(path: &Path) -> Result<Self> {
+    fn open_untimed(path: &Path, cache: Option<&Path>) -> Result<Self> {
         let bytes = path.as_os_str().as_bytes();
         if bytes.contains(&(SEPARATOR as u8)) {
             let each = bytes.split(|&byte| byte == SEPARATOR as u8);
             let paths: Vec<PathBuf> = each.map(|bytes| OsStr::from_bytes(bytes).into()).collect();
-            let label = PathBuf::from(format!("{} and {} more", paths[0].display(), paths.len() - 1));
-            let files = open_files(&paths)?;
-            let labels = paths.iter().map(|path| path.display().to_string());
+            let labels = paths.iter().map(|path| remote::label(path).display().to_string());
+            let label =
+                PathBuf::from(format!("{} and {} more", remote::label(&paths[0]).display(), paths.len() - 1));
+            let files = open_files(&paths, cache)?;
             return Self::join(&label, labels, files, None);
         }
-        let path = &folder::resolve(path)?;
-        let file = FileSource::open(path)?;
+        let (path, file) = open_weights(path, cache)?;
         match kind(&file)? {
-            Kind::Shards => Self::open_shards(path, &file),
+            Kind::Shards => Self::open_shards(&path, &file, cache),
             kind => {
                 let (file, index, footer) = open_as(&kind, file)?;
                 let seals = vec![index.seal()];
-                Ok(Self::new(Files::new(path, vec![file], &index), index, seals, footer))
+                Ok(Self::new(Files::new(&remote::label(&path), vec![file], &index), index, seals, footer))
             }
         }
     }
 
-    fn open_shards(path: &Path, index: &FileSource) -> Result<Self> {
+    fn open_shards(path: &Path, index: &Input, cache: Option<&Path>) -> Result<Self> {
         let shards = read_shards(index)?;
         // Only then: a look at each would take as long as to open it.
-        let files =
-            open_files(&paths_of(&shards, path)).map_err(|error| missing(&shards, path).unwrap_or(error))?;
-        Self::join(path, shards.files().iter().map(ToString::to_string), files, Some(&shards))
+        let files = open_files(&paths_of(&shards, path), cache)
+            .map_err(|error| missing(&shards, path).unwrap_or(error))?;
+        Self::join(&remote::label(path), shards.files().iter().map(ToString::to_string), files, Some(&shards))
     }
 
     fn join(
         path: &Path,
         labels: impl Iterator<Item = String>,
-        opened: Vec<(FileSource, Index)>,
+        opened: Vec<(Input, Index)>,
         shards: Option<&Shards>,
     ) -> Result<Self> {
         let (files, indices): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
@@ -148,11 +157,30 @@ pub fn expect_flashpack(model: &Model) -> Result<()> {
     model.files.iter().try_for_each(|(file, _)| reader::expect_flashpack(file))
 }
 
+/// Opens what a load opens for `path`, and says where it lies.
+fn open_weights(path: &Path, cache: Option<&Path>) -> Result<(PathBuf, Input)> {
+    let open = |path: PathBuf| Input::open(&path, cache).map(|file| (path, file));
+    let Some(url) = remote::url(path) else {
+        return open(folder::resolve(path)?);
+    };
+    if remote::names_folder(url) {
+        return open(folder::find_url(url, None, &folder::LOADABLE)?);
+    }
+    open(path.to_owned()).or_else(|error| {
+        if !error.is_not_found() {
+            return Err(error);
+        }
+        let found =
+            open(folder::index_path(path)).or_else(|_| open(folder::find_url(url, None, &folder::LOADABLE)?));
+        found.map_err(|_| error)
+    })
+}
+
 /// Opens all of `paths`; if they are many, only some of them stay open.
-fn open_files(paths: &[PathBuf]) -> Result<Vec<(FileSource, Index)>> {
+fn open_files(paths: &[PathBuf], cache: Option<&Path>) -> Result<Vec<(Input, Index)>> {
     let shelf = Shelf::for_files(paths.len());
     let open = |path: &PathBuf| {
-        let (file, index) = open_file(path)?;
+        let (file, index) = open_file(path, cache)?;
         Ok((file.on_shelf(shelf.as_ref()), index))
     };
     in_parallel(paths, MAX_OPENING_THREADS, open)?.into_iter().collect()
@@ -164,10 +192,10 @@ fn open_files(paths: &[PathBuf]) -> Result<Vec<(FileSource, Index)>> {
 /// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::Format`](crate::ErrorKind::Format) for what is no index, and
 /// if shards are missing.
 pub fn weight_files(path: &Path) -> Result<(Vec<PathBuf>, Option<Shards>)> {
-    if path.extension() != Some(OsStr::new("json")) {
+    if remote::label(path).extension() != Some(OsStr::new("json")) {
         return Ok((vec![path.to_owned()], None));
     }
-    let shards = read_shards(&FileSource::open(path)?)?;
+    let shards = read_shards(&Input::open(path, None)?)?;
     match missing(&shards, path) {
         Some(error) => Err(error),
         None => Ok((paths_of(&shards, path), Some(shards))),
@@ -176,26 +204,33 @@ pub fn weight_files(path: &Path) -> Result<(Vec<PathBuf>, Option<Shards>)> {
 
 /// The files that the index at `path` lists, sorted.
 fn paths_of(shards: &Shards, path: &Path) -> Vec<PathBuf> {
-    shards.files().iter().map(|name| path.with_file_name(name)).collect()
+    let beside = |name: &&str| match remote::url(path) {
+        Some(url) => remote::beside(url, name).into(),
+        None => path.with_file_name(name),
+    };
+    shards.files().iter().map(beside).collect()
 }
 
 /// The error of an index at `path` that lists files which are not there; none if they all are.
 fn missing(shards: &Shards, path: &Path) -> Option<Error> {
+    if remote::url(path).is_some() {
+        return None; // opening says it of each
+    }
     let names = shards.files();
     let missing: Vec<_> = names.iter().filter(|name| !path.with_file_name(name).exists()).collect();
     let what = || format!("{} of {} shards are missing: {missing:?}", missing.len(), names.len());
     (!missing.is_empty()).then(|| Error::format(what()).at(path))
 }
 
-fn open_file(path: &Path) -> Result<(FileSource, Index)> {
-    let file = FileSource::open(path)?;
+fn open_file(path: &Path, cache: Option<&Path>) -> Result<(Input, Index)> {
+    let file = Input::open(path, cache)?;
     match kind(&file)? {
-        Kind::Shards => Err(Error::format("is an index of shards, not a file with weights").at(path)),
+        Kind::Shards => Err(Error::format("is an index of shards, not a file with weights").at(file.path())),
         kind => open_as(&kind, file).map(|(file, index, _)| (file, index)),
     }
 }
 
-fn open_as(kind: &Kind, file: FileSource) -> Result<(FileSource, Index, Option<String>)> {
+fn open_as(kind: &Kind, file: Input) -> Result<(Input, Index, Option<String>)> {
     if let Kind::Safetensors = kind {
         let index = read_header(&file)?.into_index().at(file.path())?;
         return Ok((file, index, None));
@@ -208,7 +243,7 @@ fn open_as(kind: &Kind, file: FileSource) -> Result<(FileSource, Index, Option<S
 ///
 /// # Errors
 /// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::Format`](crate::ErrorKind::Format).
-pub fn read_shards(file: &FileSource) -> Result<Shards> {
+pub fn read_shards(file: &Input) -> Result<Shards> {
     if file.len() > MAX_FOOTER_BYTES {
         let what = format!("not a valid index: {} bytes, over the limit of {MAX_FOOTER_BYTES}", file.len());
         return Err(Error::format(what).at(file.path()));
@@ -229,7 +264,7 @@ pub fn read_shards(file: &FileSource) -> Result<Shards> {
 ///
 /// # Errors
 /// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::Format`](crate::ErrorKind::Format).
-pub fn screen(file: &FileSource, torch: bool) -> Result<()> {
+pub fn screen(file: &Input, torch: bool) -> Result<()> {
     let what = match kind(file)? {
         Kind::FlashPack => "already a FlashPack file".to_owned(),
         Kind::Safetensors if torch => {
@@ -251,7 +286,7 @@ pub fn screen(file: &FileSource, torch: bool) -> Result<()> {
 ///
 /// # Errors
 /// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::Format`](crate::ErrorKind::Format).
-pub fn read_header(file: &FileSource) -> Result<Header> {
+pub fn read_header(file: &Input) -> Result<Header> {
     parse_header(file)
         .or_else(|error| match recognise(file)? {
             Some(Foreign { what, reader }) if reader != foreign::Reader::Safetensors => {
@@ -262,7 +297,7 @@ pub fn read_header(file: &FileSource) -> Result<Header> {
         .at(file.path())
 }
 
-fn parse_header(file: &FileSource) -> Result<Header> {
+fn parse_header(file: &Input) -> Result<Header> {
     let mut prefix = [0; safetensors::PREFIX_BYTES];
     if file.len() < prefix.len() as u64 {
         return Err(safetensors::too_short(file.len()));
@@ -274,7 +309,7 @@ fn parse_header(file: &FileSource) -> Result<Header> {
 }
 
 /// Tells the formats apart: by content, and a file whose content is none of them by its name.
-fn kind(file: &FileSource) -> Result<Kind> {
+fn kind(file: &Input) -> Result<Kind> {
     reader::expect_tail(file);
     let mut tail = [0; MAGIC.len()];
     if let Some(offset) = file.len().checked_sub(tail.len() as u64) {
@@ -295,6 +330,6 @@ fn kind(file: &FileSource) -> Result<Kind> {
     })
 }
 
-fn is_named(file: &FileSource, suffix: &str) -> bool {
+fn is_named(file: &Input, suffix: &str) -> bool {
     file.path().as_os_str().as_bytes().ends_with(suffix.as_bytes())
 }

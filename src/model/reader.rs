@@ -8,15 +8,17 @@ use crate::{
         Index, MAGIC, TRAILER_BYTES, footer,
         foreign::{self, Foreign},
     },
-    io::{FileSource, Source},
+    io::{FileSource, Input, Source},
 };
 
 /// Bytes read from the file's end at first: with most footers that is all it takes.
 const TAIL_BYTES: u64 = 64 << 10;
 
 /// Has the kernel fetch what [`Reader::new`] reads first, so that one wait brings all of it.
-pub(crate) fn expect_tail(file: &FileSource) {
-    file.expect(file.len().saturating_sub(TAIL_BYTES)..file.len());
+pub(crate) fn expect_tail(file: &Input) {
+    if let Some(file) = file.file() {
+        file.expect(file.len().saturating_sub(TAIL_BYTES)..file.len());
+    }
 }
 
 /// What the file of `source` is, if it is one of the formats that are known and not read.

@@ -61,6 +61,31 @@ pub(super) fn cut(
     Ok(tasks)
 }
 
+/// The same chunks, a task for each run of them: gaps of at most `gap_bytes` between those of one task are read, too.
+pub(super) fn bridge(tasks: Vec<Vec<Chunk>>, gap_bytes: u64) -> Vec<Vec<Chunk>> {
+    let mut runs: Vec<Vec<Chunk>> = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        let mut end = None;
+        for chunk in task {
+            let gap = end.and_then(|end| chunk.offset.checked_sub(end)).filter(|&gap| gap <= gap_bytes);
+            end = Some(chunk.end());
+            match (gap, runs.last_mut()) {
+                (Some(bytes), Some(run)) => {
+                    let parts = vec![Part { bytes, target: None }];
+                    run.extend((bytes > 0).then(|| Chunk {
+                        offset: chunk.offset - bytes,
+                        parts,
+                        digest: None,
+                    }));
+                    run.push(chunk);
+                }
+                _ => runs.push(vec![chunk]),
+            }
+        }
+    }
+    runs
+}
+
 /// Bytes of one part of the index that become a chunk at most.
 struct Window {
     range: Range<u64>,

@@ -178,6 +178,9 @@ pub struct Settings {
     pub read_chunk_bytes: u64,
     /// Whether reads go past the page cache.
     pub direct: bool,
+    /// Bytes that nobody wants are read where there are no more of them between others: a request costs more. Each task is
+    /// one request then; of nothing, it is 0.
+    pub bridged_bytes: u64,
 }
 
 /// A piece of memory the plan asks for.
@@ -258,7 +261,11 @@ impl ReadPlan {
         segments.sort_unstable_by_key(|segment| (segment.layer, segment.file.start));
         let layers = segments.chunk_by(|one, other| one.layer == other.layer);
         let cut = |layer| cut::cut(layer, index, settings, selection);
-        let tasks = layers.map(cut).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect::<Vec<_>>();
+        let mut tasks =
+            layers.map(cut).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect::<Vec<_>>();
+        if settings.bridged_bytes > 0 {
+            tasks = cut::bridge(tasks, settings.bridged_bytes);
+        }
         let readers = settings.readers.at_most(tasks.len());
         let views = views.into_iter().map(|wanted| wanted.view).collect();
         Ok(Self { place: settings.place, memory, views, tasks, readers, direct: settings.direct })

@@ -4,6 +4,7 @@
 //! it, and open `libflashpack_remote.so` beside themselves when the first URL is met, so that local loads pay nothing.
 
 use std::{
+    borrow::Cow,
     fmt::Debug,
     path::{Path, PathBuf},
     sync::Arc,
@@ -108,8 +109,39 @@ pub struct Traffic {
     pub cached_bytes: u64,
     /// Requests under way at the same time, at most.
     pub connections: u64,
-    /// From a request to the first byte of its answer, the shortest seen.
+    /// From a request to the first byte of its answer, the shortest seen; in nanoseconds for other languages.
+    #[serde(with = "nanoseconds")]
     pub latency: Duration,
+}
+
+mod nanoseconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_nanos)
+    }
+}
+
+impl Traffic {
+    /// That of both.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        let latencies = [self.latency, other.latency].into_iter().filter(|latency| !latency.is_zero());
+        Self {
+            requests: self.requests + other.requests,
+            retries: self.retries + other.retries,
+            fetched_bytes: self.fetched_bytes + other.fetched_bytes,
+            cached_bytes: self.cached_bytes + other.cached_bytes,
+            connections: self.connections.max(other.connections),
+            latency: latencies.min().unwrap_or_default(),
+        }
+    }
 }
 
 /// The URL that `path` is, if it is one: a scheme and `://`.
@@ -118,13 +150,14 @@ pub fn url(path: &Path) -> Option<&str> {
     let text = path.to_str()?;
     let (scheme, _) = text.split_once("://")?;
     let is_scheme = |letter: char| letter.is_ascii_alphanumeric() || "+-.".contains(letter);
-    (scheme.starts_with(|letter: char| letter.is_ascii_alphabetic()) && scheme.chars().all(is_scheme)).then_some(text)
+    (scheme.starts_with(|letter: char| letter.is_ascii_alphabetic()) && scheme.chars().all(is_scheme))
+        .then_some(text)
 }
 
 /// `url` as messages may show it: without user, password, query and fragment, where secrets are.
 #[must_use]
 pub fn shown(url: &str) -> String {
-    let url = url.split(['?', '#']).next().unwrap_or_default();
+    let (url, _) = split_query(url);
     let Some((scheme, rest)) = url.split_once("://") else {
         return url.to_owned();
     };
@@ -136,9 +169,51 @@ pub fn shown(url: &str) -> String {
 /// The URL of `name` in the folder that `url` lies in; a query stays, as it may be what grants access.
 #[must_use]
 pub fn beside(url: &str, name: &str) -> String {
-    let (path, query) = url.split_at(url.find(['?', '#']).unwrap_or(url.len()));
+    let (path, query) = split_query(url);
     let folder = path.rfind('/').map_or(path, |slash| &path[..=slash]);
     format!("{folder}{name}{query}")
+}
+
+/// The same URL with `suffix` at the end of its path.
+#[must_use]
+pub fn with_suffix(url: &str, suffix: &str) -> String {
+    let (path, query) = split_query(url);
+    format!("{path}{suffix}{query}")
+}
+
+/// The URL of `name` in the folder that `url` names.
+#[must_use]
+pub fn within(url: &str, name: &str) -> String {
+    let (path, query) = split_query(url);
+    format!("{}/{name}{query}", path.trim_end_matches('/'))
+}
+
+/// Whether `url` can only name a folder: it ends like one, or is a whole bucket, container or repository.
+#[must_use]
+pub fn names_folder(url: &str) -> bool {
+    let (path, _) = split_query(url);
+    let Some((scheme, rest)) = path.split_once("://") else {
+        return false;
+    };
+    let mut parts = rest.split('/').peekable();
+    if scheme == "hf" {
+        parts.next_if(|kind| ["models", "datasets", "spaces"].contains(kind));
+    }
+    let before_path = if matches!(scheme, "hf" | "az") { 2 } else { 1 };
+    rest.ends_with('/') || parts.count() <= before_path
+}
+
+/// `path` as messages may show it: a URL without its secrets.
+#[must_use]
+pub fn label(path: &Path) -> Cow<'_, Path> {
+    match url(path) {
+        Some(url) => Cow::Owned(shown(url).into()),
+        None => Cow::Borrowed(path),
+    }
+}
+
+fn split_query(url: &str) -> (&str, &str) {
+    url.split_at(url.find(['?', '#']).unwrap_or(url.len()))
 }
 
 /// The stores, of this library or of the one beside it.

@@ -68,7 +68,14 @@ pub fn packed_by_default(tensors: &[Tensor]) -> Vec<u8> {
 }
 
 pub fn settings(place: Place, verify: Verify, threads: usize, read_chunk_bytes: u64) -> Settings {
-    Settings { place, verify, readers: Readers::fixed(threads), read_chunk_bytes, direct: false }
+    Settings {
+        place,
+        verify,
+        readers: Readers::fixed(threads),
+        read_chunk_bytes,
+        direct: false,
+        bridged_bytes: 0,
+    }
 }
 
 /// Carries out `plan` with plain vectors for memory; a mapping stays empty.

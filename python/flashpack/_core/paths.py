@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TypeAlias
 
 StrPath: TypeAlias = str | os.PathLike[str]
 SEPARATOR = "\0"  # between the files of a list, for the native side
+
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SQUEEZED_URL = re.compile(r"(s3|gs|az|https?|hf):/[^/]")
+
+
+def is_url(path: object) -> bool:
+    """Whether `path` is a URL: a scheme and `://`."""
+    return isinstance(path, str) and _URL.match(path) is not None
+
+
+def shown_url(url: str) -> str:
+    """`url` as messages may show it: without user, password, query and fragment, where secrets are."""
+    scheme, _, rest = re.split(r"[?#]", url)[0].partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def text_path(path: StrPath) -> str:
@@ -18,6 +35,8 @@ def text_path(path: StrPath) -> str:
         raise TypeError(f"path must be str or os.PathLike[str], not {type(path).__name__}")
     if not text or "\0" in text:
         raise ValueError(f"not a path: {text!r}")
+    if isinstance(path, PurePath) and _SQUEEZED_URL.match(text):
+        raise ValueError(f"{text}: pathlib has taken a slash from this URL; give it as a string")
     try:
         os.fsencode(text)
     except UnicodeEncodeError:

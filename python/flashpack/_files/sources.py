@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from .._core import native
 from .._core.errors import local_path
-from .._core.paths import SEPARATOR, StrPath, text_path
+from .._core.paths import SEPARATOR, StrPath, is_url, shown_url, text_path
 from .._core.progress import INLINE_BYTES
 from .folder import SAFETENSORS
 
@@ -35,12 +35,14 @@ def resolved_path(path: ModelPath) -> str:
 
 
 def shown_path(text: str) -> str:
-    """What `model_path` gave, for people."""
-    return text.replace(SEPARATOR, ", ")
+    """What `model_path` gave, for people: URLs without their secrets."""
+    return ", ".join(shown_url(each) if is_url(each) else each for each in text.split(SEPARATOR))
 
 
 def size_of(text: str) -> int:
     """Bytes of the files of what `model_path` gave; of anything else no less than what is a long load."""
+    if any(map(is_url, text.split(SEPARATOR))):
+        return INLINE_BYTES
     files = [Path(each) for each in text.split(SEPARATOR)]
     whole = all(file.is_file() and file.suffix != ".json" for file in files)
     return sum(file.stat().st_size for file in files) if whole else INLINE_BYTES

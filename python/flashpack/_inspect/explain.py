@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from .._core import native
 from .._core.names import name_tuple
 from .._files.sources import ModelPath, model_path, shown_path
+from .._load.report import Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,17 +16,18 @@ class Explanation:
     """A load that has been planned and not run: sizes in bytes, times in seconds, rates in bytes per second.
 
     Source: `cached_part` is the part of the file in the page cache, estimated from 64 samples, None where it
-    is unknown; `direct` says that reads go past it, `why` the reason; `algorithm` is that of
-    the checksums, None for a file without.
+    is unknown; `direct` says that reads go past it, `why` the reason; `traffic` is what requests to a store
+    the sample took, None for files; `algorithm` is that of the checksums, None for a file without.
 
     Work: `mode` is "map", "read" or "stage"; each of `threads` takes `task_bytes` at a time, in chunks of up
     to `chunk_bytes`; `staging_buffers` are `staging_bytes` together; `read_ahead` tells whether a mapping is
     read in the background and why, None for other loads.
 
     Bound: what was just measured (`sample_bytes` of the file read as the load would, checksums and copies in
-    memory) makes `seconds` the least a load can take here and now, and `limit` what bounds it: "disk", "page
-    cache", "checksums", or None for a load that reads nothing before it returns. For a mapping of a file that
-    is not cached, it bounds the time until every page was touched. The link to a device is not measured.
+    memory) makes `seconds` the least a load can take here and now, and `limit` what bounds it: "disk",
+    "network", "page cache", "checksums", or None for a load that reads nothing before it returns. For a
+    mapping of a file that is not cached, it bounds the time until every page was touched. The link to a
+    device is not measured.
     """
 
     path: str
@@ -42,6 +44,7 @@ class Explanation:
     memory_bytes: int
     mapped_bytes: int
     read_bytes: int
+    traffic: Traffic | None
     threads: int
     max_threads: int
     task_bytes: int
@@ -85,6 +88,7 @@ def explain(
     told = native.call("explain", path=text, device=target, names=wanted, eager=eager, verify=verify)
     facts, ahead = told["facts"], told["facts"]["read_ahead"]
     facts.update(path=shown_path(text), read_ahead=ahead and (ahead[0], ahead[1]))
+    facts.update(traffic=Traffic.of(facts["traffic"]))
     return Explanation(**facts, text=told["text"])
 
 

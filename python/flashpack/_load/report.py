@@ -21,6 +21,34 @@ _TIMES = ("open", "wall", *_STAGES)
 
 
 @dataclass(frozen=True, slots=True)
+class Traffic:
+    """What reads by URL took: requests, `retries` among them because others had failed, and bytes.
+
+    `cached_bytes` came from a local copy. `connections` were in use at a time, `latency` is the shortest time
+    in seconds from a request to its answer.
+    """
+
+    requests: int
+    retries: int
+    fetched_bytes: int
+    cached_bytes: int
+    connections: int
+    latency: float
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any] | None) -> Traffic | None:
+        """What the native side told, `latency` in nanoseconds."""
+        return told and cls(**{**told, "latency": told["latency"] / 1e9})  # type: ignore[return-value]
+
+    def __str__(self) -> str:
+        cached = f", {size_text(self.cached_bytes)} from the local copy" if self.cached_bytes else ""
+        return (
+            f"{self.requests} requests ({self.retries} repeated), up to {self.connections} at a time, "
+            f"answered after {human_duration(self.latency)}: {size_text(self.fetched_bytes)} fetched{cached}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class LoadReport:
     """What one load read, and its time in seconds.
 
@@ -32,9 +60,12 @@ class LoadReport:
     `read`, `hash` (checksums), `staging` (getting buffers), `device` (waiting until copies to it gave a
     buffer back), `queue` (queueing them), `idle`.
 
-    `limit` is what held the load up: "disk", "page cache", "checksums", "device link", "staging memory"
-    (pinning it, once a process), "index" (a file of many small tensors), or None for a load that had nothing
-    to read. A load to a device returns when its last copies are queued; those are not in these times.
+    `traffic` is what a load by URL asked of its store since the model was opened; None for files.
+
+    `limit` is what held the load up: "disk", "network", "page cache", "checksums", "device link",
+    "staging memory" (pinning it, once a process), "index" (a file of many small tensors), or None for a load
+    that had nothing to read. A load to a device returns when its last copies are queued; those are not in
+    these times.
     """
 
     bytes: int
@@ -52,6 +83,7 @@ class LoadReport:
     queue: float
     idle: float
     limit: str | None
+    traffic: Traffic | None
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -61,10 +93,13 @@ class LoadReport:
             yield f"nothing to read: the load took {human_duration(self.wall)}"
             return
         where = "" if self.node is None else f" on NUMA node {self.node}"
-        way = f"{self.threads} threads{where} {'past' if self.direct else 'through'} the page cache"
+        cache = f"{'past' if self.direct else 'through'} the page cache"
+        way = f"{self.threads} threads{where} {'from the store' if self.traffic else cache}"
         time = f"{human_duration(self.wall)} ({rate_text(self.bytes, self.wall)})"
         yield f"{size_text(self.bytes)} read in {time} by {way}; {size_text(self.verified_bytes)} verified"
         yield f"  the limit was: {self.limit}"
+        if self.traffic:
+            yield f"  {self.traffic}"
         yield f"  {'opening and planning':<24}{human_duration(self.open):>10}"
         of_threads = sum(getattr(self, stage) for stage in _STAGES)
         for stage, label in _STAGES.items():
@@ -89,4 +124,5 @@ def last_load() -> LoadReport | None:
 def remember(told: Mapping[str, Any] | None) -> None:
     """Make what the native side told, times in nanoseconds, the calling thread's last load."""
     if told is not None:
-        _last.report = LoadReport(**{**told, **{name: told[name] / 1e9 for name in _TIMES}})
+        times = {name: told[name] / 1e9 for name in _TIMES}
+        _last.report = LoadReport(**{**told, **times, "traffic": Traffic.of(told["traffic"])})

@@ -8,7 +8,7 @@ use crate::{
     environment::Environment,
     error::{Error, Result},
     format::DType,
-    io::{Asked, FileSource, Input, Samples},
+    io::{Asked, Input, Samples},
     jobs::{convert, explain::measure},
 };
 
@@ -54,7 +54,7 @@ impl MeasureRequest {
             None => measure::copying(self.threads)?,
             Some(path) => {
                 let asked = Asked::all(Some(self.direct));
-                let (input, _) = Input::choose(FileSource::open(&path)?, asked, &Samples::default());
+                let (input, _) = Input::open(&path, None)?.choose(asked, &Samples::default());
                 let bytes =
                     usize::try_from(self.bytes).map_err(|_| Error::argument("more than memory can be"))?;
                 measure::reading_all(&input, bytes, self.threads, self.reused)?

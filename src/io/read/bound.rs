@@ -39,6 +39,14 @@ impl<'m> Bound<'m> {
         }
     }
 
+    /// Those that cannot be read straight into the memory.
+    pub(super) const fn bytes_elsewhere(&self) -> u64 {
+        match self {
+            Self::Fill(_) | Self::Copy(_) => 0,
+            Self::Gather(..) | Self::Skip(_) => self.bytes(),
+        }
+    }
+
     /// The first `bytes` of it, and the others.
     fn split(self, bytes: u64) -> (Self, Self) {
         match self {

@@ -9,10 +9,7 @@ use std::{
 use rustix::io::Errno;
 
 use crate::{
-    io::{
-        FileSource, Source,
-        route::{Asked, Probe, Route, Samples},
-    },
+    io::{FileSource, Source},
     plan::DIRECT_ALIGN_BYTES,
 };
 
@@ -34,6 +31,12 @@ impl DirectFile {
             Ok(direct) => Ok(Self { buffered, direct, refused: AtomicBool::new(false) }),
             Err(_) => Err(buffered),
         }
+    }
+
+    /// The file as opened at first.
+    #[must_use]
+    pub const fn buffered(&self) -> &FileSource {
+        &self.buffered
     }
 }
 
@@ -99,68 +102,5 @@ impl Source for DirectFile {
 
     fn path(&self) -> &Path {
         self.buffered.path()
-    }
-}
-
-/// The source that suits a load: `wanted`, or what the page cache suggests.
-#[derive(Debug)]
-pub enum Input {
-    /// Through the page cache.
-    Buffered(FileSource),
-    /// Past it.
-    Direct(DirectFile),
-}
-
-impl Input {
-    /// Looks at `file`, with one of `samples` if it must, and reads it by the way that `asked` takes then.
-    #[must_use]
-    pub fn choose(file: FileSource, asked: Asked<'_>, samples: &Samples) -> (Self, Route) {
-        let route = Route::decide(&Probe::of(&file, asked, samples), asked);
-        if !route.direct {
-            return (Self::Buffered(file), route);
-        }
-        match DirectFile::new(file) {
-            Ok(file) => (Self::Direct(file), route),
-            Err(file) => (Self::Buffered(file), route.refused()),
-        }
-    }
-
-    /// The file, as opened at first.
-    #[must_use]
-    pub const fn file(&self) -> &FileSource {
-        match self {
-            Self::Buffered(file) => file,
-            Self::Direct(file) => &file.buffered,
-        }
-    }
-
-    /// The same, for whoever outlives the load.
-    #[must_use]
-    pub fn into_file(self) -> FileSource {
-        match self {
-            Self::Buffered(file) => file,
-            Self::Direct(file) => file.buffered,
-        }
-    }
-}
-
-impl Source for Input {
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        match self {
-            Self::Buffered(file) => file.read_at(buffer, offset),
-            Self::Direct(file) => file.read_at(buffer, offset),
-        }
-    }
-
-    fn len(&self) -> u64 {
-        self.file().len()
-    }
-
-    fn is_direct(&self) -> bool {
-        matches!(self, Self::Direct(file) if file.is_direct())
-    }
-
-    fn path(&self) -> &Path {
-        self.file().path()
     }
 }

@@ -8,7 +8,7 @@ use super::{
     threads::{Work, run_readers},
 };
 use crate::{
-    error::Result,
+    error::{ErrorKind, Result, zeroed},
     format::Index,
     io::{HostBuffer, Source},
     plan::{Chunk, DIRECT_ALIGN_BYTES, Readers, Rows},
@@ -66,7 +66,7 @@ fn read_bound<S: Source>(
     let work = Work::new(bind(tasks, memory, lands, piece as u64));
     run_readers(readers, |completed| {
         let mut lap = reader.clock.start();
-        let mut scratch = Scratch { piece, memory: None };
+        let mut scratch = Scratch { piece, memory: None, elsewhere: Vec::new() };
         while let Some(task) = work.next() {
             let bytes = task.iter().map(|run| span(run.chunks).end - span(run.chunks).start).sum();
             work.stop_on_error(task.into_iter().try_for_each(|run| reader.run(run, &mut scratch, &mut lap)))?;
@@ -90,6 +90,8 @@ fn read_together(parts: &[Bound<'_>], piece: u64) -> usize {
 struct Scratch {
     piece: usize,
     memory: Option<HostBuffer>,
+    /// What a run read whole brings besides what memory wants.
+    elsewhere: Vec<u8>,
 }
 
 impl Scratch {
@@ -136,14 +138,78 @@ impl<S: Source> ChunkReader<'_, S> {
     /// # Errors
     /// As [`read`].
     pub fn read_run(&self, run: &[Chunk], buffer: &mut [u8], lap: &mut Lap<'_>) -> Result<()> {
-        self.fill(buffer, span(run).start, &mut self.digests(run), lap)
+        self.again_if_damaged(run, || self.fill(buffer, span(run).start, &mut self.digests(run), lap))
     }
 
-    fn run(&self, run: Run<'_, '_>, scratch: &mut Scratch, lap: &mut Lap<'_>) -> Result<()> {
-        let mut digests = self.digests(run.chunks);
-        let mut cursor = span(run.chunks).start;
-        let mut parts = run.parts;
-        let mut rest = parts.as_mut_slice();
+    fn run(&self, mut run: Run<'_, '_>, scratch: &mut Scratch, lap: &mut Lap<'_>) -> Result<()> {
+        let Run { chunks, parts } = &mut run;
+        if self.source.is_far() {
+            let elsewhere = &mut scratch.elsewhere;
+            return self.again_if_damaged(chunks, || self.read_whole(chunks, parts, elsewhere, lap));
+        }
+        self.read_in_parts(chunks, parts, scratch, lap)
+    }
+
+    /// Does `read`, which reads `run`, once more if digests differ and the source may give other bytes then.
+    fn again_if_damaged(&self, run: &[Chunk], mut read: impl FnMut() -> Result<()>) -> Result<()> {
+        let Range { start, end } = span(run);
+        match read() {
+            Err(error) if error.kind() == ErrorKind::Checksum && self.source.distrust(start, end - start) => {
+                read()
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Reads `parts`, all bytes of `run`, by one request. What memory does not want whole goes to `elsewhere`.
+    fn read_whole(
+        &self,
+        run: &[Chunk],
+        parts: &mut [Bound<'_>],
+        elsewhere: &mut Vec<u8>,
+        lap: &mut Lap<'_>,
+    ) -> Result<()> {
+        let bytes = parts.iter().map(|part| to_usize(part.bytes_elsewhere())).sum::<usize>();
+        if elsewhere.len() < bytes {
+            *elsewhere = zeroed(bytes as u64)?;
+        }
+        let mut rest = elsewhere.as_mut_slice();
+        let mut buffers: Vec<&mut [u8]> = Vec::with_capacity(parts.len());
+        for part in &mut *parts {
+            let (now, later) = mem::take(&mut rest).split_at_mut(to_usize(part.bytes_elsewhere()));
+            rest = later;
+            buffers.push(match part {
+                Bound::Fill(memory) | Bound::Copy(memory) => memory,
+                Bound::Gather(..) | Bound::Skip(_) => now,
+            });
+        }
+        self.source.read_all_at(&mut buffers, span(run).start)?;
+        lap.end(Stage::Read);
+        let mut digests = self.digests(run);
+        buffers.iter().try_for_each(|buffer| digests.pass(buffer, lap))?;
+        digests.pass(&[], lap)?; // a chunk may be empty
+        let mut rest = elsewhere.as_slice();
+        for part in parts {
+            let (now, later) = rest.split_at(to_usize(part.bytes_elsewhere()));
+            rest = later;
+            if let Bound::Gather(file, memory, rows) = part {
+                copy_runs(rows, file, now, memory);
+            }
+        }
+        lap.end(Stage::Read);
+        Ok(())
+    }
+
+    fn read_in_parts(
+        &self,
+        run: &[Chunk],
+        parts: &mut [Bound<'_>],
+        scratch: &mut Scratch,
+        lap: &mut Lap<'_>,
+    ) -> Result<()> {
+        let mut digests = self.digests(run);
+        let mut cursor = span(run).start;
+        let mut rest = parts;
         while !rest.is_empty() {
             let (now, later) = rest.split_at_mut(read_together(rest, scratch.piece as u64));
             let bytes: u64 = now.iter().map(Bound::bytes).sum();
@@ -170,7 +236,7 @@ impl<S: Source> ChunkReader<'_, S> {
         digests: &mut Digests<'_, S>,
         lap: &mut Lap<'_>,
     ) -> Result<()> {
-        let at_once = self.source.is_direct() || !digests.are_wanted();
+        let at_once = self.source.is_direct() || self.source.is_far() || !digests.are_wanted();
         let step = if at_once { memory.len().max(1) } else { PIECE_BYTES };
         let mut position = offset;
         for piece in memory.chunks_mut(step) {

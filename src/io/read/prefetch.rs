@@ -138,7 +138,7 @@ fn bytes_of(ranges: &[Range<u64>]) -> u64 {
 }
 
 fn is_remote(files: &Files) -> bool {
-    files.iter().any(|(file, _)| FileSystem::of(file) == FileSystem::Remote)
+    files.iter().any(|(input, _)| input.file().is_some_and(|file| FileSystem::of(file) == FileSystem::Remote))
 }
 
 /// Part of a file that is mapped.

@@ -33,6 +33,8 @@ pub enum Why {
     InMemory,
     /// Reads were to go past the page cache, and the file system refuses that.
     Refused,
+    /// An object of a store.
+    Store,
 }
 
 impl Why {
@@ -49,6 +51,7 @@ impl Why {
             Self::Slow => "a sample of the file did not come at the speed of memory",
             Self::InMemory => "the file lies in memory",
             Self::Refused => "the file system refuses direct reads",
+            Self::Store => "it is an object of a store",
         }
     }
 }
@@ -197,6 +200,11 @@ impl Route {
         Self { direct, why, residency: probe.residency, remote }
     }
 
+    /// That to an object of a store.
+    pub(crate) const fn to_store() -> Self {
+        Self { direct: false, why: Why::Store, residency: None, remote: true }
+    }
+
     /// That of a load from several files, each of which has its own: of one that waits, if any does.
     ///
     /// # Panics
@@ -224,7 +232,7 @@ impl Route {
     #[must_use]
     pub fn waits(&self) -> bool {
         let unknown = matches!(self.why, Why::Unknown | Why::Told) && self.residency.is_none() && self.remote;
-        self.is_from_disk() || unknown || self.why == Why::Refused
+        self.is_from_disk() || unknown || matches!(self.why, Why::Refused | Why::Store)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
         safetensors::HeaderTensor,
         shards::Shards,
     },
-    io::{FileSource, Source, file::Shelf},
+    io::{Input, Source, file::Shelf},
     jobs::shards::{self, Save},
     model::{read_header, screen, weight_files},
     plan::Ignore,
@@ -71,7 +71,7 @@ pub fn from_safetensors(request: &Request<'_>, progress: Progress<'_>) -> Result
     Ok(Some(Converted { tensors: specs.len(), bytes: save.finish()? }))
 }
 
-type Headers = (Vec<FileSource>, BTreeMap<String, String>, Vec<Option<Piece>>);
+type Headers = (Vec<Input>, BTreeMap<String, String>, Vec<Option<Piece>>);
 
 /// The sources, their strings, and what is to be copied of them: `None` for what only torch casts.
 fn read_headers(request: &Request<'_>) -> Result<Headers> {
@@ -79,7 +79,7 @@ fn read_headers(request: &Request<'_>) -> Result<Headers> {
     let mut held = HashSet::new();
     let shelf = Shelf::for_files(request.sources.len());
     for (number, path) in request.sources.iter().enumerate() {
-        let source = FileSource::open(path)?;
+        let source = Input::open(path, None)?;
         screen(&source, false)?;
         let header = read_header(&source)?;
         sources.push(source.on_shelf(shelf.as_ref()));
@@ -108,7 +108,7 @@ fn read_headers(request: &Request<'_>) -> Result<Headers> {
 pub fn tensor_names(weights: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for file in weight_files(weights)?.0 {
-        let header = read_header(&FileSource::open(&file)?)?;
+        let header = read_header(&Input::open(&file, None)?)?;
         names.extend(header.tensors.into_iter().map(|tensor| tensor.name));
     }
     Ok(names)
@@ -152,7 +152,7 @@ impl Piece {
 
 /// Copies pieces.
 struct Streamer {
-    sources: Vec<FileSource>,
+    sources: Vec<Input>,
     buffer: Vec<u8>,
     cast: Vec<u8>,
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     error::Result,
-    io::FileSource,
+    io::Input,
     model::{
         folder::{self, CONVERTIBLE},
         screen, weight_files,
@@ -53,7 +53,7 @@ pub fn find_weights(path: &Path, variant: Option<&str>) -> Result<PathBuf> {
         let is_safetensors =
             file.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("safetensors"));
         if !is_safetensors {
-            screen(&FileSource::open(&file)?, true)?;
+            screen(&Input::open(&file, None)?, true)?;
         }
     }
     Ok(weights)

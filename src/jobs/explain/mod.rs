@@ -18,6 +18,7 @@ use crate::{
     jobs::load::{self, Options, Prepared},
     model::Model,
     plan::{Chunk, Memory, Place, ReadPlan, Selection, View},
+    remote::Traffic,
     stats::Limit,
 };
 
@@ -53,6 +54,8 @@ pub struct Explanation {
     pub mapped_bytes: u64,
     /// Bytes that are read.
     pub read_bytes: u64,
+    /// What requests to a store the sample took; none of files.
+    pub traffic: Option<Traffic>,
     /// Reader threads that begin.
     pub threads: usize,
     /// So many there are at most: more start while that makes the load faster.
@@ -114,6 +117,7 @@ pub fn explain(path: &Path, device: &str, selection: Selection<'_>, options: Opt
     let plan = prepared.plan();
     let chunks = || plan.tasks.iter().flatten();
     let (staging_buffers, staging_bytes) = staging(plan, pool::limit(Environment::read()?.pinned_bytes));
+    let bound = bound(&prepared)?;
     Ok(Explanation {
         path: files.path().display().to_string(),
         device: device.to_owned(),
@@ -139,26 +143,29 @@ pub fn explain(path: &Path, device: &str, selection: Selection<'_>, options: Opt
         staging_buffers,
         staging_bytes,
         read_ahead: read_ahead(&prepared),
-        bound: bound(&prepared)?,
+        traffic: files.traffic(),
+        bound,
     })
 }
 
-/// The threads that read from the page cache are busy reading, so digests add to their time; disks work on while digests
-/// are computed. What the device and its link take is not known here.
+/// The threads that read from the page cache are busy reading, so digests add to their time; disks and stores work on while
+/// digests are computed. What the device and its link take is not known here.
 fn bound(prepared: &Prepared) -> Result<Bound> {
     let plan = prepared.plan();
     let (threads, verified) = (plan.readers.first.max(1), plan.verified_bytes());
-    let from_disk = prepared.route.is_from_disk();
+    let (from_disk, is_far) = (prepared.route.is_from_disk(), prepared.files.is_far());
     let copy = measure::copying(threads.min(processors()))?;
     // Of several algorithms the first: files of one model seldom differ.
     let digests = prepared.index.parts().iter().find_map(Part::checksums).filter(|_| verified > 0);
     let hash = digests.map(|digests| measure::hashing(digests.algorithm(), threads)).transpose()?;
     let (source, source_seconds) = reading(prepared)?;
     let hash_seconds = hash.map_or(0.0, |rate| rate.seconds(verified));
-    let seconds = if from_disk { source_seconds.max(hash_seconds) } else { source_seconds + hash_seconds };
+    let overlaps = from_disk || is_far;
+    let seconds = if overlaps { source_seconds.max(hash_seconds) } else { source_seconds + hash_seconds };
     let limit = match (source, from_disk) {
         (None, _) => None,
         _ if hash_seconds > source_seconds => Some(Limit::Checksums),
+        _ if is_far => Some(Limit::Network),
         (_, true) => Some(Limit::Disk),
         (_, false) => Some(Limit::PageCache),
     };

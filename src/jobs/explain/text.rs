@@ -15,11 +15,10 @@ impl fmt::Display for Explanation {
 
 impl Explanation {
     fn lines(&self) -> Vec<(&'static str, String)> {
-        let way = if self.direct { "past" } else { "through" };
         let mut lines = vec![
             ("load", self.load()),
-            ("file", format!("{}, {}, {}", self.path, size(self.file_bytes), self.cached())),
-            ("reads", format!("{way} the page cache: {}", self.why)),
+            ("file", format!("{}, {}{}", self.path, size(self.file_bytes), self.cached())),
+            ("reads", self.way()),
         ];
         if self.chunks > 0 {
             lines.push(("work", self.work()));
@@ -50,10 +49,32 @@ impl Explanation {
     }
 
     fn cached(&self) -> String {
-        self.cached_part.map_or_else(
-            || "page-cache residency unknown".to_owned(),
-            |part| format!("about {:.0}% of it in the page cache", part * 100.0),
-        )
+        match self.cached_part {
+            _ if self.traffic.is_some() => String::new(),
+            None => ", page-cache residency unknown".to_owned(),
+            Some(part) => format!(", about {:.0}% of it in the page cache", part * 100.0),
+        }
+    }
+
+    fn way(&self) -> String {
+        let Some(traffic) = self.traffic else {
+            let way = if self.direct { "past" } else { "through" };
+            return format!("{way} the page cache: {}", self.why);
+        };
+        let wait = duration(traffic.latency.as_secs_f64());
+        let mut words = format!("by requests to the store: {wait} until one is answered");
+        #[expect(clippy::cast_precision_loss, reason = "a rate needs no 53 bits")]
+        if let (Some(all), 1..) = (self.bound.source_rate, traffic.connections) {
+            let each = rate(all / traffic.connections as f64);
+            words += &format!(", then {each} for each of {} at a time", traffic.connections);
+        }
+        if traffic.retries > 0 {
+            words += &format!("; {} of {} had to be repeated", traffic.retries, traffic.requests);
+        }
+        if traffic.cached_bytes > 0 {
+            words += &format!("; {} came from the local copy", size(traffic.cached_bytes));
+        }
+        words
     }
 
     fn work(&self) -> String {
@@ -94,7 +115,7 @@ impl Bound {
     fn measured(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(measured) = self.source_rate {
-            let what = if self.limit == Some("disk") { "disk" } else { "reading" };
+            let what = self.limit.filter(|limit| ["disk", "network"].contains(limit)).unwrap_or("reading");
             let (seconds, sample) = (duration(self.source_seconds), size(self.sample_bytes));
             lines.push(format!("{what}: {seconds} at {}, measured on {sample} of the file", rate(measured)));
         }

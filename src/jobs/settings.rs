@@ -1,0 +1,75 @@
+//! The knobs of a plan, as the way to the bytes and the environment set them.
+
+use crate::{
+    device::{pool, transfer},
+    environment::Environment,
+    io,
+    plan::{Place, Readers, Settings, Verify},
+    ram::Ram,
+};
+
+/// Bytes that a reader takes at a time on the way to the host: four huge pages, so that readers seldom meet on one, and
+/// small against any file worth several.
+const HOST_TASK_BYTES: u64 = 8 << 20;
+
+/// Bytes between others that a store is asked for though nobody wants them: they take less time than the 20 to 100 ms of
+/// another request.
+const BRIDGED_BYTES: u64 = 512 << 10;
+/// Bytes that a reader takes at a time of an object of which parts are loaded: what lies between these it keeps elsewhere,
+/// and of 128 readers that is 256 MiB.
+pub(super) const REMOTE_PART_BYTES: u64 = 2 << 20;
+
+/// The threads that read: reads from the page cache keep a processor busy; those that wait for a disk or a network do not.
+pub(super) fn readers(waits: bool, environment: &Environment) -> Readers {
+    if !waits {
+        return Readers::fixed(environment.read_threads.get());
+    }
+    // Each may need memory of its own.
+    let room = Ram::now().total / 16 / io::read::MAX_READER_BYTES;
+    waiting_readers(environment).at_most(usize::try_from(room).unwrap_or(usize::MAX).max(1))
+}
+
+/// The settings for objects of stores: a task is a request, with a connection of its own.
+pub(super) fn far(settings: Settings, whole: bool, environment: &Environment) -> Settings {
+    let Settings { place, readers, read_chunk_bytes, .. } = settings;
+    let first = environment.remote_threads.get().min(readers.most);
+    let most = if whole || place.is_staged() { u64::MAX } else { REMOTE_PART_BYTES };
+    Settings {
+        readers: Readers { first, ..readers },
+        read_chunk_bytes: read_chunk_bytes.min(most),
+        bridged_bytes: BRIDGED_BYTES,
+        ..settings
+    }
+}
+
+pub(super) fn waiting_readers(environment: &Environment) -> Readers {
+    let Environment { waiting_threads, max_waiting_threads, .. } = environment;
+    Readers { first: waiting_threads.get(), most: max_waiting_threads.get() }
+}
+
+/// The settings for files whose reads go past the page cache if `direct`, and keep no processor busy if they wait.
+pub(super) fn settings(
+    place: Place,
+    verify: Option<bool>,
+    direct: bool,
+    waits: bool,
+    environment: Environment,
+) -> Settings {
+    let verify = match (verify, place) {
+        (Some(true), _) => Verify::Everything,
+        (Some(false), _) | (None, Place::Mapping) => Verify::Never,
+        (None, _) => Verify::Whole,
+    };
+    let suitable = match (place.is_staged(), waits) {
+        (false, _) => HOST_TASK_BYTES,
+        (true, false) => transfer::NEAR_TASK_BYTES,
+        (true, true) => transfer::FAR_TASK_BYTES,
+    };
+    let (readers, bytes) = (readers(waits, &environment), environment.read_chunk_bytes.unwrap_or(suitable));
+    let (readers, read_chunk_bytes) = if place.is_staged() {
+        transfer::within(pool::limit(environment.pinned_bytes), readers, bytes)
+    } else {
+        (readers, bytes)
+    };
+    Settings { place, verify, readers, read_chunk_bytes, direct, bridged_bytes: 0 }
+}
