@@ -219,7 +219,7 @@ impl ConvertRequest {
 unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
     let done = |()| Value::Null;
     let reply = match request {
-        Request::Footer { path } => return Ok(Reader::open(&path)?.footer().to_owned()),
+        Request::Footer { path } => return Ok(Reader::new(Input::open(&path, None)?)?.footer().to_owned()),
         Request::Index { path } => return Ok(Model::open(&path)?.footer()),
         Request::Open { path } => return open(&path),
         Request::Close { model } => close(model),

@@ -9,16 +9,16 @@ use crate::{
         footer,
         layout::{Layout, Order, TensorSpec, Write},
     },
-    io::write::{AtomicFile, NewFile},
+    io::write::{Finished, Growing},
     progress::Progress,
 };
 
 /// Bytes digested at a time: those of a piece are still in the core's second-level cache when it is written.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// A FlashPack file in the making. Its caller provides the bytes of each of [`Packer::writes`] in that order.
+/// A FlashPack file, or an object of a store, in the making. Its caller provides the bytes of each of [`Packer::writes`] in that order.
 pub struct Packer<'a> {
-    file: AtomicFile,
+    file: Growing,
     layout: Layout,
     next: usize,
     /// Bytes still missing of the piece in progress.
@@ -32,7 +32,7 @@ impl<'a> Packer<'a> {
     /// Lays out `tensors` and begins the file.
     ///
     /// # Errors
-    /// Those of [`Layout::new`] and [`AtomicFile::create`].
+    /// Those of [`Layout::new`] and [`Growing::create`].
     pub fn create(
         destination: &Path,
         tensors: &[TensorSpec],
@@ -49,9 +49,9 @@ impl<'a> Packer<'a> {
     /// [`create`](Self::create) of what is laid out, as a part of what `progress` counts.
     ///
     /// # Errors
-    /// Those of [`AtomicFile::create`].
+    /// Those of [`Growing::create`].
     pub fn begin(destination: &Path, layout: Layout, progress: Progress<'a>) -> Result<Self> {
-        let file = AtomicFile::create(destination, layout.payload_bytes())?;
+        let file = Growing::create(destination, layout.payload_bytes())?;
         let chunker = Chunker::new(Algorithm::default(), CHUNK_BYTES);
         let mut this = Self { file, layout, next: 0, missing: 0, position: 0, chunker, progress };
         this.begin_piece()?;
@@ -109,11 +109,11 @@ impl<'a> Packer<'a> {
         self.complete()?.commit()
     }
 
-    /// Writes the footer; the file is to be put in place.
+    /// Writes the footer; what is written is to be put in place.
     ///
     /// # Errors
     /// As [`finish`](Self::finish).
-    pub fn complete(mut self) -> Result<NewFile> {
+    pub fn complete(mut self) -> Result<Finished> {
         if !self.is_complete() {
             return Err(Error::new(
                 ErrorKind::Internal,

@@ -32,6 +32,7 @@ use crate::{
     model::reader::Reader,
     plan::every_digest,
     progress::Progress,
+    remote,
     stats::Clock,
 };
 
@@ -106,6 +107,7 @@ impl PublicKey {
 /// [`ErrorKind::Checksum`] for a damaged one; [`ErrorKind::Io`] if it is changed or replaced meanwhile. The file is then
 /// what it was, but for the two cases of [`AtomicFile::commit`].
 pub fn sign(path: &Path, key: &PrivateKey, progress: Progress<'_>) -> Result<PublicKey> {
+    remote::refuse(path, "cannot be signed where it lies: sign a file, and copy that to the store")?;
     let before = fs::metadata(path).during("cannot open", path)?;
     let reader = Reader::open(path)?;
     let index = reader.index();

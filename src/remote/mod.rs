@@ -33,6 +33,12 @@ pub trait Stores: Sync {
     /// As [`Stores::open`]; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if the store has no listings.
     fn list(&self, url: &str) -> Result<Vec<Entry>>;
 
+    /// Removes the object at `url`; that there is none is no error.
+    ///
+    /// # Errors
+    /// As [`Stores::create`].
+    fn remove(&self, url: &str) -> Result<()>;
+
     /// Begins an object of about `expected_bytes` that will lie at `url`.
     ///
     /// # Errors
@@ -209,6 +215,17 @@ pub fn label(path: &Path) -> Cow<'_, Path> {
     match url(path) {
         Some(url) => Cow::Owned(shown(url).into()),
         None => Cow::Borrowed(path),
+    }
+}
+
+/// Refuses `path` for the reason `why` if it is a URL.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported).
+pub(crate) fn refuse(path: &Path, why: &str) -> Result<()> {
+    match url(path) {
+        Some(_) => Err(Error::new(crate::ErrorKind::Unsupported, why).at(&label(path))),
+        None => Ok(()),
     }
 }
 

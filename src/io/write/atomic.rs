@@ -21,6 +21,7 @@ use super::{
 use crate::{
     environment::Environment,
     error::{At as _, Error, ErrorKind, IoContext, Result},
+    remote,
 };
 
 /// A new file that takes the place of `destination` in one step when it is [committed](Self::commit), and vanishes
@@ -46,8 +47,9 @@ impl NewFile {
     /// its target is meant.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] if the folder cannot be written to, or the destination is no regular file.
+    /// [`ErrorKind::Io`] for a folder or file that cannot be written; [`ErrorKind::Unsupported`] for a URL.
     pub fn create(destination: &Path) -> Result<Self> {
+        remote::refuse(destination, "only a file can be written here, not an object")?;
         let destination = follow_link(destination)?;
         refuse_irregular(&destination)?;
         let folder = folder_of(&destination);
@@ -372,8 +374,8 @@ mod tests {
     #[test]
     fn a_file_that_the_umask_did_not_reach_is_not_taken() {
         let folder = tempfile::tempdir().unwrap();
-        let options = || OpenOptions::new().write(true).create_new(true).mode(0o666).clone();
-        let file = options().open(folder.path().join("usual")).unwrap();
+        let name = folder.path().join("usual");
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o666).open(name).unwrap();
         let usual = file.metadata().unwrap().permissions().mode();
         assert!(honours_umask(&file, 0o666).unwrap());
         file.set_permissions(Permissions::from_mode(0o666)).unwrap();

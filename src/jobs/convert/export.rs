@@ -8,7 +8,7 @@ use super::Converted;
 use crate::{
     error::{At, Error, ErrorKind, Result},
     format::{Index, Record, safetensors::MAX_HEADER_BYTES},
-    io::{Source, write::AtomicFile},
+    io::{Source, write::Growing},
     jobs::verify::verify_source,
     model::{Model, expect_flashpack},
     progress::Progress,
@@ -41,13 +41,13 @@ pub fn to_safetensors(path: &Path, destination: &Path, progress: Progress<'_>) -
     // The new file has no digests: damage has to show here or never.
     verify_source(&model.files, index, progress)?;
     let total_bytes = (header.len() as u64).checked_add(payload_bytes).ok_or_else(too_large).at(path)?;
-    let mut file = AtomicFile::create(destination, total_bytes)?;
+    let mut file = Growing::create(destination, total_bytes)?;
     progress.start(payload_bytes);
     file.write(&header)?;
     for record in &records {
         copy(&model, record, &mut file, progress)?;
     }
-    Ok(Converted { tensors: records.len(), bytes: file.commit()? })
+    Ok(Converted { tensors: records.len(), bytes: file.finish()?.commit()? })
 }
 
 /// The header's length and JSON, and the bytes of the tensors behind it.
@@ -103,7 +103,7 @@ fn too_large() -> Error {
     Error::argument("is too large for this machine's address space")
 }
 
-fn copy(model: &Model, record: &Record, file: &mut AtomicFile, progress: Progress<'_>) -> Result<()> {
+fn copy(model: &Model, record: &Record, file: &mut Growing, progress: Progress<'_>) -> Result<()> {
     let Range { start, end } = model.index.file_range(record);
     let bytes = end - start;
     let mut buffer = vec![0; usize::try_from(BUFFER_BYTES.min(bytes)).expect("bounded")];

@@ -61,20 +61,22 @@ impl Explanation {
             let way = if self.direct { "past" } else { "through" };
             return format!("{way} the page cache: {}", self.why);
         };
-        let wait = duration(traffic.latency.as_secs_f64());
-        let mut words = format!("by requests to the store: {wait} until one is answered");
+        let mut words = vec![format!(
+            "by requests to the store: {} until one is answered",
+            duration(traffic.latency.as_secs_f64())
+        )];
         #[expect(clippy::cast_precision_loss, reason = "a rate needs no 53 bits")]
         if let (Some(all), 1..) = (self.bound.source_rate, traffic.connections) {
-            let each = rate(all / traffic.connections as f64);
-            words += &format!(", then {each} for each of {} at a time", traffic.connections);
+            let (each, count) = (rate(all / traffic.connections as f64), traffic.connections);
+            words.push(format!("{each} for each of {count} at a time"));
         }
         if traffic.retries > 0 {
-            words += &format!("; {} of {} had to be repeated", traffic.retries, traffic.requests);
+            words.push(format!("{} of {} were repeated", traffic.retries, traffic.requests));
         }
         if traffic.cached_bytes > 0 {
-            words += &format!("; {} came from the local copy", size(traffic.cached_bytes));
+            words.push(format!("{} came from the local copy", size(traffic.cached_bytes)));
         }
-        words
+        words.join(", ")
     }
 
     fn work(&self) -> String {

@@ -1,30 +1,24 @@
 //! Saves of a model as one file or, of a bounded size, as several and their index, which appear together.
 
+mod set;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    fs,
-    hash::{BuildHasher as _, Hasher as _, RandomState},
-    io,
-    path::{Path, PathBuf},
+    collections::{BTreeMap, VecDeque},
+    path::PathBuf,
 };
 
-use rustix::process::{Resource, getrlimit};
-
+use self::set::{Set, remove, sweep};
 use crate::{
-    error::{At as _, Error, IoContext as _, Result},
+    error::Result,
     format::{
         checksum::Algorithm,
         join::SET_KEY,
         layout::{Layout, Order, TensorSpec},
-        shards::Shards,
-    },
-    io::{
-        temporary::{TemporaryFolder, folder_of, remove_abandoned},
-        write::{NewFile, flush_folder, refuse_irregular},
     },
     jobs::pack::Packer,
     model::folder::index_path,
     progress::Progress,
+    remote,
 };
 
 /// What to write, and where to.
@@ -121,7 +115,8 @@ impl<'a> Save<'a> {
         let destination = &self.request.destination;
         let Some(mut set) = self.set else {
             let bytes = self.packer.finish()?;
-            if self.request.shard_bytes.is_some() {
+            // A store's whole object is found before any index.
+            if self.request.shard_bytes.is_some() && remote::url(destination).is_none() {
                 remove(&index_path(destination))?;
                 sweep(destination, &[])?;
             }
@@ -130,8 +125,12 @@ impl<'a> Save<'a> {
         set.take(self.packer)?;
         let (bytes, places) = (set.bytes, set.places.clone());
         set.put_in_place()?;
-        remove(destination)?;
-        sweep(destination, &places)?;
+        if let Some(url) = remote::url(destination) {
+            remote::stores()?.remove(url)?;
+        } else {
+            remove(destination)?;
+            sweep(destination, &places)?;
+        }
         Ok(bytes)
     }
 
@@ -179,154 +178,6 @@ fn specs_of(tensors: &[TensorSpec], part: &[usize]) -> Vec<TensorSpec> {
     part.iter().map(spec).collect()
 }
 
-/// Shards on their way.
-struct Set {
-    /// What its shards have in common.
-    name: String,
-    /// Where the shards go.
-    places: Vec<PathBuf>,
-    index: NewFile,
-    stage: Stage,
-    bytes: u64,
-}
-
-/// Where shards are until all are written.
-enum Stage {
-    /// They have no names, so that nothing stays of a writer that is killed.
-    Nameless(Vec<NewFile>),
-    /// Where the file system needs names, or they are more than a process should hold open, they lie in a folder that
-    /// the next save sweeps.
-    Folder(TemporaryFolder),
-}
-
-impl Set {
-    fn begin(destination: &Path, tensors: &[TensorSpec], parts: &[Vec<usize>]) -> Result<Self> {
-        refuse_irregular(destination)?;
-        let names = names_of(destination, parts.len()).at(destination)?;
-        let name = format!("{:016x}", RandomState::new().build_hasher().finish());
-        let weight_map = parts.iter().zip(&names);
-        let weight_map = weight_map
-            .flat_map(|(part, name)| part.iter().map(|&number| (tensors[number].name.clone(), name.clone())))
-            .collect();
-        let untied = tensors.iter().filter(|tensor| tensor.tied_to.is_none());
-        let total_bytes = untied.map(bytes_of).sum();
-        let mut index = NewFile::create(&index_path(destination))?;
-        index.write(Shards { weight_map, set: Some(name.clone()) }.render(total_bytes).as_bytes())?;
-        remove_abandoned(destination);
-        let stage = if index.has_name() || are_many(parts.len()) {
-            let beside = TemporaryFolder::beside(destination);
-            Stage::Folder(beside.during("cannot create a temporary folder in its folder", destination)?)
-        } else {
-            Stage::Nameless(vec![])
-        };
-        let places = names.iter().map(|name| destination.with_file_name(name)).collect();
-        Ok(Self { name, places, index, stage, bytes: 0 })
-    }
-
-    /// Takes a file that has all its bytes.
-    fn take(&mut self, packer: Packer<'_>) -> Result<()> {
-        let file = packer.complete()?;
-        self.bytes += match &mut self.stage {
-            Stage::Folder(_) => file.commit()?,
-            Stage::Nameless(files) => {
-                let bytes = file.make_durable()?;
-                files.push(file);
-                bytes
-            }
-        };
-        Ok(())
-    }
-
-    fn put_in_place(self) -> Result<()> {
-        self.index.make_durable()?;
-        match self.stage {
-            Stage::Nameless(files) => put_files_in_place(files)?,
-            Stage::Folder(ref folder) => {
-                for place in &self.places {
-                    let from = self.stage.path_of(place);
-                    fs::rename(from, place).during("cannot put the new file in place of", place)?;
-                }
-                flush_folder(folder_of(folder.path()))?;
-            }
-        }
-        self.index.commit().map(drop)
-    }
-}
-
-impl Stage {
-    /// Where the shard for `place` is written.
-    fn path_of(&self, place: &Path) -> PathBuf {
-        match self {
-            Self::Nameless(_) => place.to_owned(),
-            Self::Folder(folder) => folder.path().join(place.file_name().expect("places are files")),
-        }
-    }
-}
-
-/// What has the shards' names goes first: to replace it would take temporary names.
-fn put_files_in_place(files: Vec<NewFile>) -> Result<()> {
-    let mut folders = BTreeSet::new();
-    for mut file in files {
-        let _ = fs::remove_file(file.destination());
-        file.put_in_place()?;
-        folders.insert(folder_of(file.destination()).to_owned());
-    }
-    folders.iter().try_for_each(|folder| flush_folder(folder))
-}
-
-/// Whether these are more files than a process should hold open.
-fn are_many(files: usize) -> bool {
-    getrlimit(Resource::Nofile).current.is_some_and(|limit| files as u64 > limit / 4)
-}
-
-/// What is before and after the number in the names of shards.
-fn stem_and_suffix(destination: &Path) -> Option<(&str, String)> {
-    let stem = destination.file_stem()?.to_str()?;
-    let suffix = destination.extension().map(|suffix| suffix.to_str().map(|it| format!(".{it}")));
-    Some((stem, suffix.unwrap_or(Some(String::new()))?))
-}
-
-/// The names of so many shards.
-fn names_of(destination: &Path, count: usize) -> Result<Vec<String>> {
-    let (stem, suffix) = stem_and_suffix(destination).ok_or_else(|| {
-        Error::argument("is not UTF-8, as the names of shards must be: the index lists them")
-    })?;
-    Ok((1..=count).map(|number| format!("{stem}-{number:05}-of-{count:05}{suffix}")).collect())
-}
-
-/// Removes the shards of earlier saves but those to `keep`, and what killed ones have left of their indices.
-fn sweep(destination: &Path, keep: &[PathBuf]) -> Result<()> {
-    remove_abandoned(&index_path(destination));
-    let Some((stem, suffix)) = stem_and_suffix(destination) else {
-        return Ok(()); // it never had shards
-    };
-    let folder = folder_of(destination);
-    for entry in fs::read_dir(folder).during("cannot read", folder)? {
-        let name = entry.during("cannot read", folder)?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix(stem)?.strip_suffix(suffix.as_str()));
-        let path = destination.with_file_name(&name);
-        if number.is_some_and(is_number) && !keep.contains(&path) {
-            remove(&path)?;
-        }
-    }
-    Ok(())
-}
-
-/// Whether the text is that of `-00001-of-00002`, with any digits.
-fn is_number(text: &str) -> bool {
-    let digits = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
-    let parts = text.strip_prefix('-').and_then(|text| text.split_once("-of-"));
-    parts.is_some_and(|(number, count)| digits(number) && digits(count))
-}
-
-/// Removes a file if it is there.
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).during("cannot remove", path),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -353,16 +204,5 @@ mod tests {
         assert_eq!(specs_of(&tensors, &[2, 3, 4])[2].tied_to, Some(0));
         assert_eq!(split(&bytes(&[50, 0, u64::MAX, 1]), 10), [[0], [1], [2], [3]]);
         assert_eq!(split(&tensors, u64::MAX), [[0, 1, 2, 3, 4]]);
-    }
-
-    #[test]
-    fn names_have_the_number_before_the_suffix() {
-        let names = |path: &str| names_of(Path::new(path), 2).unwrap()[1].clone();
-        assert_eq!(names("a/model.flashpack"), "model-00002-of-00002.flashpack");
-        assert_eq!(names("model.fp16.flashpack"), "model.fp16-00002-of-00002.flashpack");
-        assert_eq!(names(".hidden"), ".hidden-00002-of-00002");
-        for (text, expected) in [("-00001-of-00002", true), ("-0001-of-00002", false), ("", false)] {
-            assert_eq!(is_number(text), expected, "{text}");
-        }
     }
 }
