@@ -48,7 +48,7 @@ def _fill(memory: memoryview) -> None:
         memory[at : at + CHUNK] = ones[: len(memory) - at]
 
 
-def _in_threads(work: Callable[[int], None], size: int, threads: int, chunk: int = CHUNK) -> None:
+def in_threads(work: Callable[[int], None], size: int, threads: int, chunk: int = CHUNK) -> None:
     """`work(offset)` for each chunk, the threads taking turns."""
     failures: list[BaseException] = []
 
@@ -76,7 +76,7 @@ def _read(path: Path, threads: int, *, flags: int = 0, faulted: bool = False, ch
         memory = ready or huge_memory(size)
         descriptor = os.open(path, os.O_RDONLY | flags)
         try:
-            _in_threads(
+            in_threads(
                 lambda offset: _read_chunk(descriptor, memory[offset : offset + chunk], offset),
                 size,
                 threads,
@@ -117,7 +117,7 @@ def _copy(path: Path, threads: int) -> Run:
         ctypes.memmove(target_at, source_at, min(CHUNK, size - offset))
 
     def run() -> memoryview:
-        _in_threads(move, size, threads)
+        in_threads(move, size, threads)
         assert source[:SECTOR] == target[:SECTOR]  # and so both are still there
         return target[:size]
 
@@ -134,7 +134,7 @@ def _write(path: Path, threads: int, flags: int = 0) -> Run:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, size)
-            _in_threads(
+            in_threads(
                 lambda offset: _write_chunk(descriptor, memory[offset : offset + CHUNK], offset),
                 len(memory) if flags else size,
                 threads,

@@ -38,6 +38,14 @@ PEERS = {
     "runai-model-streamer 0.17.0": Peer(
         "runai_model_streamer", ("runai-model-streamer==0.17.0", "humanize==4.17.0")
     ),
+    "runai-model-streamer 0.17.0, s3": Peer(
+        "runai_model_streamer",
+        (
+            *("runai-model-streamer==0.17.0", "runai-model-streamer-s3==0.17.0", "humanize==4.17.0"),
+            *("boto3==1.44.8", "botocore==1.44.8", "jmespath==1.1.0", "python-dateutil==2.9.0.post0"),
+            *("s3transfer==0.19.3", "six==1.17.0", "urllib3==2.8.0"),
+        ),
+    ),
 }
 
 

@@ -9,13 +9,9 @@ behind the mount are in the page cache: what takes time is what slowfs adds. Nee
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
+import functools
 import json
 import os
-import random
-import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,43 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import contests
 import limits
 import loads
 import measure
 import peers
 import report
+from contests import BUILD, Row
 from limits import Limit
 from loads import Load
 
-sys.path[:0] = [str(peers.ROOT / "tests/fakecuda/python"), str(peers.ROOT / "tests/python")]
-
-BUILD = peers.ROOT / "target/bench-models"
-RESULTS = peers.ROOT / "benches/results"
-TIMEOUT_SECONDS = 900
-LINK = 25e9  # bytes a second to the emulated device
 SETTINGS = {
     "20 ms, 50 MB/s a request": {"latency_ms": 20, "request_mb_per_s": 50, "total_mb_per_s": 1000},
     "5 ms, 200 MB/s a request": {"latency_ms": 5, "request_mb_per_s": 200, "total_mb_per_s": 2000},
 }
-Row = dict[str, Any]
-COLUMNS = (
-    *("setting", "contender", "model", "bytes", "round", "seconds", "cpu_s", "peak_rss"),
-    *("requests", "requested_bytes", "most_in_flight", "pinned", "error"),
-)
-
-
-def to_device() -> Callable[[Path], loads.State]:
-    import flashpack
-    import torch
-
-    torch.zeros(1, device="cuda")
-
-    def load(path: Path) -> loads.State:
-        state = flashpack.load_file(path, "cuda")
-        torch.cuda.synchronize()
-        return state
-
-    return load
 
 
 @dataclass(frozen=True)
@@ -100,14 +73,14 @@ CONTENDERS = [
     Contender("eager", _find(loads.EAGER, "flashpack, not verified")),
     Contender(MAPPED, _find(loads.LAZY, "flashpack"), touched=True),
     Contender("unconverted safetensors, eager", _find(loads.EAGER, "flashpack, of .safetensors")),
-    Contender(DEVICE, Load(DEVICE, peers.OURS, ".flashpack", to_device)),
+    Contender(DEVICE, Load(DEVICE, peers.OURS, ".flashpack", contests.to_device)),
     Contender(ONE, _OURS, "parts"),
     Contender(SHARDS, _OURS, "shards"),
     *_peers(),
 ]
 RAW = tuple(limit.name for limit in limits.SLOW)
 PEERS = tuple(contender.name for contender in _peers())
-BARS = [  # setting, ours, those it is compared with (the fastest of them), how much faster at least
+BARS: list[contests.Bar] = [
     *((0, ours, RAW, 0.9) for ours in (EAGER, MAPPED)),
     *((0, ours, ("runai-model-streamer 0.17.0",), 1.5) for ours in (EAGER, MAPPED)),
     *((0, ours, ("flashpack 0.4.5, CPU_PARALLEL_READ",), 2.5) for ours in (EAGER, MAPPED)),
@@ -128,16 +101,16 @@ def main() -> None:
     bench = Bench(arguments.model, arguments.scale)
     rows: list[Row] = []
     for setting in arguments.settings:
-        checked = bench.rounds(setting, chosen, 1, check=True)
-        failed = {row["contender"] for row in checked if row["error"]}
-        good = [each for each in chosen if each.name not in failed]
-        timed = bench.rounds(setting, good, arguments.rounds, check=False) if arguments.rounds else checked
-        rows += [*timed, *(row for row in checked if row["error"] and row not in timed)]
-        medians = show(setting, report.select(rows, setting=setting))
+        rounds = functools.partial(bench.rounds, setting)
+        rows += contests.checked_then_timed(rounds, chosen, arguments.rounds)
+        title = f"{setting}, {SETTINGS[setting]['total_mb_per_s']} MB/s in all"
+        names = [each.name for each in CONTENDERS]
+        medians = contests.show(title, names, report.select(rows, setting=setting))
         if not arguments.quick:
-            compare(setting, medians)
+            contests.compare(list(SETTINGS).index(setting), BARS, medians)
     if arguments.csv:
-        print(write(rows, ["python", "benches/python/slow_storage.py", *sys.argv[1:]]))
+        command = ["python", "benches/python/slow_storage.py", *sys.argv[1:]]
+        print(contests.write("slow_storage", rows, command))
     if any(row["error"] for row in rows if row["contender"] not in PEERS):
         raise SystemExit("a load of this package gave an error or wrong bytes")
 
@@ -173,24 +146,15 @@ class Bench:
         self.folders["shards"] = sharded(self.folders["parts"], *self.models["parts"])
         self.tiny = models.build(*models.TINY, BUILD)
 
-    def rounds(self, setting: str, chosen: list[Contender], rounds: int, *, check: bool) -> list[Row]:
+    def rounds(self, setting: str, chosen: list[Contender], count: int, check: bool) -> list[Row]:
         import slowfs
 
-        rows = []
         with (
             tempfile.TemporaryDirectory() as mount,
             slowfs.mounted(BUILD, Path(mount), **SETTINGS[setting]),
         ):
-            for number in range(rounds):
-                # By chance, as a run may leave something to its successor.
-                order = random.Random(f"{setting} {number}").sample(chosen, len(chosen))
-                for contender in order:
-                    say(f"{setting}: {contender.name}, {'checked' if check else f'round {number}'}")
-                    result = self.run(contender, Path(mount), check=check)
-                    size = sum(file.stat().st_size for file in files(self.path(contender, BUILD)))
-                    about = {"setting": setting, "contender": contender.name, "model": contender.model}
-                    rows.append({**about, "bytes": size, "round": number, "error": "", **result})
-        return rows
+            run = functools.partial(self.run, Path(mount))
+            return contests.in_turn(setting, chosen, count, check, run)
 
     def path(self, contender: Contender, root: Path) -> Path:
         """What a contender loads, with its models below `root`."""
@@ -198,7 +162,7 @@ class Bench:
         suffix = contender.load.suffix if isinstance(contender.load, Load) else ".flashpack"
         return folder if contender.model == "shards" else folder / f"model{suffix}"
 
-    def run(self, contender: Contender, mount: Path, *, check: bool) -> Row:
+    def run(self, mount: Path, contender: Contender, check: bool) -> Row:
         for file in files(self.path(contender, BUILD)):
             measure.make_hot(file)
         job = {
@@ -210,26 +174,12 @@ class Bench:
             "model": self.models[contender.model],
             "check": check,
         }
-        command = [sys.executable, __file__, "--child", json.dumps(job)]
+        size = sum(file.stat().st_size for file in files(self.path(contender, BUILD)))
         try:
-            env = environment(contender, data=check)
-            done = subprocess.run(
-                command, env=env, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
-            )
-        except (RuntimeError, subprocess.TimeoutExpired) as error:
-            return {"error": str(error)[:300]}
-        if done.returncode:
-            return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1][:300]}
-        result: Row = json.loads(done.stdout.splitlines()[-1])
-        return result
-
-
-def environment(contender: Contender, *, data: bool) -> dict[str, str]:
-    if contender.name != DEVICE:
-        return peers.environment(contender.peer)
-    import fakecuda
-
-    return fakecuda.environment(bw_h2d=LINK, data=int(data))  # without data copies take no host's time
+            env = contests.environment(contender.peer, emulated=contender.name == DEVICE, data=check)
+        except RuntimeError as error:
+            return {"bytes": size, "error": str(error)[:300]}
+        return {"bytes": size, **contests.in_a_child(__file__, job, env)}
 
 
 def sharded(folder: Path, model: str, scale: float) -> Path:
@@ -258,23 +208,19 @@ def run(job: Row) -> Row:
     work = of_limit(contender.load, path) if isinstance(contender.load, Limit) else of_load(contender, job)
     for file in files(path):
         measure.make_cold(file)
-    measure.ready_memory(sum(file.stat().st_size for file in files(path)))
     report = Path(job["mount"], ".slowfs")
     report.read_text()
-    result, cost = measure.measured(work)
-    if contender.touched:
-        cost = measure.then_touched(cost, result.values())
+    size = sum(file.stat().st_size for file in files(path))
+    result, spent = contests.cost(work, size, touched=contender.touched)
     told = json.loads(report.read_text())
     if job["check"]:
         check(result, job)
     return {
-        "seconds": cost["touched_wall_s" if contender.touched else "wall_s"],
-        "cpu_s": cost["touched_cpu_s" if contender.touched else "cpu_s"],
-        "peak_rss": cost["peak_rss"],
+        **spent,
         "requests": told["requests"],
         "requested_bytes": told["bytes"],
         "most_in_flight": told["most_in_flight"],
-        "pinned": pinned() if contender.name == DEVICE else "",
+        "pinned": contests.pinned() if contender.name == DEVICE else "",
     }
 
 
@@ -298,80 +244,6 @@ def check(result: Any, job: Row) -> None:
     import models
 
     return models.check({name: tensor.cpu() for name, tensor in result.items()}, *job["model"])
-
-
-def pinned() -> int:
-    import fakecuda
-
-    return fakecuda.counter("pinned_bytes_peak")
-
-
-def show(setting: str, rows: list[Row]) -> dict[str, float | None]:
-    """Prints a table of medians, which it gives."""
-    rounds = len({row["round"] for row in rows})
-    print(f"\n{setting}, {SETTINGS[setting]['total_mb_per_s']} MB/s in all (medians of {rounds})")
-    headings = (
-        ("seconds", 9),
-        ("min-max", 16),
-        ("GB/s", 7),
-        ("requests", 10),
-        ("in flight", 10),
-        ("pinned MiB", 11),
-    )
-    print(" " * 42 + "".join(f"{title:>{width}}" for title, width in headings))
-    medians = {}
-    for name in [each.name for each in CONTENDERS]:
-        if runs := report.select(rows, contender=name):
-            medians[name] = report.median(runs, "seconds")
-            print(line(name, runs, medians[name]))
-    return medians
-
-
-def compare(setting: str, medians: dict[str, float | None]) -> None:
-    print(f"\n{'':42}{'against':>44}{'times as fast':>15}{'bar':>6}")
-    for number, name, others, least in BARS:
-        known = {other: seconds for other in others if (seconds := medians.get(other))}
-        ours = medians.get(name)
-        if setting == list(SETTINGS)[number] and known and ours:
-            best = min(known, key=lambda other: known[other])
-            print(f"  {name:40}{best:>44}{known[best] / ours:15.2f}{least:6.2f}")
-
-
-def line(name: str, runs: list[Row], seconds: float | None) -> str:
-    if seconds is None:
-        return f"  {name:40} {runs[0]['error']}"
-    walls = [row["seconds"] for row in runs if not row["error"]]
-    told = [report.median(runs, column) for column in ("requests", "most_in_flight", "pinned")]
-    cells = [f"{seconds:9.3f}", f"{f'{min(walls):.3f}-{max(walls):.3f}':>16}"]
-    cells += [f"{runs[0]['bytes'] / seconds / 1e9:7.2f}", f"{told[0]:10.0f}", f"{told[1]:10.0f}"]
-    cells += [f"{told[2] / 2**20:11.0f}"] if told[2] is not None else []
-    return f"  {name:40}" + "".join(cells)
-
-
-def write(rows: list[Row], command: list[str]) -> Path:
-    import flashpack
-    import machine
-
-    now = datetime.datetime.now(datetime.timezone.utc)
-    about = {
-        "date": now.isoformat(timespec="seconds"),
-        "command": shlex.join(command),
-        "version": f"flashpack {flashpack.__version__}",
-        **machine.describe(BUILD),
-    }
-    path = RESULTS / f"slow_storage-{now.date().isoformat()}.csv"
-    with path.open("w", newline="") as file:
-        file.writelines(f"# {name}: {value}\n" for name, value in about.items())
-        table = csv.DictWriter(file, COLUMNS)
-        table.writeheader()
-        for row in rows:
-            table.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    return path
-
-
-def say(text: str) -> None:
-    now = datetime.datetime.now().strftime("%H:%M:%S")
-    print(f"{now} {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ class Plan:
         self.faults = [Fault(**fault) for fault in told.pop("faults", ())]
         self.signed: bool = told.pop("signed", False)  # S3's signature is asked for, though not checked
         self.token: str = told.pop("token", "")  # the bearer token that is asked for
+        self.headers: dict[str, str] = told.pop("headers", {})  # of all answers with an object
         self.pace = Pace(
             told.pop("latency_ms", 0) / 1e3,
             told.pop("connection_mb_per_s", 0) * 1e6,

@@ -172,6 +172,7 @@ class Exchange:
         if found is None:
             return s3.error(404, "NoSuchKey", "The specified key does not exist."), 0, 0
         headers = {"Accept-Ranges": "bytes", "Last-Modified": found.changed, "ETag": found.tag}
+        headers.update(self.plan.headers)
         if "untagged" in self.faults:
             del headers["ETag"]
         if self.request.headers.get("if-match", found.tag) not in (found.tag, "*"):

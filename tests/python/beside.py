@@ -41,6 +41,26 @@ def unpack(name: str, requirement: str) -> Path:
     return sources
 
 
+def packages_of_node(name: str, requirement: str) -> Path:
+    """The folder with this package of npm and what it needs, as `install` keeps it."""
+
+    def fill(folder: Path) -> None:
+        command = [
+            "npm",
+            "install",
+            "--silent",
+            "--no-audit",
+            "--no-fund",
+            "--prefix",
+            str(folder),
+            requirement,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+        assert done.returncode == 0, done.stderr
+
+    return _kept(name, [requirement], fill)
+
+
 def _kept(name: str, requirements: Sequence[str], fill: Callable[[Path], None]) -> Path:
     build = Path(__file__).parents[2] / "target"
     wanted = f"{list(requirements)} {sys.version_info[:2]} {sys.platform}"
