@@ -20,7 +20,7 @@ from ._core.names import (
     warn_of_unused,
 )
 from ._core.paths import StrPath
-from ._files.sources import ModelPath
+from ._files.sources import ModelPath, model_path, shown_path
 from ._load.meta import left_on_meta, parameters_on_meta
 from ._load.options import OPTION_NAMES, LoadOptions
 from ._module.assign import assign, assign_from_file
@@ -122,7 +122,8 @@ def _init_arguments(build: Callable[..., Any], kwargs: dict[str, Any]) -> dict[s
 
 def _warn_of_leftovers(model: nn.Module, path: ModelPath) -> None:
     if leftovers := left_on_meta(model):
+        shown = clipped(shown_path(model_path(path)))
         warn(
-            f"{len(leftovers)} tensor(s) remain on the meta device after loading from {clipped(str(path))} "
+            f"{len(leftovers)} tensor(s) remain on the meta device after loading from {shown} "
             f"and have no data: {listed(leftovers)}. Using the model will crash or produce incorrect results."
         )

@@ -112,7 +112,7 @@ mod ffi {
         fn printable(message: &CxxString) -> String;
 
         type Opened;
-        fn open_model(path: &CxxString) -> Result<Box<Opened>>;
+        fn open_model(path: &CxxString, cache_dir: &CxxString) -> Result<Box<Opened>>;
         fn number(self: &Opened) -> i64;
         fn words(self: &Opened) -> &[i64];
         fn footer(model: i64) -> Result<String>;

@@ -28,6 +28,7 @@ use crate::{
     io::{Input, write::NewFile},
     jobs::{
         convert,
+        copy::copy,
         explain::explain,
         load::{Options, Place},
         sign::{PrivateKey, PublicKey, sign},
@@ -36,6 +37,7 @@ use crate::{
     model::{Model, expect_flashpack, folder, opened, read_shards, reader::Reader, weight_files},
     plan::{Ignore, Selection},
     progress::Progress,
+    remote::{self, Entry},
     stats::Report,
 };
 
@@ -82,6 +84,10 @@ enum Request {
     Resolve { path: NativePath },
     /// The weights in a folder, of the first of these kinds: a file, or the index of shards.
     Find { path: NativePath, variant: Option<String>, kinds: Vec<String> },
+    /// The objects in the folder that a URL names.
+    List { path: NativePath },
+    /// Copy a file or an object to a file.
+    Copy { path: NativePath, destination: NativePath },
     /// The weights that a conversion reads.
     Source { path: NativePath, variant: Option<String> },
     /// The names of all tensors of safetensors, by a file or an index of shards.
@@ -234,6 +240,8 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
         Request::Shards { path } => json!(read_shards(&Input::open(&path, None)?)?.weight_map),
         Request::Resolve { path } => native(&folder::resolve(&path)?),
         Request::Find { path, variant, kinds } => find(&path, variant.as_deref(), &kinds)?,
+        Request::List { path } => json!(list(&path)?),
+        Request::Copy { path, destination } => json!(copy(&path, &destination, progress)?),
         Request::Source { path, variant } => native(&convert::find_weights(&path, variant.as_deref())?),
         Request::Names { path } => json!(convert::tensor_names(&path)?),
         Request::Expect { path } => expect_flashpack(&Model::open(&path)?).map(done)?,
@@ -269,7 +277,16 @@ fn close(model: i64) -> Value {
 
 fn find(folder: &Path, variant: Option<&str>, kinds: &[String]) -> Result<Value> {
     let kinds: Vec<&str> = kinds.iter().map(String::as_str).collect();
-    Ok(native(&folder::find(folder, variant, &kinds)?))
+    let found = match remote::url(folder) {
+        Some(url) => folder::find_url(url, variant, &kinds)?,
+        None => folder::find(folder, variant, &kinds)?,
+    };
+    Ok(native(&found))
+}
+
+fn list(folder: &Path) -> Result<Vec<Entry>> {
+    let url = remote::url(folder).ok_or_else(|| Error::argument("is no URL").at(folder))?;
+    remote::stores()?.list(url)
 }
 
 /// # Safety

@@ -1,6 +1,7 @@
 //! What this library does with files: each job a short composition of the layers above it.
 
 pub mod convert;
+pub mod copy;
 pub mod explain;
 pub mod load;
 pub mod pack;

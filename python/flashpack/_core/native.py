@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from .errors import FlashPackError, from_native
+from .paths import is_url, shown_url
 
 LIBRARY_FOLDER = Path(__file__).parents[1] / "_lib"
 
@@ -123,4 +124,5 @@ def decoded(text: str, path: object) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # integers of thousands of digits, nesting without end
-        raise FlashPackError(f"{path}: what the file says of itself cannot be decoded: {error}") from None
+        shown = shown_url(path) if isinstance(path, str) and is_url(path) else path
+        raise FlashPackError(f"{shown}: what the file says of itself cannot be decoded: {error}") from None

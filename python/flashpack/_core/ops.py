@@ -64,9 +64,13 @@ class Slice(NamedTuple):
     stop: int
 
 
-def open_model(path: str) -> Tensor:
-    """What stands for the model at `path` in the calls below; closed with the last reference."""
-    handle: Tensor = _run("open", native_path(path))
+def open_model(path: str, cache_dir: str | None = None) -> Tensor:
+    """What stands for the model at `path` in the calls below; closed with the last reference.
+
+    Of what is read by URL the folder `cache_dir` keeps a copy.
+    """
+    cache = None if cache_dir is None else native_path(cache_dir)
+    handle: Tensor = _run("open", native_path(path), cache_dir=cache)
     return handle
 
 

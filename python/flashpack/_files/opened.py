@@ -11,26 +11,33 @@ from torch import Tensor
 
 from .._core import ops
 from .._core.native import decoded
+from .._core.paths import StrPath, text_path
 from .readable import Source, as_path
-from .sources import shown_path
+from .sources import has_url, shown_path
 
 
 class OpenModel:
     """The weights behind a path. They stay what they are when other files take their paths.
 
-    `path`: as `model_path` gives it. `handle`: what operators know the model by; with the last reference to
-    it the files are closed. Raises FlashPackError for files that are not sound, OSError for those that cannot
-    be read.
+    `path`: as `model_path` gives it. `cache_dir`: the folder that keeps a copy of what is read by URL; None
+    for what FLASHPACK_CACHE names, if anything. `handle`: what operators know the model by; with the last
+    reference to it the files are closed. Raises FlashPackError for files that are not sound, OSError for
+    those that cannot be read.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, cache_dir: StrPath | None = None) -> None:
         self.path = path
-        self.handle: Tensor = ops.open_model(path)
+        self.handle: Tensor = ops.open_model(path, None if cache_dir is None else text_path(cache_dir))
 
     @property
     def shown(self) -> str:
         """What messages call the model."""
         return shown_path(self.path)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a URL names any of its files: they cannot be mapped, and each read is a request."""
+        return has_url(self.path)
 
     @property
     def bytes(self) -> int:
@@ -45,12 +52,12 @@ class OpenModel:
     @functools.cached_property
     def footer(self) -> dict[str, Any]:
         """The footer; of safetensors and of several files, the one that a single file of all would have."""
-        footer: dict[str, Any] = decoded(ops.describe(self.handle), self.path)
+        footer: dict[str, Any] = decoded(ops.describe(self.handle), self.shown)
         return footer
 
 
 @contextmanager
-def opened(source: Source) -> Iterator[OpenModel]:
+def opened(source: Source, cache_dir: StrPath | None = None) -> Iterator[OpenModel]:
     """The model of a path, or of an object with `read`, by whose name errors call it."""
     with as_path(source) as path:
-        yield OpenModel(path)
+        yield OpenModel(path, cache_dir)

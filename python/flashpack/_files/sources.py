@@ -39,9 +39,14 @@ def shown_path(text: str) -> str:
     return ", ".join(shown_url(each) if is_url(each) else each for each in text.split(SEPARATOR))
 
 
+def has_url(text: str) -> bool:
+    """Whether what `model_path` gave is a URL, or has one among its files."""
+    return any(map(is_url, text.split(SEPARATOR)))
+
+
 def size_of(text: str) -> int:
     """Bytes of the files of what `model_path` gave; of anything else no less than what is a long load."""
-    if any(map(is_url, text.split(SEPARATOR))):
+    if has_url(text):
         return INLINE_BYTES
     files = [Path(each) for each in text.split(SEPARATOR)]
     whole = all(file.is_file() and file.suffix != ".json" for file in files)
@@ -72,6 +77,12 @@ def find_weights(folder: Path, variant: str | None, kinds: Sequence[str]) -> Pat
     Raises FileNotFoundError when there are none, ValueError for shards without an index and several choices.
     """
     return Path(local_path(native.call("find", path=str(folder), variant=variant, kinds=kinds)))
+
+
+def find_url(url: str, variant: str | None, kinds: Sequence[str]) -> str:
+    """`url`, or of a folder there its weights, as `find_weights` finds them. Raises as that."""
+    found: str = native.call("find", path=url, variant=variant, kinds=kinds)
+    return found
 
 
 def find_weights_to_convert(path: Path, variant: str | None) -> Path:

@@ -12,7 +12,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from .._core.paths import StrPath, text_path
+from .._core.paths import StrPath, is_url, text_path
+from .objects import fetch_objects
 
 _REPO_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 CARD_NAME = "README.md"
@@ -43,13 +44,15 @@ class HubOptions:
 
 
 def fetch(source: StrPath, options: HubOptions, patterns: Iterable[str], *, quiet: bool = False) -> Path:
-    """The local folder `source`, or a snapshot of the repository of that id with the files of `patterns`.
+    """The local folder `source`, or the files of `patterns` of the repository of that id, or of a URL.
 
     The client shows its progress unless `quiet`.
     Raises NotADirectoryError for a path to a file, FileNotFoundError for what can only be a path and is not
     there, and what `huggingface_hub.snapshot_download` raises, in a sentence that names the repository.
     """
     text = text_path(source)
+    if is_url(text):
+        return fetch_objects(text, patterns)
     folder = Path(text)
     if folder.is_dir():
         return folder

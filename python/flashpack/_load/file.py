@@ -12,9 +12,10 @@ from torch import Tensor
 
 from .._core.dtypes import numpy_dtype
 from .._core.native import dtypes
+from .._core.paths import StrPath
 from .._files.opened import OpenModel, opened
 from .._files.readable import Source
-from .load import Device, as_device, load_tensors
+from .load import Device, as_device, described, load_tensors
 from .slices import Cuts, part_of
 
 _FRAMEWORKS = {"pt": False, "torch": False, "pytorch": False, "np": True, "numpy": True}
@@ -57,7 +58,7 @@ class TensorSlice:
         """
         part = part_of(self._mapped.shape, index)
         if part is None:
-            return self._source.given(self._mapped[index].clone())
+            return self._source.given(self._source.whole(self._name)[index].clone())
         loaded = self._source.read(self._name, part.cuts)
         kept = [size for dim, size in enumerate(loaded.shape) if dim not in part.dropped]
         return self._source.given(loaded.reshape(kept))
@@ -65,7 +66,7 @@ class TensorSlice:
 
 @dataclass(frozen=True)
 class _Source:
-    """An open model, its tensors, mapped, and the form that they are given in."""
+    """An open model, its tensors, mapped or without data, and the form that they are given in."""
 
     model: OpenModel
     tensors: dict[str, Tensor]
@@ -80,6 +81,18 @@ class _Source:
         )
         return loaded[name]
 
+    def whole(self, name: str) -> Tensor:
+        """A tensor with its data: what is not mapped is read now."""
+        tensor = self.tensors[name]
+        return self._read([name])[name] if tensor.is_meta else tensor
+
+    def all(self) -> dict[str, Tensor]:
+        """Every tensor with its data."""
+        return self._read(None) if any(each.is_meta for each in self.tensors.values()) else self.tensors
+
+    def _read(self, names: list[str] | None) -> dict[str, Tensor]:
+        return load_tensors(self.model, self.device, names=names, eager=True, verify=self.verify)
+
     def given(self, tensor: Tensor) -> Any:
         """`tensor` on the device, or as an array on the same memory."""
         return to_numpy(tensor) if self.as_numpy else tensor.to(self.device)
@@ -88,7 +101,8 @@ class _Source:
 class FlashPackFile:
     """An open model: a file, or several as `load_file` takes them.
 
-    Tensors are mapped: what is never touched is never read. Iterating gives the names.
+    Tensors are mapped: what is never touched is never read. Of a URL each is read when it is asked for.
+    Iterating gives the names.
 
     On the CPU tensors are views of one private mapping: writable, and valid after the file is closed. What
     is written to one is seen in every later `get_tensor` of the same name from this handle (and of names
@@ -96,15 +110,24 @@ class FlashPackFile:
     """
 
     def __init__(
-        self, path: Source, framework: str = "pt", device: Device = "cpu", *, verify: bool | None = None
+        self,
+        path: Source,
+        framework: str = "pt",
+        device: Device = "cpu",
+        *,
+        verify: bool | None = None,
+        cache_dir: StrPath | None = None,
     ) -> None:
         if framework not in _FRAMEWORKS:
             raise ValueError(f"framework {framework!r} is not one of {', '.join(_FRAMEWORKS)}")
         as_numpy, place = _FRAMEWORKS[framework], as_device(device)
         if as_numpy and place.type != "cpu":
             raise ValueError(f"framework={framework!r}: arrays are on the CPU, not on {place}")
-        with opened(path) as model:
-            mapped = load_tensors(model, torch.device("cpu"), eager=False, verify=verify)
+        with opened(path, cache_dir) as model:
+            if model.is_remote and not verify:
+                mapped = described(model.footer, {})
+            else:
+                mapped = load_tensors(model, torch.device("cpu"), eager=False, verify=verify)
         self._shown = model.shown
         verifies = False if verify is False else None
         self._source: _Source | None = _Source(model, mapped, place, verifies, as_numpy)
@@ -120,17 +143,21 @@ class FlashPackFile:
     def get_tensor(self, name: str) -> Any:
         """The tensor of this name on the handle's device, or an array. Raises KeyError for an unknown name.
 
-        On the CPU it shares the handle's mapping: writes to it are seen by later calls.
+        On the CPU it shares the handle's mapping: writes to it are seen by later calls. Of a URL it is read
+        now, into memory of its own.
         """
-        return self._opened().given(self._find(name))
+        self._find(name)
+        source = self._opened()
+        return source.given(source.whole(name))
 
     def get_tensors(self) -> dict[str, Any]:
         """Every tensor by its name, as `get_tensor` gives it."""
         return dict(self.items())
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        """Each name with its tensor, in file order."""
-        return ((name, self.get_tensor(name)) for name in self.keys())
+        """Each name with its tensor, in file order; of a URL all are read at once."""
+        source = self._opened()
+        return ((name, source.given(tensor)) for name, tensor in source.all().items())
 
     def get_slice(self, name: str) -> TensorSlice:
         """Shape, dtype and parts of the tensor. Raises KeyError for an unknown name."""
@@ -193,12 +220,18 @@ def to_numpy(tensor: Tensor) -> Any:
 
 
 def open(  # noqa: A001 (meant to be called flashpack.open)
-    path: Source, framework: str = "pt", device: Device = "cpu", *, verify: bool | None = None
+    path: Source,
+    framework: str = "pt",
+    device: Device = "cpu",
+    *,
+    verify: bool | None = None,
+    cache_dir: StrPath | None = None,
 ) -> FlashPackFile:
     """Open a file lazily; usable as a context manager. `verify=True` checks every checksum first.
 
-    `path` as in `load_file`. `framework` is "pt" for torch's tensors or "np" for NumPy's arrays, on the CPU.
+    `path` and `cache_dir` as in `load_file`. `framework` is "pt" for torch's tensors or "np" for NumPy's
+    arrays, on the CPU.
     Raises FlashPackError for a file that is not sound, OSError for one that cannot be read, ValueError for
     another framework.
     """
-    return FlashPackFile(path, framework, device, verify=verify)
+    return FlashPackFile(path, framework, device, verify=verify, cache_dir=cache_dir)

@@ -15,8 +15,9 @@ from torch import Tensor
 from .._core import ops
 from .._core.dtypes import is_castable
 from .._core.index import records_of
-from .._core.names import name_tuple
+from .._core.names import is_ignored_tensor_name, name_tuple
 from .._core.native import Counter
+from .._core.paths import StrPath
 from .._core.progress import INLINE_BYTES, Silent, run
 from .._files.opened import OpenModel, opened
 from .._files.readable import Source
@@ -54,12 +55,17 @@ def load_file(
     verify: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
     dtype: torch.dtype | str = "file",
+    cache_dir: StrPath | None = None,
 ) -> dict[str, Tensor]:
     """The tensors of a FlashPack or safetensors file, in file order, or those of `names` in that order.
 
     `path` may also be a folder, the index of shards, the name that they were saved under, or a list of files:
     these load as one, and no name may be in two. safetensors have no checksums. An object with
     `read`, such as an open binary file, is copied to memory first.
+
+    Each may be a URL: s3://bucket/key, gs://bucket/object, az://account/container/blob, https://host/path,
+    hf://owner/repository@revision/file. Such loads are always eager; they leave nothing on the disk but what
+    `cache_dir`, or FLASHPACK_CACHE, keeps for the next load.
 
     `slices` maps names to `(dim, start, stop)`, or to several of these for different dimensions: of those
     tensors only that part is loaded. No more than 8 KiB beyond the part are read for each of its runs of
@@ -83,7 +89,7 @@ def load_file(
         raise ValueError('dtype="model" is for loads into a model')
     wanted = None if names is None else list(dict.fromkeys(name_tuple("names", names)))
     cuts = parse_slices(slices)
-    with opened(path) as model:
+    with opened(path, cache_dir) as model:
         if cuts and wanted is None:
             wanted = [name for name, _, _ in records_of(model.footer)]
         load = functools.partial(load_tensors, model, as_device(device), eager=eager, verify=verify)
@@ -91,7 +97,7 @@ def load_file(
         if floats == "file":
             return load(names=wanted, slices=cuts, silent=silent)
         _ops_slices(wanted or (), cuts)  # of any other tensor is refused here
-        maps = torch.device(device).type == "cpu" and surely_maps(eager, verify) and not cuts
+        maps = torch.device(device).type == "cpu" and surely_maps(model, eager, verify) and not cuts
         return _load_as(floats, load, model, wanted, cuts, maps, silent)
 
 
@@ -122,13 +128,24 @@ def _load_as(
     return load_cast(load_some, model.footer, dtypes, silent)
 
 
-def surely_maps(eager: bool | None, verify: bool | None) -> bool:
-    """Whether a CPU load with these options only maps the file: it reads no payload.
+def surely_maps(model: OpenModel, eager: bool | None, verify: bool | None) -> bool:
+    """Whether a CPU load of `model` with these options only maps the file: it reads no payload.
 
     The native side reads the environment variable; here it only matters whether there is one.
     """
+    if model.is_remote:
+        return False
     maps = not eager if eager is not None else "FLASHPACK_CPU_PARALLEL_READ" not in os.environ
     return maps and not verify
+
+
+def described(footer: dict[str, Any], ignore: Mapping[str, Iterable[str]]) -> dict[str, Tensor]:
+    """The tensors that are not ignored, without data."""
+    return {
+        name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+        for name, shape, dtype in records_of(footer)
+        if not is_ignored_tensor_name(name, **ignore)
+    }
 
 
 class Reading(TypedDict, total=False):
@@ -191,7 +208,7 @@ def run_load(work: Callable[[ops.How], T], model: OpenModel, device: torch.devic
     """
     on_cuda = device.type == "cuda"
     eager, verify = reading.get("eager"), reading.get("verify")
-    size = model.bytes if on_cuda or eager is not False or verify else 0
+    size = model.bytes if on_cuda or eager is not False or verify or model.is_remote else 0
     # Other threads wait for a stream and queue work on it just as well, as torch's own do, but some streams
     # are this thread's alone.
     here = on_cuda and size >= INLINE_BYTES and ops.is_bound_to_thread(device)

@@ -9,7 +9,9 @@ from typing import Any
 from .._core.constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS, SHARD_STRATEGIES
 from .._core.names import is_ignored_tensor_name, name_tuple
 from .._core.native import environment
+from .._core.paths import StrPath
 from .._core.progress import Silent
+from .._files.opened import OpenModel
 from .cast import DtypeLike, requested_dtype
 from .load import Device, Reading, as_device, surely_maps
 
@@ -38,6 +40,7 @@ class LoadOptions:
     `progress`: called with the bytes done and the bytes in all, instead of a bar.
     `in_place`: fill the memory that the model's tensors have, instead of giving them other memory.
     `dtype`: "file", "model" or a dtype, as `requested_dtype` gives it: what floating tensors are cast to.
+    `cache_dir`: the folder that keeps a copy of what is read by URL.
     """
 
     device: Device | None = None
@@ -63,6 +66,7 @@ class LoadOptions:
     in_place: bool = False
     progress: Callable[[int, int], None] | None = None
     dtype: DtypeLike = "file"
+    cache_dir: StrPath | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", requested_dtype(self.dtype))
@@ -132,10 +136,9 @@ class LoadOptions:
         """How it reads."""
         return {"eager": self.eager, "verify": self.verify, "silent": self.shown}
 
-    @property
-    def surely_maps(self) -> bool:
-        """A CPU load with these options only maps the file: it reads no payload."""
-        return surely_maps(self.eager, self.verify)
+    def surely_map(self, model: OpenModel) -> bool:
+        """A CPU load of `model` with these options only maps the file: it reads no payload."""
+        return surely_maps(model, self.eager, self.verify)
 
 
 _BY_CLASS = ("ignore_names", "ignore_prefixes", "ignore_suffixes", "coerce_dtype")

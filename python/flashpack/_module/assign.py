@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from .._core.constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 from .._core.index import unverified_note
 from .._core.names import listed
+from .._core.paths import StrPath
 from .._core.progress import Silent
 from .._core.text import human_num_elements, say
 from .._files.opened import OpenModel
-from .._files.sources import ModelPath, model_path
+from .._files.sources import ModelPath, model_path, shown_path
 from .._load.cast import cast, load_cast, part_of
-from .._load.load import Reading, load_tensors
+from .._load.load import Reading, described, load_tensors
 from .._load.options import LoadOptions
 from .._load.storage import FlashTensorStorage, iterate_from_flash_tensor, read_blocks
 from .._ranks.group import world_size_of
@@ -60,6 +61,7 @@ def assign_from_file(
     in_place: bool = False,
     progress: Callable[[int, int], None] | None = None,
     dtype: torch.dtype | str = "file",
+    cache_dir: StrPath | None = None,
 ) -> IncompatibleKeys:
     """Give `model` the weights of a file, or of several, that `load_file` takes, by their names.
 
@@ -86,7 +88,7 @@ def assign_from_file(
     `_flash_shared_storage_meta`. The tensors then share the blocks' storages, as on CUDA they always do, and
     diffusers' `save_pretrained(max_shard_size=...)` writes them as one shard: use
     `save_pretrained_flashpack(max_shard_size=...)`, or clone them first.
-    `eager`, `verify` and `progress` as in `load_file`.
+    `eager`, `verify`, `progress` and `cache_dir` as in `load_file`.
 
     `in_place=True` fills the memory that the model's tensors have already: every data_ptr stays, as CUDA
     graphs and hot swaps of weights need, and no second copy of the model is made. Shapes and, unless `dtype`
@@ -131,7 +133,7 @@ def _assign(
     if options.use_distributed_loading and world_size_of(options.world_size) > 1:
         path = source.path if isinstance(source, OpenModel) else source
         return _assign_together(model, path, device, options)
-    weights = source if isinstance(source, OpenModel) else OpenModel(model_path(source))
+    weights = source if isinstance(source, OpenModel) else OpenModel(model_path(source), options.cache_dir)
     if (incompatible := assign_fast(model, weights, device, options)) is not None:
         if not options.silent and not options.in_place:
             tensors = dict(zip(*find_tensors(model)[:2], strict=True))
@@ -174,15 +176,14 @@ class _Load:
     def _read(self) -> tuple[Match, dict[str, Tensor], FlashTensorStorage | None]:
         """What goes where, the tensors for it, and the blocks that stay. In place, they are filled."""
         options, weights, device = self.options, self.weights, self.device
-        maps = device.type == "cpu" and not self.places and options.surely_maps and not options.in_place
-        # Else for names, shapes and dtypes alone: nothing is to be read ahead.
-        how: Reading = {"eager": options.eager if maps else False, "verify": False}
-        mapped = load_tensors(weights, torch.device("cpu"), ignore=options.ignore, **how)
+        on_cpu = device.type == "cpu" and not self.places
+        maps = on_cpu and options.surely_map(weights) and not options.in_place
+        mapped = self._mapped(maps)
         if roots := own_roots(self.model, mapped):
             return *self._read_own_way(roots), None
         match = match_tensors(mapped, self.slots, options, weights.shown)
         if options.in_place:
-            fill(weights.shown, match, mapped, device, options, weights)
+            fill(weights.shown, match, mapped, device, options, mapped if weights.is_remote else weights)
             return match, mapped, None
         dtypes, retained = dtypes_of(match.slots, mapped, options), None
         has_parts = any(is_dtensor(slot.tensor) for slot in match.slots.values())
@@ -199,8 +200,19 @@ class _Load:
         else:
             tensors = self._load(match, mapped, dtypes)
         # As the file has them: on the CPU, and of DTensors the whole, so that all ranks come to the same.
-        check_ties(weights.shown, match.slots, mapped, options)
+        check_ties(weights.shown, match.slots, tensors if weights.is_remote else mapped, options)
         return match, tensors, retained
+
+    def _mapped(self, maps: bool) -> dict[str, Tensor]:
+        """The tensors of the file, mapped; if that cannot be, without data, or in memory to be copied."""
+        weights, options, cpu = self.weights, self.options, torch.device("cpu")
+        if weights.is_remote and not options.in_place:
+            return described(weights.footer, options.ignore)
+        if weights.is_remote:
+            return load_tensors(weights, cpu, ignore=options.ignore, **options.reading)
+        # Unless it `maps` for names, shapes and dtypes alone: nothing is to be read ahead.
+        how: Reading = {"eager": options.eager if maps else False, "verify": False}
+        return load_tensors(weights, cpu, ignore=options.ignore, **how)
 
     def _load(
         self, match: Match, mapped: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
@@ -259,10 +271,11 @@ class _Load:
 
 def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, options: LoadOptions) -> Match:
     """`assign` by all ranks: the model of each gets all weights, and only if those of all others do."""
+    shown = shown_path(model_path(path))
     with load_together(path, device, options) as file:
         held, slots, retained = find_held(model), find_slots(model), None
         ranks, described = file.ranks, file.described(options.ignore)
-        match = ranks.agree(lambda: _match_together(model, described, slots, held, device, path, options))
+        match = ranks.agree(lambda: _match_together(model, described, slots, held, device, shown, options))
         dtypes = dtypes_of(match.slots, described, options)
         if options.keep_flash_ref_on_model:
             retained = FlashTensorStorage(file.blocks())
@@ -270,9 +283,9 @@ def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, op
             tensors = cast(views, dtypes)
         else:
             if len(set(ranks.gather(lambda: tuple(dtypes.items())))) > 1:  # they would not load in step
-                raise ValueError(f"{path}: the ranks load different tensors from it, or to different dtypes")
+                raise ValueError(f"{shown}: the ranks load different tensors from it, or to different dtypes")
             tensors = load_cast(file.load, file.footer, dtypes, options.shown)
-        ranks.agree(lambda: check_ties(str(path), match.slots, tensors, options))
+        ranks.agree(lambda: check_ties(shown, match.slots, tensors, options))
         ranks.agree(lambda: commit_to(model, match, tensors, slots.values(), held))
     _retain(model, retained, file.footer)
     if not options.silent and ranks.rank == 0:
@@ -286,7 +299,7 @@ def _match_together(
     slots: Mapping[str, Slot],
     held: Mapping[str, Held],
     device: torch.device,
-    path: ModelPath,
+    shown: str,
     options: LoadOptions,
 ) -> Match:
     """What goes where on this rank, if a load by all ranks can do it."""
@@ -299,13 +312,13 @@ def _match_together(
         )
     places = places_of(model, slots, held, device, options)
     if any(place != device for name, place in places.items() if name not in held):
-        raise ValueError(f"{path}: use_distributed_loading=True: the model lies on several devices")
+        raise ValueError(f"{shown}: use_distributed_loading=True: the model lies on several devices")
     if loads_flat(model) or (roots := own_roots(model, described)):
         kinds = "FSDP1's modules load" if loads_flat(model) else told_of(roots)
         raise ValueError(
-            f"{path}: {kinds} in their own way, which use_distributed_loading=True cannot follow"
+            f"{shown}: {kinds} in their own way, which use_distributed_loading=True cannot follow"
         )
-    return match_tensors(described, slots, options, str(path))
+    return match_tensors(described, slots, options, shown)
 
 
 def _in_blocks(

@@ -138,7 +138,7 @@ def _fill(
 def _replace(
     weights: OpenModel, names: str, tensors: list[Tensor], options: LoadOptions, *, partly: bool
 ) -> Outcome:
-    maps = options.surely_maps and tensors[0].device.type == "cpu"
+    maps = options.surely_map(weights) and tensors[0].device.type == "cpu"
     # Who watches may fail, or cancel the load, when all has been read: nothing may have changed then.
     if not maps and (options.progress is not None or wants_bar(options.silent)):
         return _FAILED

@@ -15,12 +15,10 @@ from torch import Tensor
 from .._core import native, ops
 from .._core.constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 from .._core.errors import FlashPackError
-from .._core.index import records_of
-from .._core.names import is_ignored_tensor_name
 from .._core.progress import Silent
 from .._files.opened import OpenModel
-from .._files.sources import ModelPath, resolved_path, shown_path
-from .._load.load import Device, as_device
+from .._files.sources import ModelPath, model_path, resolved_path, shown_path
+from .._load.load import Device, as_device, described
 from .._load.options import LoadOptions, resolve_shard_strategy
 from .._load.storage import FlashTensorStorage, read_flashpack_file
 from .group import Ranks, join, own_device, world_size_of
@@ -92,11 +90,7 @@ class SharedFile:
 
     def described(self, ignore: Mapping[str, Iterable[str]]) -> dict[str, Tensor]:
         """The tensors that are not ignored, without data."""
-        return {
-            name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
-            for name, shape, dtype in records_of(self.footer)
-            if not is_ignored_tensor_name(name, **ignore)
-        }
+        return described(self.footer, ignore)
 
     def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The named tensors; ties share memory. Only what they need is read."""
@@ -228,7 +222,7 @@ def _shared(
         return _Sharing(footer or weights.footer, weights.files > 1, shared, src, window_bytes)
 
     join(device, place[0], place[2])
-    with Ranks(str(path)) as ranks:
+    with Ranks(shown_path(model_path(path))) as ranks:
         own = ranks.agree(lambda: own_device(device, *place))
         text = ranks.agree(lambda: resolved_path(path))
         weights = ranks.agree(mine)

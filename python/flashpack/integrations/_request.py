@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._core.paths import StrPath
+from .._core.paths import StrPath, is_url
 from .._files.opened import OpenModel
+from .._files.sources import shown_path
 from .._hub.client import HubOptions
 from .._load.load import as_device, load_tensors
 from .._load.options import OPTION_NAMES, LoadOptions
@@ -51,7 +52,7 @@ class LoadRequest:
 
     source: str
     folder: Path
-    path: Path
+    path: str
     tensors: Mapping[str, Tensor] | None
     device: torch.device | None
     dtype: torch.dtype | None
@@ -81,24 +82,25 @@ class LoadRequest:
         target = one_device(device, requested["device_map"])
         dtype = one_dtype(requested["dtype"], requested["torch_dtype"])
         reports = bool(requested["output_loading_info"])
-        options = load_options(model_class, take_load_options(arguments), target, reports=reports)
         hub = HubOptions.take(arguments)
+        options = load_options(model_class, take_load_options(arguments), target, reports=reports)
         for name in _WITHOUT_MEANING:
             arguments.pop(name, None)
         own = {name: arguments.pop(name, None) for name in library}
         own = {name: value for name, value in own.items() if value}
         if isinstance(source, Unpacked):
-            name, path, folder = str(source.path), source.path, source.folder
+            name, path, folder = str(source.path), str(source.path), source.folder
             tensors = source.parts[folder.name]
         else:
-            path = fetch_weights(source, hub, requested["subfolder"], requested["variant"], beside)
-            name, folder, tensors = os.fspath(source), path.parent, None
+            folder, path = fetch_weights(source, hub, requested["subfolder"], requested["variant"], beside)
+            name, tensors = shown_path(os.fspath(source)), None
+            options = replace(options, cache_dir=hub.cache_dir) if is_url(source) else options
         return cls(name, folder, path, tensors, target, dtype, reports, options, own)
 
     @functools.cached_property
     def weights(self) -> OpenModel:
         """The file at `path`, opened once."""
-        return OpenModel(str(self.path))
+        return OpenModel(self.path, self.options.cache_dir)
 
     @property
     def target(self) -> torch.device:

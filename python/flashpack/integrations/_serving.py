@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._core.index import records_of
-from .._core.paths import StrPath
+from .._core.paths import StrPath, is_url, text_path
 from .._files.folder import INDEX_SUFFIX, SUFFIX
 from .._files.opened import OpenModel
-from .._files.sources import find_weights
+from .._files.sources import find_url, find_weights
 from .._hub.client import HubOptions, fetch
 from .._load.load import load_tensors
 from .._ranks.group import world_size_of
@@ -62,35 +62,38 @@ class ServingOptions:
         return device.type != "cuda" or torch.version.cuda is None or world_size_of() > 1
 
 
-def find_checkpoint(source: StrPath, hub: HubOptions) -> Path:
-    """The FlashPack file of a folder or a repository, or the index of its shards.
+def find_checkpoint(source: StrPath, hub: HubOptions) -> str:
+    """The FlashPack file of a folder, a URL or a repository, or the index of its shards.
 
     Raises FileNotFoundError when there is none, ValueError when there are several, and what `fetch` raises.
     """
+    if is_url(source):
+        return find_url(os.fspath(source), None, [SUFFIX])
     folder = fetch(source, hub, [f"*{SUFFIX}", f"*{SUFFIX}{INDEX_SUFFIX}"])
-    return find_weights(folder, None, [SUFFIX])
+    return str(find_weights(folder, None, [SUFFIX]))
 
 
 def checkpoint_tensors(
-    path: Path,
+    path: StrPath,
     device: torch.device,
     options: ServingOptions,
     wanted: Callable[[str], bool] = lambda _: True,
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of all that is `wanted` of a file, or of the shards of an index.
 
-    Tensors are mapped, or on `device`. Those that are read come in windows of WINDOW_BYTES, or of one tensor
-    that is larger: there are never more than two, if the receiver drops what it has been handed.
+    Tensors are mapped, or on `device`, as those of a URL always are. Those that are read come in windows of
+    WINDOW_BYTES, or of one tensor that is larger: there are never more than two, if the receiver drops what
+    it has been handed.
 
     Raises what `load_file` raises.
     """
-    weights = OpenModel(str(path))
+    weights = OpenModel(text_path(path))
     sizes = {
         name: math.prod(shape) * getattr(torch, dtype).itemsize
         for name, shape, dtype in records_of(weights.footer)
         if wanted(name)
     }
-    mapped = options.maps(device)
+    mapped = options.maps(device) and not weights.is_remote
     target, eager = (torch.device("cpu"), None) if mapped else (device, True)
     for window in [list(sizes)] if mapped else _windows(sizes):
         tensors = load_tensors(weights, target, names=window, eager=eager, verify=options.verify)

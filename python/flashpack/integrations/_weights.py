@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from .._core.paths import StrPath
+from .._core.paths import StrPath, is_url
 from .._files.folder import SUFFIX, checked_subfolder, index_path, weights_name
+from .._files.sources import find_url
 from .._hub.client import HubOptions, fetch
 
 
@@ -40,12 +42,18 @@ def weights_patterns(variant: str | None = None) -> list[str]:
 
 def fetch_weights(
     source: StrPath, hub: HubOptions, subfolder: str | None, variant: str | None, beside: Iterable[str]
-) -> Path:
-    """The weights of a model in a folder or a repository, of which the files named `beside` come, too.
+) -> tuple[Path, str]:
+    """The folder with the files named `beside`, and the path of the weights of a model in a folder or a
+    repository; of a folder at a URL the weights' own.
 
     Raises what `fetch` and `find_weights` raise, and ValueError for a subfolder that leads out.
     """
     inside = checked_subfolder(subfolder)
     prefix = f"{inside}/" if inside else ""
-    folder = fetch(source, hub, [prefix + name for name in (*beside, *weights_patterns(variant))])
-    return find_weights(folder / inside, variant)
+    names = [prefix + name for name in beside]
+    if is_url(source):
+        url, mark, query = os.fspath(source).partition("?")
+        place = f"{url.rstrip('/')}/{prefix}{mark}{query}"
+        return fetch(source, hub, names) / inside, find_url(place, variant, [SUFFIX])
+    folder = fetch(source, hub, [*names, *(prefix + name for name in weights_patterns(variant))])
+    return folder / inside, str(find_weights(folder / inside, variant))

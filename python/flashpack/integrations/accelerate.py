@@ -41,7 +41,7 @@ def disk_offload(
     `assign_from_file`, and `offload_buffers` and `preload_module_classes` of `accelerate.disk_offload`. Keep
     the file while the model lives.
 
-    Raises what `assign_from_file` raises.
+    Raises what `assign_from_file` raises, and ValueError for a URL.
     """
     hooks = _taken(options, ("offload_buffers", "preload_module_classes"))
     _map(model, OpenModel(text_path(path)), options)
@@ -65,7 +65,8 @@ def load_checkpoint_and_dispatch(
     stays in the file, too), and `offload_buffers`, `skip_keys`, `preload_module_classes` and `force_hooks` of
     accelerate's function.
 
-    Raises ValueError for a map that does not cover the model, and what `assign_from_file` raises.
+    Raises ValueError for a map that does not cover the model and for a URL, and what `assign_from_file`
+    raises.
     """
     hooks = _taken(options, ("offload_buffers", "skip_keys", "preload_module_classes", "force_hooks"))
     weights = OpenModel(text_path(path))
@@ -88,6 +89,8 @@ def _taken(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 def _map(model: nn.Module, weights: OpenModel, options: Mapping[str, Any]) -> LoadOptions:
     """Give all of the model its weights as mappings of the file, which reads none of them."""
+    if weights.is_remote:
+        raise ValueError(f"{weights.shown}: weights can stay in a file, not behind a URL: copy it first")
     unknown = options.keys() - LoadOptions.__dataclass_fields__.keys()
     if unknown:
         raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")

@@ -30,9 +30,14 @@ impl Drop for Opened {
     }
 }
 
-pub(super) fn open_model(path: &CxxString) -> std::result::Result<Box<Opened>, Tagged> {
+/// Opens the model at `path`; of URLs the folder `cache_dir` keeps a copy, unless its name is empty.
+pub(super) fn open_model(
+    path: &CxxString,
+    cache_dir: &CxxString,
+) -> std::result::Result<Box<Opened>, Tagged> {
     guarded(|| {
-        let model = Model::open(native(path))?;
+        let cache = Some(native(cache_dir)).filter(|path| !path.as_os_str().is_empty());
+        let model = Model::open_cached(native(path), cache)?;
         let (bytes, count) = (model.files.file_bytes().cast_signed(), model.files.iter().count() as u64);
         let number = opened::keep(model);
         Ok(Box::new(Opened { number, words: [number, bytes, count.cast_signed()] }))

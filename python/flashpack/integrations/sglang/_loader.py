@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,5 +44,5 @@ class FlashPackModelLoader(DefaultModelLoader):  # type: ignore[misc] # SGLang n
             return iter(default._filter_mtp_weights(pairs, source.prefix, layer))
         return ((source.prefix + name, tensor) for name, tensor in pairs)
 
-    def _find(self, source: str, revision: str | None) -> Path:
+    def _find(self, source: str, revision: str | None) -> str:
         return find_checkpoint(source, HubOptions(revision=revision, cache_dir=self.load_config.download_dir))

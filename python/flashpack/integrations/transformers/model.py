@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ..._core.names import initialiser
 from ..._core.paths import StrPath
-from ..._load.load import load_tensors
+from ..._load.load import described, load_tensors
 from ..._load.meta import parameters_on_meta
 from ..._module.slots import Slot, find_slots
 from ...mixin import FlashPackMixin
@@ -94,10 +94,13 @@ def _finished(model: PreTrainedModel, info: dict[str, Any], request: LoadRequest
 
 
 def _map_tensors(request: LoadRequest) -> Mapping[str, Tensor]:
-    """The file's tensors, ignored ones aside, mapped and not read, unless they were loaded before."""
+    """The file's tensors, ignored ones aside, unless they were loaded before: mapped and not read, or, of a
+    URL, without data."""
     if request.tensors is not None:
         return request.tensors
     cpu, ignore = torch.device("cpu"), request.options.ignore
+    if request.weights.is_remote:
+        return described(request.weights.footer, ignore)
     return load_tensors(request.weights, cpu, ignore=ignore, eager=False, verify=False)
 
 

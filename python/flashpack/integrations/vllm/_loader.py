@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,13 +50,14 @@ class FlashPackModelLoader(BaseModelLoader):  # type: ignore[misc] # vLLM need n
         for source in getattr(model, "secondary_weights", ()):
             yield from self._default._get_weights_iterator(source)
 
-    def _find(self, model_config: Any) -> Path:
+    def _find(self, model_config: Any) -> str:
         hub = HubOptions(
             revision=model_config.revision,
             token=model_config.hf_token,
             cache_dir=self.load_config.download_dir,
         )
-        return find_checkpoint(model_config.model, hub)
+        # Of a URL vLLM has copied the configuration to a folder.
+        return find_checkpoint(getattr(model_config, "model_weights", "") or model_config.model, hub)
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -1,0 +1,50 @@
+"""Folders of object stores: their small files, copied to a folder of this process. Needs no torch."""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import fnmatch
+import functools
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from .._core import native
+from .._core.paths import shown_url
+
+
+def fetch_objects(url: str, patterns: Iterable[str]) -> Path:
+    """A local folder with the objects of the folder at `url` that match `patterns`, relative to it.
+
+    It is removed when the process ends. Raises FileNotFoundError if none matches, and what opening a URL
+    raises.
+    """
+    base, _, query = url.partition("?")
+    query = f"?{query}" if query else ""
+    wanted: dict[str, list[str]] = {}
+    for pattern in patterns:
+        wanted.setdefault(posixpath.dirname(pattern), []).append(posixpath.basename(pattern))
+    folder, found = _copies_of(url), False
+    for inside, names in wanted.items():
+        place = posixpath.join(base.rstrip("/"), inside)
+        for entry in native.call("list", path=f"{place}/{query}"):
+            name: str = entry["name"]
+            if any(fnmatch.fnmatchcase(name, each) for each in names):
+                found = True
+                copy = folder / inside / name
+                if not copy.exists():
+                    native.call("copy", path=f"{place.rstrip('/')}/{name}{query}", destination=str(copy))
+    if not found:
+        raise FileNotFoundError(errno.ENOENT, "Nothing that a model needs in the folder", shown_url(url))
+    return folder
+
+
+@functools.cache
+def _copies_of(url: str) -> Path:  # noqa: ARG001 (each has its own)
+    """The folder for copies of what lies at `url`."""
+    folder = Path(tempfile.mkdtemp(prefix="flashpack-objects-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
