@@ -89,6 +89,13 @@ def _silence(verbose: bool) -> bool | None:
     return False if verbose else None
 
 
+def _whole(path: str) -> str:
+    """`path` from the root on, a URL without its secrets."""
+    from ._core.paths import is_url, shown_url
+
+    return shown_url(path) if is_url(path) else str(Path(path).absolute())
+
+
 @click.group(name="flashpack", cls=_Commands)
 @click.version_option(package_name="flashpack")
 def main() -> None:
@@ -123,7 +130,7 @@ def convert(path_or_repo_id: str, destination_path: str | None, verbose: bool, *
         from ._convert.convert import convert_to_flashpack
 
         result = convert_to_flashpack(path_or_repo_id, destination_path, silent=_silence(verbose), **options)
-        _succeed(f"Saved to {Path(result).absolute()}")
+        _succeed(f"Saved to {_whole(result)}")
 
 
 @main.command()
@@ -144,7 +151,7 @@ def revert(path: str, destination_path: str | None, verbose: bool) -> None:
         result = revert_from_flashpack(path, destination_path, silent=_silence(verbose))
         if verbose and (note := unverified_note(path, read_index(path))):
             _print(printable(note))
-        _succeed(f"Saved to {Path(result).absolute()}")
+        _succeed(f"Saved to {_whole(result)}")
 
 
 @main.command()
@@ -178,7 +185,7 @@ def sign(path: str, key: str, verbose: bool) -> None:
         from ._save.sign import sign_file
 
         fingerprint = sign_file(path, key, silent=_silence(verbose))
-        _succeed(f"{Path(path).absolute()}: signed by the key {fingerprint}")
+        _succeed(f"{_whole(path)}: signed by the key {fingerprint}")
 
 
 @main.command()
@@ -197,7 +204,7 @@ def verify(path: str, key: str | None, verbose: bool) -> None:
         result = verify_file(path, key, silent=_silence(verbose))
         if verbose:
             _print(str(last_load()))
-        where = Path(path).absolute()
+        where = _whole(path)
         if result.algorithm is None:
             _warn(
                 f"{where}: the structure is sound, but nothing vouches for its {result.payload_bytes} bytes: "

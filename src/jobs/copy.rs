@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::{
     error::{At as _, Result, zeroed},
-    io::{Input, Source as _, write::Growing},
+    io::{Input, Source as _, read::InOrder, write::Growing},
     progress::Progress,
 };
 
@@ -21,11 +21,11 @@ pub fn copy(path: &Path, destination: &Path, progress: Progress<'_>) -> Result<u
     let mut file = Growing::create(destination, bytes)?;
     let mut buffer = zeroed(bytes.min(STEP_BYTES)).at(source.path())?;
     progress.start(bytes);
-    let mut position = 0;
+    let (mut input, mut position) = (InOrder::new(&source), 0);
     while position < bytes {
         let step = STEP_BYTES.min(bytes - position);
         let piece = &mut buffer[..usize::try_from(step).expect("at most STEP_BYTES")];
-        source.read_exact_at(piece, position)?;
+        input.read_exact_at(piece, position, bytes)?;
         file.write(piece)?;
         progress.advance(step)?;
         position += step;

@@ -94,7 +94,7 @@ pub fn verify_model(model: &Model, key: Option<&PublicKey>, progress: Progress<'
 /// # Errors
 /// As [`verify`].
 pub fn verify_source<S: Source>(source: &S, index: &Index, progress: Progress<'_>) -> Result<Report> {
-    let readers = settings::readers(false, &Environment::read()?);
+    let readers = settings::readers(source.is_far(), &Environment::read()?);
     check(source, index, readers, progress, &Clock::default()).map(|(report, _)| report)
 }
 

@@ -5,26 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from .._core import native
 from .._core.dtypes import dtype_name, dtype_to_string, string_to_dtype
 from .._core.errors import may_need_torch
 from .._core.names import filter_state_dict, listed, name_tuple, warn, warn_of_unmatched
-from .._core.paths import StrPath, refuse_source, text_path
+from .._core.paths import StrPath, is_url, refuse_source, shown_url, text_path
 from .._core.progress import run
 from .._core.text import parse_size
 from .._files.folder import (
+    SAFETENSORS,
     STEM,
+    SUFFIX,
     Library,
     adapters_beside,
     copy_companions,
     find_companions,
     index_path,
+    names_folder,
     stem_of,
 )
-from .._files.sources import are_safetensors, find_weights_to_convert, size_of
+from .._files.sources import are_safetensors, find_url, find_weights_to_convert, shown_path, size_of
 from .source import Source, find_source
 
 if TYPE_CHECKING:
@@ -52,7 +55,8 @@ def convert_to_flashpack(
     """Convert to a FlashPack file and return its path, or that of the model folder that was made.
 
     The source is a model, a state dict, a weight file (.safetensors, or a torch file that
-    weights_only=True accepts), a model folder, whole or sharded, or the id of a repository on a model hub.
+    weights_only=True accepts), a model folder, whole or sharded, the id of a repository on a model hub, or
+    the URL of safetensors. The destination may be a URL, too; then only the weights are written.
     Weights are taken as they are unless `use_transformers` or `use_diffusers` lets that library load them.
 
     A model folder or a repository becomes a model folder: `model[.variant].flashpack` with the source's
@@ -91,12 +95,14 @@ def convert_to_flashpack(
     source = model_or_state_dict_or_path_or_repo_id
     if isinstance(source, str | os.PathLike):
         library = _library(use_transformers, use_diffusers)
+        if is_url(source):
+            return _convert_url(text_path(source), destination_path, library, request, kwargs)
         return _convert_path(text_path(source), destination_path, library, request, kwargs)
     if destination_path is None:
         raise ValueError("destination_path is required for a model or a state dict")
-    destination = Path(text_path(destination_path))
+    destination = text_path(destination_path)
     _pack(_state_of(source, key), destination, request)
-    return str(_made(destination))
+    return _made(destination)
 
 
 def _state_of(source: nn.Module | Mapping[str, Tensor], key: str | None) -> Mapping[str, Tensor]:
@@ -109,9 +115,11 @@ def _state_of(source: nn.Module | Mapping[str, Tensor], key: str | None) -> Mapp
     return source.state_dict()
 
 
-def _made(destination: Path) -> Path:
-    """The file, or the index of the shards, that a conversion to `destination` has made."""
-    return destination if destination.is_file() else index_path(destination)
+def _made(destination: str) -> str:
+    """The file, or the index of the shards, that a conversion to `destination` has made; of a URL that."""
+    if is_url(destination) or Path(destination).is_file():
+        return destination
+    return str(index_path(Path(destination)))
 
 
 def _library(use_transformers: bool, use_diffusers: bool) -> Library | None:
@@ -139,6 +147,31 @@ def _name_of(dtype: torch.dtype | str) -> str:
     return name
 
 
+def _convert_url(
+    url: str,
+    destination_path: StrPath | None,
+    library: Library | None,
+    request: _Request,
+    arguments: dict[str, Any],
+) -> str:
+    """Convert safetensors that a URL names, or those of a folder there, to a file or an object."""
+    shown = shown_url(url)
+    if library is not None:
+        raise ValueError(f"{shown}: {library} loads local folders and repositories, not URLs")
+    variant = arguments.pop("variant", None)
+    if arguments:
+        raise TypeError(f"unexpected arguments for a URL: {[*arguments]}")
+    name = PurePosixPath(shown).name
+    weights = url if name.endswith((SAFETENSORS, ".json")) else find_url(url, variant, [SAFETENSORS])
+    default = PurePosixPath(shown_url(weights)).name.removesuffix(".json").removesuffix(".index")
+    made = default.removesuffix(SAFETENSORS) + SUFFIX
+    destination = made if destination_path is None else text_path(destination_path)
+    if names_folder(destination):
+        destination = str(Path(destination, made))
+    _convert_files(weights, destination, request)
+    return _made(destination)
+
+
 def _convert_path(
     text: str,
     destination_path: StrPath | None,
@@ -151,11 +184,16 @@ def _convert_path(
         raise TypeError(f"unexpected arguments without use_transformers or use_diffusers: {[*arguments]}")
     weights = find_weights_to_convert(source.place, source.variant) if library is None else None
     stem = stem_of(weights) if weights else STEM
+    if is_url(destination_path):
+        if weights is None:
+            raise ValueError(f"{library} converts to files: copy the result to {shown_url(destination_path)}")
+        _convert_files(str(weights), destination_path, request)
+        return destination_path
     destination = source.destination(destination_path, stem)
     refuse_source(destination, source.files())
     companions = find_companions(source.place, stem) if source.makes_folder(destination_path) else None
     if weights:
-        _convert_files(weights, destination, request)
+        _convert_files(str(weights), str(destination), request)
     elif library:
         _convert_by_class(source, library, destination, request, arguments)
     if companions is None:
@@ -163,22 +201,30 @@ def _convert_path(
             warn(
                 f"{source.place}: only the model is converted, and not the adapter beside it: {listed(left)}"
             )
-        return str(_made(destination))
+        return _made(str(destination))
     copy_companions(source.place, companions, destination.parent)
     return str(destination.parent)
 
 
-def _convert_files(weights: Path, destination: Path, request: _Request) -> None:
-    if are_safetensors(weights):
+def _convert_files(weights: str, destination: str, request: _Request) -> None:
+    if is_url(weights) or are_safetensors(Path(weights)):
         if request.key is not None:
-            raise ValueError(f"{weights}: key chooses a state dict of a torch file, and this is none")
+            shown = shown_path(weights)
+            raise ValueError(f"{shown}: key chooses a state dict of a torch file, and this is none")
         if any(request.ignore.values()):
-            warn_of_unmatched(request.ignore, native.call("names", path=str(weights)))
+            warn_of_unmatched(request.ignore, native.call("names", path=weights))
         if _stream(weights, destination, request):
             return
+    if is_url(weights):
+        from .._load.file import FlashPackFile
+
+        with FlashPackFile(weights) as file:
+            _pack(file.get_tensors(), destination, request, file.metadata())
+        return
     from .torch_files import read_metadata, read_state_dict
 
-    _pack(read_state_dict(weights, request.key), destination, request, read_metadata(weights))
+    path = Path(weights)
+    _pack(read_state_dict(path, request.key), destination, request, read_metadata(path))
 
 
 def _convert_by_class(
@@ -194,7 +240,7 @@ def _convert_by_class(
     _pack(model.state_dict(), destination, request, {"format": "pt"})
 
 
-def _stream(weights: Path, destination: Path, request: _Request) -> bool:
+def _stream(weights: str, destination: str, request: _Request) -> bool:
     """Let safetensors go through the native side: bytes stream, no model and no torch.
 
     Returns whether it did: there are casts that only torch makes.
@@ -203,22 +249,25 @@ def _stream(weights: Path, destination: Path, request: _Request) -> bool:
         lambda counter: native.call(
             "convert",
             counter,
-            path=str(weights),
-            destination=str(destination),
+            path=weights,
+            destination=destination,
             dtype=request.dtype,
             checksum=request.checksum,
             shard_bytes=request.shard_bytes,
             **request.ignore,
         ),
         label="Converting",
-        size=size_of(str(weights)),
+        size=size_of(weights),
         silent=request.silent,
     )
     return done is not None
 
 
 def _pack(
-    state: Mapping[str, Any], destination: Path, request: _Request, metadata: Mapping[str, str] | None = None
+    state: Mapping[str, Any],
+    destination: StrPath,
+    request: _Request,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     from .._save.pack import pack_to_file
 

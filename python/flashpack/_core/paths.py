@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path, PurePath
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 StrPath: TypeAlias = str | os.PathLike[str]
 SEPARATOR = "\0"  # between the files of a list, for the native side
@@ -16,7 +16,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SQUEEZED_URL = re.compile(r"(s3|gs|az|https?|hf):/[^/]")
 
 
-def is_url(path: object) -> bool:
+def is_url(path: object) -> TypeGuard[str]:
     """Whether `path` is a URL: a scheme and `://`."""
     return isinstance(path, str) and _URL.match(path) is not None
 

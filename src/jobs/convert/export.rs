@@ -8,7 +8,7 @@ use super::Converted;
 use crate::{
     error::{At, Error, ErrorKind, Result},
     format::{Index, Record, safetensors::MAX_HEADER_BYTES},
-    io::{Source, write::Growing},
+    io::{Files, read::InOrder, write::Growing},
     jobs::verify::verify_source,
     model::{Model, expect_flashpack},
     progress::Progress,
@@ -44,8 +44,9 @@ pub fn to_safetensors(path: &Path, destination: &Path, progress: Progress<'_>) -
     let mut file = Growing::create(destination, total_bytes)?;
     progress.start(payload_bytes);
     file.write(&header)?;
+    let mut input = InOrder::new(&model.files);
     for record in &records {
-        copy(&model, record, &mut file, progress)?;
+        copy(index.file_range(record), &mut input, &mut file, progress)?;
     }
     Ok(Converted { tensors: records.len(), bytes: file.finish()?.commit()? })
 }
@@ -103,14 +104,18 @@ fn too_large() -> Error {
     Error::argument("is too large for this machine's address space")
 }
 
-fn copy(model: &Model, record: &Record, file: &mut Growing, progress: Progress<'_>) -> Result<()> {
-    let Range { start, end } = model.index.file_range(record);
+fn copy(
+    Range { start, end }: Range<u64>,
+    input: &mut InOrder<'_, Files>,
+    file: &mut Growing,
+    progress: Progress<'_>,
+) -> Result<()> {
     let bytes = end - start;
     let mut buffer = vec![0; usize::try_from(BUFFER_BYTES.min(bytes)).expect("bounded")];
     let mut done = 0;
     while done < bytes {
         let step = buffer.len().min(usize::try_from(bytes - done).unwrap_or(usize::MAX));
-        model.files.read_exact_at(&mut buffer[..step], start + done)?;
+        input.read_exact_at(&mut buffer[..step], start + done, end)?;
         file.write(&buffer[..step])?;
         progress.advance(step as u64)?;
         done += step as u64;

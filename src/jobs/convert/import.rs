@@ -15,7 +15,7 @@ use crate::{
         safetensors::HeaderTensor,
         shards::Shards,
     },
-    io::{Input, Source, file::Shelf},
+    io::{Input, file::Shelf, read::InOrder},
     jobs::shards::{self, Save},
     model::{read_header, screen, weight_files},
     plan::Ignore,
@@ -64,6 +64,7 @@ pub fn from_safetensors(request: &Request<'_>, progress: Progress<'_>) -> Result
     let wanted = shards::Request { destination, order, align_bytes, metadata, algorithm, shard_bytes };
     let specs: Vec<TensorSpec> = pieces.iter().map(|piece| piece.spec.clone()).collect();
     let mut save = Save::begin(&specs, wanted, progress).at(request.destination)?;
+    let sources = sources.iter().map(InOrder::new).collect();
     let mut streamer = Streamer { sources, buffer: Vec::new(), cast: Vec::new() };
     for tensor in save.order().clone() {
         streamer.copy(&pieces[tensor], &mut save)?;
@@ -151,21 +152,22 @@ impl Piece {
 }
 
 /// Copies pieces.
-struct Streamer {
-    sources: Vec<Input>,
+struct Streamer<'a> {
+    sources: Vec<InOrder<'a, Input>>,
     buffer: Vec<u8>,
     cast: Vec<u8>,
 }
 
-impl Streamer {
+impl Streamer<'_> {
     fn copy(&mut self, piece: &Piece, save: &mut Save<'_>) -> Result<()> {
-        let source = &self.sources[piece.source];
+        let source = &mut self.sources[piece.source];
+        let end = piece.offset + piece.bytes;
         let step = BUFFER_BYTES - BUFFER_BYTES % piece.element_bytes;
         let mut done = 0;
         while done < piece.bytes {
             let take = step.min(piece.bytes - done);
             self.buffer.resize(usize::try_from(take).expect("at most BUFFER_BYTES"), 0);
-            source.read_exact_at(&mut self.buffer, piece.offset + done)?;
+            source.read_exact_at(&mut self.buffer, piece.offset + done, end)?;
             match piece.cast {
                 Some(cast) => {
                     self.cast.clear();
