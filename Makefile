@@ -20,7 +20,7 @@ VLLM ?= .venv-vllm
 # What `make hardware` takes: this package and its peers, see tests/hardware/README.md.
 WHEELS ?= dist
 CLIPPY = cargo clippy --quiet --all-targets
-RUSTDOC = RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --features cuda,capi
+RUSTDOC = RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --features cuda,capi,remote
 # cargo's tools, of these versions; the compiler's unstable sanitizers need no other compiler than the stable one.
 TOOLS := target/tools/bin
 CARGO_FUZZ := $(TOOLS)/cargo-fuzz-0.13.2
@@ -43,7 +43,7 @@ help: ## list the tasks
 build: $(VENV)/.built ## make $(VENV) with pinned tools and install the package into it, editable
 
 test: build ## run the Rust tests, then the Python tests on the installed package
-	cargo test --quiet --features cuda
+	cargo test --quiet --features cuda,remote
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 thorough: build ## run what takes long: other releases, 0.4.5's own tests, interleavings, fuzzing
@@ -58,6 +58,7 @@ lint: $(VENV)/.tools ## check format, lints and types of Rust, C++ and Python
 	$(CLIPPY) -- -D warnings
 	$(CLIPPY) --manifest-path $(SLOWFS) --target-dir target/slowfs -- -D warnings
 	$(CLIPPY) --release --features capi --target-dir target/capi -- -D warnings
+	$(CLIPPY) --release --features remote --target-dir target/remote -- -D warnings
 	FLASHPACK_TORCH_DIR=$(TORCH_DIR) $(CLIPPY) --release --features torch --target-dir target/torch -- -D warnings
 	$(RUSTDOC)
 	$(BIN)/clang-format --dry-run --Werror $(CPP)

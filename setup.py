@@ -1,4 +1,4 @@
-"""Builds the two native libraries with cargo and packs them beside the Python files.
+"""Builds the native libraries with cargo and packs them beside the Python files.
 
 This one file is both the setuptools script and the build backend that pyproject.toml names. The
 backend is setuptools' own with one change: it asks for torch, of which only the C++ headers are
@@ -24,7 +24,12 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 11)
-LIBRARIES = {"capi": "libflashpack.so", "torch": "libflashpack_torch.so"}  # cargo feature -> file
+# cargo feature -> file
+LIBRARIES = {
+    "capi": "libflashpack.so",
+    "remote": "libflashpack_remote.so",
+    "torch": "libflashpack_torch.so",
+}
 SOURCES = ["Cargo.toml", "Cargo.lock", "build.rs", "src/**/*.rs", "cpp/**/*.*", "benches/*.rs"]
 PORTABLE = os.environ.get("FLASHPACK_PORTABLE")  # x86_64 or aarch64: for every such machine with GLIBC
 GLIBC = "2.28"  # as old as torch's own wheels allow
@@ -60,7 +65,7 @@ def torch_version(folder):
 def cargo_build(feature):
     """Builds the crate's library with one feature and returns its path.
 
-    Each has its own target folder: cargo names both files alike and would rebuild them in turn.
+    Each has its own target folder: cargo names all files alike and would rebuild them in turn.
     """
     cargo = os.environ.get("CARGO") or shutil.which("cargo")
     if not cargo:
@@ -102,7 +107,7 @@ def make_portable(command, environment):
 
 
 class BuildLibraries(build_ext):
-    """Puts both libraries into flashpack/_lib: of the source tree for an editable install."""
+    """Puts the libraries into flashpack/_lib: of the source tree for an editable install."""
 
     def run(self):
         package = ROOT / "python" if self.inplace or self.editable_mode else Path(self.build_lib)

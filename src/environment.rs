@@ -105,6 +105,14 @@ impl Environment {
     }
 }
 
+/// All variables that are text, as they are now: stores and the tools of their users have names of their own for them.
+#[cfg(feature = "remote")]
+pub(crate) fn variables() -> std::collections::BTreeMap<String, String> {
+    env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
 struct Variables<F>(F);
 
 impl<F: Fn(&str) -> Option<OsString>> Variables<F> {

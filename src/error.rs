@@ -5,13 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// Longest message: names and shapes in it may come from a file that is out to harm.
 const MAX_MESSAGE_BYTES: usize = 4096;
 
 /// Classifies an [`Error`] so that a binding can raise its language's own exception.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ErrorKind {
     /// The operating system refused or failed an operation; `errno` is set when it gave one.
     Io,
@@ -52,7 +53,7 @@ impl ErrorKind {
 }
 
 /// An error of this crate. `Display` gives one sentence that starts with the file's path, if one is known.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Error {
     kind: ErrorKind,
     errno: Option<i32>,
@@ -102,6 +103,12 @@ impl Error {
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.errno == Some(rustix::io::Errno::NOENT.raw_os_error())
+    }
+
+    /// What was asked for is not open to who asks.
+    #[cfg(feature = "remote")]
+    pub(crate) fn refused(message: impl Into<String>) -> Self {
+        Self { errno: Some(rustix::io::Errno::ACCESS.raw_os_error()), ..Self::new(ErrorKind::Io, message) }
     }
 
     /// Names the file, unless an inner layer already named one.

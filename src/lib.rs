@@ -41,9 +41,9 @@
 //! | [`device`] | memory that loads fill; staging buffers and the transfer engine to devices |
 //! | [`model`] | what a path stands for: one open file or several; open models by number |
 //! | `jobs` | [`load`], [`pack`], [`shards`], [`sign`](mod@sign), [`verify`](mod@verify), [`convert`], [`copy`], [`explain`](mod@explain): each a short composition of the above |
-//! | `bindings` | the C interface (feature `capi`), the cxx bridge to torch (`torch`), tch's variable stores (`tch`) |
+//! | `bindings` | the C interfaces (features `capi`, `remote`), the cxx bridge to torch (`torch`), tch's variable stores (`tch`) |
 
-#[cfg(any(feature = "capi", feature = "torch", feature = "tch"))]
+#[cfg(any(feature = "capi", feature = "remote", feature = "torch", feature = "tch"))]
 mod bindings;
 pub mod device;
 mod environment;

@@ -244,7 +244,7 @@ fn each_foreign_interface_has_one_home() {
     for (word, home) in [
         ("cxx::", "bindings/bridge.rs"),
         ("cudarc", "device/cuda/driver.rs"),
-        ("no_mangle", "bindings/capi.rs"),
+        ("no_mangle", "bindings/"),
         ("env::var", "environment.rs"),
         (" tch::", "bindings/var_store.rs"),
     ] {
@@ -265,6 +265,7 @@ fn unsafe_code_stays_where_it_is_known() {
         "bindings/bridge/packing.rs",
         "bindings/capi.rs",
         "bindings/capi/arrays.rs",
+        "bindings/remote.rs",
         "bindings/var_store.rs",
         "device/cuda/caller.rs",
         "device/cuda/driver.rs",
@@ -278,6 +279,8 @@ fn unsafe_code_stays_where_it_is_known() {
         "io/write/behind.rs",
         "jobs/load.rs",
         "progress.rs",
+        "remote/library.rs",
+        "remote/table.rs",
     ];
     let mut found: Vec<_> = sources()
         .into_iter()

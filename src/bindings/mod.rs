@@ -4,5 +4,7 @@
 mod bridge;
 #[cfg(feature = "capi")]
 pub mod capi;
+#[cfg(feature = "remote")]
+pub(crate) mod remote;
 #[cfg(feature = "tch")]
 pub mod var_store;

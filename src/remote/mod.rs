@@ -3,6 +3,12 @@
 //! The stores themselves are `stores`, compiled by the feature `remote`. The libraries that Python loads are built without
 //! it, and open `libflashpack_remote.so` beside themselves when the first URL is met, so that local loads pay nothing.
 
+#[cfg(any(not(feature = "remote"), test))]
+mod library;
+#[cfg(feature = "remote")]
+pub mod stores;
+pub(crate) mod table;
+
 use std::{
     borrow::Cow,
     fmt::Debug,
@@ -76,6 +82,11 @@ pub trait Object: Debug + Send + Sync {
 
     /// What reading it has taken so far.
     fn traffic(&self) -> Traffic;
+
+    /// What is unusual about the way it is read, in words.
+    fn note(&self) -> Option<String> {
+        None
+    }
 }
 
 /// An object that is being written, and appears whole with [`Upload::finish`] or not at all. What is dropped is given up.
@@ -237,6 +248,18 @@ fn split_query(url: &str) -> (&str, &str) {
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported): this build has none, and there is no library beside it.
+#[cfg(feature = "remote")]
 pub fn stores() -> Result<&'static dyn Stores> {
-    Err(Error::new(crate::ErrorKind::Unsupported, "this build of FlashPack opens no URLs"))
+    static STORES: std::sync::LazyLock<stores::AllStores> =
+        std::sync::LazyLock::new(stores::AllStores::default);
+    Ok(&*STORES)
+}
+
+/// The stores, of this library or of the one beside it.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported): this build has none, and there is no library beside it.
+#[cfg(not(feature = "remote"))]
+pub fn stores() -> Result<&'static dyn Stores> {
+    Ok(library::Library::beside()?)
 }

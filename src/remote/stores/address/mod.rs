@@ -1,0 +1,58 @@
+//! Where objects lie: what each kind of store makes of a URL.
+
+mod hub;
+mod hub_cache;
+mod hub_file;
+mod links;
+mod profile;
+mod s3;
+mod web;
+
+use std::fmt::Debug;
+
+use http::{HeaderMap, Request};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+pub(super) use self::{hub::Hub, s3::S3, web::Web};
+use super::{
+    message::{Ask, Refusal},
+    range::Pin,
+};
+use crate::error::Result;
+
+/// Where an object lies, and how its store is asked for it. Several threads use one at once.
+pub(super) trait Address: Debug + Send + Sync {
+    /// The request that `ask` is, with where it goes and what grants access.
+    ///
+    /// # Errors
+    /// There are no credentials where there have to be some.
+    fn signed(&self, ask: &Ask<'_>) -> Result<Request<()>>;
+
+    /// Learns from an answer that is no success: a redirect, or that credentials or a signed URL have expired. Whether
+    /// the same `ask` may succeed now.
+    ///
+    /// # Errors
+    /// It never will, for a reason that the address knows.
+    fn learn(&self, refusal: &Refusal) -> Result<bool>;
+
+    /// What pins the version that an answer with these headers is of.
+    fn pin(&self, headers: &HeaderMap) -> Pin {
+        Pin::of(headers)
+    }
+
+    /// What a user can do about a refusal.
+    fn advice(&self, refusal: &Refusal) -> Option<String>;
+
+    /// Whether the store can be asked for the last bytes of an object whose length is unknown.
+    fn has_suffix_ranges(&self) -> bool {
+        true
+    }
+}
+
+/// Letters that stand for themselves in the path of a URL.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
+
+/// `path` as the path of a URL.
+fn encoded(path: &str) -> String {
+    utf8_percent_encode(path, PLAIN).to_string()
+}

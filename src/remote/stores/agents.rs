@@ -1,0 +1,105 @@
+//! Connections that stay open between requests.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use http::Uri;
+use ureq::{
+    Agent, Error as Failure,
+    tls::{Certificate, RootCerts, TlsConfig},
+};
+
+/// Connections that stay open between requests: more than a load has reads in flight.
+const IDLE_CONNECTIONS: usize = 512;
+/// Bytes that one read of a socket may give. They pass through a buffer, which should stay in the processor's cache.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// How long requests may take, and how often they are made.
+#[derive(Clone, Debug)]
+pub struct Patience {
+    /// Until a connection stands.
+    pub connect: Duration,
+    /// Without a byte.
+    pub stall: Duration,
+    /// Before the second try; each later one waits twice as long, up to `longest_wait`.
+    pub first_wait: Duration,
+    /// Between two tries.
+    pub longest_wait: Duration,
+    /// Tries in a row that bring no byte.
+    pub tries: u32,
+    /// From the last byte that came to the last try.
+    pub in_all: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            stall: Duration::from_secs(30),
+            first_wait: Duration::from_millis(100),
+            longest_wait: Duration::from_secs(10),
+            tries: 8,
+            in_all: Duration::from_secs(120),
+        }
+    }
+}
+
+/// Keeps connections; the certificates that TLS needs are read when it is first used.
+#[derive(Debug, Default)]
+pub(super) struct Agents {
+    patience: Patience,
+    plain: OnceLock<Agent>,
+    secure: OnceLock<Agent>,
+}
+
+impl Agents {
+    pub(super) fn new(patience: Patience) -> Self {
+        Self { patience, ..Self::default() }
+    }
+
+    /// The one for `uri`.
+    ///
+    /// # Errors
+    /// The certificates that `SSL_CERT_FILE` or `SSL_CERT_DIR` name cannot be read.
+    pub(super) fn agent(&self, uri: &Uri) -> Result<&Agent, Failure> {
+        if uri.scheme_str() != Some("https") {
+            return Ok(self.plain.get_or_init(|| self.build(RootCerts::WebPki)));
+        }
+        if let Some(agent) = self.secure.get() {
+            return Ok(agent);
+        }
+        let roots = roots()?;
+        Ok(self.secure.get_or_init(|| self.build(roots)))
+    }
+
+    fn build(&self, roots: RootCerts) -> Agent {
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .tls_config(TlsConfig::builder().root_certs(roots).build())
+            .user_agent(concat!("flashpack/", env!("CARGO_PKG_VERSION")))
+            .accept_encoding("identity")
+            .timeout_connect(Some(self.patience.connect))
+            .timeout_per_read(Some(self.patience.stall))
+            .timeout_per_write(Some(self.patience.stall))
+            .max_idle_connections(IDLE_CONNECTIONS)
+            .max_idle_connections_per_host(IDLE_CONNECTIONS)
+            .input_buffer_size(BUFFER_BYTES);
+        Agent::new_with_config(config.build())
+    }
+}
+
+/// The system's authorities, those of `SSL_CERT_FILE` and `SSL_CERT_DIR` if these are set; where there are none (containers
+/// without certificates) those of Mozilla's program.
+fn roots() -> Result<RootCerts, Failure> {
+    let found = rustls_native_certs::load_native_certs();
+    if found.certs.is_empty() {
+        let named = found.errors.into_iter().next();
+        return named.map_or(Ok(RootCerts::WebPki), |error| Err(Failure::Other(error.to_string().into())));
+    }
+    let certs: Vec<_> = found.certs.iter().map(|cert| Certificate::from_der(cert).to_owned()).collect();
+    Ok(RootCerts::Specific(Arc::new(certs)))
+}

@@ -1,0 +1,54 @@
+//! Connections and credentials, each of one process: a child after fork has its own and leaves its parent's alone.
+
+use std::{
+    process,
+    sync::{Arc, Mutex, OnceLock},
+};
+
+use super::{
+    agents::{Agents, Patience},
+    credentials::Aws,
+};
+
+/// What all objects share.
+#[derive(Debug, Default)]
+pub(super) struct Client {
+    pub patience: Patience,
+    first: OnceLock<Box<Process>>,
+}
+
+/// What belongs to one process. Those of its ancestors stay as they are: closing a connection would end theirs, too.
+#[derive(Debug)]
+pub(super) struct Process {
+    id: u32,
+    pub agents: Arc<Agents>,
+    /// The last that were found.
+    pub aws: Mutex<Option<Arc<Aws>>>,
+    next: OnceLock<Box<Process>>,
+}
+
+impl Client {
+    pub(super) fn new(patience: Patience) -> Self {
+        Self { patience, first: OnceLock::new() }
+    }
+
+    /// What belongs to this process.
+    pub(super) fn process(&self) -> &Process {
+        let id = process::id();
+        let mut slot = &self.first;
+        loop {
+            let process = slot.get_or_init(|| Box::new(Process::new(id, &self.patience)));
+            if process.id == id {
+                return process;
+            }
+            slot = &process.next;
+        }
+    }
+}
+
+impl Process {
+    fn new(id: u32, patience: &Patience) -> Self {
+        let agents = Arc::new(Agents::new(patience.clone()));
+        Self { id, agents, aws: Mutex::new(None), next: OnceLock::new() }
+    }
+}

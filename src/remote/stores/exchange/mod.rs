@@ -1,0 +1,146 @@
+//! A request and its answer, over as many tries as it takes.
+
+mod fault;
+mod meter;
+mod retry;
+mod scatter;
+
+use std::{io::Read as _, thread, time::Instant};
+
+use http::{Method, Request, Response, StatusCode};
+use ureq::Body;
+
+use self::retry::Tries;
+pub(super) use self::{
+    fault::{Fault, changed, refused},
+    meter::Meter,
+    scatter::Scatter,
+};
+use super::{
+    address::Address,
+    client::Client,
+    message::{Ask, Refusal},
+};
+use crate::error::Result;
+
+/// Answers in a row that lead elsewhere.
+const MOST_REDIRECTS: u32 = 10;
+
+/// What one thread asks of one object: one request at a time.
+pub(super) struct Exchange<'a> {
+    client: &'a Client,
+    address: &'a dyn Address,
+    meter: &'a Meter,
+    tries: Tries<'a>,
+    redirects: u32,
+    /// Whether a refusal has led to other credentials, or to another address.
+    is_renewed: bool,
+}
+
+impl<'a> Exchange<'a> {
+    pub(super) fn new(client: &'a Client, address: &'a dyn Address, meter: &'a Meter) -> Self {
+        meter.begin();
+        Self { client, address, meter, tries: Tries::new(&client.patience), redirects: 0, is_renewed: false }
+    }
+
+    /// The answer to `ask`, if it is a success, or of a range that the object does not have (416).
+    ///
+    /// # Errors
+    /// The server refuses, or all tries failed.
+    pub(super) fn answer(&mut self, ask: &Ask<'_>) -> Result<Response<Body>> {
+        loop {
+            let request = self.address.signed(ask)?;
+            let uri = request.uri().clone();
+            match self.send(request, ask.body) {
+                Err(fault) => self.failed(fault)?,
+                Ok(answer) if is_final(answer.status()) => return Ok(answer),
+                Ok(answer) => self.refused(Refusal::read(uri, answer))?,
+            }
+        }
+    }
+
+    fn send(&self, request: Request<()>, body: &[u8]) -> std::result::Result<Response<Body>, Fault> {
+        let (begun, has_failed) = (Instant::now(), self.tries.made().0 > 0);
+        let agent = self.client.process().agents.agent(request.uri())?;
+        self.meter.sent(has_failed);
+        let takes_body = matches!(*request.method(), Method::PUT | Method::POST);
+        let answer = if takes_body { agent.run(request.map(|()| body)) } else { agent.run(request) };
+        self.meter.answered(begun.elapsed());
+        Ok(answer?)
+    }
+
+    /// Lets the address learn from `refusal`, or waits if it may pass by itself.
+    fn refused(&mut self, refusal: Refusal) -> Result<()> {
+        let is_redirect = refusal.status.is_redirection();
+        let may_learn = if is_redirect { self.redirects < MOST_REDIRECTS } else { !self.is_renewed };
+        if may_learn && self.address.learn(&refusal)? {
+            self.redirects += u32::from(is_redirect);
+            self.is_renewed |= !is_redirect;
+            return Ok(());
+        }
+        if fault::may_pass(refusal.status) {
+            return self.failed(Fault::Busy(Box::new(refusal)));
+        }
+        Err(refused(&refusal, self.address.advice(&refusal).as_deref()))
+    }
+
+    /// Waits until it is time for another try.
+    ///
+    /// # Errors
+    /// There is to be none: what `fault` was.
+    pub(super) fn failed(&mut self, fault: Fault) -> Result<()> {
+        if let Some(wait) = self.tries.failed(fault.is_unlikely_to_pass(), fault.wait()) {
+            thread::sleep(wait);
+            return Ok(());
+        }
+        let (tries, over) = self.tries.made();
+        Err(fault.into_error(tries, over))
+    }
+
+    /// Fills `target` with the next `bytes` of the body. What ended it before, if anything did.
+    pub(super) fn fill(
+        &mut self,
+        body: &mut Body,
+        target: &mut Scatter<'_, '_>,
+        bytes: usize,
+    ) -> Option<Fault> {
+        let (mut reader, before) = (body.as_reader(), target.left());
+        let mut missing = bytes.min(before);
+        let fault = loop {
+            if missing == 0 {
+                // The connection is free for another request when the end is seen.
+                let _ = reader.read(&mut [0]);
+                break None;
+            }
+            match reader.read(target.next(missing)) {
+                Ok(0) => break Some(Fault::Cut(format!("{missing} bytes are missing"))),
+                Ok(bytes) => {
+                    target.advance(bytes);
+                    missing -= bytes;
+                }
+                Err(error) => break Some(error.into()),
+            }
+        };
+        self.fetched(before - target.left());
+        if target.left() < before {
+            self.tries.progressed();
+            (self.redirects, self.is_renewed) = (0, false);
+        }
+        fault
+    }
+
+    /// Counts bytes that came.
+    pub(super) fn fetched(&self, bytes: usize) {
+        self.meter.fetched(bytes);
+    }
+}
+
+impl Drop for Exchange<'_> {
+    fn drop(&mut self) {
+        self.meter.end();
+    }
+}
+
+fn is_final(status: StatusCode) -> bool {
+    status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE
+}

@@ -1,0 +1,99 @@
+//! Ranges of bytes, and the versions that they are of.
+
+use std::ops::Range;
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{CONTENT_RANGE, ETAG, IF_MATCH, IF_UNMODIFIED_SINCE, LAST_MODIFIED},
+};
+
+/// What `Content-Range` says: which bytes come, and how many there are.
+pub(super) fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, u64)> {
+    let value = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+    let (range, len) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last, len): (u64, u64, u64) =
+        (first.trim().parse().ok()?, last.trim().parse().ok()?, len.trim().parse().ok()?);
+    (first <= last && last < len).then_some((first..last + 1, len))
+}
+
+/// What makes a store give one version of an object only.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Pin {
+    /// Headers that a request for that version has.
+    pub conditions: Vec<(HeaderName, HeaderValue)>,
+    /// Its name among the versions: equal for the same bytes. None if the store has none.
+    pub version: Option<String>,
+}
+
+impl Pin {
+    /// By a strong ETag; else by the time of the last change; else by nothing but its length.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        if let Some(tag) = strong_tag(headers) {
+            return Self { conditions: vec![(IF_MATCH, tag.clone())], version: text(tag) };
+        }
+        let changed = headers.get(LAST_MODIFIED);
+        let conditions = changed.map(|date| (IF_UNMODIFIED_SINCE, date.clone()));
+        Self { conditions: conditions.into_iter().collect(), version: changed.and_then(text) }
+    }
+
+    /// One that needs no conditions: whatever its address gives is this version.
+    pub(super) fn fixed(version: &str) -> Self {
+        Self { conditions: Vec::new(), version: Some(version.to_owned()) }
+    }
+
+    /// Whether an answer with these headers is of another version: not every server heeds conditions.
+    pub(super) fn is_other(&self, headers: &HeaderMap) -> bool {
+        let pinned = self.conditions.iter().find(|(name, _)| *name == IF_MATCH).map(|(_, tag)| tag);
+        pinned.zip(strong_tag(headers)).is_some_and(|(pinned, tag)| pinned != tag)
+    }
+}
+
+fn strong_tag(headers: &HeaderMap) -> Option<&HeaderValue> {
+    headers.get(ETAG).filter(|tag| tag.as_bytes().starts_with(b"\"") && tag.len() > 2)
+}
+
+fn text(value: &HeaderValue) -> Option<String> {
+    value.to_str().ok().map(ToOwned::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).parse().unwrap(), HeaderValue::from_static(value)))
+            .collect()
+    }
+
+    #[test]
+    fn content_ranges_are_read() {
+        let read = |value| content_range(&headers(&[("content-range", value)]));
+        assert_eq!(read("bytes 2-4/10"), Some((2..5, 10)));
+        for wrong in ["bytes */10", "bytes 4-2/10", "bytes 2-10/10", "items 2-4/10", "bytes 2-4/*", "2-4/10"]
+        {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+        assert_eq!(content_range(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn the_best_that_a_store_tells_pins_the_version() {
+        let date = ("last-modified", "Sun, 06 Nov 1994 08:49:37 GMT");
+        let name = |pin: &Pin| pin.conditions.first().map(|(name, _)| name.as_str().to_owned());
+        let strong = Pin::of(&headers(&[("etag", "\"a\""), date]));
+        assert_eq!((name(&strong).as_deref(), strong.version.as_deref()), (Some("if-match"), Some("\"a\"")));
+        for weak in ["W/\"a\"", "\"\""] {
+            let pin = Pin::of(&headers(&[("etag", weak), date]));
+            assert_eq!(name(&pin).as_deref(), Some("if-unmodified-since"));
+        }
+        assert_eq!(Pin::of(&HeaderMap::new()), Pin::default());
+        let others = [("\"a\"", false), ("\"b\"", true), ("W/\"b\"", false)];
+        for (tag, is_other) in others {
+            assert_eq!(strong.is_other(&headers(&[("etag", tag)])), is_other, "{tag}");
+        }
+        assert!(!strong.is_other(&HeaderMap::new()));
+    }
+}

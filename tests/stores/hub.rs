@@ -1,0 +1,111 @@
+//! The Hugging Face Hub: commits, signed URLs, tokens, its own cache.
+
+use std::{fs, sync::Arc};
+
+use flashpack::{
+    ErrorKind, Result,
+    remote::{Object, Opening, Stores as _},
+};
+
+use crate::{
+    object, read,
+    server::{Reply, Server},
+    stores,
+};
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// A network of the Hub's, whose URLs can be read so often, and the Hub.
+fn hub(reads: usize) -> (Server, Server) {
+    let network = Server::new(move |request, number| {
+        if number % (reads + 1) == reads {
+            Reply::new(403, "expired")
+        } else {
+            Reply::object(request, &object())
+        }
+    });
+    let there = network.url("/file?Signature=granted");
+    let hub = Server::new(move |_, _| {
+        Reply::new(302, "")
+            .with("Location", &*there)
+            .with("X-Repo-Commit", COMMIT)
+            .with("X-Linked-Size", object().len().to_string())
+    });
+    (network, hub)
+}
+
+fn open(hub: &Server, settings: &[(&str, &str)]) -> Result<Arc<dyn Object>> {
+    let endpoint = hub.url("");
+    let settings: Vec<_> =
+        [("HF_ENDPOINT", &*endpoint)].into_iter().chain(settings.iter().copied()).collect();
+    stores(&settings).open("hf://org/repo/folder/model.flashpack", &Opening::default())
+}
+
+#[test]
+fn a_revision_is_resolved_once_and_its_url_renewed() {
+    let (network, hub) = hub(3);
+    let opened = open(&hub, &[("HF_TOKEN", "hf_secret")]).unwrap();
+    for offset in [0, 1000, 2000, 3000] {
+        assert_eq!(read(&opened, offset, 1000).unwrap(), object()[offset..offset + 1000]);
+    }
+    let targets: Vec<_> = hub.requests().iter().map(|request| request.target.clone()).collect();
+    let at = |revision: &str| format!("/org/repo/resolve/{revision}/folder/model.flashpack");
+    assert_eq!(targets, [at("main"), at(COMMIT)]);
+    assert!(hub.requests().iter().all(|request| request.header("authorization") == Some("Bearer hf_secret")));
+    assert!(network.requests().iter().all(|request| request.header("authorization").is_none()));
+    assert_eq!(network.requests().len(), 6);
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    for (code, status, errno, words) in [
+        ("GatedRepo", 403, 13, "accept the terms of"),
+        ("RepoNotFound", 401, 13, "a private repository is loaded with HF_TOKEN"),
+        ("EntryNotFound", 404, 2, "no such file in revision \"main\""),
+        ("RevisionNotFound", 404, 2, "no revision \"main\""),
+    ] {
+        let hub = Server::new(move |_, _| Reply::new(status, "").with("X-Error-Code", code));
+        let error = open(&hub, &[]).unwrap_err();
+        assert_eq!(error.errno(), Some(errno), "{code}");
+        let text = error.to_string();
+        assert!(text.starts_with("hf://org/repo/folder/model.flashpack: ") && text.contains(words), "{text}");
+    }
+}
+
+#[test]
+fn files_that_only_xet_gives_are_refused() {
+    let hub =
+        Server::new(|_, _| Reply::new(302, "").with("Location", "/x").with("X-Linked-Size", "400000000001"));
+    let error = open(&hub, &[]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("Xet"), "{error}");
+    assert_eq!(hub.requests().len(), 1);
+}
+
+#[test]
+fn a_file_that_was_downloaded_is_read_from_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = folder.path().join("models--org--repo");
+    let snapshot = repository.join("snapshots").join(COMMIT).join("folder");
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir_all(repository.join("refs")).unwrap();
+    fs::write(repository.join("refs/main"), COMMIT).unwrap();
+    fs::write(snapshot.join("model.flashpack"), b"downloaded").unwrap();
+    let cache = ("HF_HUB_CACHE", folder.path().to_str().unwrap());
+    let (network, online) = hub(3);
+    let offline = ("HF_HUB_OFFLINE", "1");
+    let unreachable = Server::of(vec![]).url("");
+    for (settings, asked) in
+        [(&[cache][..], 1), (&[cache, offline], 1), (&[cache, ("HF_ENDPOINT", &*unreachable)], 1)]
+    {
+        let opened = open(&online, settings).unwrap();
+        assert_eq!(read(&opened, 0, 10).unwrap(), b"downloaded");
+        assert_eq!(opened.traffic().cached_bytes, 10);
+        assert!(opened.note().unwrap().contains("huggingface_hub"));
+        assert_eq!(online.requests().len(), asked);
+    }
+    let error = open(&online, &[offline, ("HF_HUB_CACHE", "/nowhere")]).unwrap_err();
+    assert_eq!(error.errno(), Some(2));
+    assert!(error.to_string().contains("HF_HUB_OFFLINE"), "{error}");
+    assert!(network.requests().len() <= 1);
+}

@@ -1,0 +1,106 @@
+//! S3: signatures, regions, no credentials.
+
+use std::sync::Arc;
+
+use flashpack::{
+    Result,
+    remote::{Object, Opening, Stores as _},
+};
+
+use crate::{
+    object, read,
+    server::{Reply, Server},
+    stores,
+};
+
+fn open(server: &Server, settings: &[(&str, &str)]) -> Result<Arc<dyn Object>> {
+    let endpoint = server.url("");
+    let settings: Vec<_> = settings.iter().copied().chain([("AWS_ENDPOINT_URL", &*endpoint)]).collect();
+    stores(&settings).open("s3://bucket/folder/a key", &Opening::default())
+}
+
+const KEYS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "someone"), ("AWS_SECRET_ACCESS_KEY", "secret")];
+
+#[test]
+fn requests_are_signed_for_their_region() {
+    let server = Server::of(object());
+    let opened = open(&server, &[KEYS[0], KEYS[1], ("AWS_REGION", "eu-central-1")]).unwrap();
+    assert_eq!(read(&opened, 0, 1000).unwrap(), object()[..1000]);
+    for request in server.requests() {
+        assert_eq!(request.target, "/bucket/folder/a%20key");
+        let signed = request.header("authorization").unwrap();
+        assert!(signed.starts_with("AWS4-HMAC-SHA256 Credential=someone/"), "{signed}");
+        assert!(signed.contains("/eu-central-1/s3/aws4_request"), "{signed}");
+    }
+}
+
+#[test]
+fn without_credentials_the_object_is_tried_as_a_public_one() {
+    for settings in [&[][..], &[KEYS[0], KEYS[1], ("AWS_NO_SIGN_REQUEST", "true")]] {
+        let server = Server::of(object());
+        let opened = open(&server, settings).unwrap();
+        assert_eq!(read(&opened, 0, 10).unwrap(), object()[..10]);
+        assert!(server.requests().iter().all(|request| request.header("authorization").is_none()));
+    }
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let body = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>";
+    for (settings, words) in
+        [(&[][..], "no credentials were found: set AWS_ACCESS_KEY_ID"), (&KEYS, "may read it")]
+    {
+        let server = Server::new(move |_, _| Reply::new(403, body));
+        let error = open(&server, settings).unwrap_err();
+        assert_eq!(error.errno(), Some(13));
+        let text = error.to_string();
+        assert!(text.starts_with("s3://bucket/folder/a key: ") && text.contains(words), "{text}");
+        assert!(text.contains("403") && text.contains("AccessDenied: Access Denied"), "{text}");
+        assert!(!text.contains("secret") && !text.contains("someone"), "{text}");
+        assert_eq!(server.requests().len(), 1);
+    }
+}
+
+#[test]
+fn the_region_that_a_server_names_is_asked() {
+    let body = "<Error><Code>AuthorizationHeaderMalformed</Code><Region>ap-south-1</Region></Error>";
+    for by_header in [true, false] {
+        let server = Server::new(move |request, _| {
+            match request.header("authorization").is_some_and(|signed| signed.contains("/ap-south-1/")) {
+                true => Reply::object(request, &object()),
+                false if by_header => Reply::new(301, "").with("x-amz-bucket-region", "ap-south-1"),
+                false => Reply::new(400, body),
+            }
+        });
+        let opened = open(&server, &KEYS).unwrap();
+        assert_eq!(read(&opened, 0, 10).unwrap(), object()[..10]);
+        assert_eq!(server.requests().len(), 3);
+    }
+}
+
+#[test]
+fn credentials_that_expired_are_looked_for_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("credentials");
+    let write = {
+        let file = file.clone();
+        move |id: &str| {
+            let text = format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = secret\n");
+            std::fs::write(&file, text).unwrap();
+        }
+    };
+    write("first");
+    let server = Server::new(move |request, number| {
+        let is_first = request.header("authorization").unwrap().contains("Credential=first/");
+        if number == 1 {
+            write("second");
+        }
+        if is_first && number > 0 {
+            return Reply::new(400, "<Error><Code>ExpiredToken</Code></Error>");
+        }
+        Reply::object(request, &object())
+    });
+    let opened = open(&server, &[("AWS_SHARED_CREDENTIALS_FILE", file.to_str().unwrap())]).unwrap();
+    assert_eq!(read(&opened, 0, 10).unwrap(), object()[..10]);
+    assert_eq!(server.requests().len(), 3);
+}
