@@ -113,6 +113,24 @@ pub(crate) fn variables() -> std::collections::BTreeMap<String, String> {
         .collect()
 }
 
+/// `FLASHPACK_CACHE`, the folder that keeps what is read of objects, and `FLASHPACK_CACHE_BYTES`, what all of it may take.
+///
+/// # Errors
+/// [`ErrorKind::Argument`](crate::ErrorKind::Argument), naming a variable whose value is malformed.
+#[cfg(feature = "remote")]
+pub(crate) fn cache() -> Result<(Option<std::path::PathBuf>, Option<u64>)> {
+    cache_from(|name| env::var_os(name))
+}
+
+#[cfg(feature = "remote")]
+fn cache_from(
+    lookup: impl Fn(&str) -> Option<OsString>,
+) -> Result<(Option<std::path::PathBuf>, Option<u64>)> {
+    let folder = lookup("FLASHPACK_CACHE").filter(|folder| !folder.is_empty()).map(Into::into);
+    let limit = Variables(lookup).number("FLASHPACK_CACHE_BYTES", 0, (1 << 20, u64::MAX))?;
+    Ok((folder, NonZeroU64::new(limit).map(NonZeroU64::get)))
+}
+
 struct Variables<F>(F);
 
 impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
@@ -184,6 +202,21 @@ mod tests {
         assert_eq!((waiting(&default), waiting(&free)), ((16, 128), (9, 9)));
         let alone = with(&[("FLASHPACK_PARALLEL_READ", "0")]).unwrap();
         assert_eq!((alone.read_threads.get(), waiting(&alone)), (1, (1, 1)));
+    }
+
+    #[cfg(feature = "remote")]
+    #[test]
+    fn a_cache_has_a_folder_and_a_limit() {
+        let cache = |folder: &'static str, limit: &'static str| {
+            cache_from(|name| Some(if name == "FLASHPACK_CACHE" { folder } else { limit }.into()))
+        };
+        assert_eq!(cache_from(|_| None).unwrap(), (None, None));
+        assert_eq!(cache("", " ").unwrap(), (None, None));
+        assert_eq!(cache("/a b", "1048576").unwrap(), (Some("/a b".into()), Some(1 << 20)));
+        for limit in ["1", "100GB", "-1"] {
+            let error = cache("/a", limit).unwrap_err().to_string();
+            assert!(error.contains("FLASHPACK_CACHE_BYTES") && error.contains(limit), "{error}");
+        }
     }
 
     #[test]

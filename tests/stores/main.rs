@@ -1,5 +1,6 @@
 //! The stores against a server on loopback: what they ask, what they make of every answer, and what errors say.
 
+mod cache;
 mod faults;
 mod hub;
 mod opening;

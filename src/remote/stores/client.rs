@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     agents::{Agents, Patience},
+    cache::Budget,
     credentials::Aws,
 };
 
@@ -22,6 +23,8 @@ pub(super) struct Client {
 pub(super) struct Process {
     id: u32,
     pub agents: Arc<Agents>,
+    /// Memory for what is written to caches.
+    pub budget: Budget,
     /// The last that were found.
     pub aws: Mutex<Option<Arc<Aws>>>,
     next: OnceLock<Box<Process>>,
@@ -49,6 +52,6 @@ impl Client {
 impl Process {
     fn new(id: u32, patience: &Patience) -> Self {
         let agents = Arc::new(Agents::new(patience.clone()));
-        Self { id, agents, aws: Mutex::new(None), next: OnceLock::new() }
+        Self { id, agents, budget: Budget::default(), aws: Mutex::new(None), next: OnceLock::new() }
     }
 }

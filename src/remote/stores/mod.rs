@@ -5,6 +5,7 @@
 
 mod address;
 mod agents;
+mod cache;
 mod client;
 mod credentials;
 mod exchange;
@@ -18,6 +19,7 @@ use std::{path::Path, sync::Arc};
 
 use self::{
     address::{Address, Hub, S3, Web},
+    cache::{Cache, cached},
     client::Client,
     stored::Stored,
 };
@@ -52,7 +54,22 @@ impl AllStores {
             "hf" => return self.open_on_hub(url, &settings, opening),
             other => return Err(unsupported(other)),
         };
-        object::open(&self.client, &address, Path::new(&shown(url)), opening)
+        let (object, version) = object::open(&self.client, &address, Path::new(&shown(url)), opening)?;
+        self.kept(object, &*address, version.as_deref(), opening)
+    }
+
+    /// `object` of `version` with a cache before it, if one is asked for.
+    fn kept(
+        &self,
+        object: Arc<dyn Object>,
+        address: &dyn Address,
+        version: Option<&str>,
+        opening: &Opening,
+    ) -> Result<Arc<dyn Object>> {
+        Ok(match (Cache::of(opening, &self.client.process().budget)?, version) {
+            (Some(cache), Some(version)) => cached(object, &address.place()?.to_string(), version, &cache),
+            _ => object,
+        })
     }
 
     /// Opens a file of the Hub, or its copy in the cache of `huggingface_hub`.
@@ -71,10 +88,11 @@ impl AllStores {
         let opened = object::open(&self.client, &address, Path::new(&shown), opening);
         // The Hub has said by now which commit it is; or it is out of reach.
         let is_unreachable = opened.as_ref().is_err_and(|error| error.errno().is_none());
-        match hub.cached(settings, is_unreachable) {
-            Some(path) => Ok(Arc::new(Stored::open(&path, Path::new(&shown))?)),
-            None => opened,
+        if let Some(path) = hub.cached(settings, is_unreachable) {
+            return Ok(Arc::new(Stored::open(&path, Path::new(&shown))?));
         }
+        let (object, version) = opened?;
+        self.kept(object, &*address, version.as_deref(), opening)
     }
 }
 

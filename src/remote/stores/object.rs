@@ -46,13 +46,14 @@ enum First {
     Whole(Response<Body>),
 }
 
-/// Opens the object at `address`, which errors call `shown`.
+/// Opens the object at `address`, which errors call `shown`. With it comes the name of its version, if that has one and
+/// is not on this machine already.
 pub(super) fn open(
     client: &Arc<Client>,
     address: &Arc<dyn Address>,
     shown: &Path,
     opening: &Opening,
-) -> Result<Arc<dyn Object>> {
+) -> Result<(Arc<dyn Object>, Option<String>)> {
     let meter = Arc::new(Meter::default());
     let mut exchange = Exchange::new(client, address.as_ref(), &meter);
     let from_start = opening.begins_with_header || !address.has_suffix_ranges();
@@ -62,7 +63,7 @@ pub(super) fn open(
         First::Range(answer, range, len) => (answer, range, len),
         First::Whole(answer) => {
             let file = stored::copy(&mut exchange, &ask, answer)?;
-            return Ok(Arc::new(Stored::copied(file, Arc::clone(&meter), shown)?));
+            return Ok((Arc::new(Stored::copied(file, Arc::clone(&meter), shown)?), None));
         }
     };
     let object = Ranged {
@@ -77,7 +78,8 @@ pub(super) fn open(
     let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or(0)];
     object.receive(&mut exchange, Some(answer), &mut Scatter::new(&mut [&mut bytes]), range.start)?;
     *object.first.lock().unwrap_or_else(PoisonError::into_inner) = Some((range.start, bytes.into()));
-    Ok(Arc::new(object))
+    let version = object.pin.version.clone();
+    Ok((Arc::new(object), version))
 }
 
 /// The first answer to `ask`, or to a question for the length if the object has no such range.

@@ -6,7 +6,7 @@ use std::{
     sync::{Mutex, OnceLock, PoisonError},
 };
 
-use http::{HeaderMap, HeaderValue, Request};
+use http::{HeaderMap, HeaderValue, Request, Uri};
 
 use super::{
     Address, hub_cache,
@@ -102,6 +102,10 @@ impl Address for Hub {
     fn pin(&self, headers: &HeaderMap) -> Pin {
         self.note(headers);
         self.commit.get().map_or_else(|| Pin::of(headers), |commit| Pin::fixed(commit))
+    }
+
+    fn place(&self) -> Result<Uri> {
+        Ok(self.links.first())
     }
 
     fn advice(&self, refusal: &Refusal) -> Option<String> {

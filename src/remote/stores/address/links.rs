@@ -68,6 +68,11 @@ impl Links {
         Ok(may_have_expired && is_redirected)
     }
 
+    /// The URL that requests begin at.
+    pub(super) fn first(&self) -> Uri {
+        self.places.read().unwrap_or_else(PoisonError::into_inner).first.clone()
+    }
+
     /// From now on begins at `first`.
     pub(super) fn begin_at(&self, first: Uri) {
         self.places.write().unwrap_or_else(PoisonError::into_inner).first = first;
@@ -75,7 +80,7 @@ impl Links {
 
     /// Whether `uri` is of the host that is told secrets.
     pub(super) fn is_first_host(&self, uri: &Uri) -> bool {
-        is_same_host(&self.places.read().unwrap_or_else(PoisonError::into_inner).first, uri)
+        is_same_host(&self.first(), uri)
     }
 }
 

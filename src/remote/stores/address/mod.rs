@@ -10,7 +10,7 @@ mod web;
 
 use std::fmt::Debug;
 
-use http::{HeaderMap, Request};
+use http::{HeaderMap, Request, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 pub(super) use self::{hub::Hub, s3::S3, web::Web};
@@ -39,6 +39,9 @@ pub(super) trait Address: Debug + Send + Sync {
     fn pin(&self, headers: &HeaderMap) -> Pin {
         Pin::of(headers)
     }
+
+    /// The URL that the object has for all who may read it.
+    fn place(&self) -> Result<Uri>;
 
     /// What a user can do about a refusal.
     fn advice(&self, refusal: &Refusal) -> Option<String>;

@@ -145,6 +145,10 @@ impl Address for S3 {
         Ok(id(self.credential()?) != id(before))
     }
 
+    fn place(&self) -> Result<Uri> {
+        self.uri("")
+    }
+
     fn advice(&self, refusal: &Refusal) -> Option<String> {
         let has_credentials = self.credential().is_ok_and(|credential| credential.is_some());
         match refusal.status {

@@ -1,6 +1,6 @@
 //! `http://` and `https://`: any web server.
 
-use http::{HeaderValue, Request};
+use http::{HeaderValue, Request, Uri};
 use percent_encoding::percent_decode_str;
 use reqsign_core::hash::base64_encode;
 
@@ -32,6 +32,10 @@ impl Address for Web {
 
     fn learn(&self, refusal: &Refusal) -> Result<bool> {
         self.links.learn(refusal)
+    }
+
+    fn place(&self) -> Result<Uri> {
+        Ok(self.links.first())
     }
 
     fn advice(&self, refusal: &Refusal) -> Option<String> {
