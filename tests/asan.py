@@ -73,7 +73,7 @@ def build() -> None:
     shutil.rmtree(PACKAGE, ignore_errors=True)
     unwanted = shutil.ignore_patterns("__pycache__", "_lib")
     shutil.copytree(ROOT / "python" / "flashpack", PACKAGE, ignore=unwanted)
-    for feature in ("capi", "torch"):
+    for feature in ("capi", "remote", "torch"):
         code = "import setup; print(setup.LIBRARIES[sys.argv[1]], setup.cargo_build(sys.argv[1]))"
         done = subprocess.run(
             [sys.executable, "-c", f"import sys; {code}", feature],
@@ -161,6 +161,7 @@ def refuse_other_libraries() -> None:
         sys.exit(f"the tests would use {folder} and {library}, not what is in {PACKAGE}")
     for name, marks in {
         "libflashpack.so": [b"__asan_report_store8"],
+        "libflashpack_remote.so": [b"__asan_report_store8"],
         "libflashpack_torch.so": [b"__asan_report_store8", b"__ubsan_handle_pointer_overflow"],
     }.items():
         if missing := [mark for mark in marks if mark not in (PACKAGE / "_lib" / name).read_bytes()]:

@@ -104,3 +104,28 @@ fn credentials_that_expired_are_looked_for_again() {
     assert_eq!(read(&opened, 0, 10).unwrap(), object()[..10]);
     assert_eq!(server.requests().len(), 3);
 }
+
+#[test]
+fn machines_and_containers_with_a_role_need_no_keys() {
+    let given = r#"{"Code": "Success", "Message": "", "AccessKeyId": "role", "SecretAccessKey": "secret", "Token": "token",
+        "RoleArn": "arn", "Expiration": "2999-01-01T00:00:00Z"}"#;
+    let metadata = Server::new(move |request, _| match (&*request.method, &*request.target) {
+        ("PUT", "/latest/api/token") => Reply::new(200, "session"),
+        ("GET", "/latest/meta-data/iam/security-credentials/") => Reply::new(200, "name"),
+        ("GET", "/latest/meta-data/iam/security-credentials/name" | "/container") => Reply::new(200, given),
+        _ => Reply::new(404, ""),
+    });
+    let (machine, container) = (metadata.url(""), metadata.url("/container"));
+    let of_machine =
+        [("AWS_EC2_METADATA_DISABLED", "false"), ("AWS_EC2_METADATA_SERVICE_ENDPOINT", &*machine)];
+    for settings in [&of_machine[..], &[("AWS_CONTAINER_CREDENTIALS_FULL_URI", &*container)]] {
+        let server = Server::of(object());
+        let opened = open(&server, settings).unwrap();
+        assert_eq!(read(&opened, 0, 10).unwrap(), object()[..10]);
+        for request in server.requests() {
+            assert!(request.header("authorization").unwrap().contains("Credential=role/"));
+            assert_eq!(request.header("x-amz-security-token"), Some("token"));
+        }
+    }
+    assert_eq!(metadata.requests().len(), 3 + 1, "credentials are looked for once");
+}
