@@ -74,7 +74,7 @@ fn tries_end_with_what_the_last_one_saw() {
     let text = error.to_string();
     assert!(text.starts_with(&server.url("/x: its server answered 503")), "{text}");
     assert!(text.contains("(SlowDown: Please reduce your request rate)"), "{text}");
-    assert!(text.contains("to the last of 8 tries"), "{text}");
+    assert!(text.contains("in 8 tries over"), "{text}");
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn a_stalled_server_is_given_up() {
         .open(&server.url("/x"), &Opening::default())
         .unwrap_err();
     let text = error.to_string();
-    assert!(text.contains("sent nothing for too long to the last of 2 tries"), "{text}");
+    assert!(text.contains("sent nothing for too long, in 2 tries over"), "{text}");
     assert_eq!(server.requests().len(), 2);
 }
 
@@ -164,6 +164,6 @@ fn closed_ports_and_unknown_names_are_tried_three_times() {
     let closed = Server::of(vec![]).url("/x");
     for (url, words) in [(&*closed, "cannot be reached"), ("http://nowhere.invalid/x", "no address")] {
         let text = open(url).unwrap_err().to_string();
-        assert!(text.contains(words) && text.contains("last of 3 tries"), "{text}");
+        assert!(text.contains(words) && text.contains("in 3 tries over"), "{text}");
     }
 }

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use super::settings::Settings;
 use http::Uri;
 use ureq::{
     Agent, Error as Failure,
@@ -13,8 +14,11 @@ use ureq::{
 
 /// Connections that stay open between requests: more than a load has reads in flight.
 const IDLE_CONNECTIONS: usize = 512;
-/// Bytes that one read of a socket may give. They pass through a buffer, which should stay in the processor's cache.
+/// Bytes that one read of a socket may give. They pass through a buffer that should stay in the processor's cache: of sizes
+/// from 32 KiB to 1 MiB this took the least time on a virtual machine with two processors.
 const BUFFER_BYTES: usize = 256 << 10;
+/// Bytes that one write may take: of requests, and of uploads.
+const OUTPUT_BYTES: usize = 32 << 10;
 
 /// How long requests may take, and how often they are made.
 #[derive(Clone, Debug)]
@@ -87,7 +91,8 @@ impl Agents {
             .timeout_per_write(Some(self.patience.stall))
             .max_idle_connections(IDLE_CONNECTIONS)
             .max_idle_connections_per_host(IDLE_CONNECTIONS)
-            .input_buffer_size(BUFFER_BYTES);
+            .input_buffer_size(BUFFER_BYTES)
+            .output_buffer_size(OUTPUT_BYTES);
         Agent::new_with_config(config.build())
     }
 }
@@ -96,9 +101,12 @@ impl Agents {
 /// without certificates) those of Mozilla's program.
 fn roots() -> Result<RootCerts, Failure> {
     let found = rustls_native_certs::load_native_certs();
+    let is_named = Settings::now().first(&["SSL_CERT_FILE", "SSL_CERT_DIR"]).is_some();
+    if let Some(error) = found.errors.first().filter(|_| is_named) {
+        return Err(Failure::Other(error.to_string().into()));
+    }
     if found.certs.is_empty() {
-        let named = found.errors.into_iter().next();
-        return named.map_or(Ok(RootCerts::WebPki), |error| Err(Failure::Other(error.to_string().into())));
+        return Ok(RootCerts::WebPki);
     }
     let certs: Vec<_> = found.certs.iter().map(|cert| Certificate::from_der(cert).to_owned()).collect();
     Ok(RootCerts::Specific(Arc::new(certs)))

@@ -52,7 +52,10 @@ impl AllStores {
             "s3" => Arc::new(S3::new(url, settings, Arc::clone(&self.client))?),
             "http" | "https" => Arc::new(Web::new(url)?),
             "hf" => return self.open_on_hub(url, &settings, opening),
-            other => return Err(unsupported(other)),
+            other => {
+                let what = format!("{other}:// cannot be opened by this build");
+                return Err(Error::new(ErrorKind::Unsupported, what));
+            }
         };
         let (object, version) = object::open(&self.client, &address, Path::new(&shown(url)), opening)?;
         self.kept(object, &*address, version.as_deref(), opening)

@@ -97,7 +97,7 @@ impl Fault {
     pub(super) fn into_error(self, tries: u32, over: Duration) -> Error {
         let tries = match tries {
             0 | 1 => String::new(),
-            _ => format!(" to the last of {tries} tries in {}", crate::text::duration(over.as_secs_f64())),
+            _ => format!(", in {tries} tries over {}", crate::text::duration(over.as_secs_f64())),
         };
         Error::new(ErrorKind::Io, format!("{self}{tries}: {}", self.advice()))
     }
