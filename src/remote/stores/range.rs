@@ -44,8 +44,14 @@ impl Pin {
 
     /// Whether an answer with these headers is of another version: not every server heeds conditions.
     pub(super) fn is_other(&self, headers: &HeaderMap) -> bool {
-        let pinned = self.conditions.iter().find(|(name, _)| *name == IF_MATCH).map(|(_, tag)| tag);
-        pinned.zip(strong_tag(headers)).is_some_and(|(pinned, tag)| pinned != tag)
+        self.conditions.iter().any(|(name, pinned)| {
+            let now = match *name {
+                IF_MATCH => strong_tag(headers),
+                IF_UNMODIFIED_SINCE => headers.get(LAST_MODIFIED),
+                _ => None,
+            };
+            now.is_some_and(|now| now != pinned)
+        })
     }
 }
 
@@ -95,5 +101,8 @@ mod tests {
             assert_eq!(strong.is_other(&headers(&[("etag", tag)])), is_other, "{tag}");
         }
         assert!(!strong.is_other(&HeaderMap::new()));
+        let dated = Pin::of(&headers(&[date]));
+        assert!(!dated.is_other(&headers(&[date, ("etag", "\"b\"")])));
+        assert!(dated.is_other(&headers(&[("last-modified", "Sun, 06 Nov 1994 08:49:38 GMT")])));
     }
 }
