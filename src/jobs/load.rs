@@ -195,7 +195,7 @@ impl Request<'_> {
         let plan = |direct: bool, waits: bool| {
             let mut knobs = settings::settings(place, options.verify, direct, waits, environment);
             if files.is_far() {
-                knobs = settings::far(knobs, selection.is_whole(index), &environment);
+                knobs = settings::far(knobs, selection.is_partial(), &environment);
             }
             if selection.is_sliced() && options.verify.is_none() {
                 knobs.verify = Verify::Whole; // what cannot be mapped is read, also by a load that maps the rest

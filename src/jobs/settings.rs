@@ -15,8 +15,8 @@ const HOST_TASK_BYTES: u64 = 8 << 20;
 /// Bytes between others that a store is asked for though nobody wants them: they take less time than the 20 to 100 ms of
 /// another request.
 const BRIDGED_BYTES: u64 = 512 << 10;
-/// Bytes that a reader takes at a time of an object of which parts are loaded: what lies between these it keeps elsewhere,
-/// and of 128 readers that is 256 MiB.
+/// Bytes that a reader takes at a time of an object when parts of tensors are loaded: what lies between these it keeps
+/// elsewhere, and of 128 readers that is 256 MiB.
 pub(super) const REMOTE_PART_BYTES: u64 = 2 << 20;
 
 /// The threads that read: reads from the page cache keep a processor busy; those that wait for a disk or a network do not.
@@ -30,10 +30,10 @@ pub(super) fn readers(waits: bool, environment: &Environment) -> Readers {
 }
 
 /// The settings for objects of stores: a task is a request, with a connection of its own.
-pub(super) fn far(settings: Settings, whole: bool, environment: &Environment) -> Settings {
+pub(super) fn far(settings: Settings, in_parts: bool, environment: &Environment) -> Settings {
     let Settings { place, readers, read_chunk_bytes, .. } = settings;
     let first = environment.remote_threads.get().min(readers.most);
-    let most = if whole || place.is_staged() { u64::MAX } else { REMOTE_PART_BYTES };
+    let most = if in_parts && !place.is_staged() { REMOTE_PART_BYTES } else { u64::MAX };
     Settings {
         readers: Readers { first, ..readers },
         read_chunk_bytes: read_chunk_bytes.min(most),
