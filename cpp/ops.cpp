@@ -255,7 +255,7 @@ STABLE_TORCH_LIBRARY(flashpack, m) {
       "str[]? ignore_suffixes=None, Device? device=None, bool? eager=None, bool? verify=None, "
       "Tensor? progress=None) -> (str[], Tensor[])");
   m.def(
-      "load_blocks(Tensor model, *, Device? device=None, bool? eager=None, bool? verify=None, "
+      "load.blocks(Tensor model, *, Device? device=None, bool? eager=None, bool? verify=None, "
       "Tensor? progress=None) -> Tensor[]");
   m.def("assign(str path, str[] names, Tensor(*!)[] tensors, *, bool? eager=None, bool? verify=None) -> ()");
   m.def(
@@ -287,7 +287,7 @@ STABLE_TORCH_LIBRARY_IMPL(flashpack, CompositeExplicitAutograd, m) {
   m.impl("load", TORCH_BOX(&op_load));
   m.impl("load.names", TORCH_BOX(&op_load_names));
   m.impl("load.ignoring", TORCH_BOX(&op_load_except));
-  m.impl("load_blocks", TORCH_BOX(&op_load_blocks));
+  m.impl("load.blocks", TORCH_BOX(&op_load_blocks));
   m.impl("assign", TORCH_BOX(&op_assign));
   m.impl("assign.all", TORCH_BOX(&op_assign_all));
   m.impl("fill", TORCH_BOX(&op_fill));

@@ -80,7 +80,7 @@ def test_load_gives_all_that_is_not_ignored(eager: bool, packed: str, tensors: d
 
 @BOTH
 def test_load_blocks_gives_one_flat_tensor_per_macroblock(eager: bool, packed: str) -> None:
-    blocks = ops.load_blocks(ops.open(packed), eager=eager)
+    blocks = ops.load.blocks(ops.open(packed), eager=eager)
     footer = read_footer(Path(packed))
     expected = [(block["dtype"], [block["length_elems"]]) for block in footer["macroblocks"]]
     assert [(str(block.dtype)[6:], list(block.shape)) for block in blocks] == expected
@@ -136,7 +136,7 @@ def test_a_model_is_closed_with_the_last_reference(packed: str, tensors: dict[st
     ids=["zero", "negative", "large"],
 )
 def test_numbers_that_are_made_up_open_nothing(made_up: Tensor) -> None:
-    for call in (ops.describe, ops.verify, ops.load.ignoring, ops.load_blocks):
+    for call in (ops.describe, ops.verify, ops.load.ignoring, ops.load.blocks):
         with pytest.raises(RuntimeError, match="no open model"):
             call(made_up)
 
@@ -256,7 +256,7 @@ def test_pack_refuses(names: list[str], options: dict[str, Any], message: str, p
 CALLS: dict[str, Callable[..., Any]] = {
     "load": lambda path, **options: ops.load(path, ["half"], eager=True, verify=True, **options),
     "all": lambda path, **options: ops.load.ignoring(ops.open(path), eager=True, **options),
-    "blocks": lambda path, **options: ops.load_blocks(ops.open(path), eager=True, **options),
+    "blocks": lambda path, **options: ops.load.blocks(ops.open(path), eager=True, **options),
     "verify": lambda path, **options: ops.verify(ops.open(path), **options),
     "pack": lambda path, **options: ops.pack(path, ["a"], [torch.zeros(MIB)], **options),
 }

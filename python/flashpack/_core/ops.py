@@ -48,7 +48,7 @@ _load_library()
 _OPERATORS: dict[str, Any] = {
     name: operator.attrgetter(name)(torch.ops.flashpack)
     for name in (
-        *("open", "describe", "load.names", "load.ignoring", "load_blocks", "assign.all"),
+        *("open", "describe", "load.names", "load.ignoring", "load.blocks", "assign.all"),
         *("fill.default", "fill.all", "fill.payload", "set_data", "pack", "last_load", "pinned"),
         "is_bound_to_thread",
     )
@@ -114,7 +114,7 @@ def load_all(
 
 def load_blocks(model: Tensor, *, device: torch.device, **how: Unpack[How]) -> list[Tensor]:
     """One 1-D tensor per macroblock."""
-    result: list[Tensor] = _run("load_blocks", model, device=device, **_reading(how))
+    result: list[Tensor] = _run("load.blocks", model, device=device, **_reading(how))
     return result
 
 
