@@ -7,9 +7,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from email.utils import formatdate
+from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 
 UPLOADS = ".uploads"  # the folder of what is not an object yet
@@ -36,6 +36,12 @@ class Found:
         identity = f"{path} {about.st_ino} {about.st_size} {about.st_mtime_ns}"
         tag = f'"{hashlib.md5(identity.encode()).hexdigest()}"'
         return cls(path, about.st_size, tag, formatdate(about.st_mtime, usegmt=True))
+
+    def meets(self, headers: Mapping[str, str]) -> bool:
+        """Whether it is the one that the request's conditions are for."""
+        since = headers.get("if-unmodified-since", self.changed)
+        is_older = parsedate_to_datetime(self.changed) <= parsedate_to_datetime(since)
+        return is_older and headers.get("if-match", self.tag) in (self.tag, "*")
 
 
 class Objects:

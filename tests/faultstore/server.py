@@ -175,7 +175,7 @@ class Exchange:
         headers.update(self.plan.headers)
         if "untagged" in self.faults:
             del headers["ETag"]
-        if self.request.headers.get("if-match", found.tag) not in (found.tag, "*"):
+        if not found.meets(self.request.headers):
             return s3.error(412, "PreconditionFailed", "A precondition did not hold."), 0, 0
         wanted = self.request.headers.get("range") or self.request.headers.get("x-ms-range")
         try:

@@ -43,11 +43,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, reply: Reply) -> None:
         body = reply.body
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range") or "")
         if wanted:
             self.hub.ranges.append(wanted[0])
         if wanted and reply.status == HTTPStatus.OK:
-            first, last = int(wanted[1]), int(wanted[2] or len(body) - 1)
+            first = int(wanted[1]) if wanted[1] else max(0, len(body) - int(wanted[2]))
+            last = min(int(wanted[2] or len(body)) if wanted[1] else len(body), len(body) - 1)
             reply.headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
             reply.status, body = HTTPStatus.PARTIAL_CONTENT, body[first : last + 1]
         self.send_response(reply.status)

@@ -75,11 +75,14 @@ def test_objects_and_ranges_of_them(client: Client, filled: Store) -> None:
     assert client.get(Range=f"bytes={len(DATA)}-").status == 416
     assert client.get(If_Match=whole.headers["ETag"]).status == 200
     assert client.get(If_Match='"another"').status == 412
+    before = {"If_Unmodified_Since": "Mon, 01 Jan 2001 00:00:00 GMT"}
+    assert client.get(If_Unmodified_Since=whole.headers["Last-Modified"]).status == 200
+    assert client.get(**before).status == 412
     assert client.ask("GET", "/bucket/none").status == 404
     head = client.ask("HEAD", "/bucket/folder/object")
     assert (head.headers["Content-Length"], head.body) == (str(len(DATA)), b"")
     requests = filled.take()
-    assert len(requests) == 10
+    assert len(requests) == 12
     assert len({request.connection for request in requests}) == 1
     assert requests[1].range == "bytes=100-299"
     assert sent(requests[:3]) == len(DATA) + 200 + len(DATA) - 1000
