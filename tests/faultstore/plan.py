@@ -21,7 +21,7 @@ KINDS = (
     "change",  # the object is the one of its name and ".changed", if there is one
     "whole",  # 200 and the whole object, whatever Range says
     "untagged",  # no ETag
-    "redirect",  # 302 to a signed path that answers `uses` requests, and 403 after that
+    "redirect",  # 302 to a signed path of another host, which is 403 from request `expires` on if older
 )
 
 
@@ -38,7 +38,7 @@ class Fault:
     at: int | None = None
     status: int = 503
     retry_after: int | None = None
-    uses: int = 1
+    expires: int = 0  # 0: never
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -68,7 +68,7 @@ class Plan:
         if told:
             raise ValueError(f"{', '.join(told)}: no part of a plan")
         self._seen = [0] * len(self.faults)
-        self._uses: list[int] = []
+        self._signed: list[int] = []  # how many requests the fault had seen before it
         self._lock = threading.Lock()
 
     def act(self, method: str, key: str) -> dict[str, Fault]:
@@ -82,16 +82,16 @@ class Plan:
                         acting[fault.kind] = fault
         return acting
 
-    def sign(self, uses: int) -> int:
-        """The number of a new signature that is good for so many requests."""
+    def sign(self, fault: Fault) -> int:
+        """The number of a new signature."""
         with self._lock:
-            self._uses.append(uses)
-            return len(self._uses) - 1
+            self._signed.append(self._seen[self.faults.index(fault)])
+            return len(self._signed) - 1
 
-    def use(self, number: int) -> bool:
-        """Whether the signature is still good."""
+    def is_good(self, number: int, fault: Fault | None) -> bool:
+        """Whether the signature is one, and still good."""
         with self._lock:
-            if not 0 <= number < len(self._uses):
+            if fault is None or not 0 <= number < len(self._signed):
                 return False
-            self._uses[number] -= 1
-            return self._uses[number] >= 0
+            seen = self._seen[self.faults.index(fault)]
+            return not self._signed[number] < fault.expires <= seen

@@ -61,7 +61,10 @@ class Server:
     def _serve(self, client: socket.socket, number: int) -> None:
         connection = Connection(client, self._context)
         with suppress(OSError, ValueError):  # the client has gone, or speaks something else
-            connection.secure()
+            if not connection.secure():
+                connection.socket.sendall(Answer(400).head(0))
+                connection.end()
+                return
             while request := connection.request():
                 request.arrived = time.monotonic()
                 if request.method == "CONNECT":  # as a proxy that is the server, too
@@ -104,7 +107,7 @@ class Exchange:
     def __init__(
         self, server: Server, connection: Connection, request: Request, entry: dict[str, Any]
     ) -> None:
-        self.objects, self.plan = server.objects, server.plan
+        self.objects, self.plan, self.port = server.objects, server.plan, server.port
         self.connection, self.request, self.entry = connection, request, entry
         self.flow = self.plan.pace.flow(request.arrived)
         self.signed = _SIGNED.fullmatch(request.key)
@@ -133,7 +136,7 @@ class Exchange:
         if fault:
             after = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
             return s3.error(fault.status, "InjectedFault", "a fault of the plan", **after)
-        if "expire" in self.faults or (self.signed and not self.plan.use(int(self.signed[1]))):
+        if "expire" in self.faults or (self.signed and not self._is_good(int(self.signed[1]))):
             return s3.error(403, "ExpiredToken", "The provided token has expired.")
         given = self.request.headers.get("authorization", "")
         if self.plan.signed and not given.startswith(_S3_SIGNATURE):
@@ -141,6 +144,9 @@ class Exchange:
         if self.plan.token and not self.signed and given != f"Bearer {self.plan.token}":
             return s3.error(401, "Unauthorized", "Invalid credentials in Authorization header")
         return None
+
+    def _is_good(self, signature: int) -> bool:
+        return self.plan.is_good(signature, self.faults.get("redirect"))
 
     def _is_listing(self) -> bool:
         return "list-type" in self.request.query or "comp" in self.request.query
@@ -154,7 +160,7 @@ class Exchange:
         found = self.objects.find(self.key, changed="change" in self.faults)
         fault = self.faults.get("redirect")
         if found and fault and not self.signed:
-            place = f"/.signed/{self.plan.sign(fault.uses)}{self.key}?Signature=secret-of-the-redirect"
+            place = f"http://localhost:{self.port}/.signed/{self.plan.sign(fault)}{self.key}?Signature=secret-of-the-redirect"
             self.flow.wait()
             return self._send(Answer(302, headers={"Location": place}), b"")
         answer, first, count = self._head(found)

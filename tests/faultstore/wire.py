@@ -59,11 +59,14 @@ class Connection:
     def is_plain(self) -> bool:
         return not isinstance(self.socket, ssl.SSLSocket)
 
-    def secure(self) -> None:
-        """Does the handshake, if one comes."""
+    def secure(self) -> bool:
+        """Does the handshake, if one comes; False if it comes and there is no TLS."""
         begin = self.socket.recv(1, socket.MSG_PEEK)
-        if self._context is not None and begin and begin[0] == _TLS_HANDSHAKE:
+        if begin and begin[0] == _TLS_HANDSHAKE:
+            if self._context is None:
+                return False
             self.socket = self._context.wrap_socket(self.socket, server_side=True)
+        return True
 
     def request(self) -> Request | None:
         """The next one; None when the client has gone."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import faultstore
 import pytest
+import remote_model
 from faultstore import Store
+
+sys.path.append(str(Path(__file__).parents[1] / "integrations"))  # the stand-in for a model hub
 
 _ELSEWHERE = (
     *("aws_", "azure_", "google_", "hf_", "ssl_cert_"),
@@ -41,3 +45,17 @@ def s3(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     for name, value in store.environment().items():
         monkeypatch.setenv(name, value)
     return store
+
+
+@pytest.fixture(scope="session")
+def _written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("remote") / "bucket"
+    remote_model.write(folder)
+    return folder
+
+
+@pytest.fixture
+def model(s3: Store, _written: Path) -> Store:
+    """The same with the model of `remote_model`, which tests leave as it is."""
+    (s3.folder / "bucket").symlink_to(_written)
+    return s3

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import beside
 import pytest
-from processes import environment
+from processes import environment, python, succeed
 
 _AWS = [
     *("boto3==1.44.8", "botocore==1.44.8", "jmespath==1.1.0", "python-dateutil==2.9.0.post0"),
@@ -123,3 +123,20 @@ def azurite(folder: Path) -> Iterator[str]:
     options = ["--blobHost", "127.0.0.1", "--blobPort", "0", "--location", folder, "--skipApiVersionCheck"]
     with running([sys.executable, "-c", _UNTIL_ITS_INPUT_ENDS, node, program, *options]) as address:
         yield address
+
+
+_CERTIFICATES = """if True:
+    import sys, trustme
+    from pathlib import Path
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(Path(sys.argv[1], "authority.pem"))
+    made = authority.issue_cert("127.0.0.1", "store.test")
+    made.private_key_and_cert_chain_pem.write_to_path(Path(sys.argv[1], "server.pem"))
+"""
+
+
+def certificates(folder: Path) -> tuple[Path, Path]:
+    """A private authority's certificate, and one with its key that it gives to 127.0.0.1 and store.test."""
+    env = environment(PYTHONPATH=str(beside.install("trustme", TRUSTME)))
+    succeed(python("-c", _CERTIFICATES, folder, env=env))
+    return folder / "authority.pem", folder / "server.pem"

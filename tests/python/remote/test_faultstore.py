@@ -202,13 +202,15 @@ def test_an_object_that_changes(client: Client, filled: Store) -> None:
 
 
 def test_redirects_expire(client: Client, filled: Store) -> None:
-    filled.plan({"kind": "redirect", "times": 0, "uses": 2})
-    answers = [client.get() for _ in range(2)]
-    assert [answer.status for answer in answers] == [302, 302]
-    first, second = (answer.headers["Location"] for answer in answers)
-    assert first != second
-    assert [client.ask("GET", first).status for _ in range(3)] == [200, 200, 403]
+    filled.plan({"kind": "redirect", "times": 0, "expires": 4})
+    first = client.get()
+    assert first.status == 302
+    place = first.headers["Location"]
+    assert [client.ask("GET", place).status for _ in range(4)] == [200, 200, 403, 403]
+    second = client.get().headers["Location"]
+    assert second != place
     assert client.ask("GET", second).body == DATA
+    assert client.ask("GET", place).status == 403
 
 
 def test_who_is_let_in(client: Client, filled: Store) -> None:

@@ -1,0 +1,59 @@
+"""Parts of models: no more bytes than are needed, and what is bridged between them."""
+
+from __future__ import annotations
+
+import flashpack
+import pytest
+import torch
+from faultstore import Store, sent
+from helpers import MIB, assert_same, bits, noise
+from patience import within
+from remote_model import SAFETENSORS, SHARDS, URL, tensors
+
+OPENING = 64 << 10  # bytes that come with the footer or the header
+DIGESTED = MIB  # a digest is of so many bytes
+
+
+def test_a_name_costs_its_bytes(model: Store) -> None:
+    for url, granule in ((URL, DIGESTED), (SAFETENSORS, 4096), (SHARDS, DIGESTED)):
+        for names in (["t1"], ["t0", "t2"]):
+            model.take()
+            got = within(lambda url=url, names=names: flashpack.load_file(url, names=names))
+            assert_same(got, {name: tensors()[name] for name in names})
+            needed = sum(tensors()[name].nbytes for name in names)
+            files = 3 if url == SHARDS else 1
+            assert needed <= sent(model.take()) <= needed + len(names) * 2 * granule + files * OPENING
+
+
+def test_a_slice_costs_its_bytes(model: Store) -> None:
+    got = within(lambda: flashpack.load_file(SAFETENSORS, slices={"t2": (0, 3 * MIB, 4 * MIB)}, names=["t2"]))
+    assert bits(got["t2"]) == bits(tensors()["t2"][3 * MIB : 4 * MIB])
+    assert sent(model.take()) <= MIB + 2 * 4096 + OPENING
+
+
+@pytest.fixture
+def rows(s3: Store) -> torch.Tensor:
+    """A tensor whose columns are many runs of bytes, in the store."""
+    (s3.folder / "bucket").mkdir()
+    tensor = noise(torch.uint8, (256, 64 << 10), 7)
+    flashpack.save_file({"rows": tensor}, s3.folder / "bucket/rows.flashpack")
+    return tensor
+
+
+def test_columns_cost_their_bytes_and_the_gaps_that_are_cheaper_than_requests(
+    s3: Store, rows: torch.Tensor
+) -> None:
+    url = "s3://bucket/rows.flashpack"
+    got = within(lambda: flashpack.load_file(url, slices={"rows": (1, 0, 8 << 10)}, verify=False))
+    assert bits(got["rows"]) == bits(rows[:, : 8 << 10].contiguous())
+    requests = s3.take()
+    assert sent(requests) <= rows.nbytes + OPENING
+    assert len(requests) <= 16  # not one for each of the 256 runs
+
+
+def test_metadata_costs_the_footer(model: Store) -> None:
+    with flashpack.open(URL) as file:
+        assert set(file.keys()) == set(tensors())
+    requests = model.take()
+    assert len(requests) <= 2
+    assert sent(requests) <= 2 * OPENING
