@@ -1,7 +1,7 @@
 //! The stores: how objects are opened, read, listed and written, and how their stores are asked.
 //!
-//! An [`Address`](address::Address) is what is special about a store: where an object lies, and what signs a request. An
-//! [`Exchange`](exchange::Exchange) makes a request as often as is reasonable; [`object`] reads an object by exchanges.
+//! An `Address` is what is special about a store: where an object lies, and what signs a request. An `Exchange` makes a
+//! request as often as is reasonable; `object` reads an object by exchanges.
 
 mod address;
 mod agents;

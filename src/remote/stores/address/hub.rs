@@ -1,7 +1,7 @@
 //! `hf://[models|datasets|spaces/]org/repo[@revision]/path`: files of repositories on the Hugging Face Hub.
 
 use std::{
-    fs,
+    fmt, fs,
     path::PathBuf,
     sync::{Mutex, OnceLock, PoisonError},
 };
@@ -15,10 +15,13 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind, Result},
-    remote::stores::{
-        message::{Ask, Refusal},
-        range::Pin,
-        settings::Settings,
+    remote::{
+        shown,
+        stores::{
+            message::{Ask, Refusal},
+            range::Pin,
+            settings::Settings,
+        },
     },
 };
 
@@ -26,7 +29,6 @@ use crate::{
 const MOST_BYTES: u64 = 400_000_000_000;
 
 /// A file of the Hub, and what it has said of it.
-#[derive(Debug)]
 pub(in crate::remote::stores) struct Hub {
     file: File,
     endpoint: String,
@@ -109,7 +111,7 @@ impl Address for Hub {
     }
 
     fn advice(&self, refusal: &Refusal) -> Option<String> {
-        let page = format!("{}/{}", self.endpoint, self.file.page());
+        let page = format!("{}/{}", shown(&self.endpoint), self.file.page());
         let token = if self.has_token {
             "with a token (HF_TOKEN) that may read it"
         } else {
@@ -128,6 +130,12 @@ impl Address for Hub {
             _ => return None,
         };
         Some(advice)
+    }
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub").field("file", &self.file).finish_non_exhaustive()
     }
 }
 
