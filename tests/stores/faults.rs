@@ -160,6 +160,15 @@ fn each_status_has_its_error() {
 }
 
 #[test]
+fn a_server_that_has_answered_before_may_come_back() {
+    let server = Server::new(|request, _| Reply::object(request, &object()).cut(65_536));
+    let opened = open(&server.url("/x")).unwrap();
+    drop(server);
+    let text = read(&opened, 0, 10).unwrap_err().to_string();
+    assert!(text.contains("cannot be reached") && text.contains("in 8 tries"), "{text}");
+}
+
+#[test]
 fn closed_ports_and_unknown_names_are_tried_three_times() {
     let closed = Server::of(vec![]).url("/x");
     for (url, words) in [(&*closed, "cannot be reached"), ("http://nowhere.invalid/x", "no address")] {

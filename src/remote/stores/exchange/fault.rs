@@ -42,6 +42,7 @@ impl From<Failure> for Fault {
             Failure::Other(error) => Self::Tls(error.to_string()),
             Failure::ConnectionFailed => Self::Connection("connection failed".into()),
             Failure::ConnectProxyFailed(why) => Self::Connection(format!("its proxy refuses: {why}")),
+            Failure::BadUri(_) => Self::Cut("its address is no URL".into()), // and may have secrets
             Failure::Io(error) => error.into(),
             other => Self::Cut(other.to_string()),
         }

@@ -31,6 +31,11 @@ impl Meter {
         let _ = self.latency.fetch_update(Relaxed, Relaxed, shorter); // it was shorter once
     }
 
+    /// Whether any request has had an answer.
+    pub(super) fn is_answered(&self) -> bool {
+        self.latency.load(Relaxed) > 0
+    }
+
     pub(in crate::remote::stores) fn fetched(&self, bytes: usize) {
         self.fetched.fetch_add(bytes as u64, Relaxed);
     }

@@ -40,7 +40,14 @@ pub(super) struct Exchange<'a> {
 impl<'a> Exchange<'a> {
     pub(super) fn new(client: &'a Client, address: &'a dyn Address, meter: &'a Meter) -> Self {
         meter.begin();
-        Self { client, address, meter, tries: Tries::new(&client.patience), redirects: 0, is_renewed: false }
+        Self {
+            client,
+            address,
+            meter,
+            tries: Tries::new(&client.patience, !meter.is_answered()),
+            redirects: 0,
+            is_renewed: false,
+        }
     }
 
     /// The answer to `ask`, if it is a success, or of a range that the object does not have (416).
@@ -64,9 +71,9 @@ impl<'a> Exchange<'a> {
         let agent = self.client.process().agents.agent(request.uri())?;
         self.meter.sent(has_failed);
         let takes_body = matches!(*request.method(), Method::PUT | Method::POST);
-        let answer = if takes_body { agent.run(request.map(|()| body)) } else { agent.run(request) };
+        let answer = if takes_body { agent.run(request.map(|()| body)) } else { agent.run(request) }?;
         self.meter.answered(begun.elapsed());
-        Ok(answer?)
+        Ok(answer)
     }
 
     /// Lets the address learn from `refusal`, or waits if it may pass by itself.

@@ -20,18 +20,18 @@ pub(super) struct Tries<'a> {
     in_vain: u32,
     /// Since the first of those.
     since: Instant,
-    /// Until the first answer.
+    /// Of an object that nobody has answered for yet.
     is_new: bool,
 }
 
 impl<'a> Tries<'a> {
-    pub(super) fn new(patience: &'a Patience) -> Self {
-        Self { patience, in_vain: 0, since: Instant::now(), is_new: true }
+    pub(super) fn new(patience: &'a Patience, is_new: bool) -> Self {
+        Self { patience, in_vain: 0, since: Instant::now(), is_new }
     }
 
     /// Bytes came.
     pub(super) fn progressed(&mut self) {
-        *self = Self { is_new: false, ..Self::new(self.patience) };
+        *self = Self::new(self.patience, false);
     }
 
     /// How many failed in a row, and over what time.
@@ -92,15 +92,15 @@ mod tests {
         let tries = |is_unlikely, tries: &mut Tries<'_>| {
             1 + (0..20).take_while(|_| tries.failed(is_unlikely, None).is_some()).count()
         };
-        assert_eq!(tries(false, &mut Tries::new(&patience)), 8);
-        assert_eq!(tries(true, &mut Tries::new(&patience)), 3);
-        let mut answered = Tries::new(&patience);
+        assert_eq!(tries(false, &mut Tries::new(&patience, true)), 8);
+        assert_eq!(tries(true, &mut Tries::new(&patience, true)), 3);
+        let mut answered = Tries::new(&patience, true);
         answered.failed(false, None);
         answered.progressed();
         assert_eq!(tries(true, &mut answered), 8);
         let long = Some(Duration::from_secs(119));
-        assert_eq!(Tries::new(&patience).failed(false, long), long);
-        assert_eq!(Tries::new(&patience).failed(false, Some(Duration::from_secs(121))), None);
+        assert_eq!(Tries::new(&patience, true).failed(false, long), long);
+        assert_eq!(Tries::new(&patience, true).failed(false, Some(Duration::from_secs(121))), None);
     }
 
     #[test]
