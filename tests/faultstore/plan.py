@@ -20,6 +20,7 @@ KINDS = (
     "flip",  # the byte `at` of the object, or the middle one of the body, is another
     "change",  # the object is the one of its name and ".changed", if there is one
     "whole",  # 200 and the whole object, whatever Range says
+    "ok",  # 200 for a range
     "untagged",  # no ETag
     "redirect",  # 302 to a signed path of another host, which is 403 from request `expires` on if older
 )

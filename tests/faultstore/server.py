@@ -193,7 +193,7 @@ class Exchange:
             headers["Content-Range"] = f"bytes {first}-{first + count - 1}/{found.size}"
         if "short" in self.faults:
             count //= 2
-        return Answer(206 if part else 200, headers=headers), first, count
+        return Answer(206 if part and "ok" not in self.faults else 200, headers=headers), first, count
 
     def _send(self, answer: Answer, body: bytes, length: int | None = None) -> bool:
         """Whether another request may follow."""

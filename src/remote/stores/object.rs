@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use http::{HeaderMap, Method, Response, StatusCode, header::CONTENT_LENGTH};
+use http::{
+    HeaderMap, Method, Response, StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_RANGE},
+};
 use ureq::Body;
 
 use super::{
@@ -91,7 +94,7 @@ fn first(exchange: &mut Exchange<'_>, ask: &Ask<'_>) -> Result<First> {
         let len = length(answer.headers()).ok_or_else(no_length)?;
         return Ok(First::Range(answer, 0..0, len));
     }
-    if answer.status() == StatusCode::PARTIAL_CONTENT {
+    if is_partial(&answer) {
         let (range, len) = content_range(headers).ok_or_else(|| wrong_range(headers))?;
         let is_kept = range.end - range.start <= OPENING_BYTES; // or it is not what was asked for
         let range = if is_kept { range } else { range.start..range.start };
@@ -148,7 +151,7 @@ impl Ranged {
         if self.pin.is_other(headers) || answer.status() == StatusCode::RANGE_NOT_SATISFIABLE {
             return Err(changed());
         }
-        if answer.status() != StatusCode::PARTIAL_CONTENT {
+        if !is_partial(answer) {
             let is_whole = offset == 0 && length(headers) == Some(self.len);
             return Ok(is_whole.then_some(self.len));
         }
@@ -214,6 +217,11 @@ impl Object for Ranged {
     fn traffic(&self) -> Traffic {
         self.meter.traffic()
     }
+}
+
+/// Whether it brings a part of the object: some servers (rclone's) say 200 even so.
+fn is_partial(answer: &Response<Body>) -> bool {
+    answer.status() == StatusCode::PARTIAL_CONTENT || answer.headers().contains_key(CONTENT_RANGE)
 }
 
 fn length(headers: &HeaderMap) -> Option<u64> {

@@ -47,6 +47,11 @@ def test_a_server_without_ranges_is_read_from_start_to_end(model: Store) -> None
     load(model, SAFETENSORS, {"kind": "whole", "times": 0})
 
 
+def test_ranges_that_are_answered_with_200_are_ranges(model: Store) -> None:
+    count = len(load(model, URL))
+    assert len(load(model, URL, {"kind": "ok", "times": 0})) == count
+
+
 def test_a_range_that_is_ignored_once_is_asked_for_again(model: Store) -> None:
     count = len(load(model, URL))
     for number in range(2, count + 1):
