@@ -1,11 +1,15 @@
 //! The stores against a server on loopback: what they ask, what they make of every answer, and what errors say.
 
+mod azure;
 mod cache;
 mod faults;
+mod google;
 mod hub;
+mod lists;
 mod opening;
 mod s3;
 mod server;
+mod uploads;
 mod web;
 
 use std::{sync::Arc, time::Duration};

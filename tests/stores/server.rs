@@ -19,6 +19,7 @@ pub struct Request {
     pub method: String,
     pub target: String,
     pub headers: BTreeMap<String, String>,
+    pub body: Vec<u8>,
 }
 
 impl Request {
@@ -176,5 +177,8 @@ fn read(reader: &mut BufReader<TcpStream>) -> Option<Request> {
         let (name, value) = line.split_once(": ")?;
         Some((name.to_ascii_lowercase(), value.to_owned()))
     });
-    Some(Request { method, target, headers: headers.collect() })
+    let headers: BTreeMap<_, _> = headers.collect();
+    let mut body = vec![0; headers.get("content-length").map_or(0, |bytes| bytes.parse().unwrap())];
+    reader.read_exact(&mut body).ok()?;
+    Some(Request { method, target, headers, body })
 }

@@ -2,13 +2,13 @@
 
 use std::{
     process,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, OnceLock},
 };
 
 use super::{
     agents::{Agents, Patience},
     cache::Budget,
-    credentials::Aws,
+    credentials::{Aws, Azure, Google, Kept},
 };
 
 /// What all objects share.
@@ -25,8 +25,10 @@ pub(super) struct Process {
     pub agents: Arc<Agents>,
     /// Memory for what is written to caches.
     pub budget: Budget,
-    /// The last that were found.
-    pub aws: Mutex<Option<Arc<Aws>>>,
+    /// The credentials that were found last.
+    pub aws: Kept<Aws>,
+    pub google: Kept<Google>,
+    pub azure: Kept<Azure>,
     next: OnceLock<Box<Process>>,
 }
 
@@ -52,6 +54,7 @@ impl Client {
 impl Process {
     fn new(id: u32, patience: &Patience) -> Self {
         let agents = Arc::new(Agents::new(patience.clone()));
-        Self { id, agents, budget: Budget::default(), aws: Mutex::new(None), next: OnceLock::new() }
+        let (budget, aws, google, azure, next) = Default::default();
+        Self { id, agents, budget, aws, google, azure, next }
     }
 }

@@ -13,14 +13,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use reqsign_aws_v4::{Credential, DefaultCredentialProvider};
+use http::Request;
+use reqsign_aws_v4::DefaultCredentialProvider;
 use reqsign_core::{
     CommandExecute, CommandOutput, Context, Error as Failure, FileRead, HttpSend, ProvideCredential,
-    SigningCredential,
+    SignRequest, SigningCredential,
 };
-use ureq::http::{Request, Response};
+use reqsign_google::ServiceAccountTokenCredentialProvider;
+use ureq::http::Response;
 
 use super::{agents::Agents, settings::Settings};
+use crate::error::Error;
 
 /// What machines that have no service for metadata may take to say so.
 const METADATA_WAIT: Duration = Duration::from_secs(1);
@@ -42,11 +45,34 @@ enum Search<C> {
     Found(C),
 }
 
-/// Those of AWS, and of what speaks S3.
-pub(super) type Aws = Keys<DefaultCredentialProvider>;
+/// Those that are used by all objects of a kind.
+pub(super) type Kept<P> = Mutex<Option<Arc<Keys<P>>>>;
+
+/// Of AWS, and of what speaks S3.
+pub(super) type Aws = DefaultCredentialProvider;
+
+/// Of Azure.
+pub(super) type Azure = reqsign_azure_storage::DefaultCredentialProvider;
+
+/// Of Google. A service account is exchanged for a token that lasts, and not at each request.
+#[derive(Debug, Default)]
+pub(super) struct Google(reqsign_google::DefaultCredentialProvider);
+
+impl ProvideCredential for Google {
+    type Credential = reqsign_google::Credential;
+
+    async fn provide_credential(&self, context: &Context) -> Result<Option<Self::Credential>, Failure> {
+        match self.0.provide_credential(context).await? {
+            Some(Self::Credential { service_account: Some(account), .. }) => {
+                ServiceAccountTokenCredentialProvider::new(account).provide_credential(context).await
+            }
+            found => Ok(found),
+        }
+    }
+}
 
 impl<P: ProvideCredential<Credential: SigningCredential>> Keys<P> {
-    pub(super) fn new(settings: Settings, provider: P, agents: Arc<Agents>) -> Self {
+    fn new(settings: Settings, provider: P, agents: Arc<Agents>) -> Self {
         let context = Context::new()
             .with_env(settings.env())
             .with_file_read(Files)
@@ -56,16 +82,41 @@ impl<P: ProvideCredential<Credential: SigningCredential>> Keys<P> {
     }
 
     /// The variables that they were looked for by.
-    pub(super) fn settings(&self) -> &Settings {
+    fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    pub(super) fn context(&self) -> &Context {
-        &self.context
+    /// `request` with what grants access by `signer`, if there are credentials; errors say that they are looked for in
+    /// these `places`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) with `EACCES`.
+    pub(super) fn sign(
+        &self,
+        request: Request<()>,
+        signer: &impl SignRequest<Credential = P::Credential>,
+        places: &str,
+    ) -> crate::error::Result<Request<()>> {
+        let Some(credential) = self.credential(places)? else {
+            return Ok(request);
+        };
+        let (mut parts, ()) = request.into_parts();
+        block_on(signer.sign_request(&self.context, &mut parts, Some(&credential), None))
+            .map_err(|error| Error::refused(format!("its request cannot be signed: {error}")))?;
+        Ok(Request::from_parts(parts, ()))
+    }
+
+    /// [`Keys::current`], with errors that say where credentials are looked for.
+    ///
+    /// # Errors
+    /// As [`Keys::sign`].
+    pub(super) fn credential(&self, places: &str) -> crate::error::Result<Option<P::Credential>> {
+        self.current()
+            .map_err(|error| Error::refused(format!("credentials cannot be had ({error}): {places}")))
     }
 
     /// Those that are valid; they are looked for at the first call and when the last ones expire. None if there are none.
-    pub(super) fn current(&self) -> Result<Option<P::Credential>, Failure> {
+    fn current(&self) -> Result<Option<P::Credential>, Failure> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         match &*held {
             Search::InVain => return Ok(None),
@@ -89,20 +140,17 @@ impl<P: ProvideCredential> fmt::Debug for Keys<P> {
     }
 }
 
-/// The credentials by these settings: those that `kept` has if it was told the same, else ones to be looked for.
-pub(super) fn aws(kept: &Mutex<Option<Arc<Aws>>>, settings: &Settings, agents: &Arc<Agents>) -> Arc<Aws> {
+/// The credentials by these settings: those that are `kept` if they were told the same, else ones to be looked for.
+pub(super) fn keys<P>(kept: &Kept<P>, settings: &Settings, agents: &Arc<Agents>) -> Arc<Keys<P>>
+where
+    P: ProvideCredential<Credential: SigningCredential> + Default,
+{
     let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
     match &*kept {
         Some(keys) if keys.settings() == settings => Arc::clone(keys),
-        _ => {
-            let provider = DefaultCredentialProvider::new();
-            let keys = Arc::new(Keys::new(settings.clone(), provider, Arc::clone(agents)));
-            Arc::clone(kept.insert(keys))
-        }
+        _ => Arc::clone(kept.insert(Arc::new(Keys::new(settings.clone(), P::default(), Arc::clone(agents))))),
     }
 }
-
-pub(super) type AwsCredential = Credential;
 
 /// Runs `future` on this thread, which waits where it does.
 pub(super) fn block_on<F: Future>(future: F) -> F::Output {

@@ -3,7 +3,7 @@
 use std::{fmt, io::Read as _};
 
 use http::{
-    HeaderMap, HeaderValue, Method, Response, StatusCode, Uri,
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri,
     header::{HeaderName, RANGE},
 };
 use ureq::Body;
@@ -21,16 +21,23 @@ pub(super) struct Ask<'a> {
     pub query: String,
     pub headers: HeaderMap,
     pub body: &'a [u8],
+    /// What is an answer, too, though it is no success.
+    pub also: Option<StatusCode>,
 }
 
 impl<'a> Ask<'a> {
     pub(super) fn new(method: Method) -> Self {
-        Self { method, query: String::new(), headers: HeaderMap::new(), body: &[] }
+        Self { method, query: String::new(), headers: HeaderMap::new(), body: &[], also: None }
+    }
+
+    /// For what `query` says.
+    pub(super) fn query(method: Method, query: impl Into<String>) -> Self {
+        Self { query: query.into(), ..Self::new(method) }
     }
 
     /// For bytes of the object: `bytes=0-9`, `bytes=-10`.
     pub(super) fn range(range: &str) -> Self {
-        Self::new(Method::GET).with(RANGE, range)
+        Self { also: Some(StatusCode::RANGE_NOT_SATISFIABLE), ..Self::new(Method::GET).with(RANGE, range) }
     }
 
     pub(super) fn with(mut self, name: HeaderName, value: &str) -> Self {
@@ -40,7 +47,16 @@ impl<'a> Ask<'a> {
         self
     }
 
-    #[expect(dead_code, reason = "for uploads")]
+    /// The request to `uri`, without what grants access.
+    pub(super) fn at(&self, uri: Uri) -> Request<()> {
+        let mut request = Request::new(());
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = uri;
+        *request.headers_mut() = self.headers.clone();
+        request
+    }
+
+    /// With that body.
     pub(super) fn sending(mut self, body: &'a [u8]) -> Self {
         self.body = body;
         self

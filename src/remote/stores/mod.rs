@@ -9,18 +9,25 @@ mod cache;
 mod client;
 mod credentials;
 mod exchange;
+mod list;
 mod message;
 mod object;
 mod range;
 mod settings;
 mod stored;
+mod upload;
 
 use std::{path::Path, sync::Arc};
 
+use http::Method;
+use rustix::io::Errno;
+
 use self::{
-    address::{Address, Hub, S3, Web},
+    address::{Address, Azure, Google, Hub, Part, S3, Web, azure_parts, bucket_and_key},
     cache::{Cache, cached},
     client::Client,
+    exchange::{Exchange, Meter},
+    message::Ask,
     stored::Stored,
 };
 pub use self::{agents::Patience, settings::Settings};
@@ -46,19 +53,50 @@ impl AllStores {
         self.settings.clone().unwrap_or_else(Settings::now)
     }
 
+    /// That of the object, or of another `part` of its bucket.
+    fn address(&self, url: &str, part: Part) -> Result<Arc<dyn Address>> {
+        let (settings, client) = (self.settings(), Arc::clone(&self.client));
+        let bucket = || Some(url.split_once("://")?.0.to_owned() + "://" + bucket_and_key(url)?.0);
+        let bucket = bucket().filter(|_| part == Part::List);
+        let named = bucket.as_deref().unwrap_or(url);
+        Ok(match scheme(url)? {
+            "s3" => Arc::new(S3::new(named, settings, client)?),
+            "gs" => Arc::new(Google::new(url, part, settings, client)?),
+            "az" => Arc::new(Azure::new(url, part, &settings, client)?),
+            "hf" if part == Part::List => Arc::new(Hub::folder(url, &settings)?),
+            "http" | "https" if part == Part::Bytes => Arc::new(Web::new(url)?),
+            other => return Err(refusal(other, part)),
+        })
+    }
+
     fn open_at(&self, url: &str, opening: &Opening) -> Result<Arc<dyn Object>> {
-        let settings = self.settings();
-        let address: Arc<dyn Address> = match scheme(url)? {
-            "s3" => Arc::new(S3::new(url, settings, Arc::clone(&self.client))?),
-            "http" | "https" => Arc::new(Web::new(url)?),
-            "hf" => return self.open_on_hub(url, &settings, opening),
-            other => {
-                let what = format!("{other}:// cannot be opened by this build");
-                return Err(Error::new(ErrorKind::Unsupported, what));
-            }
-        };
+        if scheme(url)? == "hf" {
+            return self.open_on_hub(url, &self.settings(), opening);
+        }
+        let address = self.address(url, Part::Bytes)?;
         let (object, version) = object::open(&self.client, &address, Path::new(&shown(url)), opening)?;
         self.kept(object, &*address, version.as_deref(), opening)
+    }
+
+    fn list_at(&self, url: &str) -> Result<Vec<Entry>> {
+        let address = self.address(url, Part::List)?;
+        let key = bucket_and_key(url).map_or("", |(_, key)| key);
+        let (kind, folder) = match scheme(url)? {
+            "s3" => (list::S3, key.to_owned()),
+            "gs" => (list::GOOGLE, key.to_owned()),
+            "az" => (list::AZURE, azure_parts(url).map_or("", |(.., key)| key).to_owned()),
+            _ => (list::HUB, Hub::path(url)?),
+        };
+        list::list(&self.client, &*address, &kind, &folder)
+    }
+
+    fn remove_at(&self, url: &str) -> Result<()> {
+        let address = self.address(url, Part::Object)?;
+        let meter = Meter::default();
+        match Exchange::new(&self.client, &*address, &meter).answer(&Ask::new(Method::DELETE)) {
+            Err(error) if error.errno() != Some(Errno::NOENT.raw_os_error()) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// `object` of `version` with a cache before it, if one is asked for.
@@ -105,25 +143,28 @@ impl Stores for AllStores {
     }
 
     fn list(&self, url: &str) -> Result<Vec<Entry>> {
-        Err(refusal(url, "has no listings: name a file"))
+        self.list_at(url).at(Path::new(&shown(url)))
     }
 
     fn remove(&self, url: &str) -> Result<()> {
-        Err(refusal(url, "is only read: nothing is removed from it"))
+        self.remove_at(url).at(Path::new(&shown(url)))
     }
 
-    fn create(&self, url: &str, _: u64) -> Result<Box<dyn Upload>> {
-        Err(refusal(url, "is only read: nothing is written to it"))
+    fn create(&self, url: &str, expected_bytes: u64) -> Result<Box<dyn Upload>> {
+        let address = |part| self.address(url, part);
+        let create = |scheme| upload::create(&self.client, scheme, address, expected_bytes, &shown(url));
+        scheme(url).and_then(create).at(Path::new(&shown(url)))
     }
 }
 
-/// What the kind of store that `url` is of does not do.
-fn refusal(url: &str, what: &str) -> Error {
-    let error = match scheme(url) {
-        Ok(scheme) => Error::new(ErrorKind::Unsupported, format!("{scheme}:// {what}")),
-        Err(error) => error,
+/// What the stores of `scheme` do not do.
+fn refusal(scheme: &str, part: Part) -> Error {
+    let what = match part {
+        Part::List => "has no lists: name a file",
+        _ if scheme == "hf" => "is only read: save to a folder, and upload that with `hf upload`",
+        _ => "is only read: save to s3://, gs:// or az://, or to a file",
     };
-    error.at(Path::new(&shown(url)))
+    Error::new(ErrorKind::Unsupported, format!("{scheme}:// {what}"))
 }
 
 /// The scheme of `url`.

@@ -139,6 +139,7 @@ impl Ranged {
     fn ask(&self, range: Range<u64>) -> Ask<'static> {
         let mut ask = Ask::range(&format!("bytes={}-{}", range.start, range.end - 1));
         ask.headers.extend(self.pin.conditions.iter().cloned());
+        ask.query.clone_from(&self.pin.query);
         ask
     }
 

@@ -22,6 +22,8 @@ pub(super) fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, u64)> {
 pub(super) struct Pin {
     /// Headers that a request for that version has.
     pub conditions: Vec<(HeaderName, HeaderValue)>,
+    /// What its query has for that.
+    pub query: String,
     /// Its name among the versions, which other bytes never have. None if the store has no such names.
     pub version: Option<String>,
 }
@@ -30,16 +32,16 @@ impl Pin {
     /// By a strong ETag; else by the time of the last change; else by nothing but its length.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         if let Some(tag) = strong_tag(headers) {
-            return Self { conditions: vec![(IF_MATCH, tag.clone())], version: text(tag) };
+            return Self { conditions: vec![(IF_MATCH, tag.clone())], version: text(tag), ..Self::default() };
         }
         let changed = headers.get(LAST_MODIFIED);
         let conditions = changed.map(|date| (IF_UNMODIFIED_SINCE, date.clone()));
-        Self { conditions: conditions.into_iter().collect(), version: None }
+        Self { conditions: conditions.into_iter().collect(), ..Self::default() }
     }
 
     /// One that needs no conditions: whatever its address gives is this version.
     pub(super) fn fixed(version: &str) -> Self {
-        Self { conditions: Vec::new(), version: Some(version.to_owned()) }
+        Self { version: Some(version.to_owned()), ..Self::default() }
     }
 
     /// Whether an answer with these headers is of another version: not every server heeds conditions.

@@ -24,6 +24,17 @@ impl Settings {
         self.0.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
     }
 
+    /// The same, but for these.
+    pub(super) fn with<'a>(mut self, pairs: impl IntoIterator<Item = (&'a str, Option<String>)>) -> Self {
+        for (name, value) in pairs {
+            match value {
+                Some(value) => self.0.insert(name.to_owned(), value),
+                None => self.0.remove(name),
+            };
+        }
+        self
+    }
+
     /// The first of these that is set.
     pub(super) fn first(&self, names: &[&str]) -> Option<&str> {
         names.iter().find_map(|name| self.get(name))

@@ -53,6 +53,25 @@ impl Hub {
         Ok(Self { file, endpoint, links, has_token, commit: OnceLock::new(), bytes: Mutex::new(None) })
     }
 
+    /// The list of the folder at `url`, or of the repository.
+    ///
+    /// # Errors
+    /// As [`Hub::new`].
+    pub(in crate::remote::stores) fn folder(url: &str, settings: &Settings) -> Result<Self> {
+        let hub = Self::new(&format!("{}/-", url.trim_end_matches('/')), settings)?;
+        let tree = parsed(&format!("{}/{}", hub.endpoint, hub.file.tree()))?;
+        let links = Links::new(tree, token(settings).as_deref().and_then(bearer));
+        Ok(Self { links, ..hub })
+    }
+
+    /// The path of the folder at `url` in its repository.
+    ///
+    /// # Errors
+    /// As [`Hub::new`].
+    pub(in crate::remote::stores) fn path(url: &str) -> Result<String> {
+        Ok(File::parse(&format!("{}/-", url.trim_end_matches('/')))?.folder().to_owned())
+    }
+
     /// The file in the cache of `huggingface_hub`, of the commit that the Hub has named. Without its answer that of a
     /// revision which is one, or `is_offline` the commit that the revision was when it was downloaded.
     pub(in crate::remote::stores) fn cached(&self, settings: &Settings, is_offline: bool) -> Option<PathBuf> {

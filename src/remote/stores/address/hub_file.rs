@@ -2,7 +2,7 @@
 
 use percent_encoding::percent_decode_str;
 
-use super::encoded;
+use super::{encoded, encoded_whole};
 use crate::error::{Error, Result};
 
 /// A file of a repository.
@@ -55,10 +55,20 @@ impl File {
         format!("{kind}{}", self.repository)
     }
 
+    /// The folder that it lies in.
+    pub(super) fn folder(&self) -> &str {
+        self.path.rsplit_once('/').map_or("", |(folder, _)| folder)
+    }
+
+    /// Where that is listed, below the endpoint.
+    pub(super) fn tree(&self) -> String {
+        let whole = format!("api/{}/{}/tree/{}", self.kind, self.repository, encoded_whole(&self.revision));
+        if self.folder().is_empty() { whole } else { format!("{whole}/{}", encoded(self.folder())) }
+    }
+
     /// Where it is given out, below the endpoint.
     pub(super) fn resolve(&self, revision: &str) -> String {
-        let revision = encoded(revision).replace('/', "%2F");
-        format!("{}/resolve/{revision}/{}", self.page(), encoded(&self.path))
+        format!("{}/resolve/{}/{}", self.page(), encoded_whole(revision), encoded(&self.path))
     }
 }
 
@@ -97,6 +107,13 @@ mod tests {
             let error = File::parse(wrong).unwrap_err().to_string();
             assert!(error.contains("org/repo[@revision]/path"), "{wrong}: {error}");
         }
+    }
+
+    #[test]
+    fn a_folder_is_listed_below_the_endpoint() {
+        let tree = |url| File::parse(url).unwrap().tree();
+        assert_eq!(tree("hf://org/repo@refs/pr/1/-"), "api/models/org/repo/tree/refs%2Fpr%2F1");
+        assert_eq!(tree("hf://datasets/org/repo/a b/c/-"), "api/datasets/org/repo/tree/main/a%20b/c");
     }
 
     #[test]

@@ -36,10 +36,7 @@ impl Links {
 
     pub(super) fn request(&self, ask: &Ask<'_>) -> Request<()> {
         let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
-        let mut request = Request::new(());
-        *request.method_mut() = ask.method.clone();
-        *request.uri_mut() = places.current.clone();
-        *request.headers_mut() = ask.headers.clone();
+        let mut request = ask.at(with_query(&places.current, &ask.query));
         if let Some(secret) =
             self.authorization.as_ref().filter(|_| is_same_host(&places.first, &places.current))
         {
@@ -88,6 +85,17 @@ impl fmt::Debug for Links {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Links").finish_non_exhaustive()
     }
+}
+
+/// `uri` with `query` in the place of its own, if there is one.
+fn with_query(uri: &Uri, query: &str) -> Uri {
+    let path = uri.path();
+    let parts = || {
+        let mut parts = uri.clone().into_parts();
+        parts.path_and_query = Some(format!("{path}?{query}").parse().ok()?);
+        Uri::from_parts(parts).ok()
+    };
+    Some(query).filter(|query| !query.is_empty()).and_then(|_| parts()).unwrap_or_else(|| uri.clone())
 }
 
 fn is_same_host(one: &Uri, other: &Uri) -> bool {

@@ -1,5 +1,7 @@
 //! Where objects lie: what each kind of store makes of a URL.
 
+mod azure;
+mod google;
 mod hub;
 mod hub_cache;
 mod hub_file;
@@ -13,7 +15,13 @@ use std::fmt::Debug;
 use http::{HeaderMap, Request, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-pub(super) use self::{hub::Hub, s3::S3, web::Web};
+pub(super) use self::{
+    azure::{Azure, split as azure_parts},
+    google::{Google, Part},
+    hub::Hub,
+    s3::S3,
+    web::Web,
+};
 use super::{
     message::{Ask, Refusal},
     range::Pin,
@@ -52,10 +60,31 @@ pub(super) trait Address: Debug + Send + Sync {
     }
 }
 
+/// What to do about a refusal of access to a bucket, by whether there are credentials; these are looked for in `places`.
+fn advice(has_credentials: bool, places: &str) -> String {
+    if has_credentials {
+        "check that there is such an object, and that these credentials may use it".to_owned()
+    } else {
+        format!("no credentials were found: {places}")
+    }
+}
+
+/// The bucket and the key of `scheme://bucket/key`; none if its first part can be no bucket.
+pub(super) fn bucket_and_key(url: &str) -> Option<(&str, &str)> {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
+    (!bucket.is_empty() && !bucket.contains(['@', ':', '?', '#', '%', ' '])).then_some((bucket, key))
+}
+
 /// Letters that stand for themselves in the path of a URL.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 
 /// `path` as the path of a URL.
 fn encoded(path: &str) -> String {
     utf8_percent_encode(path, PLAIN).to_string()
+}
+
+/// `text` as a value in a query, or as one name in a path.
+pub(super) fn encoded_whole(text: &str) -> String {
+    encoded(text).replace('/', "%2F")
 }

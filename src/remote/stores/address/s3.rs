@@ -6,15 +6,14 @@ use std::{
 };
 
 use http::{Request, StatusCode, Uri};
-use reqsign_aws_v4::RequestSigner;
-use reqsign_core::SignRequest as _;
+use reqsign_aws_v4::{Credential, RequestSigner};
 
-use super::{Address, encoded, links::parsed, profile};
+use super::{Address, bucket_and_key, encoded, links::parsed, profile};
 use crate::{
     error::{Error, Result},
     remote::stores::{
         client::Client,
-        credentials::{Aws, AwsCredential, aws, block_on},
+        credentials::{Aws, Keys, keys},
         message::{Ask, Refusal},
         settings::Settings,
     },
@@ -42,11 +41,7 @@ impl S3 {
     /// # Errors
     /// [`ErrorKind::Argument`](crate::ErrorKind::Argument): `url` names no bucket, or the endpoint is no URL.
     pub(in crate::remote::stores) fn new(url: &str, settings: Settings, client: Arc<Client>) -> Result<Self> {
-        let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-        let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
-        if bucket.is_empty() || bucket.contains(['@', ':', '?', '#', '%', ' ']) {
-            return Err(Error::argument("is not s3://bucket/key"));
-        }
+        let (bucket, key) = bucket_and_key(url).ok_or_else(|| Error::argument("is not s3://bucket/key"))?;
         let set = |names: &[&str], key| {
             settings.first(names).map(ToOwned::to_owned).or_else(|| profile::setting(&settings, key))
         };
@@ -94,35 +89,23 @@ impl S3 {
         self.region.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn keys(&self) -> Arc<Aws> {
+    fn keys(&self) -> Arc<Keys<Aws>> {
         let process = self.client.process();
-        aws(&process.aws, &self.settings, &process.agents)
+        keys(&process.aws, &self.settings, &process.agents)
     }
 
-    fn credential(&self) -> Result<Option<AwsCredential>> {
-        if self.is_anonymous {
-            return Ok(None);
-        }
-        self.keys()
-            .current()
-            .map_err(|error| Error::refused(format!("credentials cannot be had ({error}): {PLACES}")))
+    fn credential(&self) -> Result<Option<Credential>> {
+        if self.is_anonymous { Ok(None) } else { self.keys().credential(PLACES) }
     }
 }
 
 impl Address for S3 {
     fn signed(&self, ask: &Ask<'_>) -> Result<Request<()>> {
-        let mut request = Request::new(());
-        *request.method_mut() = ask.method.clone();
-        *request.uri_mut() = self.uri(&ask.query)?;
-        *request.headers_mut() = ask.headers.clone();
-        let Some(credential) = self.credential()? else {
+        let request = ask.at(self.uri(&ask.query)?);
+        if self.is_anonymous {
             return Ok(request);
-        };
-        let (mut parts, ()) = request.into_parts();
-        let signer = RequestSigner::new("s3", &self.region());
-        block_on(signer.sign_request(self.keys().context(), &mut parts, Some(&credential), None))
-            .map_err(|error| Error::refused(format!("its request cannot be signed: {error}")))?;
-        Ok(Request::from_parts(parts, ()))
+        }
+        self.keys().sign(request, &RequestSigner::new("s3", &self.region()), PLACES)
     }
 
     fn learn(&self, refusal: &Refusal) -> Result<bool> {
@@ -140,8 +123,7 @@ impl Address for S3 {
         }
         let (keys, before) = (self.keys(), self.credential()?);
         keys.forget();
-        let id =
-            |credential: Option<AwsCredential>| credential.map(|it| (it.access_key_id, it.session_token));
+        let id = |credential: Option<Credential>| credential.map(|it| (it.access_key_id, it.session_token));
         Ok(id(self.credential()?) != id(before))
     }
 

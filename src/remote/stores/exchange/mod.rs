@@ -7,7 +7,7 @@ mod scatter;
 
 use std::{io::Read as _, thread, time::Instant};
 
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use ureq::Body;
 
 use self::retry::Tries;
@@ -25,6 +25,9 @@ use crate::error::Result;
 
 /// Answers in a row that lead elsewhere.
 const MOST_REDIRECTS: u32 = 10;
+
+/// Longest answer that is read at once: a thousand names are a tenth of it at the most.
+const MOST_TEXT_BYTES: u64 = 64 << 20;
 
 /// What one thread asks of one object: one request at a time.
 pub(super) struct Exchange<'a> {
@@ -50,7 +53,7 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// The answer to `ask`, if it is a success, or of a range that the object does not have (416).
+    /// The answer to `ask`: a success, or what it says to be an answer.
     ///
     /// # Errors
     /// The server refuses, or all tries failed.
@@ -60,8 +63,39 @@ impl<'a> Exchange<'a> {
             let uri = request.uri().clone();
             match self.send(request, ask.body) {
                 Err(fault) => self.failed(fault)?,
-                Ok(answer) if is_final(answer.status()) => return Ok(answer),
+                Ok(answer) if answer.status().is_success() || ask.also == Some(answer.status()) => {
+                    return Ok(answer);
+                }
                 Ok(answer) => self.refused(Refusal::read(uri, answer))?,
+            }
+        }
+    }
+
+    /// The whole answer to `ask`, of which no more than 64 MiB are read.
+    ///
+    /// # Errors
+    /// As [`Exchange::answer`].
+    pub(super) fn text(&mut self, ask: &Ask<'_>) -> Result<(HeaderMap, String)> {
+        self.whole(ask).map(|(_, headers, text)| (headers, text))
+    }
+
+    /// Status and headers of the answer to `ask`.
+    ///
+    /// # Errors
+    /// As [`Exchange::answer`].
+    pub(super) fn status(&mut self, ask: &Ask<'_>) -> Result<(StatusCode, HeaderMap)> {
+        self.whole(ask).map(|(status, headers, _)| (status, headers))
+    }
+
+    fn whole(&mut self, ask: &Ask<'_>) -> Result<(StatusCode, HeaderMap, String)> {
+        loop {
+            let (parts, mut body) = self.answer(ask)?.into_parts();
+            let mut text = Vec::new();
+            match body.as_reader().take(MOST_TEXT_BYTES).read_to_end(&mut text) {
+                Ok(_) => {
+                    return Ok((parts.status, parts.headers, String::from_utf8_lossy(&text).into_owned()));
+                }
+                Err(error) => self.failed(error.into())?,
             }
         }
     }
@@ -146,8 +180,4 @@ impl Drop for Exchange<'_> {
     fn drop(&mut self) {
         self.meter.end();
     }
-}
-
-fn is_final(status: StatusCode) -> bool {
-    status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE
 }

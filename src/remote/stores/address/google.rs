@@ -1,0 +1,196 @@
+//! `gs://bucket/key`: Google Cloud Storage by its JSON interface, or an emulator of it.
+
+use std::{fmt, sync::Arc};
+
+use http::{HeaderMap, Request, Uri};
+use reqsign_google::{Credential, RequestSigner};
+
+use super::{Address, advice, bucket_and_key, encoded_whole, links::parsed};
+use crate::{
+    error::{Error, Result},
+    remote::stores::{
+        client::Client,
+        credentials::{self, Keys, keys},
+        message::{Ask, Refusal},
+        range::Pin,
+        settings::Settings,
+    },
+};
+
+/// Where credentials are looked for, as errors say.
+const PLACES: &str = "set GOOGLE_APPLICATION_CREDENTIALS to a file with some, run `gcloud auth application-default \
+                      login`, or give this machine a service account";
+
+/// What is asked for of a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::remote::stores) enum Part {
+    /// The bytes of an object.
+    Bytes,
+    /// An object.
+    Object,
+    /// All objects.
+    List,
+    /// A new object.
+    New,
+}
+
+/// A part of a bucket.
+pub(in crate::remote::stores) struct Google {
+    client: Arc<Client>,
+    settings: Settings,
+    /// The server, path and first fields of the query.
+    target: String,
+    is_emulated: bool,
+    is_anonymous: bool,
+}
+
+impl Google {
+    /// # Errors
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument): `url` names no bucket, or the emulator's address is no URL.
+    pub(in crate::remote::stores) fn new(
+        url: &str,
+        part: Part,
+        settings: Settings,
+        client: Arc<Client>,
+    ) -> Result<Self> {
+        let wrong = || Error::argument("is not gs://bucket/key");
+        let (bucket, key) = bucket_and_key(url).ok_or_else(wrong)?;
+        let key = encoded_whole(key);
+        if key.is_empty() && part != Part::List {
+            return Err(wrong());
+        }
+        let emulator = settings.get("STORAGE_EMULATOR_HOST").map(|host| {
+            let scheme = if host.contains("://") { "" } else { "http://" };
+            format!("{scheme}{}", host.trim_end_matches('/'))
+        });
+        if let Some(Err(_)) = emulator.as_deref().map(parsed) {
+            return Err(Error::argument("cannot be asked for: STORAGE_EMULATOR_HOST is not http(s)://host"));
+        }
+        let is_emulated = emulator.is_some();
+        let host = emulator.unwrap_or_else(|| "https://storage.googleapis.com".to_owned());
+        let target = match part {
+            Part::Bytes => format!("{host}/download/storage/v1/b/{bucket}/o/{key}?alt=media"),
+            Part::Object => format!("{host}/storage/v1/b/{bucket}/o/{key}"),
+            Part::List => format!("{host}/storage/v1/b/{bucket}/o"),
+            Part::New => format!("{host}/upload/storage/v1/b/{bucket}/o?name={key}"),
+        };
+        let is_anonymous = is_emulated || settings.is_on("GOOGLE_SKIP_SIGNATURE");
+        Ok(Self { client, settings, target, is_emulated, is_anonymous })
+    }
+
+    fn uri(&self, query: &str) -> Result<Uri> {
+        let mark = match () {
+            () if query.is_empty() => "",
+            () if self.target.contains('?') => "&",
+            () => "?",
+        };
+        format!("{}{mark}{query}", self.target).parse().map_err(|_| Error::argument("is not gs://bucket/key"))
+    }
+
+    fn keys(&self) -> Arc<Keys<credentials::Google>> {
+        let process = self.client.process();
+        keys(&process.google, &self.settings, &process.agents)
+    }
+
+    fn token(&self) -> Result<Option<String>> {
+        let token = |credential: Credential| credential.token.map(|token| token.access_token);
+        if self.is_anonymous { Ok(None) } else { Ok(self.keys().credential(PLACES)?.and_then(token)) }
+    }
+}
+
+impl Address for Google {
+    fn signed(&self, ask: &Ask<'_>) -> Result<Request<()>> {
+        let request = ask.at(self.uri(&ask.query)?);
+        if self.is_anonymous {
+            return Ok(request);
+        }
+        self.keys().sign(request, &RequestSigner::new("storage"), PLACES)
+    }
+
+    fn learn(&self, refusal: &Refusal) -> Result<bool> {
+        if self.is_anonymous || refusal.status.as_u16() != 401 {
+            return Ok(false);
+        }
+        let before = self.token()?;
+        self.keys().forget();
+        Ok(self.token()? != before)
+    }
+
+    fn pin(&self, headers: &HeaderMap) -> Pin {
+        let generation = headers.get("x-goog-generation").and_then(|value| value.to_str().ok());
+        generation.map_or_else(
+            || Pin::of(headers),
+            |number| Pin { query: format!("ifGenerationMatch={number}"), ..Pin::fixed(number) },
+        )
+    }
+
+    fn place(&self) -> Result<Uri> {
+        self.uri("")
+    }
+
+    fn advice(&self, refusal: &Refusal) -> Option<String> {
+        let has_token = self.token().is_ok_and(|token| token.is_some());
+        matches!(refusal.status.as_u16(), 401 | 403).then(|| advice(has_token, PLACES))
+    }
+
+    fn has_suffix_ranges(&self) -> bool {
+        !self.is_emulated
+    }
+}
+
+impl fmt::Debug for Google {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Google").field("target", &self.target).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn google(url: &str, part: Part, pairs: &[(&str, &str)]) -> Result<Google> {
+        Google::new(url, part, pairs.iter().copied().collect(), Arc::default())
+    }
+
+    #[test]
+    fn each_part_of_a_bucket_has_its_path() {
+        for (part, target) in [
+            (Part::Bytes, "/download/storage/v1/b/bucket/o/a%20b%2Fc?alt=media&x=1"),
+            (Part::Object, "/storage/v1/b/bucket/o/a%20b%2Fc?x=1"),
+            (Part::List, "/storage/v1/b/bucket/o?x=1"),
+            (Part::New, "/upload/storage/v1/b/bucket/o?name=a%20b%2Fc&x=1"),
+        ] {
+            let address = google("gs://bucket/a b/c", part, &[]).unwrap();
+            assert_eq!(address.uri("x=1").unwrap(), *format!("https://storage.googleapis.com{target}"));
+        }
+    }
+
+    #[test]
+    fn an_emulator_is_asked_without_credentials() {
+        for host in ["localhost:9023", "http://localhost:9023/"] {
+            let address = google("gs://b/k", Part::Object, &[("STORAGE_EMULATOR_HOST", host)]).unwrap();
+            let request = address.signed(&Ask::new(http::Method::GET)).unwrap();
+            assert_eq!(*request.uri(), "http://localhost:9023/storage/v1/b/b/o/k");
+            assert!(request.headers().is_empty());
+        }
+        let error = google("gs://b/k", Part::Object, &[("STORAGE_EMULATOR_HOST", "ftp://x")]).unwrap_err();
+        assert!(error.to_string().contains("STORAGE_EMULATOR_HOST"), "{error}");
+    }
+
+    #[test]
+    fn what_names_no_object_is_refused() {
+        for wrong in ["gs://", "gs:///key", "gs://user@bucket/key", "gs://bucket", "gs://bucket/"] {
+            let error = google(wrong, Part::Bytes, &[]).unwrap_err().to_string();
+            assert!(error.contains("gs://bucket/key"), "{error}");
+        }
+        google("gs://bucket", Part::List, &[]).unwrap();
+    }
+
+    #[test]
+    fn a_generation_pins_the_version() {
+        let address = google("gs://bucket/key", Part::Bytes, &[]).unwrap();
+        let pin = address
+            .pin(&[("x-goog-generation".parse().unwrap(), "17".parse().unwrap())].into_iter().collect());
+        assert_eq!((&*pin.query, pin.version.as_deref()), ("ifGenerationMatch=17", Some("17")));
+    }
+}

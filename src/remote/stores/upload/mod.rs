@@ -1,0 +1,294 @@
+//! Objects that are written in parts, several at a time, and appear whole or not at all.
+
+mod azure;
+mod google;
+mod ring;
+mod s3;
+
+use std::{fmt::Debug, mem, path::PathBuf, process, sync::Arc};
+
+use self::ring::Ring;
+use super::{
+    address::{Address, Part},
+    client::Client,
+};
+use crate::{
+    error::{At as _, Error, ErrorKind, Result},
+    remote::Upload,
+};
+
+const MIB: u64 = 1 << 20;
+/// Least bytes of a part: S3 takes no less than 5 MiB, Google's are multiples of 256 KiB.
+const LEAST_PART_BYTES: u64 = 8 * MIB;
+/// Most parts, which is S3's bound.
+const MOST_PARTS: u64 = 10_000;
+/// Most memory of the parts of one object, those apart that are larger than that.
+const MOST_HELD_BYTES: u64 = 256 * MIB;
+/// Most parts that are sent at a time.
+const MOST_SENDERS: u64 = 16;
+
+/// How a kind of store takes an object.
+trait Parts: Debug + Send + Sync {
+    /// Puts an object of these bytes.
+    fn whole(&self, bytes: &[u8]) -> Result<()>;
+
+    /// Begins an object in parts.
+    fn begin(&self) -> Result<()>;
+
+    /// Sends the part of that `number`, from 0 on, whose bytes begin at `offset`. What [`Parts::finish`] is to tell of it.
+    fn send(&self, number: usize, offset: u64, bytes: &[u8]) -> Result<String>;
+
+    /// Sends the `last` bytes, which begin at `offset`, and makes an object of all parts, of which `sent` tells.
+    fn finish(&self, sent: Vec<String>, offset: u64, last: &[u8]) -> Result<()>;
+
+    /// Gives up what was begun.
+    fn abandon(&self);
+
+    /// Whether parts may be sent several at a time.
+    fn is_parallel(&self) -> bool {
+        true
+    }
+}
+
+/// Begins an object of about `expected_bytes` in a store of `scheme`, which has these addresses; errors call it `shown`.
+///
+/// # Errors
+/// Those of `address`.
+pub(super) fn create(
+    client: &Arc<Client>,
+    scheme: &str,
+    address: impl Fn(Part) -> Result<Arc<dyn Address>>,
+    expected_bytes: u64,
+    shown: &str,
+) -> Result<Box<dyn Upload>> {
+    let (client, address) = (Arc::clone(client), address(Part::New)?);
+    let store: Arc<dyn Parts> = match scheme {
+        "s3" => Arc::new(s3::S3::new(client, address)),
+        "gs" => Arc::new(google::Google::new(client, address)),
+        _ => Arc::new(azure::Azure::new(client, address)),
+    };
+    Ok(Box::new(InParts::new(store, part_bytes(expected_bytes), shown)))
+}
+
+/// Bytes of each part of so many: there may be a twentieth more than was expected.
+fn part_bytes(expected: u64) -> u64 {
+    let least = (expected / (MOST_PARTS / 20 * 19)).max(LEAST_PART_BYTES);
+    least.next_multiple_of(MIB)
+}
+
+#[derive(Debug)]
+struct InParts {
+    store: Arc<dyn Parts>,
+    part_bytes: usize,
+    /// What comes next.
+    buffer: Vec<u8>,
+    /// Parts that were passed on.
+    passed: usize,
+    ring: Option<Ring>,
+    /// Begun, and neither finished nor given up.
+    is_open: bool,
+    shown: PathBuf,
+    /// A child that was forked leaves it alone.
+    process: u32,
+}
+
+impl InParts {
+    fn new(store: Arc<dyn Parts>, part_bytes: u64, shown: &str) -> Self {
+        Self {
+            store,
+            part_bytes: usize::try_from(part_bytes).unwrap_or(usize::MAX),
+            buffer: Vec::new(),
+            passed: 0,
+            ring: None,
+            is_open: false,
+            shown: shown.into(),
+            process: process::id(),
+        }
+    }
+
+    fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            if self.buffer.len() == self.part_bytes {
+                self.pass_on()?;
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(self.part_bytes - self.buffer.len()));
+            self.buffer.extend_from_slice(now);
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    /// Hands a full buffer to a thread that sends it. The last one stays for [`Parts::finish`].
+    fn pass_on(&mut self) -> Result<()> {
+        if self.passed as u64 + 1 == MOST_PARTS {
+            let what = "is much larger than it was said to be: it would have too many parts";
+            return Err(Error::new(ErrorKind::Internal, what));
+        }
+        if self.ring.is_none() {
+            self.store.begin()?;
+            self.is_open = true;
+            let most = if self.store.is_parallel() { MOST_SENDERS } else { 1 };
+            // One more is filled, and one may wait.
+            let senders = (MOST_HELD_BYTES / self.part_bytes as u64).saturating_sub(2).clamp(1, most);
+            self.ring = Some(Ring::start(&self.store, senders)?);
+        }
+        let Some(ring) = &self.ring else { return Ok(()) };
+        let (offset, next) = (self.offset(), ring.idle());
+        let full = mem::replace(&mut self.buffer, next);
+        ring.pass(self.passed, offset, full)?;
+        self.passed += 1;
+        Ok(())
+    }
+
+    /// Where the buffer begins.
+    fn offset(&self) -> u64 {
+        self.passed as u64 * self.part_bytes as u64
+    }
+
+    fn complete(&mut self) -> Result<()> {
+        let Some(ring) = self.ring.take() else {
+            return self.store.whole(&self.buffer);
+        };
+        let sent = ring.finish()?;
+        self.store.finish(sent, self.offset(), &self.buffer)?;
+        self.is_open = false;
+        Ok(())
+    }
+}
+
+impl Upload for InParts {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.append(bytes).at(&self.shown)
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<()> {
+        self.complete().at(&self.shown)
+    }
+}
+
+impl Drop for InParts {
+    fn drop(&mut self) {
+        let ring = self.ring.take();
+        if self.process != process::id() {
+            mem::forget(ring);
+            return;
+        }
+        if let Some(ring) = ring {
+            ring.give_up();
+        }
+        if self.is_open {
+            self.store.abandon();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Remembers what it is told.
+    #[derive(Debug, Default)]
+    struct Fake {
+        told: Mutex<Vec<String>>,
+        fails_at: Option<usize>,
+    }
+
+    impl Fake {
+        fn tell(&self, what: String) {
+            self.told.lock().unwrap().push(what);
+        }
+    }
+
+    impl Parts for Fake {
+        fn whole(&self, bytes: &[u8]) -> Result<()> {
+            self.tell(format!("whole {bytes:?}"));
+            Ok(())
+        }
+
+        fn begin(&self) -> Result<()> {
+            self.tell("begin".to_owned());
+            Ok(())
+        }
+
+        fn send(&self, number: usize, offset: u64, bytes: &[u8]) -> Result<String> {
+            if self.fails_at == Some(number) {
+                return Err(Error::argument("refused"));
+            }
+            Ok(format!("{number} at {offset} {bytes:?}"))
+        }
+
+        fn finish(&self, sent: Vec<String>, offset: u64, last: &[u8]) -> Result<()> {
+            self.tell(format!("{} last at {offset} {last:?}", sent.join(" ")));
+            Ok(())
+        }
+
+        fn abandon(&self) {
+            self.tell("abandoned".to_owned());
+        }
+    }
+
+    fn upload(store: &Arc<Fake>) -> Box<InParts> {
+        Box::new(InParts::new(Arc::clone(store) as _, 3, "s3://bucket/key"))
+    }
+
+    #[test]
+    fn parts_are_sent_in_any_order_and_told_in_theirs() {
+        for pieces in [&[8][..], &[1; 8], &[3, 3, 2], &[0, 7, 1]] {
+            let store = Arc::new(Fake::default());
+            let mut upload = upload(&store);
+            let mut bytes = 0..8;
+            for piece in pieces {
+                upload.write(&bytes.by_ref().take(*piece).collect::<Vec<u8>>()).unwrap();
+            }
+            upload.finish().unwrap();
+            assert_eq!(
+                *store.told.lock().unwrap(),
+                ["begin", "0 at 0 [0, 1, 2] 1 at 3 [3, 4, 5] last at 6 [6, 7]"]
+            );
+        }
+    }
+
+    #[test]
+    fn what_fits_a_part_is_put_at_once() {
+        for bytes in [&[][..], &[1, 2, 3]] {
+            let store = Arc::new(Fake::default());
+            let mut upload = upload(&store);
+            upload.write(bytes).unwrap();
+            upload.finish().unwrap();
+            assert_eq!(*store.told.lock().unwrap(), [format!("whole {bytes:?}")]);
+        }
+    }
+
+    #[test]
+    fn what_fails_or_is_dropped_is_given_up() {
+        let store = Arc::new(Fake { fails_at: Some(1), ..Fake::default() });
+        let mut failing = upload(&store);
+        let written = failing.write(&[0; 100]).and_then(|()| failing.finish());
+        assert_eq!(written.unwrap_err().to_string(), "s3://bucket/key: refused");
+        assert_eq!(*store.told.lock().unwrap(), ["begin", "abandoned"]);
+        let store = Arc::new(Fake::default());
+        let mut dropped = upload(&store);
+        dropped.write(&[0; 7]).unwrap();
+        drop(dropped);
+        assert_eq!(*store.told.lock().unwrap(), ["begin", "abandoned"]);
+        drop(upload(&store));
+        assert_eq!(store.told.lock().unwrap().len(), 2, "nothing was begun");
+        let mut forked = upload(&store);
+        forked.write(&[0; 7]).unwrap();
+        forked.process = 0; // as in a child
+        drop(forked);
+        assert_eq!(store.told.lock().unwrap()[2..], ["begin"]);
+    }
+
+    #[test]
+    fn parts_are_as_many_as_stores_take_at_the_most() {
+        for expected in [0, 1, 80_000 * MIB, 1 << 40, 5 << 40] {
+            let part = part_bytes(expected);
+            assert!(part.is_multiple_of(MIB) && part >= LEAST_PART_BYTES);
+            assert!((expected + expected / 25).div_ceil(part) <= MOST_PARTS, "{expected}");
+        }
+        assert_eq!(part_bytes(70_000 * MIB), 8 * MIB);
+    }
+}

@@ -1,0 +1,97 @@
+//! S3's multipart uploads.
+
+use std::{
+    fmt::Write as _,
+    sync::{Arc, OnceLock},
+};
+
+use http::{Method, StatusCode, header::ETAG};
+use serde::Deserialize;
+
+use super::Parts;
+use crate::{
+    error::{Error, ErrorKind, Result},
+    remote::stores::{
+        address::{Address, encoded_whole},
+        client::Client,
+        exchange::{Exchange, Fault, Meter},
+        message::{Ask, Refusal},
+    },
+};
+
+#[derive(Debug)]
+pub(super) struct S3 {
+    client: Arc<Client>,
+    address: Arc<dyn Address>,
+    /// The store's name for the upload, once it has begun.
+    id: OnceLock<String>,
+    meter: Meter,
+}
+
+impl S3 {
+    pub(super) fn new(client: Arc<Client>, address: Arc<dyn Address>) -> Self {
+        Self { client, address, id: OnceLock::new(), meter: Meter::default() }
+    }
+
+    fn exchange(&self) -> Exchange<'_> {
+        Exchange::new(&self.client, &*self.address, &self.meter)
+    }
+
+    /// The field of a query that names the upload.
+    fn id(&self) -> String {
+        format!("uploadId={}", encoded_whole(self.id.get().map_or("", String::as_str)))
+    }
+}
+
+impl Parts for S3 {
+    fn whole(&self, bytes: &[u8]) -> Result<()> {
+        self.exchange().text(&Ask::new(Method::PUT).sending(bytes)).map(drop)
+    }
+
+    fn begin(&self) -> Result<()> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Begun {
+            upload_id: String,
+        }
+        let (_, text) = self.exchange().text(&Ask::query(Method::POST, "uploads="))?;
+        let begun: Begun = quick_xml::de::from_str(&text).map_err(|error| {
+            Error::new(ErrorKind::Io, format!("its server answered without the id of an upload ({error})"))
+        })?;
+        self.id.get_or_init(|| begun.upload_id);
+        Ok(())
+    }
+
+    fn send(&self, number: usize, _: u64, bytes: &[u8]) -> Result<String> {
+        let query = format!("partNumber={}&{}", number + 1, self.id());
+        let (headers, _) = self.exchange().text(&Ask::query(Method::PUT, query).sending(bytes))?;
+        let tag = headers.get(ETAG).and_then(|tag| tag.to_str().ok()).map(ToOwned::to_owned);
+        tag.ok_or_else(|| Error::new(ErrorKind::Io, "its server answered without the ETag of a part"))
+    }
+
+    fn finish(&self, mut sent: Vec<String>, offset: u64, last: &[u8]) -> Result<()> {
+        sent.push(self.send(sent.len(), offset, last)?);
+        let mut body = String::from("<CompleteMultipartUpload>");
+        for (number, tag) in (1..).zip(&sent) {
+            let tag = tag.replace('&', "&amp;").replace('<', "&lt;");
+            let _ = write!(body, "<Part><PartNumber>{number}</PartNumber><ETag>{tag}</ETag></Part>");
+        }
+        body.push_str("</CompleteMultipartUpload>");
+        let ask = Ask::query(Method::POST, self.id()).sending(body.as_bytes());
+        let mut exchange = self.exchange();
+        loop {
+            let (headers, text) = exchange.text(&ask)?;
+            if !text.contains("<Error>") {
+                return Ok(());
+            }
+            // It begins to answer before it knows how that ends.
+            let (status, uri) = (StatusCode::OK, self.address.place()?);
+            exchange.failed(Fault::Busy(Box::new(Refusal { status, headers, uri, text })))?;
+        }
+    }
+
+    fn abandon(&self) {
+        // What cannot be removed now, a rule for the bucket's life cycle does.
+        drop(self.exchange().answer(&Ask::query(Method::DELETE, self.id())));
+    }
+}
