@@ -86,6 +86,19 @@ def test_loads_from_slow_storage_are_checked_and_told(monkeypatch: pytest.Monkey
         assert done.stderr.index(f"{name}, checked") < done.stderr.index(f"{name}, round 0")
 
 
+def test_loads_from_object_storage_are_checked_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHES))
+    bench: Any = __import__("remote_storage")
+    ours = [bench.RAW[0], bench.VERIFIED, "unconverted safetensors", "by http://"]
+    done = python(BENCHES / "remote_storage.py", "--quick", "--only", *ours)
+    printed = succeed(done)
+    for name in ours:
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"  {name:40}")]
+        seconds, _, _, requests, *_ = line.removeprefix(f"  {name}").split()
+        assert float(seconds) > 0
+        assert int(requests) > 0
+
+
 def read(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
     """What the file says of the run, and its rows."""
     lines = path.read_text().splitlines()

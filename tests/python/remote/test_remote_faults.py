@@ -116,3 +116,13 @@ def test_a_few_faults_in_a_row_are_survived(model: Store) -> None:
 def test_many_faults_that_come_with_progress_are_survived(model: Store) -> None:
     requests = load(model, URL, {"kind": "cut", "after": 1_500_000, "times": 0})
     assert len(requests) > 15
+
+
+@pytest.mark.slow  # a server may be silent for 30 seconds before it is asked again
+@pytest.mark.parametrize("fault", [{"kind": "silence"}, {"kind": "stall", "after": 40_000}])
+def test_a_server_that_stalls_is_asked_again(model: Store, fault: Fault) -> None:
+    count = len(load(model, URL))
+    for number in (1, count):
+        model.plan({**fault, "first": number})
+        assert_same(within(lambda: flashpack.load_file(URL), 120), tensors())
+        assert len(model.take()) == count + 1
