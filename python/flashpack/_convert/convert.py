@@ -159,8 +159,8 @@ def _convert_url(
     if library is not None:
         raise ValueError(f"{shown}: {library} loads local folders and repositories, not URLs")
     variant = arguments.pop("variant", None)
-    if arguments:
-        raise TypeError(f"unexpected arguments for a URL: {[*arguments]}")
+    if given := [name for name, value in arguments.items() if value is not None]:
+        raise TypeError(f"{shown}: unexpected arguments for a URL: {given}")
     name = PurePosixPath(shown).name
     weights = url if name.endswith((SAFETENSORS, ".json")) else find_url(url, variant, [SAFETENSORS])
     default = PurePosixPath(shown_url(weights)).name.removesuffix(".json").removesuffix(".index")

@@ -17,6 +17,7 @@ import click
 
 from .._core import native
 from .._core.errors import FlashPackError
+from .._core.paths import is_url
 from .._core.text import human_duration, printable, rate_text
 from .._inspect.explain import Explanation, explain
 from .._load.report import LoadReport, last_load
@@ -29,11 +30,13 @@ _MEMORY_PART = 0.4
 
 
 def bench(path: str, device: str | None = None, rounds: int = 5, cold: bool = False) -> Iterator[str]:
-    """Measure, and yield the lines of the report as they are known.
+    """Measure, and yield the lines of the report as they are known. `path` may be a URL.
 
     `cold`: the file is dropped from the page cache before every measurement. Raises FlashPackError for a file
-    that is not sound, OSError, and RuntimeError for a load of wrong bytes.
+    that is not sound, OSError, RuntimeError for a load of wrong bytes, and ValueError for a cold URL.
     """
+    if cold and is_url(path):
+        raise ValueError("--cold is for files: the page cache holds nothing of a URL")
     explain(path)  # refuses what is no FlashPack file before torch is imported
     from .loads import cases, check_bytes, drop_from_cache
 
@@ -89,7 +92,9 @@ def _raw_limits(
 
     reading: dict[str, Any] = {"path": path, "threads": threads, "direct": planned.direct}
     raw: dict[str, Callable[[], object]] = {"copy in memory": measuring(threads=copying)}
-    if cold:
+    if is_url(path):
+        raw["network"] = measuring(**{**reading, "threads": max(planned.max_threads, 1)})
+    elif cold:
         raw["disk"] = measuring(**reading)
     else:
         raw["page cache"] = measuring(**reading)
@@ -121,7 +126,7 @@ def _table(
 )
 @click.option("--cold", is_flag=True, help="Drop the file from the page cache before every measurement.")
 def main(path: str, device: str | None, rounds: int, cold: bool) -> None:
-    """Measure how fast PATH, a .flashpack file, loads, beside what this machine can do."""
+    """Measure how fast PATH, a .flashpack file or the URL of one, loads, beside what this machine can do."""
     try:
         for line in bench(path, device, rounds, cold):
             click.echo(printable(line, keep="\n"))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import mmap
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .._core import native
 from .._core.index import blocks_of
+from .._core.paths import is_url
+from .._files.sources import shown_path
 from .._inspect.verify import get_flashpack_file_metadata
 from .._load.load import load_file
 
@@ -31,12 +36,13 @@ class Case:
 
 def cases(path: str, device: str | None) -> Iterator[Case]:
     """The ways to load that are worth comparing; `device` adds one."""
-    yield Case("mapped, all touched", lambda: touch(load_file(path)), ("touching a mapping", "disk"))
-    host = ("page cache", "disk")
+    if not is_url(path):
+        yield Case("mapped, all touched", lambda: touch(load_file(path)), ("touching a mapping", "disk"))
+    host = ("page cache", "disk", "network")
     yield Case("eager, unverified", lambda: load_file(path, eager=True, verify=False), host)
     yield Case("eager, verified", lambda: load_file(path, eager=True), host)
     if device is not None:
-        bounds = ("page cache, same memory", "disk", "device link")
+        bounds = ("page cache, same memory", "disk", "network", "device link")
         yield Case(f"to {device}, verified", lambda: _to_device(path, device), bounds)
 
 
@@ -81,22 +87,31 @@ def link_rate(device: str) -> float:
 
 
 def check_bytes(path: str, device: str | None) -> None:
-    """Compare what every case loads with the bytes of the file, read by themselves.
+    """Compare what every case loads with the bytes of the file, or of a copy of the object, read apart.
 
     Raises RuntimeError that names case and tensor where they differ.
     """
-    places = _places(path)
-    for case in cases(path, device):
+    with ExitStack() as stack:
+        copy = Path(path)
+        if is_url(path):
+            copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flashpack-")), "object")
+            native.call("copy", path=path, destination=str(copy))
+        _compare(shown_path(path), copy, list(cases(path, device)))
+
+
+def _compare(shown: str, path: Path, loads: list[Case]) -> None:
+    places = _places(str(path))
+    for case in loads:
         loaded = case.load()
         if not isinstance(loaded, dict) or loaded.keys() != places.keys():
-            raise RuntimeError(f"{path}: {case.name}: other tensors were loaded than the file lists")
-        with Path(path).open("rb") as file:
+            raise RuntimeError(f"{shown}: {case.name}: other tensors were loaded than the file lists")
+        with path.open("rb") as file:
             for name, (offset, size) in places.items():
                 file.seek(offset)
                 expected = bytearray(file.read(size))
                 got = _flat(loaded[name].cpu())
                 if not torch.equal(got, torch.frombuffer(expected, dtype=torch.uint8) if size else got[:0]):
-                    raise RuntimeError(f"{path}: {case.name}: {name!r} has other bytes than the file")
+                    raise RuntimeError(f"{shown}: {case.name}: {name!r} has other bytes than the file")
 
 
 def _places(path: str) -> dict[str, tuple[int, int]]:
