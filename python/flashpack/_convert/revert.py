@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from .._core import native
 from .._core.errors import may_need_torch
-from .._core.paths import StrPath, refuse_source, text_path, with_suffix
+from .._core.paths import StrPath, is_url, refuse_source, text_path, with_suffix
 from .._core.progress import run
 from .._files.folder import (
     ADAPTER_CONFIG,
@@ -22,7 +22,7 @@ from .._files.folder import (
     stem_of,
 )
 from .._files.new_file import replacing
-from .._files.sources import find_weights, size_of
+from .._files.sources import find_weights, shown_path, size_of
 from .._inspect.verify import verify_file
 
 # Names of other formats than torch's, which is written under any other.
@@ -38,40 +38,60 @@ def revert_from_flashpack(
 ) -> str:
     """Write the file's tensors as .safetensors, or with torch.save for any other suffix; return the path.
 
-    `path` may be a model folder, or stand for shards. The destination is a file, or a folder (there is one,
-    or the path ends with a slash): of a model folder it becomes one that the model's library loads, the
-    weights named as the library names them, beside the configurations and other small files. It defaults to
-    the source with .flashpack swapped for .safetensors (another suffix is kept and .safetensors appended), or
-    to the model folder. safetensors stream; torch.save needs memory for the whole model.
+    `path` may be a model folder, or stand for shards; it and the destination may be URLs, of weights alone.
+    The destination is a file, or a folder (there is one, or the path ends with a slash): of a model folder it
+    becomes one that the model's library loads, the weights named as the library names them, beside the
+    configurations and other small files. It defaults to the source with .flashpack swapped for .safetensors
+    (another suffix is kept and .safetensors appended), or to the model folder. safetensors stream; torch.save
+    needs memory for the whole model.
 
     Raises ValueError for a destination that is the source or whose suffix is another format's, and for a
     folder whose weights are ambiguous, FlashPackError for an unsound file or another format's, OSError.
     """
-    given = Path(text_path(path))
+    text = text_path(path)
+    if is_url(text) or is_url(destination_path):
+        return _revert_by_url(text, destination_path, silent)
+    given = Path(text)
     source = _weights_in(given) if given.is_dir() else given
     folder = source.parent if given.is_dir() or _is_model_folder(source) else None
     named = source.with_name(source.name.removesuffix(INDEX_SUFFIX))
     destination = _destination(named, folder, given.is_dir(), destination_path)
     refuse_source(destination, [source])
-    if destination.suffix.lower() in _FOREIGN_SUFFIXES:
-        raise ValueError(
-            f"{destination}: cannot write {destination.suffix}, only .safetensors and torch's own format"
-        )
     copies = folder is not None and destination_path is not None and names_folder(destination_path)
     companions = find_companions(folder, stem_of(source)) if folder and copies else []
-    if destination.suffix.lower() == SAFETENSORS:
-        run(
-            lambda counter: native.call("revert", counter, path=str(source), destination=str(destination)),
-            label="Reverting",
-            size=size_of(str(source)),
-            silent=silent,
-        )
-    else:
-        native.call("expect", path=str(source))  # of safetensors there is nothing to revert
-        _save_with_torch(source, destination)
+    _write(str(source), str(destination), silent)
     if folder and companions:
         copy_companions(folder, companions, destination.parent)
     return str(destination)
+
+
+def _revert_by_url(source: str, wished: StrPath | None, silent: bool | None) -> str:
+    """`revert_from_flashpack` from a URL, to a URL, or both: of weights alone."""
+    name = with_suffix(Path(PurePosixPath(shown_path(source)).name), _OWN_SUFFIX, SAFETENSORS).name
+    destination = name if wished is None else text_path(wished)
+    if names_folder(destination):
+        destination += name
+    _write(source, destination, silent)
+    return destination
+
+
+def _write(source: str, destination: str, silent: bool | None) -> None:
+    shown = shown_path(destination)
+    suffix = PurePosixPath(shown).suffix
+    if suffix.lower() in _FOREIGN_SUFFIXES:
+        raise ValueError(f"{shown}: cannot write {suffix}, only .safetensors and torch's own format")
+    if suffix.lower() == SAFETENSORS:
+        run(
+            lambda counter: native.call("revert", counter, path=source, destination=destination),
+            label="Reverting",
+            size=size_of(source),
+            silent=silent,
+        )
+    elif is_url(destination):
+        raise ValueError(f"{shown}: only .safetensors are written to a URL")
+    else:
+        native.call("expect", path=source)  # of safetensors there is nothing to revert
+        _save_with_torch(source, Path(destination))
 
 
 def _weights_in(folder: Path) -> Path:
@@ -99,7 +119,7 @@ def _destination(source: Path, folder: Path | None, whole: bool, wished: StrPath
     return default if into is None else into / default.name
 
 
-def _save_with_torch(source: Path, destination: Path) -> None:
+def _save_with_torch(source: str, destination: Path) -> None:
     import torch
 
     from .._load.cast import duplicate

@@ -97,7 +97,7 @@ def is_plain_name(name: str) -> bool:
 
 
 def names_folder(destination: StrPath) -> bool:
-    """Whether it is an existing folder, or ends as only a folder's path does."""
+    """Whether it is an existing folder, or ends as only a folder's path or URL does."""
     return Path(text_path(destination)).is_dir() or text_path(destination).endswith(os.sep)
 
 

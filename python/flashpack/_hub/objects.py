@@ -30,7 +30,7 @@ def fetch_objects(url: str, patterns: Iterable[str]) -> Path:
     folder, found = _copies_of(url), False
     for inside, names in wanted.items():
         place = posixpath.join(base.rstrip("/"), inside)
-        for entry in native.call("list", path=f"{place}/{query}"):
+        for entry in native.call("list", path=f"{place.rstrip('/')}/{query}"):
             name: str = entry["name"]
             if any(fnmatch.fnmatchcase(name, each) for each in names):
                 found = True

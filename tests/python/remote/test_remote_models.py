@@ -63,7 +63,9 @@ def test_a_model_of_transformers_is_built_from_a_folder_and_its_weights_stay_the
     asked = [request for request in s3.take() if request.target.endswith("model.flashpack")]
     assert asked
     assert all(request.range for request in asked), "by ranges"
-    assert [path.name for path in tmp_path.rglob("*.json") if "flashpack-objects" in str(path)] == ["config.json"]
+    assert [path.name for path in tmp_path.rglob("*.json") if "flashpack-objects" in str(path)] == [
+        "config.json"
+    ]
     assert not list(tmp_path.glob("flashpack-objects-*/**/*.flashpack"))
 
 
@@ -88,14 +90,16 @@ def test_a_cast_and_names_that_do_not_fit_are_as_from_files(model: Store) -> Non
         flashpack.assign_from_file(torch.nn.Linear(2, 2), URL)
 
 
-def test_engines_are_served_from_urls(model: Store) -> None:
+@pytest.mark.usefixtures("model")
+def test_engines_are_served_from_urls() -> None:
     found = find_checkpoint(f"{FOLDER}/", HubOptions())
     assert found == URL
     served = dict(checkpoint_tensors(found, torch.device("cpu"), ServingOptions(mapped=True)))
     assert_same(served, tensors())
 
 
-def test_safetensors_are_converted_from_a_url(model: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("model")
+def test_safetensors_are_converted_from_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run("convert", SAFETENSORS)
     assert_same(flashpack.load_file("model.flashpack"), tensors())
@@ -120,8 +124,9 @@ def test_a_conversion_and_a_save_go_to_a_url(s3: Store, tmp_path: Path) -> None:
     assert flashpack.numpy.load_file("s3://bucket/array.flashpack")["a"].tolist() == [1, 1, 1]
 
 
+@pytest.mark.usefixtures("s3")
 def test_nothing_is_made_on_the_disk_where_a_url_was_meant(
-    s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.rglob("*"))
@@ -133,7 +138,8 @@ def test_nothing_is_made_on_the_disk_where_a_url_was_meant(
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_what_is_told_of_a_load(model: Store) -> None:
+@pytest.mark.usefixtures("model")
+def test_what_is_told_of_a_load() -> None:
     flashpack.load_file(URL)
     report = flashpack.last_load()
     assert report is not None
@@ -151,7 +157,8 @@ def test_what_is_told_of_a_load(model: Store) -> None:
     assert "page cache" not in str(told)
 
 
-def test_a_url_is_measured(model: Store) -> None:
+@pytest.mark.usefixtures("model")
+def test_a_url_is_measured() -> None:
     done = CliRunner().invoke(bench, [URL, "--rounds", "1"])
     assert done.exit_code == 0, done.output
     assert re.search(r"^eager, verified .* x the limit \(network\)$", done.output, re.M)
@@ -160,13 +167,17 @@ def test_a_url_is_measured(model: Store) -> None:
     assert "the page cache holds nothing of a URL" in refused.output
 
 
-def test_metadata_and_verification(model: Store) -> None:
+@pytest.mark.usefixtures("model")
+def test_metadata_and_verification() -> None:
     footer = json.loads(run("metadata", "--json", URL))
-    assert footer == {key: value for key, value in flashpack.get_flashpack_file_metadata(URL).items() if key != "index"}
+    assert footer == {
+        key: value for key, value in flashpack.get_flashpack_file_metadata(URL).items() if key != "index"
+    }
     assert f"Success: {URL}: " in run("verify", URL)
     assert flashpack.verify_file(SHARDS).verified_bytes > 0
 
 
-def test_weights_cannot_stay_behind_a_url(model: Store) -> None:
+@pytest.mark.usefixtures("model")
+def test_weights_cannot_stay_behind_a_url() -> None:
     with pytest.raises(ValueError, match="not behind a URL"):
         accelerate.disk_offload(module(), URL, "cpu")
