@@ -79,6 +79,12 @@ impl Files {
         objects.map(RemoteFile::traffic).reduce(Traffic::with)
     }
 
+    /// What is peculiar about reading one of those that are objects, if anything is.
+    #[must_use]
+    pub fn note(&self) -> Option<String> {
+        self.parts.iter().filter_map(|part| part.input.remote()).find_map(RemoteFile::note)
+    }
+
     /// For whoever outlives the load: each file that is no object, where it begins, and those of the sorted `ranges` that are its own, as
     /// ranges of the file.
     #[must_use]

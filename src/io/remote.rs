@@ -34,6 +34,12 @@ impl RemoteFile {
         Self { path: path.into(), object }
     }
 
+    /// What is peculiar about reading it, if anything is.
+    #[must_use]
+    pub fn note(&self) -> Option<String> {
+        self.object.note()
+    }
+
     /// What reads of it have taken so far.
     #[must_use]
     pub fn traffic(&self) -> Traffic {

@@ -17,7 +17,8 @@ class Explanation:
 
     Source: `cached_part` is the part of the file in the page cache, estimated from 64 samples, None where it
     is unknown; `direct` says that reads go past it, `why` the reason; `traffic` is what requests to a store
-    the sample took, None for files; `algorithm` is that of the checksums, None for a file without.
+    the sample took, None for files, `note` what is peculiar about reading from it, such as a server that
+    knows no ranges; `algorithm` is that of the checksums, None for a file without.
 
     Work: `mode` is "map", "read" or "stage"; each of `threads` takes `task_bytes` at a time, in chunks of up
     to `chunk_bytes`; `staging_buffers` are `staging_bytes` together; `read_ahead` tells whether a mapping is
@@ -45,6 +46,7 @@ class Explanation:
     mapped_bytes: int
     read_bytes: int
     traffic: Traffic | None
+    note: str | None
     threads: int
     max_threads: int
     task_bytes: int

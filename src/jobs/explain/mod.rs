@@ -56,6 +56,8 @@ pub struct Explanation {
     pub read_bytes: u64,
     /// What requests to a store the sample took; none of files.
     pub traffic: Option<Traffic>,
+    /// What is peculiar about reading from the store, if anything is.
+    pub note: Option<String>,
     /// Reader threads that begin.
     pub threads: usize,
     /// So many there are at most: more start while that makes the load faster.
@@ -144,6 +146,7 @@ pub fn explain(path: &Path, device: &str, selection: Selection<'_>, options: Opt
         staging_bytes,
         read_ahead: read_ahead(&prepared),
         traffic: files.traffic(),
+        note: files.note(),
         bound,
     })
 }

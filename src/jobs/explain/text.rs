@@ -20,6 +20,7 @@ impl Explanation {
             ("file", format!("{}, {}{}", self.path, size(self.file_bytes), self.cached())),
             ("reads", self.way()),
         ];
+        lines.extend(self.note.clone().map(|note| ("note", note)));
         if self.chunks > 0 {
             lines.push(("work", self.work()));
         }

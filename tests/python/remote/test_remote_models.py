@@ -181,3 +181,11 @@ def test_metadata_and_verification() -> None:
 def test_weights_cannot_stay_behind_a_url() -> None:
     with pytest.raises(ValueError, match="not behind a URL"):
         accelerate.disk_offload(module(), URL, "cpu")
+
+
+def test_a_server_without_ranges_is_told_of(model: Store) -> None:
+    model.plan({"kind": "whole", "times": 0})
+    assert_same(flashpack.load_file(URL), tensors())
+    told = flashpack.explain(URL)
+    assert told.note is not None
+    assert told.note in str(told)
