@@ -268,3 +268,11 @@ def order_of_events(path: str, sharded: bool) -> list[str]:
     _ops.fill_payload, Ranks.broadcast, Ranks.wait = reading, sending, waiting
     flashpack.read_flashpack_file_distributed(path, "cpu", sharded=sharded)
     return events
+
+
+def read_by_url(url: str, sharded: bool, strategy: str | None) -> None:
+    """Read in one mode; the tensors are compared."""
+    storage, footer = flashpack.read_flashpack_file_distributed(
+        url, "cpu", sharded=sharded, shard_strategy=strategy
+    )
+    assert_same(dict(iterate_from_flash_tensor(storage, footer)), tensors())
