@@ -104,3 +104,10 @@ def test_handles_verify_on_request(damaged: Path) -> None:
         assert file.get_tensor("weight").numel()
     with pytest.raises(flashpack.ChecksumError):
         flashpack.open(damaged, verify=True)
+
+
+def test_a_handle_tells_what_it_holds(path: Path) -> None:
+    flashpack.save_file({"a": torch.zeros(1000, dtype=torch.bfloat16), "b": torch.zeros(3)}, path)
+    with flashpack.open(path) as file:
+        assert repr(file) == f"<FlashPackFile {str(path)!r}: 2 tensors, 2.01 kB, bfloat16, float32>"
+    assert repr(file) == f"<FlashPackFile {str(path)!r}: closed>"

@@ -13,6 +13,7 @@ from torch import Tensor
 from .._core.dtypes import numpy_dtype
 from .._core.native import dtypes
 from .._core.paths import StrPath
+from .._core.text import size_text
 from .._files.opened import OpenModel, opened
 from .._files.readable import Source
 from .load import Device, as_device, described, load_tensors
@@ -171,6 +172,14 @@ class FlashPackFile:
     def close(self) -> None:
         """Let go of the file. Tensors handed out stay valid."""
         self._source = None
+
+    def __repr__(self) -> str:
+        if self._source is None:
+            return f"<FlashPackFile {self._shown!r}: closed>"
+        tensors = self._source.tensors.values()
+        dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
+        size = size_text(sum(tensor.nbytes for tensor in tensors))
+        return f"<FlashPackFile {self._shown!r}: {len(tensors)} tensors, {size}, {', '.join(dtypes)}>"
 
     def __enter__(self) -> FlashPackFile:
         return self
