@@ -166,7 +166,7 @@ def _convert_url(
     default = PurePosixPath(shown_url(weights)).name.removesuffix(".json").removesuffix(".index")
     made = default.removesuffix(SAFETENSORS) + SUFFIX
     destination = made if destination_path is None else text_path(destination_path)
-    if names_folder(destination):
+    if names_folder(destination) and not is_url(destination):
         destination = str(Path(destination, made))
     _convert_files(weights, destination, request)
     return _made(destination)

@@ -133,8 +133,7 @@ impl InParts {
             self.ring = Some(Ring::start(&self.store, senders)?);
         }
         let Some(ring) = &self.ring else { return Ok(()) };
-        let (offset, mut next) = (self.offset(), ring.idle());
-        next.reserve_exact(self.part_bytes);
+        let (offset, next) = (self.offset(), ring.idle());
         let full = mem::replace(&mut self.buffer, next);
         ring.pass(self.passed, offset, full)?;
         self.passed += 1;
