@@ -185,8 +185,10 @@ fn some_urls_can_only_name_folders() {
         ("hf://org/repo", true),
         ("hf://datasets/org/repo@main", true),
         ("hf://org/repo@main/model.flashpack", false),
-        ("az://account/container", true),
-        ("az://account/container/blob", false),
+        ("az://container", true),
+        ("az://container/blob", false),
+        ("az://account.blob.core.windows.net/container", true),
+        ("az://account.blob.core.windows.net/container/blob", false),
         ("https://host/model?x=/", false),
     ] {
         assert_eq!(names_folder(url), expected, "{url}");

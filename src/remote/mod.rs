@@ -213,10 +213,12 @@ pub fn names_folder(url: &str) -> bool {
         return false;
     };
     let mut parts = rest.split('/').peekable();
-    if scheme == "hf" {
-        parts.next_if(|kind| ["models", "datasets", "spaces"].contains(kind));
+    match scheme {
+        "hf" => drop(parts.next_if(|kind| ["models", "datasets", "spaces"].contains(kind))),
+        "az" => drop(parts.next_if(|host| host.contains('.'))), // no container has a dot
+        _ => {}
     }
-    let before_path = if matches!(scheme, "hf" | "az") { 2 } else { 1 };
+    let before_path = if scheme == "hf" { 2 } else { 1 };
     rest.ends_with('/') || parts.count() <= before_path
 }
 
