@@ -63,7 +63,7 @@ def load_file(
     these load as one, and no name may be in two. safetensors have no checksums. An object with
     `read`, such as an open binary file, is copied to memory first.
 
-    Each may be a URL: s3://bucket/key, gs://bucket/object, az://account/container/blob, https://host/path,
+    Each may be a URL: s3://bucket/key, gs://bucket/object, az://container/blob, https://host/path,
     hf://owner/repository@revision/file. Such loads are always eager; they leave nothing on the disk but what
     `cache_dir`, or FLASHPACK_CACHE, keeps for the next load.
 
