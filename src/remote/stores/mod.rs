@@ -56,11 +56,8 @@ impl AllStores {
     /// That of the object, or of another `part` of its bucket.
     fn address(&self, url: &str, part: Part) -> Result<Arc<dyn Address>> {
         let (settings, client) = (self.settings(), Arc::clone(&self.client));
-        let bucket = || Some(url.split_once("://")?.0.to_owned() + "://" + bucket_and_key(url)?.0);
-        let bucket = bucket().filter(|_| part == Part::List);
-        let named = bucket.as_deref().unwrap_or(url);
         Ok(match scheme(url)? {
-            "s3" => Arc::new(S3::new(named, settings, client)?),
+            "s3" => Arc::new(S3::new(url, part, settings, client)?),
             "gs" => Arc::new(Google::new(url, part, settings, client)?),
             "az" => Arc::new(Azure::new(url, part, &settings, client)?),
             "hf" if part == Part::List => Arc::new(Hub::folder(url, &settings)?),

@@ -47,10 +47,7 @@ impl Azure {
         client: Arc<Client>,
     ) -> Result<Self> {
         let (host, container, key) = split(url).ok_or_else(wrong)?;
-        if key.is_empty() && part != Part::List {
-            return Err(wrong());
-        }
-        let key = if part == Part::List { "" } else { key };
+        let key = part.key(key).ok_or_else(wrong)?;
         let account = Account::of(settings, host)?;
         if parsed(&account.endpoint).is_err() {
             return Err(Error::argument("cannot be asked for: AZURE_STORAGE_ENDPOINT is not http(s)://host"));

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use http::{HeaderMap, Request, Uri};
 use reqsign_google::{Credential, RequestSigner};
 
-use super::{Address, advice, bucket_and_key, encoded_whole, links::parsed};
+use super::{Address, Part, advice, bucket_and_key, encoded_whole, links::parsed};
 use crate::{
     error::{Error, Result},
     remote::stores::{
@@ -20,19 +20,6 @@ use crate::{
 /// Where credentials are looked for, as errors say.
 const PLACES: &str = "set GOOGLE_APPLICATION_CREDENTIALS to a file with some, run `gcloud auth application-default \
                       login`, or give this machine a service account";
-
-/// What is asked for of a bucket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::remote::stores) enum Part {
-    /// The bytes of an object.
-    Bytes,
-    /// An object.
-    Object,
-    /// All objects.
-    List,
-    /// A new object.
-    New,
-}
 
 /// A part of a bucket.
 pub(in crate::remote::stores) struct Google {
@@ -55,10 +42,7 @@ impl Google {
     ) -> Result<Self> {
         let wrong = || Error::argument("is not gs://bucket/key");
         let (bucket, key) = bucket_and_key(url).ok_or_else(wrong)?;
-        let key = encoded_whole(key);
-        if key.is_empty() && part != Part::List {
-            return Err(wrong());
-        }
+        let key = encoded_whole(part.key(key).ok_or_else(wrong)?);
         let emulator = settings.get("STORAGE_EMULATOR_HOST").map(|host| {
             let scheme = if host.contains("://") { "" } else { "http://" };
             format!("{scheme}{}", host.trim_end_matches('/'))
@@ -146,6 +130,12 @@ impl fmt::Debug for Google {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{BufRead as _, BufReader, Write as _},
+        net::TcpListener,
+        thread,
+    };
+
     use super::*;
 
     fn google(url: &str, part: Part, pairs: &[(&str, &str)]) -> Result<Google> {
@@ -192,5 +182,48 @@ mod tests {
         let pin = address
             .pin(&[("x-goog-generation".parse().unwrap(), "17".parse().unwrap())].into_iter().collect());
         assert_eq!((&*pin.query, pin.version.as_deref()), ("ifGenerationMatch=17", Some("17")));
+    }
+
+    /// A service for metadata that gives a token to so many requests.
+    fn metadata(requests: usize) -> (String, thread::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        let serve = move || {
+            for number in 0..requests {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut lines =
+                    BufReader::new(stream.try_clone().unwrap()).lines().map_while(std::io::Result::ok);
+                assert!(
+                    lines.next().unwrap().starts_with("GET /computeMetadata/v1/instance/service-accounts/")
+                );
+                assert!(lines.by_ref().take_while(|line| !line.is_empty()).count() > 0);
+                let token = format!(r#"{{"access_token": "token-{number}", "expires_in": 3600}}"#);
+                let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length";
+                write!(stream, "{head}: {}\r\n\r\n{token}", token.len()).unwrap();
+            }
+        };
+        (host, thread::spawn(serve))
+    }
+
+    #[test]
+    fn tokens_last_until_they_are_refused() {
+        let (host, server) = metadata(2);
+        let pairs = [("GCE_METADATA_HOST", &*host), ("HOME", "/nowhere")];
+        let address = google("gs://bucket/key", Part::Bytes, &pairs).unwrap();
+        let token = || {
+            let request = address.signed(&Ask::new(http::Method::GET)).unwrap();
+            request.headers()["authorization"].to_str().unwrap().to_owned()
+        };
+        assert_eq!([token(), token()], ["Bearer token-0"; 2]);
+        let refused = |status| Refusal {
+            status,
+            headers: HeaderMap::new(),
+            uri: address.place().unwrap(),
+            text: String::new(),
+        };
+        assert!(!address.learn(&refused(http::StatusCode::FORBIDDEN)).unwrap());
+        assert!(address.learn(&refused(http::StatusCode::UNAUTHORIZED)).unwrap());
+        assert_eq!(token(), "Bearer token-1");
+        server.join().unwrap();
     }
 }

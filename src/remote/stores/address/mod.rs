@@ -17,7 +17,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 pub(super) use self::{
     azure::{Azure, split as azure_parts},
-    google::{Google, Part},
+    google::Google,
     hub::Hub,
     s3::S3,
     web::Web,
@@ -57,6 +57,26 @@ pub(super) trait Address: Debug + Send + Sync {
     /// Whether the store can be asked for the last bytes of an object whose length is unknown.
     fn has_suffix_ranges(&self) -> bool {
         true
+    }
+}
+
+/// What is asked for of a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::remote::stores) enum Part {
+    /// The bytes of an object.
+    Bytes,
+    /// An object.
+    Object,
+    /// All objects.
+    List,
+    /// A new object.
+    New,
+}
+
+impl Part {
+    /// The `key` that it has, which the list alone can do without.
+    fn key(self, key: &str) -> Option<&str> {
+        if self == Self::List { Some("") } else { Some(key).filter(|key| !key.is_empty()) }
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 use http::{Request, StatusCode, Uri};
 use reqsign_aws_v4::{Credential, RequestSigner};
 
-use super::{Address, bucket_and_key, encoded, links::parsed, profile};
+use super::{Address, Part, bucket_and_key, encoded, links::parsed, profile};
 use crate::{
     error::{Error, Result},
     remote::stores::{
@@ -40,8 +40,15 @@ pub(in crate::remote::stores) struct S3 {
 impl S3 {
     /// # Errors
     /// [`ErrorKind::Argument`](crate::ErrorKind::Argument): `url` names no bucket, or the endpoint is no URL.
-    pub(in crate::remote::stores) fn new(url: &str, settings: Settings, client: Arc<Client>) -> Result<Self> {
-        let (bucket, key) = bucket_and_key(url).ok_or_else(|| Error::argument("is not s3://bucket/key"))?;
+    pub(in crate::remote::stores) fn new(
+        url: &str,
+        part: Part,
+        settings: Settings,
+        client: Arc<Client>,
+    ) -> Result<Self> {
+        let wrong = || Error::argument("is not s3://bucket/key");
+        let (bucket, key) = bucket_and_key(url).ok_or_else(wrong)?;
+        let key = part.key(key).ok_or_else(wrong)?;
         let set = |names: &[&str], key| {
             settings.first(names).map(ToOwned::to_owned).or_else(|| profile::setting(&settings, key))
         };
@@ -168,7 +175,7 @@ mod tests {
 
     fn uri(url: &str, pairs: &[(&str, &str)]) -> String {
         let settings = [("AWS_CONFIG_FILE", "/nowhere")].iter().chain(pairs).copied().collect();
-        let address = S3::new(url, settings, Arc::default()).unwrap();
+        let address = S3::new(url, Part::Bytes, settings, Arc::default()).unwrap();
         address.uri("").unwrap().to_string()
     }
 
@@ -192,12 +199,19 @@ mod tests {
 
     #[test]
     fn what_names_no_bucket_is_refused() {
-        for wrong in ["s3:///key", "s3://", "s3://user@bucket/key", "s3://host:9000/bucket/key"] {
-            let error = S3::new(wrong, Settings::default(), Arc::default()).unwrap_err();
+        for wrong in [
+            "s3:///key",
+            "s3://",
+            "s3://bucket",
+            "s3://bucket/",
+            "s3://user@bucket/key",
+            "s3://host:9000/bucket/key",
+        ] {
+            let error = S3::new(wrong, Part::Object, Settings::default(), Arc::default()).unwrap_err();
             assert!(error.to_string().contains("s3://bucket/key"), "{error}");
         }
         let settings = [("AWS_ENDPOINT_URL", "minio:9000")].into_iter().collect();
-        let error = S3::new("s3://bucket/key", settings, Arc::default()).unwrap_err();
+        let error = S3::new("s3://bucket/key", Part::Bytes, settings, Arc::default()).unwrap_err();
         assert!(error.to_string().contains("AWS_ENDPOINT_URL"), "{error}");
     }
 }

@@ -133,7 +133,8 @@ impl InParts {
             self.ring = Some(Ring::start(&self.store, senders)?);
         }
         let Some(ring) = &self.ring else { return Ok(()) };
-        let (offset, next) = (self.offset(), ring.idle());
+        let (offset, mut next) = (self.offset(), ring.idle());
+        next.reserve_exact(self.part_bytes);
         let full = mem::replace(&mut self.buffer, next);
         ring.pass(self.passed, offset, full)?;
         self.passed += 1;
