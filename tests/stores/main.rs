@@ -1,4 +1,5 @@
 //! The stores against a server on loopback: what they ask, what they make of every answer, and what errors say.
+#![cfg(feature = "remote")]
 
 mod azure;
 mod cache;
