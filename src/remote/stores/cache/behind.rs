@@ -108,6 +108,15 @@ impl Behind {
         if self.is_at_home() { self.shared.lock().stopped.clone() } else { None }
     }
 
+    /// Waits for all that is to be written so far.
+    #[cfg(test)]
+    pub(super) fn settle(&self) {
+        let mut state = self.shared.lock();
+        while !state.queue.is_empty() || !state.writing.is_empty() {
+            state = self.shared.changed.wait(state).unwrap();
+        }
+    }
+
     /// Forgets `blocks`, also those that are yet to be written.
     ///
     /// # Errors
@@ -302,11 +311,8 @@ mod tests {
         entry.files().data = full;
         entry.files().direct = None;
         behind.keep(&mut [&mut vec![1; 2 << 20]], &(0..2 << 20));
-        let mut state = behind.shared.lock();
-        while state.stopped.is_none() {
-            state = behind.shared.changed.wait(state).unwrap();
-        }
-        drop(state);
+        behind.settle();
+        assert!(behind.stopped().unwrap().contains("space"));
         behind.keep(&mut [&mut vec![1; 2 << 20]], &(2 << 20..4 << 20));
         assert!(behind.shared.lock().queue.is_empty());
         let missing = behind.shared.entry.read(&mut [&mut vec![0; 4 << 20]], &(0..4 << 20));
@@ -329,6 +335,19 @@ mod tests {
         let parent = Behind { shared, process: process::id() };
         let forgotten = Arc::strong_count(&parent.shared) - 2; // but for the thread's, and the parent's
         assert_eq!(forgotten, 1, "a child must not drop what stands for a thread");
+    }
+
+    #[test]
+    fn what_is_yet_to_be_written_is_forgotten_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let behind = behind(&folder);
+        behind.shared.lock().thread = Some(thread::spawn(|| ())); // which writes nothing
+        behind.keep(&mut [&mut vec![1; 1 << 20]], &(0..1 << 20));
+        behind.keep(&mut [&mut [1; 5]], &(2 << 20..(2 << 20) + 5));
+        behind.forget(&(1..2)).unwrap();
+        behind.forget(&(8..9)).unwrap();
+        let state = behind.shared.lock();
+        assert!(state.queue.is_empty() && state.parts.is_empty());
     }
 
     #[test]

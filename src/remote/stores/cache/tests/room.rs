@@ -93,10 +93,10 @@ fn an_object_that_is_larger_than_the_limit_is_kept_in_part_at_most() {
     let folder = tempfile::tempdir().unwrap();
     let object = Fake::numbered(1, 140 * MIB);
     let limit = 100 * MIB;
-    let opened = load_within(folder.path(), limit, "a", &object);
-    while opened.note().is_none() {
-        thread::yield_now();
-    }
+    let cache = cache(folder.path(), Some(limit));
+    let opened = Cached::open(&(Arc::clone(&object) as _), "s3://bucket/a", "\"1\"", &cache).unwrap();
+    check(&opened, &object, 0..object.len());
+    opened.behind.settle();
     assert!(opened.note().unwrap().ends_with("as much as it may"));
     drop(opened);
     let kept = used(folder.path());
