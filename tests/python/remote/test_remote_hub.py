@@ -119,3 +119,19 @@ def test_the_signed_address_is_kept_and_renewed(
             assert 403 in {each.status for each in signed}
         else:
             assert len(asked) <= 2
+
+
+def test_what_the_hub_gives_out_by_itself_is_of_one_commit(
+    store: Store, _written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for revision in ("main", COMMIT):
+        (store.folder / REPOSITORY).mkdir(parents=True, exist_ok=True)
+        (store.folder / REPOSITORY / revision).symlink_to(_written / "folder")
+    monkeypatch.setenv("HF_ENDPOINT", store.endpoint)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    store.plan(headers={"X-Repo-Commit": COMMIT})
+    assert_same(within(lambda: flashpack.load_file(f"hf://tiny/far/{NAME}")), tensors())
+    first, *others = store.take()
+    assert "/main/" in first.target
+    assert others
+    assert all(f"/{COMMIT}/" in each.target for each in others)

@@ -70,9 +70,13 @@ impl Links {
         self.places.read().unwrap_or_else(PoisonError::into_inner).first.clone()
     }
 
-    /// From now on begins at `first`.
+    /// From now on begins at `first`, at once unless redirects have led to another host.
     pub(super) fn begin_at(&self, first: Uri) {
-        self.places.write().unwrap_or_else(PoisonError::into_inner).first = first;
+        let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+        if is_same_host(&places.first, &places.current) {
+            places.current = first.clone();
+        }
+        places.first = first;
     }
 
     /// Whether `uri` is of the host that is told secrets.
