@@ -22,6 +22,7 @@ KINDS = (
     "whole",  # 200 and the whole object, whatever Range says
     "ok",  # 200 for a range
     "untagged",  # no ETag
+    "weak",  # a weak ETag, and no Last-Modified
     "redirect",  # 302 to a signed path of another host, which is 403 from request `expires` on if older
 )
 

@@ -181,6 +181,9 @@ class Exchange:
         headers.update(self.plan.headers)
         if "untagged" in self.faults:
             del headers["ETag"]
+        if "weak" in self.faults:
+            headers["ETag"] = f"W/{found.tag}"
+            del headers["Last-Modified"]
         if not found.meets(self.request.headers):
             return s3.error(412, "PreconditionFailed", "A precondition did not hold."), 0, 0
         wanted = self.request.headers.get("range") or self.request.headers.get("x-ms-range")

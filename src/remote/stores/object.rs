@@ -65,7 +65,7 @@ pub(super) fn open(
     let (answer, range, len) = match first(&mut exchange, &ask)? {
         First::Range(answer, range, len) => (answer, range, len),
         First::Whole(answer) => {
-            let file = stored::copy(&mut exchange, &ask, answer)?;
+            let file = stored::copy(&mut exchange, answer)?;
             return Ok((Arc::new(Stored::copied(file, Arc::clone(&meter), shown)?), None));
         }
     };

@@ -26,6 +26,8 @@ pub(super) struct Pin {
     pub query: String,
     /// Its name among the versions, which other bytes never have. None if the store has no such names.
     pub version: Option<String>,
+    /// A weak ETag: no condition for a server, but what comes with another one is another version.
+    pub weak: Option<HeaderValue>,
 }
 
 impl Pin {
@@ -36,7 +38,8 @@ impl Pin {
         }
         let changed = headers.get(LAST_MODIFIED);
         let conditions = changed.map(|date| (IF_UNMODIFIED_SINCE, date.clone()));
-        Self { conditions: conditions.into_iter().collect(), ..Self::default() }
+        let weak = headers.get(ETAG).filter(|tag| tag.as_bytes().starts_with(b"W/")).cloned();
+        Self { conditions: conditions.into_iter().collect(), weak, ..Self::default() }
     }
 
     /// One that needs no conditions: whatever its address gives is this version.
@@ -46,6 +49,10 @@ impl Pin {
 
     /// Whether an answer with these headers is of another version: not every server heeds conditions.
     pub(super) fn is_other(&self, headers: &HeaderMap) -> bool {
+        let tag = self.weak.as_ref().zip(headers.get(ETAG));
+        if tag.is_some_and(|(pinned, now)| opaque(now) != opaque(pinned)) {
+            return true;
+        }
         self.conditions.iter().any(|(name, pinned)| {
             let now = match *name {
                 IF_MATCH => strong_tag(headers),
@@ -59,6 +66,11 @@ impl Pin {
 
 fn strong_tag(headers: &HeaderMap) -> Option<&HeaderValue> {
     headers.get(ETAG).filter(|tag| tag.as_bytes().starts_with(b"\"") && tag.len() > 2)
+}
+
+/// A tag without what says that it is weak.
+fn opaque(tag: &HeaderValue) -> &[u8] {
+    tag.as_bytes().strip_prefix(b"W/").unwrap_or(tag.as_bytes())
 }
 
 fn text(value: &HeaderValue) -> Option<String> {
@@ -98,6 +110,11 @@ mod tests {
             assert_eq!((name(&pin).as_deref(), pin.version), (Some("if-unmodified-since"), None));
         }
         assert_eq!(Pin::of(&HeaderMap::new()), Pin::default());
+        let weak = Pin::of(&headers(&[("etag", "W/\"a\""), date]));
+        for (tag, is_other) in [("W/\"a\"", false), ("\"a\"", false), ("W/\"b\"", true), ("\"b\"", true)] {
+            assert_eq!(weak.is_other(&headers(&[("etag", tag), date])), is_other, "{tag}");
+        }
+        assert!(!weak.is_other(&headers(&[date])));
         let others = [("\"a\"", false), ("\"b\"", true), ("W/\"b\"", false)];
         for (tag, is_other) in others {
             assert_eq!(strong.is_other(&headers(&[("etag", tag)])), is_other, "{tag}");

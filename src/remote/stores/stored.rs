@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use http::Response;
+use http::{Method, Response};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use ureq::Body;
 
@@ -82,11 +82,11 @@ impl Object for Stored {
     }
 }
 
-/// A file without a name that holds the whole object, which begins to come with `answer` to `ask`.
+/// A file without a name that holds the whole object, which begins to come with `answer`.
 ///
 /// # Errors
 /// There is no room for it, or all tries failed.
-pub(super) fn copy(exchange: &mut Exchange<'_>, ask: &Ask<'_>, mut answer: Response<Body>) -> Result<File> {
+pub(super) fn copy(exchange: &mut Exchange<'_>, mut answer: Response<Body>) -> Result<File> {
     let folder = env::temp_dir();
     loop {
         let mut file = nameless(&folder).during("cannot make a temporary file in", &folder)?;
@@ -96,7 +96,7 @@ pub(super) fn copy(exchange: &mut Exchange<'_>, ask: &Ask<'_>, mut answer: Respo
             return Ok(file);
         };
         exchange.failed(fault)?;
-        answer = exchange.answer(ask)?;
+        answer = exchange.answer(&Ask::new(Method::GET))?; // this time the server might heed a range
     }
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import flashpack
 import pytest
 from faultstore import Store
-from helpers import assert_same
+from helpers import MIB, assert_same
 from patience import within
 from remote_model import SAFETENSORS, URL, by_handle, load, tensors
 
@@ -22,6 +22,15 @@ def test_an_object_that_changes_while_it_is_read_is_an_error(model: Store, url: 
     model.plan({"kind": "change", "times": 0})
     got = within(lambda: flashpack.load_file(url))
     assert_same(got, {name: tensor.flip(0) for name, tensor in tensors().items()})
+
+
+@pytest.mark.parametrize("url", [URL, SAFETENSORS])
+def test_another_weak_tag_is_another_version(model: Store, url: str) -> None:
+    count = len(load(model, url, {"kind": "weak", "times": 0}))
+    for number in range(2, count + 1):
+        model.plan({"kind": "weak", "times": 0}, {"kind": "change", "first": number, "times": 0})
+        with pytest.raises(OSError, match="was changed"):
+            within(lambda: flashpack.load_file(url, verify=False))
 
 
 def test_a_handle_stays_with_its_version(model: Store) -> None:
@@ -45,6 +54,12 @@ def test_a_server_without_ranges_is_read_from_start_to_end(model: Store) -> None
     requests = load(model, URL, {"kind": "whole", "times": 0})
     assert len(requests) <= 2
     load(model, SAFETENSORS, {"kind": "whole", "times": 0})
+
+
+@pytest.mark.parametrize("url", [URL, SAFETENSORS])
+def test_a_whole_object_is_asked_for_again_as_a_whole(model: Store, url: str) -> None:
+    """Though the server gives ranges by then."""
+    load(model, url, {"kind": "whole"}, {"kind": "cut", "after": MIB})
 
 
 def test_ranges_that_are_answered_with_200_are_ranges(model: Store) -> None:
