@@ -169,6 +169,15 @@ fn urls_are_told_from_paths_and_shown_without_secrets() {
     }
     let signed = "https://user:word@host:8/a/model.flashpack?X-Amz-Signature=abc#x";
     assert_eq!(shown(signed), "https://host:8/a/model.flashpack");
+    for (url, expected) in [
+        ("s3://AKIA:wJal/K7MD/bPxR@bucket/key", "s3://bucket/key"),
+        ("https://user:pa?ss#wo/rd@host:8/a?b=c", "https://host:8/a"),
+        ("https://user:word", "https://user"),
+        ("http://[::1]:8/a@b", "http://[::1]:8/a@b"),
+        ("hf://org/repo@main/a:b", "hf://org/repo@main/a:b"),
+    ] {
+        assert_eq!(shown(url), expected);
+    }
     assert_eq!(&*label(Path::new(signed)), Path::new("https://host:8/a/model.flashpack"));
     assert_eq!(&*label(Path::new("a?b")), Path::new("a?b"), "a file may be called so");
     assert_eq!(beside("s3://b/f/index.json?v=1", "part"), "s3://b/f/part?v=1");

@@ -174,13 +174,19 @@ pub fn url(path: &Path) -> Option<&str> {
 /// `url` as messages may show it: without user, password, query and fragment, where secrets are.
 #[must_use]
 pub fn shown(url: &str) -> String {
-    let (url, _) = split_query(url);
     let Some((scheme, rest)) = url.split_once("://") else {
-        return url.to_owned();
+        return split_query(url).0.to_owned();
     };
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let (bare, _) = split_query(rest);
+    let (authority, path) = bare.split_at(bare.find('/').unwrap_or(bare.len()));
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    format!("{scheme}://{host}{path}")
+    let name = host.split_once(':').filter(|(_, port)| !port.bytes().all(|byte| byte.is_ascii_digit()));
+    match (name.filter(|_| !host.starts_with('[')), rest.rsplit_once('@')) {
+        // A password that has a slash, `?` or `#`, as keys of AWS do.
+        (Some(_), Some((_, host))) => shown(&format!("{scheme}://{host}")),
+        (Some((name, _)), None) => format!("{scheme}://{name}{path}"),
+        (None, _) => format!("{scheme}://{host}{path}"),
+    }
 }
 
 /// The URL of `name` in the folder that `url` lies in; a query stays, as it may be what grants access.

@@ -13,6 +13,7 @@ SEPARATOR = "\0"  # between the files of a list, for the native side
 
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_NO_PORT = re.compile(r"[^\[:]*:.*[^0-9]")
 _SQUEEZED_URL = re.compile(r"(s3|gs|az|https?|hf):/[^/]")
 
 
@@ -23,9 +24,14 @@ def is_url(path: object) -> TypeGuard[str]:
 
 def shown_url(url: str) -> str:
     """`url` as messages may show it: without user, password, query and fragment, where secrets are."""
-    scheme, _, rest = re.split(r"[?#]", url)[0].partition("://")
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = re.split(r"[?#]", rest)[0].partition("/")
+    host = authority.rpartition("@")[2]
+    if _NO_PORT.match(host):  # a password that has a slash, ? or #, as keys of AWS do
+        if "@" in rest:
+            return shown_url(f"{scheme}://{rest.rpartition('@')[2]}")
+        host = host.partition(":")[0]
+    return f"{scheme}://{host}{slash}{path}"
 
 
 def text_path(path: StrPath) -> str:

@@ -111,8 +111,12 @@ pub(super) fn parsed(text: &str) -> Result<Uri> {
     let text = text.split('#').next().unwrap_or_default();
     let uri: Uri =
         utf8_percent_encode(text, STRAY).to_string().parse().map_err(|_| Error::argument("is no URL"))?;
+    // What is no number of a port is a part of a password with a slash.
+    let authority = uri.authority().map_or("", |it| it.as_str()).rsplit('@').next();
+    let rest = authority.and_then(|it| it.strip_prefix(uri.host()?));
+    let has_port = uri.port().is_some() || matches!(rest, Some("" | ":"));
     match (uri.scheme_str(), uri.host()) {
-        (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(uri),
+        (Some("http" | "https"), Some(host)) if !host.is_empty() && has_port => Ok(uri),
         _ => Err(Error::argument("is no URL of a web server")),
     }
 }
@@ -148,6 +152,14 @@ mod tests {
             assert_eq!(joined(&base, location).unwrap().to_string(), whole);
         }
         assert!(joined(&base, "file:///etc/passwd").is_err());
+        for (url, is_one) in [
+            ("http://[::1]:8/a", true),
+            ("http://a:/b", true),
+            ("http://a:99999/b", false),
+            ("http://a:b/c", false),
+        ] {
+            assert_eq!(parsed(url).is_ok(), is_one, "{url}");
+        }
     }
 
     #[test]
