@@ -105,6 +105,15 @@ fn a_stalled_server_is_given_up() {
 }
 
 #[test]
+fn a_server_that_drips_is_given_up() {
+    let server = Server::new(|request, _| Reply { drips: true, ..Reply::object(request, &object()) });
+    let patience = Patience { tries: 2, stall: Duration::from_millis(100), ..hasty() };
+    let opened = AllStores::new(patience, Settings::default()).open(&server.url("/x"), &Opening::default());
+    let text = opened.unwrap_err().to_string();
+    assert!(text.contains("sent nothing for too long, in 2 tries over"), "{text}");
+}
+
+#[test]
 fn one_load_is_of_one_version() {
     let other = |request: &Request| {
         let mut reply = Reply::object(request, &object());

@@ -11,6 +11,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 /// What came.
@@ -48,6 +49,8 @@ pub struct Reply {
     pub cut: Option<usize>,
     /// Instead of an end, nothing more comes.
     pub stalls: bool,
+    /// The body comes byte by byte, with pauses.
+    pub drips: bool,
 }
 
 impl Reply {
@@ -151,11 +154,14 @@ fn serve(mut stream: TcpStream, seen: &Mutex<Vec<Request>>, handler: &Handler) {
         }
         let body =
             if request.method == "HEAD" { &[] } else { &reply.body[..reply.cut.unwrap_or(reply.body.len())] };
-        if stream
-            .write_all(format!("{}\r\n", lines.concat()).as_bytes())
-            .and_then(|()| stream.write_all(body))
-            .is_err()
-        {
+        let step = if reply.drips { 1 } else { body.len().max(1) };
+        let mut pieces = body.chunks(step);
+        let mut sent = stream.write_all(format!("{}\r\n", lines.concat()).as_bytes());
+        while let (true, Some(piece)) = (sent.is_ok(), pieces.next()) {
+            sent = stream.write_all(piece);
+            thread::sleep(Duration::from_millis(if reply.drips { 5 } else { 0 }));
+        }
+        if sent.is_err() {
             return;
         }
         if reply.stalls {

@@ -6,6 +6,7 @@ import atexit
 import errno
 import fnmatch
 import functools
+import os
 import posixpath
 import shutil
 import tempfile
@@ -33,10 +34,8 @@ def fetch_objects(url: str, patterns: Iterable[str]) -> Path:
         for entry in native.call("list", path=f"{place.rstrip('/')}/{query}"):
             name: str = entry["name"]
             if any(fnmatch.fnmatchcase(name, each) for each in names):
-                found = True
-                copy = folder / inside / name
-                if not copy.exists():
-                    native.call("copy", path=f"{place.rstrip('/')}/{name}{query}", destination=str(copy))
+                found, source = True, f"{place.rstrip('/')}/{name}{query}"
+                native.call("copy", path=source, destination=str(folder / inside / name))
     if not found:
         raise FileNotFoundError(errno.ENOENT, "Nothing that a model needs in the folder", shown_url(url))
     return folder
@@ -46,5 +45,11 @@ def fetch_objects(url: str, patterns: Iterable[str]) -> Path:
 def _copies_of(url: str) -> Path:  # noqa: ARG001 (each has its own)
     """The folder for copies of what lies at `url`."""
     folder = Path(tempfile.mkdtemp(prefix="flashpack-objects-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(_remove, folder, os.getpid())
     return folder
+
+
+def _remove(folder: Path, owner: int) -> None:
+    """Remove the folder, unless this is a child process of the one that made it."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)

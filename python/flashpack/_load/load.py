@@ -208,7 +208,9 @@ def run_load(work: Callable[[ops.How], T], model: OpenModel, device: torch.devic
     """
     on_cuda = device.type == "cuda"
     eager, verify = reading.get("eager"), reading.get("verify")
-    size = model.bytes if on_cuda or eager is not False or verify or model.is_remote else 0
+    size = model.bytes if on_cuda or eager is not False or verify else 0
+    if model.is_remote:  # however small, it may take long, and Ctrl-C must reach Python
+        size = max(model.bytes, INLINE_BYTES)
     # Other threads wait for a stream and queue work on it just as well, as torch's own do, but some streams
     # are this thread's alone.
     here = on_cuda and size >= INLINE_BYTES and ops.is_bound_to_thread(device)

@@ -115,6 +115,10 @@ impl Refusal {
 
     /// `text` on one line, short, and without any value of the query, where signatures are.
     fn clean(&self, text: &str) -> String {
+        let lower = text.to_ascii_lowercase();
+        if ["authorization", "bearer ", "basic "].iter().any(|word| lower.contains(word)) {
+            return "(hidden)".to_owned(); // it may repeat what the request brought
+        }
         let mut text = text.split(|letter: char| letter.is_control() || letter == ' ');
         let mut text = text.by_ref().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
         for value in

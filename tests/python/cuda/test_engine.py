@@ -78,7 +78,7 @@ def operators(path: Path, want: dict[str, Tensor], device: str) -> None:
         got = dict(zip(*ops.load.ignoring(model, ignore_prefixes=["float"], device=on), strict=True))
     assert_arrived(got, {k: v for k, v in want.items() if not k.startswith("float")}, device)
     with loading():
-        blocks = ops.load_blocks(model, device=on)
+        blocks = ops.load.blocks(model, device=on)
     for name in ("large", "bool.5x7", "tied"):
         record = record_of(path, name)
         flat = blocks[record["macroblock"]].narrow(0, record["offset"], record["length"])

@@ -5,7 +5,11 @@ mod meter;
 mod retry;
 mod scatter;
 
-use std::{io::Read as _, thread, time::Instant};
+use std::{
+    io::Read as _,
+    thread,
+    time::{Duration, Instant},
+};
 
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use ureq::Body;
@@ -18,11 +22,15 @@ pub(super) use self::{
 };
 use super::{
     address::Address,
+    agents::Patience,
     client::Client,
     message::{Ask, Refusal},
 };
 use crate::error::Result;
 
+/// A server that sends less than this within the time that it may be silent is taken for silent: 8 MiB may take a quarter of
+/// an hour.
+const LEAST_BYTES: usize = 256 << 10;
 /// Answers in a row that lead elsewhere.
 const MOST_REDIRECTS: u32 = 10;
 
@@ -147,6 +155,7 @@ impl<'a> Exchange<'a> {
     ) -> Option<Fault> {
         let (mut reader, before) = (body.as_reader(), target.left());
         let mut missing = bytes.min(before);
+        let mut pace = Pace::new(&self.client.patience);
         let fault = loop {
             if missing == 0 {
                 // The connection is free for another request when the end is seen.
@@ -158,12 +167,17 @@ impl<'a> Exchange<'a> {
                 Ok(bytes) => {
                     target.advance(bytes);
                     missing -= bytes;
+                    if missing > 0 && pace.is_too_slow(bytes) {
+                        break Some(Fault::Stalled);
+                    }
                 }
                 Err(error) => break Some(error.into()),
             }
         };
-        self.fetched(before - target.left());
-        if target.left() < before {
+        let came = before - target.left();
+        self.fetched(came);
+        let is_stalled = matches!(fault, Some(Fault::Stalled));
+        if came >= LEAST_BYTES || (came > 0 && !is_stalled) {
             self.tries.progressed();
             (self.redirects, self.is_renewed) = (0, false);
         }
@@ -173,6 +187,30 @@ impl<'a> Exchange<'a> {
     /// Counts bytes that came.
     pub(super) fn fetched(&self, bytes: usize) {
         self.meter.fetched(bytes);
+    }
+}
+
+/// How fast a body comes.
+struct Pace {
+    stall: Duration,
+    since: Instant,
+    bytes: usize,
+}
+
+impl Pace {
+    fn new(patience: &Patience) -> Self {
+        Self { stall: patience.stall, since: Instant::now(), bytes: 0 }
+    }
+
+    /// Counts bytes that came; whether there were too few in the time that a server may be silent.
+    fn is_too_slow(&mut self, bytes: usize) -> bool {
+        self.bytes += bytes;
+        let is_over = self.since.elapsed() >= self.stall;
+        let is_slow = is_over && self.bytes < LEAST_BYTES;
+        if is_over {
+            (self.since, self.bytes) = (Instant::now(), 0);
+        }
+        is_slow
     }
 }
 
