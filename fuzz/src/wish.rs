@@ -67,6 +67,7 @@ impl Wish {
             readers: Readers::fixed(1 + usize::from(self.threads % 32 == 31)),
             read_chunk_bytes: of(&CHUNKS, self.chunk),
             direct: false,
+            bridged_bytes: u64::from(self.threads / 64) * 1000,
         }
     }
 
