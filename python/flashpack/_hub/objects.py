@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .._core import native
 from .._core.paths import shown_url
+from .._files.folder import is_plain_name
 
 
 def fetch_objects(url: str, patterns: Iterable[str]) -> Path:
@@ -33,7 +34,8 @@ def fetch_objects(url: str, patterns: Iterable[str]) -> Path:
         place = posixpath.join(base.rstrip("/"), inside)
         for entry in native.call("list", path=f"{place.rstrip('/')}/{query}"):
             name: str = entry["name"]
-            if any(fnmatch.fnmatchcase(name, each) for each in names):
+            # A server may list anything: what is no plain name would be written outside of the folder.
+            if is_plain_name(name) and any(fnmatch.fnmatchcase(name, each) for each in names):
                 found, source = True, f"{place.rstrip('/')}/{name}{query}"
                 native.call("copy", path=source, destination=str(folder / inside / name))
     if not found:

@@ -21,6 +21,7 @@ from helpers import MIB, assert_same
 from remote_model import FOLDER, SAFETENSORS, SHARDS, URL, module, tensors
 from transformers import BertConfig, BertModel
 
+from flashpack._hub import objects  # isort: skip
 from flashpack._hub.client import HubOptions  # isort: skip
 
 
@@ -189,3 +190,17 @@ def test_a_server_without_ranges_is_told_of(model: Store) -> None:
     told = flashpack.explain(URL)
     assert told.note is not None
     assert told.note in str(told)
+
+
+@pytest.mark.parametrize("name", ["../evil.json", "/tmp/evil.json", "..", "a/b.json"])
+def test_a_listing_leads_out_of_no_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def call(op: str, **_: object) -> list[dict[str, object]]:
+        asked.append(op)
+        return [{"name": name, "bytes": 1}]
+
+    monkeypatch.setattr(objects.native, "call", call)
+    with pytest.raises(FileNotFoundError):
+        objects.fetch_objects("s3://bucket/hostile/", ["*"])
+    assert asked == ["list"]
