@@ -1,6 +1,6 @@
 //! A file of a model, and the way to its bytes.
 
-use std::{io, path::Path};
+use std::{io, path::Path, sync::Arc};
 
 use super::{
     FileSource, RemoteFile, Source,
@@ -9,7 +9,6 @@ use super::{
     route::{Asked, Probe, Route, Samples},
 };
 use crate::{error::Result, remote};
-use std::sync::Arc;
 
 /// A file, or an object of a store, with the way that reads of it take.
 #[derive(Clone, Debug)]

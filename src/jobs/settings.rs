@@ -12,11 +12,11 @@ use crate::{
 /// small against any file worth several.
 const HOST_TASK_BYTES: u64 = 8 << 20;
 
-/// Bytes between others that a store is asked for though nobody wants them: they take less time than the 20 to 100 ms of
+/// Gaps up to this are fetched from a store along with their neighbours: that takes less time than the 20 to 100 ms of
 /// another request.
 const BRIDGED_BYTES: u64 = 512 << 10;
-/// Bytes that a reader takes at a time of an object when parts of tensors are loaded: what lies between these it keeps
-/// elsewhere, and of 128 readers that is 256 MiB.
+/// Bytes that a reader fetches at a time when parts of tensors are loaded from a store. What lies between the parts needs
+/// memory of its own: with 128 readers 256 MiB.
 pub(super) const REMOTE_PART_BYTES: u64 = 2 << 20;
 
 /// The threads that read: reads from the page cache keep a processor busy; those that wait for a disk or a network do not.

@@ -178,8 +178,8 @@ pub struct Settings {
     pub read_chunk_bytes: u64,
     /// Whether reads go past the page cache.
     pub direct: bool,
-    /// Bytes that nobody wants are read where there are no more of them between others: a request costs more. Each task is
-    /// one request then; of nothing, it is 0.
+    /// A gap of at most so many bytes between two chunks of a task is read, too, as another request would cost more; each
+    /// task is then one request. With 0 nothing is bridged.
     pub bridged_bytes: u64,
 }
 
