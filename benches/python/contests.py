@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import datetime
 import json
@@ -38,6 +39,53 @@ class Contender(Protocol):
 
 
 C = TypeVar("C", bound=Contender)
+
+
+def parse(words: list[str], about: str | None, names: list[str], settings: list[str], scale: float) -> Any:
+    """The arguments of a benchmark of these contenders; `scale` is that of the model that is timed."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--quick", action="store_true", help="only the checks, on a small model")
+    parser.add_argument("--scale", type=float, help=f"of the model's bytes ({scale} of 1.3B)")
+    parser.add_argument("--rounds", type=int, help="timed runs of each contender (5)")
+    parser.add_argument("--settings", nargs="+", choices=settings)
+    parser.add_argument("--only", nargs="+", choices=names, metavar="CONTENDER", help=", ".join(names))
+    parser.add_argument("--csv", action="store_true", help="write the runs into benches/results")
+    arguments = parser.parse_args(words)
+    arguments.model = "dtypes" if arguments.quick else "1.3B"
+    if arguments.scale is None:
+        arguments.scale = 0.02 if arguments.quick else scale
+    if arguments.rounds is None:
+        arguments.rounds = 0 if arguments.quick else 5
+    return arguments
+
+
+def perform(
+    program: str,
+    arguments: Any,
+    contenders: list[C],
+    rounds: Callable[[str], Rounds[C]],
+    titles: Mapping[str, str],
+    bars: Sequence[Bar],
+    peers: Sequence[str],
+) -> None:
+    """Check and time the contenders in each setting, and print what that comes to.
+
+    `titles` are those of all settings. Raises SystemExit for an error of a contender that is none of `peers`.
+    """
+    names = [each.name for each in contenders]
+    chosen = [each for each in contenders if each.name in (arguments.only or {each.name})]
+    rows: list[Row] = []
+    for setting in arguments.settings:
+        rows += checked_then_timed(rounds(setting), chosen, arguments.rounds)
+        medians = show(titles[setting], names, report.select(rows, setting=setting))
+        if not arguments.quick:
+            compare(list(titles).index(setting), bars, medians)
+    if arguments.csv:
+        print(write(program, rows, ["python", f"benches/python/{program}.py", *sys.argv[1:]]))
+    if any(row["error"] for row in rows if row["contender"] not in peers):
+        raise SystemExit("a load of this package gave an error or wrong bytes")
+
+
 Rounds = Callable[[list[C], int, bool], list[Row]]
 """Contenders, how many rounds of them, whether their bytes are checked."""
 

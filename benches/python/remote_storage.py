@@ -8,7 +8,6 @@ share the processors, and the files are in the page cache.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import os
@@ -25,7 +24,6 @@ import limits
 import loads
 import measure
 import peers
-import report
 from contests import BUILD, Row
 
 if TYPE_CHECKING:
@@ -113,40 +111,13 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         print(json.dumps(run(json.loads(sys.argv[2]))), flush=True)
         os._exit(0)  # nothing is gained by freeing gigabytes
-    arguments = parse(sys.argv[1:])
-    chosen = [each for each in CONTENDERS if each.name in (arguments.only or {each.name})]
-    bench = Bench(arguments.model, arguments.scale)
-    rows: list[Row] = []
-    for setting in arguments.settings:
-        rounds = functools.partial(bench.rounds, setting)
-        rows += contests.checked_then_timed(rounds, chosen, arguments.rounds)
-        names = [each.name for each in CONTENDERS]
-        medians = contests.show(setting, names, report.select(rows, setting=setting))
-        if not arguments.quick:
-            contests.compare(list(SETTINGS).index(setting), BARS, medians)
-    if arguments.csv:
-        command = ["python", "benches/python/remote_storage.py", *sys.argv[1:]]
-        print(contests.write("remote_storage", rows, command))
-    if any(row["error"] for row in rows if row["contender"] not in RUNAIS + HUBS):
-        raise SystemExit("a load of this package gave an error or wrong bytes")
-
-
-def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="only the checks, on a small model")
-    parser.add_argument("--scale", type=float, help="of the model's bytes (0.373 of 1.3B, 1 GB)")
-    parser.add_argument("--rounds", type=int, help="timed runs of each contender (5)")
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS)[:1])
     names = [each.name for each in CONTENDERS]
-    parser.add_argument("--only", nargs="+", choices=names, metavar="CONTENDER", help=", ".join(names))
-    parser.add_argument("--csv", action="store_true", help="write the runs into benches/results")
-    arguments = parser.parse_args(words)
-    arguments.model = "dtypes" if arguments.quick else "1.3B"
-    if arguments.scale is None:
-        arguments.scale = 0.02 if arguments.quick else 0.373
-    if arguments.rounds is None:
-        arguments.rounds = 0 if arguments.quick else 5
-    return arguments
+    arguments = contests.parse(sys.argv[1:], __doc__, names, list(SETTINGS), scale=0.373)
+    arguments.settings = arguments.settings or list(SETTINGS)[:1]
+    bench = Bench(arguments.model, arguments.scale)
+    rounds = functools.partial(functools.partial, bench.rounds)
+    titles = {name: name for name in SETTINGS}
+    contests.perform("remote_storage", arguments, CONTENDERS, rounds, titles, BARS, RUNAIS + HUBS)
 
 
 class Bench:

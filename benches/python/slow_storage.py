@@ -8,7 +8,6 @@ behind the mount are in the page cache: what takes time is what slowfs adds. Nee
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import os
@@ -24,7 +23,6 @@ import limits
 import loads
 import measure
 import peers
-import report
 from contests import BUILD, Row
 from limits import Limit
 from loads import Load
@@ -96,42 +94,13 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         print(json.dumps(run(json.loads(sys.argv[2]))), flush=True)
         os._exit(0)  # nothing is gained by freeing gigabytes
-    arguments = parse(sys.argv[1:])
-    chosen = [each for each in CONTENDERS if each.name in (arguments.only or {each.name})]
-    bench = Bench(arguments.model, arguments.scale)
-    rows: list[Row] = []
-    for setting in arguments.settings:
-        rounds = functools.partial(bench.rounds, setting)
-        rows += contests.checked_then_timed(rounds, chosen, arguments.rounds)
-        title = f"{setting}, {SETTINGS[setting]['total_mb_per_s']} MB/s in all"
-        names = [each.name for each in CONTENDERS]
-        medians = contests.show(title, names, report.select(rows, setting=setting))
-        if not arguments.quick:
-            contests.compare(list(SETTINGS).index(setting), BARS, medians)
-    if arguments.csv:
-        command = ["python", "benches/python/slow_storage.py", *sys.argv[1:]]
-        print(contests.write("slow_storage", rows, command))
-    if any(row["error"] for row in rows if row["contender"] not in PEERS):
-        raise SystemExit("a load of this package gave an error or wrong bytes")
-
-
-def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="only the checks, on a small model")
-    parser.add_argument("--scale", type=float, help="of the models' bytes (0.3 of 1.3B, 805 MB)")
-    parser.add_argument("--rounds", type=int, help="timed runs of each contender (5)")
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS)
     names = [each.name for each in CONTENDERS]
-    parser.add_argument("--only", nargs="+", choices=names, metavar="CONTENDER", help=", ".join(names))
-    parser.add_argument("--csv", action="store_true", help="write the runs into benches/results")
-    arguments = parser.parse_args(words)
-    arguments.model = "dtypes" if arguments.quick else "1.3B"
+    arguments = contests.parse(sys.argv[1:], __doc__, names, list(SETTINGS), scale=0.3)
     arguments.settings = arguments.settings or list(SETTINGS)[1 if arguments.quick else 0 :]
-    if arguments.scale is None:
-        arguments.scale = 0.02 if arguments.quick else 0.3
-    if arguments.rounds is None:
-        arguments.rounds = 0 if arguments.quick else 5
-    return arguments
+    bench = Bench(arguments.model, arguments.scale)
+    rounds = functools.partial(functools.partial, bench.rounds)
+    titles = {name: f"{name}, {setting['total_mb_per_s']} MB/s in all" for name, setting in SETTINGS.items()}
+    contests.perform("slow_storage", arguments, CONTENDERS, rounds, titles, BARS, PEERS)
 
 
 class Bench:
