@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import inspect
 import os
 import sys
@@ -30,13 +31,50 @@ def is_ignored_tensor_name(
     ignore_names: Iterable[str] | None = None,
     ignore_prefixes: Iterable[str] | None = None,
     ignore_suffixes: Iterable[str] | None = None,
+    include: Iterable[str] | None = None,
 ) -> bool:
-    """True when `name` is listed, starts with a listed prefix or ends with a listed suffix."""
+    """True when `name` is listed, starts or ends with what is listed, or does not fit `include`."""
     return (
         name in (ignore_names or ())
         or name.startswith(tuple(ignore_prefixes or ()))
         or name.endswith(tuple(ignore_suffixes or ()))
+        or (include is not None and not any(fits(name, pattern) for pattern in include))
     )
+
+
+def fits(name: str, pattern: str) -> bool:
+    """Whether a pattern of `include=` selects the tensor `name`.
+
+    With `*`, `?` or `[` it is a glob for the whole name, where `*` stands for dots as well. Any other is the
+    name of a tensor or of a module, and selects all below it: "layers.1" selects "layers.1.bias", not
+    "layers.10.bias".
+    """
+    if any(mark in pattern for mark in "*?["):
+        return fnmatch.fnmatchcase(name, pattern)
+    return name == pattern or name.startswith(f"{pattern.removesuffix('.')}.")
+
+
+def included(shown: str, names: Iterable[str], include: Sequence[str]) -> list[str]:
+    """Those `names` of a file that `include` selects. Raises ValueError for a pattern that fits none."""
+    known = list(names)
+    for pattern in include:
+        if not any(fits(name, pattern) for name in known):
+            modules = {name[:place] for name in known for place, mark in enumerate(name) if mark == "."}
+            hint = close_match(pattern, [*modules, *known])
+            meant = f"; did you mean {quoted(hint)}?" if hint else ""
+            raise ValueError(
+                f"{clipped(shown)}: include: {quoted(pattern)} fits none of {len(known)} tensors{meant}"
+            )
+    return [name for name in known if not is_ignored_tensor_name(name, include=include)]
+
+
+def include_tuple(include: Iterable[str] | None) -> tuple[str, ...] | None:
+    """The patterns of `include=`; None for all. Raises ValueError for an empty list and a lone string."""
+    if include is None:
+        return None
+    if not (patterns := name_tuple("include", include)):
+        raise ValueError("include is empty, which selects nothing: leave it out to load everything")
+    return patterns
 
 
 def filter_state_dict(
@@ -44,12 +82,13 @@ def filter_state_dict(
     ignore_names: Iterable[str] | None = None,
     ignore_prefixes: Iterable[str] | None = None,
     ignore_suffixes: Iterable[str] | None = None,
+    include: Iterable[str] | None = None,
 ) -> dict[str, T]:
     """The entries of `state_dict` whose names are not ignored, in its order."""
     return {
         name: value
         for name, value in state_dict.items()
-        if not is_ignored_tensor_name(name, ignore_names, ignore_prefixes, ignore_suffixes)
+        if not is_ignored_tensor_name(name, ignore_names, ignore_prefixes, ignore_suffixes, include)
     }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from .._core import ops
 from .._core.dtypes import is_castable
 from .._core.index import records_of
-from .._core.names import is_ignored_tensor_name, name_tuple
+from .._core.names import include_tuple, included, is_ignored_tensor_name, name_tuple
 from .._core.native import Counter
 from .._core.paths import StrPath
 from .._core.progress import INLINE_BYTES, Silent, run
@@ -56,6 +56,7 @@ def load_file(
     progress: Callable[[int, int], None] | None = None,
     dtype: torch.dtype | str = "file",
     cache_dir: StrPath | None = None,
+    include: Iterable[str] | None = None,
 ) -> dict[str, Tensor]:
     """The tensors of a FlashPack or safetensors file, in file order, or those of `names` in that order.
 
@@ -66,6 +67,10 @@ def load_file(
     Each may be a URL: s3://bucket/key, gs://bucket/object, az://container/blob, https://host/path,
     hf://owner/repository@revision/file. Such loads are always eager; they leave nothing on the disk but what
     `cache_dir`, or FLASHPACK_CACHE, keeps for the next load.
+
+    `include` selects by patterns instead, in file order. With `*`, `?` or `[` a pattern is a glob for the
+    whole name ("*.bias"; `*` stands for dots as well). Any other names a tensor, or a module with all below
+    it: "layers.1" selects "layers.1.bias", not "layers.10.bias". Each must fit something.
 
     `slices` maps names to `(dim, start, stop)`, or to several of these for different dimensions: of those
     tensors only that part is loaded. No more than 8 KiB beyond the part are read for each of its runs of
@@ -82,16 +87,21 @@ def load_file(
     are cast to while they are loaded; all others, and by default all, have the file's.
 
     Raises FlashPackError or ChecksumError for a file that is not sound, OSError for one that cannot be
-    read, ValueError for a name or a part that it does not hold, or a dtype that is not floating.
+    read, ValueError for a name or a part that it does not hold, a pattern that fits nothing, or a dtype
+    that is not floating.
     """
     floats = requested_dtype(dtype)
     if floats == "model":
         raise ValueError('dtype="model" is for loads into a model')
     wanted = None if names is None else list(dict.fromkeys(name_tuple("names", names)))
+    patterns = include_tuple(include)
+    if patterns and wanted is not None:
+        raise ValueError("names and include both select: pass one of them")
     cuts = parse_slices(slices)
     with opened(path, cache_dir) as model:
-        if cuts and wanted is None:
+        if (cuts or patterns) and wanted is None:
             wanted = [name for name, _, _ in records_of(model.footer)]
+            wanted = included(model.shown, wanted, patterns) if patterns else wanted
         load = functools.partial(load_tensors, model, as_device(device), eager=eager, verify=verify)
         silent: Silent = progress or True
         if floats == "file":
@@ -166,6 +176,8 @@ def load_tensors(
     **reading: Unpack[Reading],
 ) -> dict[str, Tensor]:
     """Load by name, `slices` of some of these, or everything that is not ignored."""
+    if ignore and ignore.get("include"):  # of which the native side knows nothing
+        names = list(described(model.footer, ignore))
     if names is not None:
         listed = load_list(model, names, device, slices=_ops_slices(names, slices or {}), **reading)
         return dict(zip(names, listed, strict=True))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 from .._core.constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS, SHARD_STRATEGIES
-from .._core.names import is_ignored_tensor_name, name_tuple
+from .._core.index import records_of
+from .._core.names import include_tuple, included, is_ignored_tensor_name, name_tuple
 from .._core.native import environment
 from .._core.paths import StrPath
 from .._core.progress import Silent
@@ -30,6 +31,18 @@ def resolve_shard_strategy(strategy: str | None = None) -> str:
     return name
 
 
+class Described(Protocol):
+    """An open model, whoever opened it."""
+
+    @property
+    def shown(self) -> str:
+        """What messages call it."""
+
+    @property
+    def footer(self) -> dict[str, Any]:
+        """Its footer."""
+
+
 @dataclass(frozen=True)
 class LoadOptions:
     """How a file is loaded into a model. Raises ValueError on construction for what makes no sense.
@@ -41,6 +54,7 @@ class LoadOptions:
     `in_place`: fill the memory that the model's tensors have, instead of giving them other memory.
     `dtype`: "file", "model" or a dtype, as `requested_dtype` gives it: what floating tensors are cast to.
     `cache_dir`: the folder that keeps a copy of what is read by URL.
+    `include`: patterns, as `fits` takes them, of the only tensors that are loaded; None for all.
     """
 
     device: Device | None = None
@@ -67,6 +81,7 @@ class LoadOptions:
     progress: Callable[[int, int], None] | None = None
     dtype: DtypeLike = "file"
     cache_dir: StrPath | None = None
+    include: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", requested_dtype(self.dtype))
@@ -78,6 +93,7 @@ class LoadOptions:
             object.__setattr__(self, "device", as_device(self.device))
         for option in ("ignore_names", "ignore_prefixes", "ignore_suffixes"):
             object.__setattr__(self, option, name_tuple(option, getattr(self, option)))
+        object.__setattr__(self, "include", include_tuple(self.include))
         for option in ("num_streams", "chunk_bytes"):
             if getattr(self, option) < 1:
                 raise ValueError(f"{option} must be at least 1, not {getattr(self, option)}")
@@ -100,12 +116,18 @@ class LoadOptions:
 
     @property
     def ignore(self) -> dict[str, tuple[str, ...]]:
-        """The three ignore options, as the native side takes them."""
+        """The ignore options, as the native side takes them, and `include` if it is given."""
         return {
             "ignore_names": self.ignore_names,
             "ignore_prefixes": self.ignore_prefixes,
             "ignore_suffixes": self.ignore_suffixes,
+            **({} if self.include is None else {"include": self.include}),
         }
+
+    def check_include(self, weights: Described) -> None:
+        """Raise ValueError for a pattern of `include` that fits no tensor of the file."""
+        if self.include is not None:
+            included(weights.shown, [name for name, _, _ in records_of(weights.footer)], self.include)
 
     def ignores(self, name: str) -> bool:
         """Whether the record or the model's tensor of this name is left alone."""

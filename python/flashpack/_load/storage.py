@@ -169,6 +169,7 @@ def iterate_from_flash_tensor(
     ignore_names: Iterable[str] | None = None,
     ignore_prefixes: Iterable[str] | None = None,
     ignore_suffixes: Iterable[str] | None = None,
+    include: Iterable[str] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, view into its block) of every record that is not ignored, in file order.
 
@@ -182,7 +183,7 @@ def iterate_from_flash_tensor(
         _check_bounds(record, _block_of(record, blocks))
     for record in metadata["index"]:
         name = record["name"]
-        if not is_ignored_tensor_name(name, ignore_names, ignore_prefixes, ignore_suffixes):
+        if not is_ignored_tensor_name(name, ignore_names, ignore_prefixes, ignore_suffixes, include):
             yield name, _view(record, _block_of(record, blocks))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -62,6 +62,7 @@ def assign_from_file(
     progress: Callable[[int, int], None] | None = None,
     dtype: torch.dtype | str = "file",
     cache_dir: StrPath | None = None,
+    include: Iterable[str] | None = None,
 ) -> IncompatibleKeys:
     """Give `model` the weights of a file, or of several, that `load_file` takes, by their names.
 
@@ -88,7 +89,8 @@ def assign_from_file(
     `_flash_shared_storage_meta`. The tensors then share the blocks' storages, as on CUDA they always do, and
     diffusers' `save_pretrained(max_shard_size=...)` writes them as one shard: use
     `save_pretrained_flashpack(max_shard_size=...)`, or clone them first.
-    `eager`, `verify`, `progress` and `cache_dir` as in `load_file`.
+    `eager`, `verify`, `progress` and `cache_dir` as in `load_file`, and the patterns of `include`: all else
+    is left alone, in the file as in the model, as what is ignored is.
 
     `in_place=True` fills the memory that the model's tensors have already: every data_ptr stays, as CUDA
     graphs and hot swaps of weights need, and no second copy of the model is made. Shapes and, unless `dtype`
@@ -139,6 +141,7 @@ def _assign(
             tensors = dict(zip(*find_tensors(model)[:2], strict=True))
             _report(_all_but(model, incompatible), tensors, weights)
         return incompatible
+    options.check_include(weights)
     if loads_flat(model):
         return hand_over(model, weights, options)
     note_own_blocks(model)
@@ -275,6 +278,7 @@ def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, op
     with load_together(path, device, options) as file:
         held, slots, retained = find_held(model), find_slots(model), None
         ranks, described = file.ranks, file.described(options.ignore)
+        ranks.agree(lambda: options.check_include(file))
         match = ranks.agree(lambda: _match_together(model, described, slots, held, device, shown, options))
         dtypes = dtypes_of(match.slots, described, options)
         if options.keep_flash_ref_on_model:

@@ -100,7 +100,9 @@ class LoadRequest:
     @functools.cached_property
     def weights(self) -> OpenModel:
         """The file at `path`, opened once."""
-        return OpenModel(self.path, self.options.cache_dir)
+        model = OpenModel(self.path, self.options.cache_dir)
+        self.options.check_include(model)
+        return model
 
     @property
     def target(self) -> torch.device:

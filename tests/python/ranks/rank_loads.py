@@ -90,6 +90,26 @@ def assign_in_every_mode(path: str, meta: bool) -> None:
         assert_same(loaded, expected)
 
 
+def assign_only(path: str) -> list[str]:
+    """One layer alone; returns what is said of a pattern that fits nothing."""
+    told = []
+    for sharded, strategy in MODES:
+        model = Model(seed=dist.get_rank() + 1)
+        before = model.second.weight.detach().clone()
+        options: dict[str, Any] = {
+            "use_distributed_loading": True,
+            "distributed_sharded": sharded,
+            "distributed_shard_strategy": strategy,
+        }
+        flashpack.assign_from_file(model, path, include=["first"], **options)
+        assert_same(model.first.state_dict(), Model().first.state_dict())
+        assert torch.equal(model.second.weight, before)
+        with pytest.raises(ValueError, match="include") as caught:
+            flashpack.assign_from_file(model, path, include=["third"], **options)
+        told.append(str(caught.value))
+    return told
+
+
 def fails(path: str, how: str, sharded: bool) -> dict[str, Any]:
     """The error that this rank got, and after how many seconds.
 

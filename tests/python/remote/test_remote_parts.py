@@ -57,3 +57,16 @@ def test_metadata_costs_the_footer(model: Store) -> None:
     requests = model.take()
     assert len(requests) <= 2
     assert sent(requests) <= 2 * OPENING
+
+
+def test_what_is_included_costs_its_bytes(model: Store) -> None:
+    got = within(lambda: flashpack.load_file(URL, include=["t[02]"]))
+    assert_same(got, {name: tensors()[name] for name in ("t0", "t2")})
+    needed = sum(tensor.nbytes for tensor in got.values())
+    assert needed <= sent(model.take()) <= needed + 4 * DIGESTED + OPENING
+
+    into = torch.nn.Module()
+    into.register_buffer("t1", torch.zeros_like(tensors()["t1"]))
+    within(lambda: flashpack.assign_from_file(into, URL, include=["t1"]))
+    assert bits(into.t1) == bits(tensors()["t1"])
+    assert sent(model.take()) <= into.t1.nbytes + 2 * DIGESTED + OPENING
