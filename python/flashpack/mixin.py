@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
@@ -20,9 +21,12 @@ from ._core.names import (
     warn_of_unused,
 )
 from ._core.paths import StrPath
+from ._files.opened import OpenModel
 from ._files.sources import ModelPath, model_path, shown_path
+from ._load.load import as_device
 from ._load.meta import left_on_meta, parameters_on_meta
 from ._load.options import OPTION_NAMES, LoadOptions
+from ._module.arguments import arguments_metadata, completed, described_for, remember
 from ._module.assign import assign, assign_from_file
 from ._save.pack import pack_to_file
 
@@ -33,12 +37,25 @@ M = TypeVar("M", bound="FlashPackMixin")
 _RANKS = ("rank", "local_rank", "world_size")
 
 
+class _SignatureOfInit:
+    """The signature of a class: its constructor's, whatever `__new__` takes."""
+
+    def __get__(self, instance: object, owner: type[Any]) -> inspect.Signature:
+        if instance is not None:
+            raise AttributeError("__signature__")
+        signature = inspect.signature(owner.__init__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
 class FlashPackMixin:
     """Mix into an nn.Module class, before or after nn.Module.
 
     Class attributes: `flashpack_init_method` names a classmethod to build the model with instead of the
     class itself; `flashpack_coerce_dtype` and `flashpack_ignore_*` are defaults for loading, for where the
     caller gives nothing or None.
+
+    The arguments of the constructor are kept in the file, if they are plain values: numbers, strings, bools,
+    None, dtypes, and lists, tuples and dicts of these. `from_flashpack` needs none then.
     """
 
     flashpack_coerce_dtype: ClassVar[bool] = False
@@ -46,6 +63,15 @@ class FlashPackMixin:
     flashpack_ignore_names: ClassVar[list[str] | None] = None
     flashpack_ignore_prefixes: ClassVar[list[str] | None] = None
     flashpack_ignore_suffixes: ClassVar[list[str] | None] = None
+    __signature__ = _SignatureOfInit()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make the object, and remember the arguments of its constructor."""
+        make = super().__new__
+        made = make(cls) if make is object.__new__ else make(cls, *args, **kwargs)
+        if isinstance(made, nn.Module):
+            remember(made, inspect.signature(cls), args, kwargs)
+        return made
 
     @classmethod
     def from_flashpack(
@@ -61,7 +87,8 @@ class FlashPackMixin:
 
         Keyword arguments that are options of `assign_from_file` are taken as such. `args` and those of the
         other keyword arguments that the initialiser knows go to it; the rest have no effect, and a warning
-        names them. `rank`, `local_rank` and `world_size` go to both, `dtype` to an initialiser that has a
+        names them. What they leave out is as it was when the model was saved, if its file keeps that.
+        `rank`, `local_rank` and `world_size` go to both, `dtype` to an initialiser that has a
         parameter of this name, else to the load. `device` defaults to the CPU.
 
         Raises what `assign_from_file` raises; warns about tensors that the file left on the meta device.
@@ -71,11 +98,16 @@ class FlashPackMixin:
         chosen = {name: value for name, value in kwargs.items() if name not in own or name in _RANKS}
         target = "cpu" if device is None else device
         options = LoadOptions.of(cls, {**chosen, "device": target, "silent": silent})
+        source: ModelPath | OpenModel = path
+        if build is cls:
+            source, footer = described_for(path, as_device(target), options)
+            bound = completed(inspect.signature(cls), args, own, footer, _shown(path))
+            args, own = bound.args, bound.kwargs
         with parameters_on_meta():
             model: M = build(*args, **own)
         if not isinstance(model, nn.Module):
             raise TypeError(f"from_flashpack needs a torch.nn.Module, not {type(model).__name__}")
-        assign(model, path, options)
+        assign(model, source, options)
         model.eval()
         _warn_of_leftovers(model, path)
         return model
@@ -103,6 +135,7 @@ class FlashPackMixin:
             align_bytes,
             silent,
             num_workers,
+            metadata=arguments_metadata(self),
             checksum=checksum,
             max_shard_size=max_shard_size,
         )
@@ -122,8 +155,11 @@ def _init_arguments(build: Callable[..., Any], kwargs: dict[str, Any]) -> dict[s
 
 def _warn_of_leftovers(model: nn.Module, path: ModelPath) -> None:
     if leftovers := left_on_meta(model):
-        shown = clipped(shown_path(model_path(path)))
         warn(
-            f"{len(leftovers)} tensor(s) remain on the meta device after loading from {shown} "
+            f"{len(leftovers)} tensor(s) remain on the meta device after loading from {_shown(path)} "
             f"and have no data: {listed(leftovers)}. Using the model will crash or produce incorrect results."
         )
+
+
+def _shown(path: ModelPath) -> str:
+    return clipped(shown_path(model_path(path)))

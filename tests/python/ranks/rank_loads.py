@@ -110,6 +110,22 @@ def assign_only(path: str) -> list[str]:
     return told
 
 
+class Built(nn.Module, flashpack.FlashPackMixin):
+    """Cannot be built without an argument."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, 3)
+
+
+def build(path: str) -> int:
+    """A model with the arguments that the file keeps, which only the first rank has."""
+    own = path if dist.get_rank() == 0 else f"{path}.gone"
+    model = Built.from_flashpack(own, use_distributed_loading=True)
+    assert_same(model.state_dict(), flashpack.load_file(path))
+    return model.layer.in_features
+
+
 def fails(path: str, how: str, sharded: bool) -> dict[str, Any]:
     """The error that this rank got, and after how many seconds.
 

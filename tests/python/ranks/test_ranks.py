@@ -72,6 +72,11 @@ def test_models_of_all_ranks_are_filled(meta: bool, model_file: Path) -> None:
     assert ranks.run(loads.assign_in_every_mode, 3, str(model_file), meta, **SHARD_BYTES) == [None] * 3
 
 
+def test_models_are_built_with_the_arguments_that_the_readers_file_keeps(path: Path) -> None:
+    loads.Built(7).save_flashpack(path)
+    assert ranks.run(loads.build, 2, str(path)) == [7, 7]
+
+
 def test_only_what_is_included_is_assigned(model_file: Path) -> None:
     told = ranks.run(loads.assign_only, 2, str(model_file), **SHARD_BYTES)
     assert told == [[f"{model_file}: include: 'third' fits none of 5 tensors"] * 3] * 2
