@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ._inspect.verify import get_flashpack_file_metadata as get_flashpack_file_metadata
     from ._inspect.verify import is_flashpack_file as is_flashpack_file
     from ._inspect.verify import verify_file as verify_file
+    from ._load.checkpoint import load_checkpoint as load_checkpoint
     from ._load.file import FlashPackFile as FlashPackFile
     from ._load.file import open as open  # noqa: A004 (only ever flashpack.open)
     from ._load.load import load_file as load_file
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ._module.assign import assign_from_file as assign_from_file
     from ._parallel.load import load_sharded as load_sharded
     from ._ranks.load import read_flashpack_file_distributed as read_flashpack_file_distributed
+    from ._save.checkpoint import save_checkpoint as save_checkpoint
     from ._save.pack import pack_to_file as pack_to_file
     from ._save.pack import save_file as save_file
     from ._save.sign import sign_file as sign_file
@@ -65,12 +67,14 @@ _HOMES = {
     "_core.ops": ("release_pinned_pool",),
     "_inspect.explain": ("Explanation", "explain"),
     "_inspect.verify": ("get_flashpack_file_metadata", "is_flashpack_file", "verify_file"),
+    "_load.checkpoint": ("load_checkpoint",),
     "_load.file": ("FlashPackFile", "open"),
     "_load.load": ("load_file",),
     "_load.report": ("LoadReport", "last_load"),
     "_module.assign": ("assign_from_file",),
     "_parallel.load": ("load_sharded",),
     "_ranks.load": ("read_flashpack_file_distributed",),
+    "_save.checkpoint": ("save_checkpoint",),
     "_save.pack": ("pack_to_file", "save_file"),
     "_save.sign": ("sign_file",),
     "integrations": ("patch_integrations",),

@@ -15,7 +15,7 @@ import pytest
 import torch
 import upstream
 from flashpack import FlashPackError, FlashPackMixin
-from flashpack._load.plain import from_json, to_json
+from flashpack._files.plain import from_json, to_json
 from flashpack._module.arguments import KEY
 from helpers import assert_same
 from torch import nn

@@ -22,3 +22,6 @@ SHARD_STRATEGIES = (SHARD_STRATEGY_CONTIGUOUS, SHARD_STRATEGY_WINDOWS)
 DEFAULT_SHARD_STRATEGY = SHARD_STRATEGY_CONTIGUOUS
 DEFAULT_SHARD_BYTES = 256 * 1024 * 1024  # the most that a rank reads at a time
 SHARD_ALIGN_BYTES = 4096  # what it reads begins at a multiple of this
+
+# The key of a file's metadata that holds the values of a checkpoint beside its tensors, as JSON.
+CHECKPOINT_KEY = "flashpack.checkpoint"

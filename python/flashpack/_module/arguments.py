@@ -12,9 +12,9 @@ import torch
 from .._core.errors import FlashPackError
 from .._core.names import clipped, quoted, warn
 from .._files.opened import OpenModel
+from .._files.plain import from_json, to_json
 from .._files.sources import ModelPath, model_path
 from .._load.options import LoadOptions
-from .._load.plain import from_json, to_json
 from .._ranks.group import world_size_of
 from .._ranks.load import load_together
 

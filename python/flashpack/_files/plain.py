@@ -103,8 +103,9 @@ def _mapping(
 
 
 def _named(name: str, value: Tensor, tensors: dict[str, Tensor]) -> str:
-    """A free name for the tensor: "a.b" may be a key, or lead to one."""
+    """A free name for the tensor: "a.b" may be a key, or lead to one: no record ends as extra state does."""
     name, number = name.removeprefix(".") or "tensor", 1
+    name += "#" if name.endswith("_extra_state") else ""
     free = name
     while free in tensors:
         number += 1
