@@ -18,10 +18,10 @@ from torch import nn
 from .._core.paths import StrPath, text_path
 from .._files.opened import OpenModel
 from .._load.options import LoadOptions
-from .._module.assign import assign, assign_to
+from .._module.assign import assign, assign_from_file, assign_to
 from .._module.slots import find_slots
 
-__all__ = ["disk_offload", "load_checkpoint_and_dispatch"]
+__all__ = ["disk_offload", "load_checkpoint_and_dispatch", "load_checkpoint_in_model"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -73,13 +73,36 @@ def load_checkpoint_and_dispatch(
     chosen = _map(model, weights, options)
     if isinstance(device_map, str):
         device_map = _inferred(model, device_map, max_memory, no_split_module_classes)
+    places = _spread(model, weights, device_map, chosen)
+    dispatched: M = accelerate.dispatch_model(model, places, **hooks)
+    return dispatched
+
+
+def load_checkpoint_in_model(
+    model: nn.Module, path: StrPath, device_map: Mapping[str, Device] | None = None, **options: Any
+) -> None:
+    """Load into `model`, on the devices of the map but without hooks, as accelerate's function of this name.
+
+    Without a map each tensor stays on its device; those on the meta device go to the CPU. What the map says
+    is on "cpu" or "disk" is mapped. `options` are those of `assign_from_file`, and what it raises is raised.
+    """
+    if device_map is None:
+        assign_from_file(model, path, **options)
+        return
+    weights = OpenModel(text_path(path))
+    _spread(model, weights, device_map, _map(model, weights, options))
+
+
+def _spread(
+    model: nn.Module, weights: OpenModel, device_map: Mapping[str, Device], options: LoadOptions
+) -> dict[str, Device]:
+    """Load each tensor to its device; returns the map, in which nothing is on "disk": it is mapped."""
     places: dict[str, Device] = {
         name: "cpu" if device in _OFFLOADED else device for name, device in device_map.items()
     }
     devices = {name: _place_of(name, places) for name in find_slots(model)}
-    assign_to(model, weights, devices, replace(chosen, device="cpu", eager=False))
-    dispatched: M = accelerate.dispatch_model(model, places, **hooks)
-    return dispatched
+    assign_to(model, weights, devices, replace(options, device="cpu", eager=False))
+    return places
 
 
 def _taken(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -10,7 +10,11 @@ import accelerate
 import flashpack
 import pytest
 import torch
-from flashpack.integrations.accelerate import disk_offload, load_checkpoint_and_dispatch
+from flashpack.integrations.accelerate import (
+    disk_offload,
+    load_checkpoint_and_dispatch,
+    load_checkpoint_in_model,
+)
 from helpers import MIB, assert_same, flip_byte
 from torch import Tensor, nn
 
@@ -133,3 +137,22 @@ def test_what_waits_in_the_file_is_verified_if_asked_for(path: Path) -> None:
     load_checkpoint_and_dispatch(nn.Linear(64, 64), path, {"": "disk"})
     with pytest.raises(flashpack.ChecksumError):
         load_checkpoint_and_dispatch(nn.Linear(64, 64), path, {"": "disk"}, verify=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("device_map", [None, {"layers": "cpu", "": "disk"}], ids=["no map", "map"])
+def test_a_checkpoint_is_loaded_without_hooks(
+    device_map: Any, tower: Tower, path: Path, tmp_path: Path
+) -> None:
+    accelerate.Accelerator().save_model(tower, tmp_path / "theirs")
+    ours, theirs = empty(), empty()
+    load_checkpoint_in_model(ours, path, device_map)
+    accelerate.load_checkpoint_in_model(theirs, tmp_path / "theirs")
+    x = torch.randn(4, WIDTH)
+    assert torch.equal(ours(x), tower(x))
+    assert_same(ours.state_dict(), tower.state_dict())
+    assert not hasattr(ours, "_hf_hook")
+    names = [name for name, each in theirs.state_dict().items() if not each.is_meta]
+    assert_same(
+        {name: ours.state_dict()[name] for name in names}, {name: theirs.state_dict()[name] for name in names}
+    )

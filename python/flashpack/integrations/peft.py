@@ -1,0 +1,71 @@
+"""PEFT: an adapter in a folder with `adapter_model.flashpack` and PEFT's own configuration beside it.
+
+PEFT itself names, casts and places the tensors, as for safetensors: adapters are small.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from .._convert.convert import convert_to_flashpack
+from .._convert.revert import revert_from_flashpack
+from .._core.paths import StrPath, text_path
+from ._saving import folder_to_save
+
+if TYPE_CHECKING:
+    import peft
+    from torch import nn
+
+__all__ = ["load_adapter", "save_adapter"]
+
+WEIGHTS = "adapter_model.flashpack"
+
+
+def save_adapter(
+    model: peft.PeftModel, folder: StrPath, adapter_name: str = "default", **options: Any
+) -> None:
+    """Write one adapter of `model` to a folder, which is made unless it exists.
+
+    `options` are those of PEFT's `save_pretrained`. The names in the file have no adapter's name in them, so
+    that it loads under any.
+
+    Raises ValueError for an adapter that the model does not have, and what the two libraries raise.
+    """
+    target = folder_to_save(folder)
+    with TemporaryDirectory(prefix="flashpack-") as scratch:
+        model.save_pretrained(scratch, selected_adapters=[adapter_name], **options)
+        plain = Path(scratch) if adapter_name == "default" else Path(scratch, adapter_name)
+        convert_to_flashpack(plain, f"{target}/")
+
+
+def load_adapter(
+    model: nn.Module | peft.PeftModel, folder: StrPath, adapter_name: str = "default", **options: Any
+) -> peft.PeftModel:
+    """`model` with the adapter of a folder under this name: a PeftModel, itself if it is one.
+
+    `options` are those of PEFT's `load_adapter` or, for another model, of its `PeftModel.from_pretrained`.
+    Raises FileNotFoundError for a folder without `adapter_model.flashpack`, and what PEFT raises.
+    """
+    import peft
+
+    with plain_adapter(folder) as plain:
+        if isinstance(model, peft.PeftModel):
+            model.load_adapter(plain, adapter_name, **options)
+            return model
+        return peft.PeftModel.from_pretrained(model, plain, adapter_name, **options)
+
+
+@contextmanager
+def plain_adapter(folder: StrPath) -> Iterator[str]:
+    """A temporary folder with the adapter as PEFT itself saves it."""
+    source = Path(text_path(folder))
+    with TemporaryDirectory(prefix="flashpack-") as scratch:
+        revert_from_flashpack(source / WEIGHTS, Path(scratch, "adapter_model.safetensors"))
+        for config in source.glob("adapter_config.json"):
+            shutil.copyfile(config, Path(scratch, config.name))
+        yield scratch

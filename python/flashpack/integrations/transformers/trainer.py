@@ -1,0 +1,74 @@
+"""transformers' Trainer: checkpoints with FlashPack weights, and training that is resumed from them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..._convert.convert import convert_to_flashpack
+from ..._files.folder import weights_name
+from ..._files.sources import files_of
+from ..._module.assign import assign_from_file
+from .._weights import find_weights, has_weights
+from ..peft import WEIGHTS, plain_adapter
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    _Base = Trainer
+else:
+    _Base = object
+
+__all__ = ["FlashPackTrainerMixin"]
+
+
+class FlashPackTrainerMixin(_Base):
+    """Mix into a Trainer class, before it: `class MyTrainer(FlashPackTrainerMixin, Trainer)`.
+
+    The weights of checkpoints, and of `save_model`, become `model.flashpack`, those of adapters
+    `adapter_model.flashpack`. `train(resume_from_checkpoint=...)` and `load_best_model_at_end` read these,
+    and safetensors where there are such. Optimizer, scheduler and random states are saved as ever.
+    """
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            _pack(Path(output_dir or self.args.output_dir or "."))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        if (folder / WEIGHTS).is_file():
+            with plain_adapter(folder) as plain:
+                super()._load_from_checkpoint(plain, model)
+        elif has_weights(folder):
+            into: Any = self.model if model is None else model
+            # As lenient as the Trainer, which warns.
+            keys = assign_from_file(into, find_weights(folder), strict=False, dtype="model")
+            self._issue_warnings_after_load(keys)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = Path(self.state.best_model_checkpoint or "")
+        if (best / WEIGHTS).is_file() or has_weights(best):
+            self._load_from_checkpoint(os.fspath(best))
+        else:
+            super()._load_best_model()
+
+
+def _pack(folder: Path) -> None:
+    """Replace the safetensors that the Trainer has written to `folder`."""
+    for source, name in (
+        ("model.safetensors", weights_name()),
+        ("model.safetensors.index.json", weights_name()),
+        ("adapter_model.safetensors", WEIGHTS),
+    ):
+        weights = folder / source
+        if weights.is_file():
+            files = {*files_of(weights), weights}
+            convert_to_flashpack(weights, folder / name)
+            for file in files:
+                file.unlink()

@@ -1,0 +1,107 @@
+"""PEFT's adapters as FlashPack files: outputs as with PEFT's own, under any name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import flashpack
+import peft
+import pytest
+import torch
+from flashpack.integrations.peft import load_adapter, save_adapter
+from helpers import assert_same
+from torch import Tensor
+from transformers import BertConfig, BertModel
+
+TOKENS = torch.arange(12).reshape(2, 6)
+CONFIGS: dict[str, Any] = {
+    "lora": peft.LoraConfig(r=4, target_modules=["query", "value"], modules_to_save=["pooler"]),
+    "dora": peft.LoraConfig(r=2, target_modules=["query"], use_dora=True),
+    "ia3": peft.IA3Config(target_modules=["key", "value"], feedforward_modules=[]),
+}
+
+
+def bert() -> BertModel:
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+    )
+    return BertModel(config).eval()
+
+
+@torch.no_grad()
+def outputs(model: Any) -> Tensor:
+    out: Tensor = model.eval()(TOKENS).pooler_output
+    return out
+
+
+@torch.no_grad()
+def adapted(config: peft.PeftConfig, name: str = "default") -> Any:
+    """A model with an adapter that changes what it computes."""
+    model = peft.get_peft_model(bert(), config, adapter_name=name)
+    for each in model.parameters():
+        if each.requires_grad:
+            each.add_(torch.randn_like(each) * 0.3)
+    assert not torch.allclose(outputs(model), outputs(bert()))
+    return model
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_an_adapter_loads_as_it_was(kind: str, tmp_path: Path) -> None:
+    model = adapted(CONFIGS[kind])
+    save_adapter(model, tmp_path / "adapter")
+    assert {"adapter_config.json", "adapter_model.flashpack"} <= {
+        p.name for p in (tmp_path / "adapter").iterdir()
+    }
+    model.save_pretrained(tmp_path / "plain")
+    for loaded in (
+        load_adapter(bert(), tmp_path / "adapter"),
+        peft.PeftModel.from_pretrained(bert(), tmp_path / "plain"),
+    ):
+        assert torch.equal(outputs(loaded), outputs(model))
+        assert_same(peft.get_peft_model_state_dict(loaded), peft.get_peft_model_state_dict(model))
+
+
+def test_names_come_without_the_adapters_and_load_under_any(tmp_path: Path) -> None:
+    model = adapted(CONFIGS["lora"], name="mine")
+    save_adapter(model, tmp_path, "mine")
+    names = flashpack.open(tmp_path / "adapter_model.flashpack").keys()
+    assert not any("mine" in name or "default" in name for name in names)
+    loaded = load_adapter(bert(), tmp_path, "theirs")
+    assert list(loaded.peft_config) == ["theirs"]
+    assert torch.equal(outputs(loaded), outputs(model))
+    again = load_adapter(loaded, tmp_path, "second", is_trainable=True)
+    assert again is loaded
+    again.set_adapter("second")
+    assert torch.equal(outputs(again), outputs(model))
+
+
+def test_recipes_with_and_without_the_adapters_name(tmp_path: Path) -> None:
+    model = adapted(CONFIGS["lora"])
+    flashpack.save_file(peft.get_peft_model_state_dict(model), tmp_path / "without.flashpack")
+    flashpack.pack_to_file(model, tmp_path / "with.flashpack")
+    assert any(".default." in name for name in flashpack.open(tmp_path / "with.flashpack").keys())  # noqa: SIM118
+
+    without = peft.get_peft_model(bert(), CONFIGS["lora"])
+    peft.set_peft_model_state_dict(without, flashpack.load_file(tmp_path / "without.flashpack"))
+    whole = peft.get_peft_model(bert(), CONFIGS["lora"])
+    flashpack.assign_from_file(whole, tmp_path / "with.flashpack", strict=True)
+    only = peft.get_peft_model(bert(), CONFIGS["lora"])
+    flashpack.assign_from_file(only, tmp_path / "with.flashpack", include=["*.default.*"])
+    for loaded in (without, whole, only):
+        assert torch.equal(outputs(loaded), outputs(model))
+
+
+def test_folders_of_peft_are_converted(tmp_path: Path) -> None:
+    model = adapted(CONFIGS["lora"])
+    model.save_pretrained(tmp_path / "plain")
+    flashpack.commands.convert_to_flashpack(tmp_path / "plain", f"{tmp_path / 'packed'}/")
+    assert torch.equal(outputs(load_adapter(bert(), tmp_path / "packed")), outputs(model))
+
+
+def test_a_folder_without_an_adapter(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"adapter_model\.flashpack"):
+        load_adapter(bert(), tmp_path)
+    with pytest.raises(ValueError, match="nobody"):
+        save_adapter(adapted(CONFIGS["lora"]), tmp_path, "nobody")

@@ -1,0 +1,105 @@
+"""transformers' Trainer with FlashPack checkpoints: a training that is resumed goes on bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import flashpack
+import peft
+import pytest
+import torch
+from flashpack.integrations.transformers import AutoModelForSequenceClassification
+from flashpack.integrations.transformers.trainer import FlashPackTrainerMixin
+from helpers import assert_same
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+
+
+class FlashPackTrainer(FlashPackTrainerMixin, Trainer):
+    pass
+
+
+DATA = [{"input_ids": torch.arange(6) + place, "labels": place % 2} for place in range(16)]
+
+
+def bert(seed: int = 1) -> BertForSequenceClassification:
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+    )
+    return BertForSequenceClassification(config)
+
+
+def adapter(seed: int = 1) -> Any:
+    config = peft.LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"])
+    return peft.get_peft_model(bert(seed), config)
+
+
+def trainer(kind: type[Trainer], model: nn.Module, folder: Path, **options: Any) -> Trainer:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=4,
+        save_steps=2,
+        save_strategy="steps",
+        per_device_train_batch_size=4,
+        learning_rate=0.01,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        **options,
+    )
+    return kind(model=model, args=arguments, train_dataset=DATA, eval_dataset=DATA)
+
+
+@pytest.mark.parametrize(("build", "weights"), [(bert, "model"), (adapter, "adapter_model")])
+def test_a_training_is_resumed(build: Any, weights: str, tmp_path: Path) -> None:
+    whole, plain = build(), build()
+    trainer(FlashPackTrainer, whole, tmp_path / "packed").train()
+    trainer(Trainer, plain, tmp_path / "plain").train()
+    assert_same(whole.state_dict(), plain.state_dict())
+    names = {file.name for file in (tmp_path / "packed/checkpoint-2").iterdir()}
+    theirs = {file.name for file in (tmp_path / "plain/checkpoint-2").iterdir()}
+    assert names - theirs == {f"{weights}.flashpack"}
+    assert theirs - names == {f"{weights}.safetensors"}
+
+    for kind, folder in ((FlashPackTrainer, "packed"), (FlashPackTrainer, "plain")):
+        resumed = build(seed=1 if weights == "adapter_model" else 5)
+        checkpoint = str(tmp_path / folder / "checkpoint-2")
+        trainer(kind, resumed, tmp_path / "resumed").train(resume_from_checkpoint=checkpoint)
+        assert_same(resumed.state_dict(), whole.state_dict())
+
+
+def test_checkpoints_load_as_models(tmp_path: Path) -> None:
+    model = bert()
+    training = trainer(FlashPackTrainer, model, tmp_path)
+    training.train()
+    training.save_model(str(tmp_path / "final"))
+    loaded = AutoModelForSequenceClassification.from_pretrained_flashpack(tmp_path / "final")
+    assert_same(loaded.state_dict(), model.state_dict())
+    flashpack.verify_file(tmp_path / "final/model.flashpack")
+
+
+def test_the_best_model_is_loaded_at_the_end(tmp_path: Path) -> None:
+    model = bert()
+    options = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+    training = trainer(FlashPackTrainer, model, tmp_path, **options)
+    training.train()
+    best = Path(training.state.best_model_checkpoint or "")
+    assert_same(model.state_dict(), flashpack.load_file(best / "model.flashpack"))
+
+
+def test_models_that_are_not_of_transformers(tmp_path: Path) -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 2)
+
+        def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            logits = self.layer(input_ids.float())
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    model, resumed = Plain(), Plain()
+    trainer(FlashPackTrainer, model, tmp_path).train()
+    trainer(FlashPackTrainer, resumed, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert_same(resumed.state_dict(), model.state_dict())
