@@ -36,3 +36,20 @@ fn another_generation_is_a_change() {
     let target = &server.requests()[1].target;
     assert!(target.ends_with("/o/key?alt=media&ifGenerationMatch=17"), "{target}");
 }
+
+#[test]
+fn a_key_file_that_cannot_be_used_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().join("broken.json");
+    std::fs::write(&broken, r#"{"type": "service_account", "private_key": "secret"#).unwrap();
+    for (file, words) in
+        [(&*broken, "credentials cannot be had"), (&folder.path().join("none"), "cannot read ")]
+    {
+        let settings = [("GOOGLE_APPLICATION_CREDENTIALS", file.to_str().unwrap())];
+        let error = stores(&settings).open("gs://bucket/key", &Opening::default()).unwrap_err();
+        assert_eq!(error.errno(), Some(13), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(words) && text.contains("GOOGLE_APPLICATION_CREDENTIALS"), "{text}");
+        assert!(!text.contains("secret"), "{text}");
+    }
+}

@@ -106,6 +106,26 @@ fn credentials_that_expired_are_looked_for_again() {
 }
 
 #[test]
+fn what_is_set_up_and_fails_is_an_error_unless_a_later_place_has_credentials() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config");
+    std::fs::write(&config, "[default]\ncredential_process = /nowhere/keys --of me\n").unwrap();
+    let config = ("AWS_CONFIG_FILE", config.to_str().unwrap());
+    let server = Server::of(object());
+    let error = open(&server, &[config]).unwrap_err();
+    assert_eq!(error.errno(), Some(13));
+    let text = error.to_string();
+    assert!(text.contains("credentials cannot be had (cannot run /nowhere/keys: "), "{text}");
+    assert!(server.requests().is_empty(), "nothing is asked for as if there were no credentials");
+
+    let given = r#"{"AccessKeyId": "role", "SecretAccessKey": "secret", "Token": "token",
+        "Expiration": "2999-01-01T00:00:00Z"}"#;
+    let container = Server::new(move |_, _| Reply::new(200, given));
+    let opened = open(&server, &[config, ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &container.url("/"))]);
+    assert_eq!(read(&opened.unwrap(), 0, 10).unwrap(), object()[..10]);
+}
+
+#[test]
 fn machines_and_containers_with_a_role_need_no_keys() {
     let given = r#"{"Code": "Success", "Message": "", "AccessKeyId": "role", "SecretAccessKey": "secret", "Token": "token",
         "RoleArn": "arn", "Expiration": "2999-01-01T00:00:00Z"}"#;

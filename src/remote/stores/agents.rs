@@ -5,10 +5,10 @@ use std::{
     time::Duration,
 };
 
-use super::settings::Settings;
+use super::{proxy::proxy, settings::Settings};
 use http::Uri;
 use ureq::{
-    Agent, Error as Failure,
+    Agent, Error as Failure, Proxy,
     tls::{Certificate, RootCerts, TlsConfig},
 };
 
@@ -66,23 +66,26 @@ impl Agents {
     /// The one for `uri`.
     ///
     /// # Errors
-    /// The certificates that `SSL_CERT_FILE` or `SSL_CERT_DIR` name cannot be read.
+    /// The proxy that the environment names is none, or the certificates that `SSL_CERT_FILE` or `SSL_CERT_DIR` name cannot
+    /// be read.
     pub(super) fn agent(&self, uri: &Uri) -> Result<&Agent, Failure> {
-        if uri.scheme_str() != Some("https") {
-            return Ok(self.plain.get_or_init(|| self.build(RootCerts::WebPki)));
-        }
-        if let Some(agent) = self.secure.get() {
+        let is_secure = uri.scheme_str() == Some("https");
+        let kept = if is_secure { &self.secure } else { &self.plain };
+        if let Some(agent) = kept.get() {
             return Ok(agent);
         }
-        let roots = roots()?;
-        Ok(self.secure.get_or_init(|| self.build(roots)))
+        let settings = Settings::now();
+        let proxy = proxy(if is_secure { "https" } else { "http" }, &settings)?;
+        let roots = if is_secure { roots(&settings)? } else { RootCerts::WebPki };
+        Ok(kept.get_or_init(|| self.build(proxy, roots)))
     }
 
-    fn build(&self, roots: RootCerts) -> Agent {
+    fn build(&self, proxy: Option<Proxy>, roots: RootCerts) -> Agent {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
+            .proxy(proxy)
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .user_agent(concat!("flashpack/", env!("CARGO_PKG_VERSION")))
             .accept_encoding("identity")
@@ -99,9 +102,9 @@ impl Agents {
 
 /// The system's authorities, those of `SSL_CERT_FILE` and `SSL_CERT_DIR` if these are set; where there are none (containers
 /// without certificates) those of Mozilla's program.
-fn roots() -> Result<RootCerts, Failure> {
+fn roots(settings: &Settings) -> Result<RootCerts, Failure> {
     let found = rustls_native_certs::load_native_certs();
-    let is_named = Settings::now().first(&["SSL_CERT_FILE", "SSL_CERT_DIR"]).is_some();
+    let is_named = settings.first(&["SSL_CERT_FILE", "SSL_CERT_DIR"]).is_some();
     if let Some(error) = found.errors.first().filter(|_| is_named) {
         return Err(Failure::Other(error.to_string().into()));
     }

@@ -110,3 +110,11 @@ def test_a_proxy_that_does_not_answer_is_one_clear_error() -> None:
     assert f"http://store.test/{KEY}" in message
     assert "proxy" in message
     assert "secret-word" not in message
+
+
+def test_what_is_no_proxy_is_not_gone_around(model: Store) -> None:
+    message = failure(model.url(KEY), http_proxy="ftp://user:secret-word@127.0.0.1:9")
+    assert "http_proxy" in message
+    assert "no URL of a proxy" in message
+    assert "secret-word" not in message
+    assert model.take() == []

@@ -19,6 +19,8 @@ use crate::{
 pub(in crate::remote::stores) enum Fault {
     /// The host has no address.
     Name,
+    /// What is set as the proxy is none.
+    Proxy,
     /// No connection stands.
     Connection(String),
     /// The other side is not who it should be, or speaks no TLS.
@@ -35,6 +37,7 @@ impl From<Failure> for Fault {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::HostNotFound => Self::Name,
+            Failure::InvalidProxyUrl => Self::Proxy,
             Failure::Timeout(Timeout::Connect) => Self::Connection("it does not answer".into()),
             Failure::Timeout(_) => Self::Stalled,
             Failure::Tls(what) => Self::Tls(what.into()),
@@ -72,7 +75,7 @@ impl From<io::Error> for Fault {
 impl Fault {
     /// Whether another try is unlikely to help.
     pub(super) fn is_unlikely_to_pass(&self) -> bool {
-        matches!(self, Self::Name | Self::Tls(_) | Self::Connection(_))
+        matches!(self, Self::Name | Self::Proxy | Self::Tls(_) | Self::Connection(_))
     }
 
     /// How long the server asks to wait.
@@ -87,6 +90,9 @@ impl Fault {
     fn advice(&self) -> &'static str {
         match self {
             Self::Name => "check the address, and that this machine resolves names",
+            Self::Proxy => {
+                "set https_proxy, http_proxy or all_proxy to a URL such as http://host:8080, or unset it"
+            }
             Self::Connection(_) => "check the address, the endpoint and the proxy",
             Self::Tls(_) => "set SSL_CERT_FILE to the certificates of its authority, or check the endpoint",
             Self::Cut(_) | Self::Stalled => "check the network, and try again",
@@ -108,6 +114,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Name => f.write_str("its host has no address that is known here"),
+            Self::Proxy => f.write_str("what the environment names as the proxy is no URL of a proxy"),
             Self::Connection(why) => write!(f, "its server cannot be reached ({why})"),
             Self::Tls(why) => write!(f, "there is no secure connection to its server ({why})"),
             Self::Cut(why) => write!(f, "its server broke off the answer ({why})"),

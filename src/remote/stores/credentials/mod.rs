@@ -1,6 +1,8 @@
 //! Credentials, found and used by reqsign over this module's own files, commands and connections. None of those waits
 //! for an executor, so no runtime is needed.
 
+mod places;
+
 use std::{
     fmt, fs,
     future::Future,
@@ -14,7 +16,6 @@ use std::{
 
 use bytes::Bytes;
 use http::Request;
-use reqsign_aws_v4::DefaultCredentialProvider;
 use reqsign_core::{
     CommandExecute, CommandOutput, Context, Error as Failure, FileRead, HttpSend, ProvideCredential,
     SignRequest, SigningCredential,
@@ -22,6 +23,7 @@ use reqsign_core::{
 use reqsign_google::ServiceAccountTokenCredentialProvider;
 use ureq::http::Response;
 
+use self::places::Places;
 use super::{agents::Agents, settings::Settings};
 use crate::error::Error;
 
@@ -49,14 +51,14 @@ enum Search<C> {
 pub(super) type Kept<P> = Mutex<Option<Arc<Keys<P>>>>;
 
 /// Of AWS, and of what speaks S3.
-pub(super) type Aws = DefaultCredentialProvider;
+pub(super) type Aws = Places<reqsign_aws_v4::Credential>;
 
 /// Of Azure.
-pub(super) type Azure = reqsign_azure_storage::DefaultCredentialProvider;
+pub(super) type Azure = Places<reqsign_azure_storage::Credential>;
 
 /// Of Google. A service account is exchanged for a token that lasts, and not at each request.
 #[derive(Debug, Default)]
-pub(super) struct Google(reqsign_google::DefaultCredentialProvider);
+pub(super) struct Google(Places<reqsign_google::Credential>);
 
 impl ProvideCredential for Google {
     type Credential = reqsign_google::Credential;
