@@ -40,7 +40,7 @@
 //! | [`io`] | sources of bytes, mappings, the engine that reads what is planned, atomic writes |
 //! | [`device`] | memory that loads fill; staging buffers and the transfer engine to devices |
 //! | [`model`] | what a path stands for: one open file or several; open models by number |
-//! | `jobs` | [`load`], [`pack`], [`shards`], [`sign`](mod@sign), [`verify`](mod@verify), [`convert`], [`copy`], [`explain`](mod@explain): each a short composition of the above |
+//! | `jobs` | [`load`], [`pack`], [`shards`], [`sign`](mod@sign), [`verify`](mod@verify), [`convert`], [`repack`](mod@repack), [`compare`](mod@compare), [`copy`], [`explain`](mod@explain): each a short composition of the above |
 //! | `bindings` | the C interfaces (features `capi`, `remote`), the cxx bridge to torch (`torch`), tch's variable stores (`tch`) |
 
 #[cfg(any(feature = "capi", feature = "remote", feature = "torch", feature = "tch"))]
@@ -67,6 +67,6 @@ pub use bindings::capi;
 pub use bindings::var_store;
 pub use environment::Environment;
 pub use error::{Error, ErrorKind, Result};
-pub use jobs::{convert, copy, explain, load, pack, shards, sign, verify};
+pub use jobs::{compare, convert, copy, explain, load, pack, repack, shards, sign, verify};
 pub use model::reader::Reader;
 pub use progress::Progress;

@@ -56,7 +56,7 @@ fn module_of(name: &str) -> &str {
         "Environment" => "environment",
         "Progress" => "progress",
         "Reader" => "model",
-        "convert" | "copy" | "explain" | "load" | "pack" | "sign" | "verify" => "jobs",
+        "compare" | "convert" | "copy" | "explain" | "load" | "pack" | "repack" | "sign" | "verify" => "jobs",
         "capi" | "var_store" => "bindings",
         module => module,
     }

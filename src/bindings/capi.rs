@@ -2,6 +2,8 @@
 
 mod arrays;
 mod facts;
+mod files;
+mod listing;
 mod ranks;
 
 use std::{
@@ -21,12 +23,17 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use self::{arrays::Array, facts::MeasureRequest, ranks::RanksRequest};
+use self::{
+    arrays::Array,
+    facts::MeasureRequest,
+    files::{ConvertRequest, RepackRequest},
+    ranks::RanksRequest,
+};
 use crate::{
     error::{Error, ErrorKind, IoContext as _, Result},
-    format::{DEFAULT_ALIGN_BYTES, DType, checksum::Algorithm},
     io::{Input, write::NewFile},
     jobs::{
+        compare::compare,
         convert,
         copy::copy,
         explain::explain,
@@ -34,7 +41,7 @@ use crate::{
         sign::{PrivateKey, PublicKey, sign},
         verify::verify,
     },
-    model::{Model, expect_flashpack, folder, opened, read_shards, reader::Reader, weight_files},
+    model::{Model, expect_flashpack, folder, opened, read_shards, reader::Reader},
     plan::{Ignore, Selection},
     progress::Progress,
     remote::{self, Entry},
@@ -78,6 +85,10 @@ enum Request {
     Footer { path: NativePath },
     /// The index of a model as the JSON of a footer: a FlashPack file, safetensors, or shards of either.
     Index { path: NativePath },
+    /// The files and tensors of a model.
+    Tensors { path: NativePath },
+    /// What differs between two models.
+    Compare { path: NativePath, other: NativePath },
     /// Which tensor lies in which file, by the index of shards.
     Shards { path: NativePath },
     /// The file that a load of the path opens, or those of a list.
@@ -102,6 +113,8 @@ enum Request {
     Sign { path: NativePath, key: NativePath },
     /// safetensors to FlashPack; null if a cast is to be made that only torch makes.
     Convert(ConvertRequest),
+    /// Tensors of open models to FlashPack; null as above.
+    Repack(RepackRequest),
     /// Every element type by torch's name: safetensors' name where it has one, bytes, whether it is of floating numbers
     /// that can be cast, and whether conversions cast it.
     Dtypes,
@@ -167,59 +180,6 @@ impl ExplainRequest {
     }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ConvertRequest {
-    /// A file, or the index of shards.
-    path: NativePath,
-    destination: NativePath,
-    #[serde(default)]
-    dtype: Option<String>,
-    #[serde(default)]
-    align_bytes: Option<u64>,
-    #[serde(default)]
-    ignore_names: Vec<String>,
-    #[serde(default)]
-    ignore_prefixes: Vec<String>,
-    #[serde(default)]
-    ignore_suffixes: Vec<String>,
-    /// Name of the digest function.
-    #[serde(default)]
-    checksum: Option<String>,
-    /// Bytes of a file, of several.
-    #[serde(default)]
-    shard_bytes: Option<u64>,
-}
-
-impl ConvertRequest {
-    fn run(self, progress: Progress<'_>) -> Result<Value> {
-        let unknown = |name: String| Error::argument(format!("Unsupported dtype: {name:?}"));
-        let dtype =
-            self.dtype.map(|name| DType::from_name(&name).ok_or_else(|| unknown(name))).transpose()?;
-        if let Some(other) = dtype.filter(|dtype| !dtype.is_castable_float()) {
-            return Err(Error::argument(format!(
-                "Unsupported dtype: {other} is no floating type to cast to"
-            )));
-        }
-        let (sources, promised) = weight_files(&self.path)?;
-        let request = convert::Request {
-            sources: &sources,
-            promised: promised.as_ref(),
-            destination: &self.destination,
-            dtype,
-            align_bytes: self.align_bytes.unwrap_or(DEFAULT_ALIGN_BYTES),
-            ignore: Ignore {
-                names: &self.ignore_names,
-                prefixes: &self.ignore_prefixes,
-                suffixes: &self.ignore_suffixes,
-            },
-            algorithm: Algorithm::asked(self.checksum.as_deref())?,
-            shard_bytes: self.shard_bytes,
-        };
-        Ok(convert::from_safetensors(&request, progress)?.map_or(Value::Null, converted))
-    }
-}
-
 /// # Safety
 /// As [`flashpack_call`] says of arrays and descriptors.
 unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
@@ -227,6 +187,7 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
     let reply = match request {
         Request::Footer { path } => return Ok(Reader::new(Input::open(&path, None)?)?.footer().to_owned()),
         Request::Index { path } => return Ok(Model::open(&path)?.footer()),
+        Request::Tensors { path } => return listing::tensors(&path),
         Request::Open { path } => return open(&path),
         Request::Close { model } => close(model),
         // SAFETY: the caller vouches for the arrays.
@@ -248,9 +209,9 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
         Request::Verify { path, key } => verified(&path, key, progress)?,
         Request::Sign { path, key } => json!(sign(&path, &PrivateKey::read(&key)?, progress)?.fingerprint()),
         Request::Convert(request) => request.run(progress)?,
-        Request::Revert { path, destination } => {
-            converted(convert::to_safetensors(&path, &destination, progress)?)
-        }
+        Request::Repack(request) => request.run(progress)?,
+        Request::Compare { path, other } => json!(compare(&path, &other, progress)?),
+        Request::Revert { path, destination } => files::revert(&path, &destination, progress)?,
         Request::Create { destination } => create(&destination)?,
         Request::Commit { descriptor, temporary, destination } => {
             // SAFETY: the caller vouches for the descriptor.
@@ -329,10 +290,6 @@ unsafe fn own_file(descriptor: RawFd, destination: &Path) -> Result<File> {
     // SAFETY: as the caller says.
     let file = unsafe { BorrowedFd::borrow_raw(descriptor) }.try_clone_to_owned();
     Ok(File::from(file.during("cannot open", destination)?))
-}
-
-fn converted(made: convert::Converted) -> Value {
-    json!({"tensors": made.tensors, "bytes": made.bytes})
 }
 
 /// # Safety

@@ -17,14 +17,32 @@ HELP = {
         *("--subfolder", "--variant", "--revision", "--dtype", "--ignore-names", "--ignore-prefixes"),
         *("--ignore-suffixes", "--use-transformers", "--use-diffusers", "--verbose", "-v"),
     },
-    "revert": {"--verbose", "-v"},
+    "revert": {"--quiet", "-q", "--verbose", "-v"},
+    "ls": {"--depth", "-d", "--sort", "-s", "--reverse", "-r", "--long", "-l", "--json", "-j"},
+    "diff": {"--json", "-j", "--quiet", "-q", "--verbose", "-v"},
+    "extract": {"--max-shard-size", "--checksum", "--quiet", "--verbose"},
+    "merge": {"--max-shard-size", "--checksum", "--quiet", "--verbose"},
+    "rename": {"--output", "-o", "--max-shard-size", "--checksum", "--quiet", "--verbose"},
+    "edit-metadata": {"--set", "--remove", "--output", "-o", "--checksum", "--quiet", "--verbose"},
     "metadata": {"--show-index", "-i", "--json", "-j"},
     "sign": {"--key", "--verbose", "-v"},
     "verify": {"--key", "--verbose", "-v"},
     "explain": {"--device", "--eager", "--verbose", "-v"},
 }
-# What a command needs beside a path.
-NEEDED = {"sign": ["--key", FIXTURES / "keys" / "private.pem"]}
+
+
+def needed(command: str, path: Path) -> list[object]:
+    """What a command needs beside `path`."""
+    others: dict[str, list[object]] = {
+        "convert": [path.with_name("new.flashpack")],
+        "sign": ["--key", FIXTURES / "keys" / "private.pem"],
+        "diff": [path],
+        "extract": [path.with_name("new.flashpack"), "*"],
+        "merge": [path.with_name("new.flashpack")],
+        "rename": ["*", "model.*"],
+        "edit-metadata": ["--set", "a=b"],
+    }
+    return others.get(command, [])
 
 
 def run(*args: object) -> Result:
@@ -54,8 +72,8 @@ def assert_success(result: Result, *shown: object) -> None:
     assert result.stderr == ""
 
 
-def assert_failure(result: Result, *shown: object) -> None:
-    assert result.exit_code == 1
+def assert_failure(result: Result, *shown: object, code: int = 1) -> None:
+    assert result.exit_code == code
     assert result.stderr.startswith("Error: ")
     assert all(str(text) in result.stderr for text in shown), result.stderr
     assert "Traceback" not in result.output

@@ -13,7 +13,7 @@ from pathlib import Path
 import flashpack
 import pytest
 import torch
-from command_line import HELP, NEEDED, assert_failure, assert_success, run, saved, tensors
+from command_line import HELP, assert_failure, assert_success, needed, run, saved, tensors
 from helpers import (
     MAGIC,
     MIB,
@@ -49,7 +49,7 @@ def test_help_lists_every_option(command: str) -> None:
 
 
 def test_help_lists_every_command() -> None:
-    assert set(re.findall(r"^  (\w+)  ", run("--help").output, re.MULTILINE)) == set(HELP)
+    assert set(re.findall(r"^  (\w[\w-]+)  ", run("--help").output, re.MULTILINE)) == set(HELP)
 
 
 def test_an_unknown_option_is_a_usage_error() -> None:
@@ -208,9 +208,10 @@ def test_verify_without_checksums_says_so(packed: Path) -> None:
 
 @pytest.mark.parametrize("command", HELP)
 def test_a_missing_file_is_an_error(tmp_path: Path, command: str) -> None:
-    result = run(command, tmp_path / "absent.flashpack", *NEEDED.get(command, []))
+    absent = tmp_path / "absent.flashpack"
     expected = "Not a file, a folder" if command == "convert" else "No such file"
-    assert_failure(result, "absent.flashpack", expected)
+    code = 2 if command == "diff" else 1
+    assert_failure(run(command, absent, *needed(command, absent)), "absent.flashpack", expected, code=code)
     assert listing(tmp_path) == set()
 
 
@@ -235,8 +236,8 @@ def test_an_empty_folder_has_no_weights(tmp_path: Path) -> None:
 def test_garbage_is_an_error(tmp_path: Path, command: str, content: bytes) -> None:
     garbage = tmp_path / "garbage.safetensors"
     garbage.write_bytes(content)
-    more = [tmp_path / "out.x"] if command == "revert" else NEEDED.get(command, [])
-    assert_failure(run(command, garbage, *more), garbage)
+    more = [tmp_path / "out.x"] if command == "revert" else needed(command, garbage)
+    assert_failure(run(command, garbage, *more), garbage, code=2 if command == "diff" else 1)
     assert listing(tmp_path) == {garbage.name}
 
 
@@ -303,7 +304,9 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr
 @pytest.mark.parametrize(
     "command",
     [
-        *("--help", "metadata {packed}", "metadata {packed} -i", "verify {packed}"),
+        *("--help", "metadata {packed}", "metadata {packed} -i", "verify {packed}", "ls {packed}"),
+        *("diff {packed} {packed}", "extract {packed} {out} *", "rename {packed} * a.* -o {out}"),
+        *("merge {packed} {out}", "edit-metadata {packed} --set a=b", "convert {packed} {out}.flashpack"),
         "convert {source} {out}",
         "convert {source} {out} --dtype bfloat16",
         "revert {packed} {out}.safetensors",

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from command_line import HELP, run, saved
+from command_line import HELP, needed, run, saved
 from flashpack import cli
-from helpers import FIXTURES, listing
+from helpers import listing
 from processes import TIMEOUT_SECONDS, environment, python
 
 
@@ -112,7 +112,6 @@ def test_an_interrupt_ends_with_130(command: str, monkeypatch: pytest.MonkeyPatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr("flashpack._core.native.call", interrupt)
-    key = FIXTURES / "keys" / "private.pem"
-    result = run(command, packed, *(["--key", key] if command == "sign" else []))
+    result = run(command, packed, *needed(command, packed))
     assert result.exit_code == 130
     assert (result.stdout, result.stderr) == ("", "Interrupted\n")

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +14,7 @@ import torch
 from command_line import run, saved
 from helpers import read_footer, read_payload, write_file
 from processes import TIMEOUT_SECONDS, environment, python, succeed
+from terminals import on_terminal
 
 
 @pytest.fixture
@@ -42,13 +38,13 @@ _progress.INLINE_BYTES = 0
 _progress._QUIET_SECONDS = 0.0
 _progress._POLL_SECONDS = 0.01
 shown = threading.Event()
-new_bar, call = _progress._new_bar, _native.call
+call = _native.call
 
 
-def new_bar_shown(label):
-    bar = new_bar(label)
-    shown.set()
-    return bar
+class Shown(_progress._Bar):
+    def update(self, counter):
+        super().update(counter)
+        shown.set()
 
 
 def slow_call(op, progress=None, **fields):
@@ -57,31 +53,10 @@ def slow_call(op, progress=None, **fields):
     return call(op, progress, **fields)
 
 
-_progress._new_bar, _native.call = new_bar_shown, slow_call
+_progress._Bar, _native.call = Shown, slow_call
 main(sys.argv[2:])
 """
 BAR = re.compile(r"100%.*\|.*B/s")
-
-
-def on_terminal(*args: object) -> tuple[int, str]:
-    """Exit code and what came through a pseudo-terminal that is all of the program's streams."""
-    parent, child = pty.openpty()
-    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    with subprocess.Popen(
-        [sys.executable, *map(str, args)], env=environment(), stdin=child, stdout=child, stderr=child
-    ) as process:
-        os.close(child)
-        shown = b""
-        while True:
-            try:
-                block = os.read(parent, 65536)
-            except OSError:  # the last of the other side's descriptors was closed
-                break
-            if not block:
-                break
-            shown += block
-        os.close(parent)
-        return process.wait(TIMEOUT_SECONDS), shown.decode()
 
 
 @pytest.mark.parametrize(

@@ -210,8 +210,8 @@ def test_revert_never_writes_onto_its_source(
     assert snapshot(source.parent) == before
 
 
-def test_a_flashpack_file_is_not_converted_again(packed: Path, tmp_path: Path) -> None:
+def test_a_flashpack_file_is_not_converted_in_its_place(packed: Path, tmp_path: Path) -> None:
     before = snapshot(tmp_path)
     with pytest.raises(ValueError, match="already a FlashPack file"):
-        convert_to_flashpack(packed, tmp_path / "again.flashpack")
+        convert_to_flashpack(packed)
     assert snapshot(tmp_path) == before

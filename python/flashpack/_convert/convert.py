@@ -16,6 +16,7 @@ from .._core.paths import StrPath, is_url, refuse_source, shown_url, text_path
 from .._core.progress import run
 from .._core.text import parse_size
 from .._files.folder import (
+    INDEX_SUFFIX,
     SAFETENSORS,
     STEM,
     SUFFIX,
@@ -27,7 +28,15 @@ from .._files.folder import (
     names_folder,
     stem_of,
 )
-from .._files.sources import are_safetensors, find_url, find_weights_to_convert, shown_path, size_of
+from .._files.sources import (
+    are_safetensors,
+    find_url,
+    find_weights_to_convert,
+    is_flashpack,
+    shown_path,
+    size_of,
+)
+from .repack import Output, rewrite
 from .source import Source, find_source
 
 if TYPE_CHECKING:
@@ -56,7 +65,8 @@ def convert_to_flashpack(
 
     The source is a model, a state dict, a weight file (.safetensors, or a torch file that
     weights_only=True accepts), a model folder, whole or sharded, the id of a repository on a model hub, or
-    the URL of safetensors. The destination may be a URL, too; then only the weights are written.
+    the URL of safetensors; or FlashPack already, which is written anew. The destination may be a URL, too;
+    then only the weights are written.
     Weights are taken as they are unless `use_transformers` or `use_diffusers` lets that library load them.
 
     A model folder or a repository becomes a model folder: `model[.variant].flashpack` with the source's
@@ -162,13 +172,15 @@ def _convert_url(
     if given := [name for name, value in arguments.items() if value is not None]:
         raise TypeError(f"{shown}: unexpected arguments for a URL: {given}")
     name = PurePosixPath(shown).name
-    weights = url if name.endswith((SAFETENSORS, ".json")) else find_url(url, variant, [SAFETENSORS])
+    is_file = name.endswith((SAFETENSORS, SUFFIX, ".json"))
+    weights = url if is_file else find_url(url, variant, [SAFETENSORS])
     default = PurePosixPath(shown_url(weights)).name.removesuffix(".json").removesuffix(".index")
-    made = default.removesuffix(SAFETENSORS) + SUFFIX
+    made = default.removesuffix(SAFETENSORS).removesuffix(SUFFIX) + SUFFIX
     destination = made if destination_path is None else text_path(destination_path)
     if names_folder(destination) and not is_url(destination):
         destination = str(Path(destination, made))
-    _convert_files(weights, destination, request)
+    write = _rewrite if name.endswith((SUFFIX, SUFFIX + INDEX_SUFFIX)) else _convert_files
+    write(weights, destination, request)
     return _made(destination)
 
 
@@ -179,6 +191,8 @@ def _convert_path(
     request: _Request,
     arguments: dict[str, Any],
 ) -> str:
+    if is_flashpack(Path(text)):
+        return _rewrite_path(text, destination_path, library, request, arguments)
     source = find_source(text, arguments, request.silent)
     if arguments and library is None:
         raise TypeError(f"unexpected arguments without use_transformers or use_diffusers: {[*arguments]}")
@@ -206,6 +220,36 @@ def _convert_path(
     return str(destination.parent)
 
 
+def _rewrite_path(
+    text: str,
+    destination_path: StrPath | None,
+    library: Library | None,
+    request: _Request,
+    arguments: Mapping[str, Any],
+) -> str:
+    """Write a FlashPack file, or shards, anew."""
+    if library is not None or (given := [name for name, value in arguments.items() if value is not None]):
+        what = f"use_{library}" if library else listed(given)
+        raise ValueError(f"{text}: is a FlashPack file, and {what} is for other sources")
+    if destination_path is None:
+        raise ValueError(f"{text}: is already a FlashPack file: name a new file to write it anew")
+    destination = text_path(destination_path)
+    if names_folder(destination):
+        destination = str(Path(destination, Path(text).name.removesuffix(INDEX_SUFFIX)))
+    if not is_url(destination):
+        refuse_source(Path(destination), [Path(text)])
+    _rewrite(text, destination, request)
+    return _made(destination)
+
+
+def _rewrite(weights: str, destination: str, request: _Request) -> None:
+    if request.key is not None:
+        raise ValueError(f"{shown_path(weights)}: key chooses a state dict of a torch file, and this is none")
+    output = Output(request.dtype, request.checksum, request.shard_bytes, request.silent)
+    if not rewrite(weights, destination, request.ignore, output):
+        _pack_opened(weights, destination, request)
+
+
 def _convert_files(weights: str, destination: str, request: _Request) -> None:
     if is_url(weights) or are_safetensors(Path(weights)):
         if request.key is not None:
@@ -216,15 +260,20 @@ def _convert_files(weights: str, destination: str, request: _Request) -> None:
         if _stream(weights, destination, request):
             return
     if is_url(weights):
-        from .._load.file import FlashPackFile
-
-        with FlashPackFile(weights) as file:
-            _pack(file.get_tensors(), destination, request, file.metadata())
+        _pack_opened(weights, destination, request)
         return
     from .torch_files import read_metadata, read_state_dict
 
     path = Path(weights)
     _pack(read_state_dict(path, request.key), destination, request, read_metadata(path))
+
+
+def _pack_opened(weights: str, destination: str, request: _Request) -> None:
+    """Let torch cast what is already a file that loads."""
+    from .._load.file import FlashPackFile
+
+    with FlashPackFile(weights) as file:
+        _pack(file.get_tensors(), destination, request, file.metadata())
 
 
 def _convert_by_class(

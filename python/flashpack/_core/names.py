@@ -54,7 +54,9 @@ def fits(name: str, pattern: str) -> bool:
     return name == pattern or name.startswith(f"{pattern.removesuffix('.')}.")
 
 
-def included(shown: str, names: Iterable[str], include: Sequence[str]) -> list[str]:
+def included(
+    shown: str, names: Iterable[str], include: Sequence[str], option: str = "include: "
+) -> list[str]:
     """Those `names` of a file that `include` selects. Raises ValueError for a pattern that fits none."""
     known = list(names)
     for pattern in include:
@@ -63,7 +65,7 @@ def included(shown: str, names: Iterable[str], include: Sequence[str]) -> list[s
             hint = close_match(pattern, [*modules, *known])
             meant = f"; did you mean {quoted(hint)}?" if hint else ""
             raise ValueError(
-                f"{clipped(shown)}: include: {quoted(pattern)} fits none of {len(known)} tensors{meant}"
+                f"{clipped(shown)}: {option}{quoted(pattern)} fits none of {len(known)} tensors{meant}"
             )
     return [name for name in known if not is_ignored_tensor_name(name, include=include)]
 

@@ -20,7 +20,7 @@ LIBRARY_FOLDER = Path(__file__).parents[1] / "_lib"
 
 # [0] bytes done and [1] bytes in all are written by the native side; setting [2] to 1 cancels.
 Counter: TypeAlias = "ctypes.Array[ctypes.c_int64]"
-_PATHS = ("path", "destination", "key")
+_PATHS = ("path", "other", "destination", "key")
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
 
 

@@ -42,6 +42,11 @@ def is_open(stream: TextIO | None) -> bool:
     return False
 
 
+def is_dumb() -> bool:
+    """Whether the terminal can only print lines, as TERM tells."""
+    return os.environ.get("TERM") in ("dumb", "emacs")
+
+
 def say(text: str) -> None:
     """Print `text` on standard output if that takes it. Raises nothing: the work is done, whoever hears."""
     if is_open(sys.stdout):

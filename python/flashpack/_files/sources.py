@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from .._core import native
+from .._core.constants import MAGIC
 from .._core.errors import local_path
 from .._core.paths import SEPARATOR, StrPath, is_url, shown_url, text_path
 from .._core.progress import INLINE_BYTES
-from .folder import SAFETENSORS
+from .folder import INDEX_SUFFIX, SAFETENSORS, SUFFIX, index_path
 
 KINDS = (SAFETENSORS, ".bin")  # what is converted: safetensors go before what is pickled
 # A file, a folder, the index of shards, the name they were saved under, or a list of files.
@@ -69,6 +71,18 @@ def files_of(weights: Path) -> list[Path]:
 def are_safetensors(weights: Path) -> bool:
     """Whether a weight file, or the shards of an index, are safetensors."""
     return files_of(weights)[0].suffix.lower() == SAFETENSORS
+
+
+def is_flashpack(path: Path) -> bool:
+    """Whether it is FlashPack: a file that ends as those do, or shards, by their index or its name."""
+    index = path if path.name.endswith(INDEX_SUFFIX) else index_path(path)
+    if index.is_file() and (index == path or not path.exists()):
+        return index.name.endswith(SUFFIX + INDEX_SUFFIX)
+    if not path.is_file() or path.stat().st_size < len(MAGIC):
+        return False
+    with path.open("rb") as file:
+        file.seek(-len(MAGIC), os.SEEK_END)
+        return file.read() == MAGIC
 
 
 def find_weights(folder: Path, variant: str | None, kinds: Sequence[str]) -> Path:

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use crate::format::DType;
 
 /// Converts the elements in `from`, of one type, and appends them to `to` in another.
-pub(super) type Cast = fn(from: &[u8], to: &mut Vec<u8>);
+pub(crate) type Cast = fn(from: &[u8], to: &mut Vec<u8>);
 
 /// A common floating type, little endian in bytes. Narrowing goes through `f32`, as torch's does.
 trait Float: Sized {
@@ -41,7 +41,7 @@ fn cast<From: Float, To: Float>(from: &[u8], to: &mut Vec<u8>) {
 }
 
 /// The conversion from `from` to `to`, if both are among float64, float32, float16 and bfloat16.
-pub(super) fn between(from: DType, to: DType) -> Option<Cast> {
+pub(crate) fn between(from: DType, to: DType) -> Option<Cast> {
     fn into<From: Float>(to: DType) -> Option<Cast> {
         Some(match to {
             DType::Float64 => cast::<From, f64>,

@@ -15,6 +15,7 @@ mod cast;
 mod export;
 mod import;
 
+pub(crate) use cast::{Cast, between as cast_between};
 pub use export::to_safetensors;
 pub use import::{Request, from_safetensors, tensor_names};
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 PAGES = (
     *("README.md", "docs/guides/loading.md", "docs/guides/hugging-face.md", "docs/guides/ranks.md"),
     *("docs/guides/serving.md", "docs/guides/object-storage.md", "docs/guides/slow-loads.md"),
-    "docs/reference/command-line.md",
+    *("docs/guides/look.md", "docs/reference/command-line.md"),
     *("docs/reference/environment.md", "docs/reference/operators.md", "docs/reference/python.md"),
     "docs/reference/api.md",
 )

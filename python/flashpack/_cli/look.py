@@ -1,0 +1,106 @@
+"""`ls`, `metadata` and `diff`."""
+
+from __future__ import annotations
+
+import gc
+
+import click
+
+from .output import (
+    json_option,
+    page,
+    print_json,
+    quiet_option,
+    reporting_errors,
+    show,
+    silence,
+    verbose_option,
+)
+
+_TROUBLE = 2  # as for diff(1), where 1 says that there are differences
+
+
+@click.command()
+@click.argument("path", type=click.Path())
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
+@click.option("-d", "--depth", type=click.IntRange(min=1), help="Totals by this many parts of the names.")
+@click.option(
+    *("-s", "--sort"),
+    type=click.Choice(["name", "size", "file"]),
+    default="name",
+    show_default=True,
+    help="By name, by size (largest first), or as the tensors lie in the files.",
+)
+@click.option("-r", "--reverse", is_flag=True, help="Turn the order round.")
+@click.option("-l", "--long", "is_long", is_flag=True, help="Show where in which file each tensor begins.")
+@json_option
+def ls(
+    path: str,
+    patterns: tuple[str, ...],
+    depth: int | None,
+    sort: str,
+    reverse: bool,
+    is_long: bool,
+    as_json: bool,
+) -> None:
+    """List tensors: names, dtypes, shapes, sizes.
+
+    PATH is a FlashPack or safetensors file, a folder, the index of shards, or the URL of one. A PATTERN is
+    the name of a tensor or of a module, or a glob for whole names such as '*.bias': quote it for the shell.
+    """
+    gc.disable()  # hundreds of thousands of lists are made, and none refers to itself
+    with reporting_errors():
+        from .._inspect.listing import Listing
+        from .listed import in_groups, one_by_one
+
+        listing = Listing.read(path).only(patterns).ordered(sort, reverse=reverse)
+        if as_json:
+            print_json(listing.as_json())
+        else:
+            page(in_groups(listing, depth, sort, reverse) if depth else one_by_one(listing, is_long))
+
+
+@click.command()
+@click.argument("path", type=click.Path())
+@click.option("-i", "--show-index", is_flag=True, help="Show every tensor.")
+@json_option
+def metadata(path: str, show_index: bool, as_json: bool) -> None:
+    """Print what the file says about itself: a summary, then what stands in its footer."""
+    with reporting_errors():
+        from .._core.native import read_index
+        from .._inspect.describe import describe
+        from .._inspect.listing import Listing
+        from .listed import summary
+
+        footer = read_index(path)
+        if not show_index:
+            del footer["index"]
+        if as_json:
+            print_json(footer)
+        else:
+            page([*summary(Listing.read(path), footer), "", *describe(footer)])
+
+
+@click.command()
+@click.argument("first", type=click.Path())
+@click.argument("second", type=click.Path())
+@json_option
+@quiet_option
+@verbose_option
+def diff(first: str, second: str, as_json: bool, verbose: bool) -> None:
+    """Compare two models: names, dtypes, shapes, every value.
+
+    Exit code 0 when they are the same, 1 when they differ, 2 when they could not be compared. Values are
+    compared bit by bit or, where the dtypes differ, as numbers.
+    """
+    with reporting_errors(verbose, _TROUBLE):
+        from .._inspect.compare import compare
+        from .compared import is_different, told
+
+        found = compare(first, second, silent=silence(verbose))
+        if as_json:
+            print_json(found)
+        elif text := "\n".join(told(found, first, second)):
+            show(text)
+    if is_different(found):
+        raise SystemExit(1)

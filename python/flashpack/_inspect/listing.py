@@ -1,0 +1,109 @@
+"""The tensors of a model as a list: chosen by patterns, in an order, added up. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from .._core import native
+from .._core.names import included
+from .._files.sources import ModelPath, model_path, shown_path
+
+
+class Listed(NamedTuple):
+    """A tensor: sizes in bytes, the number of its file among the listing's, and its first byte there."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    bytes: int
+    file: int
+    offset: int
+
+
+@dataclass(slots=True)
+class Total:
+    """Several tensors together: their number, elements, bytes, and bytes by dtype."""
+
+    tensors: int = 0
+    elements: int = 0
+    bytes: int = 0
+    dtypes: dict[str, int] = field(default_factory=dict)
+
+    def add(self, tensor: list[Any] | Listed) -> None:
+        """Count one more."""
+        _, dtype, shape, size, *_ = tensor
+        self.tensors += 1
+        self.elements += math.prod(shape)
+        self.bytes += size
+        self.dtypes[dtype] = self.dtypes.get(dtype, 0) + size
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A model: what errors call each of its `files`, and its bytes; its `tensors`, by name in natural order.
+
+    Each tensor is a plain list of what `Listed` has, as there may be hundreds of thousands.
+    """
+
+    path: str
+    files: list[tuple[str, int]]
+    tensors: list[list[Any]]
+    metadata: dict[str, str]
+    checksums: str | None
+
+    @classmethod
+    def read(cls, path: ModelPath) -> Listing:
+        """The list of a model, as `load_file` takes its path. Raises as that does before it reads."""
+        text = model_path(path)
+        return cls(shown_path(text), **native.call("tensors", path=text))
+
+    def only(self, patterns: Iterable[str]) -> Listing:
+        """Those that a pattern selects, as `include=` of loads does; all without any. Raises ValueError."""
+        if not (patterns := tuple(patterns)):
+            return self
+        kept = set(included(self.path, [tensor[0] for tensor in self.tensors], patterns, ""))
+        return replace(self, tensors=[tensor for tensor in self.tensors if tensor[0] in kept])
+
+    def ordered(self, by: str, *, reverse: bool = False) -> Listing:
+        """By "name" as they are, by "size", the largest first, or as they lie in the files, for "file"."""
+        tensors = self.tensors
+        if by == "size":
+            tensors = sorted(tensors, key=lambda tensor: -tensor[3])
+        elif by == "file":
+            tensors = sorted(tensors, key=lambda tensor: tensor[4:6])
+        return replace(self, tensors=tensors[::-1] if reverse else tensors)
+
+    def total(self) -> Total:
+        """All together."""
+        total = Total()
+        for tensor in self.tensors:
+            total.add(tensor)
+        return total
+
+    def groups(self, depth: int) -> dict[str, Total]:
+        """Totals by the first `depth` parts of the names, between dots; names with fewer are their own."""
+        groups: dict[str, Total] = {}
+        for tensor in self.tensors:
+            prefix = ".".join(tensor[0].split(".")[:depth])
+            if (group := groups.get(prefix)) is None:
+                group = groups[prefix] = Total()
+            group.add(tensor)
+        return groups
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, with the names of what it is."""
+        total = self.total()
+        return {
+            "path": self.path,
+            "files": [{"path": name, "bytes": size} for name, size in self.files],
+            "checksums": self.checksums,
+            "metadata": self.metadata,
+            "totals": {"tensors": total.tensors, "elements": total.elements, "bytes": total.bytes},
+            "bytes_by_dtype": total.dtypes,
+            "tensors": [
+                {**Listed(*tensor)._asdict(), "file": self.files[tensor[4]][0]} for tensor in self.tensors
+            ],
+        }

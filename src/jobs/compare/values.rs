@@ -1,0 +1,209 @@
+//! Values of two tensors, one by one.
+
+use half::{bf16, f16};
+use serde::Serialize;
+
+use crate::format::DType;
+
+/// Elements that are decoded at a time.
+const BLOCK_ELEMS: usize = 1024;
+
+/// How the values of a tensor differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Values {
+    /// How many were compared.
+    pub elements: u64,
+    /// How many have other bits or, if the dtypes differ, another value.
+    pub different: u64,
+    /// The largest difference that is a finite number; none for a dtype that is not decoded.
+    pub largest: Option<f64>,
+    /// How many differ by no finite number: one of the two is infinite, or NaN.
+    pub unbounded: u64,
+}
+
+impl Values {
+    pub(super) fn add(&mut self, other: Self) {
+        self.elements += other.elements;
+        self.different += other.different;
+        self.unbounded += other.unbounded;
+        self.largest = match (self.largest, other.largest) {
+            (Some(one), Some(other)) => Some(one.max(other)),
+            (one, other) => one.or(other),
+        };
+    }
+}
+
+type Decode = fn(&[u8], &mut [f64]);
+
+macro_rules! decode {
+    ($type:ty, |$value:ident| $number:expr) => {
+        |bytes, numbers| {
+            let elements = bytes.as_chunks::<{ size_of::<$type>() }>().0;
+            for (number, element) in numbers.iter_mut().zip(elements) {
+                let $value = <$type>::from_le_bytes(*element);
+                *number = $number;
+            }
+        }
+    };
+}
+
+/// What makes numbers of elements; none for complex numbers and those below a byte or of one.
+#[expect(clippy::cast_precision_loss, reason = "a difference of integers beyond 2^53 is shown, not used")]
+fn decoder(dtype: DType) -> Option<Decode> {
+    Some(match dtype {
+        DType::Float64 => decode!(f64, |value| value),
+        DType::Float32 => decode!(f32, |value| f64::from(value)),
+        DType::Float16 => decode!(f16, |value| f64::from(value)),
+        DType::Bfloat16 => decode!(bf16, |value| f64::from(value)),
+        DType::Int64 => decode!(i64, |value| value as f64),
+        DType::Int32 => decode!(i32, |value| f64::from(value)),
+        DType::Int16 => decode!(i16, |value| f64::from(value)),
+        DType::Int8 => decode!(i8, |value| f64::from(value)),
+        DType::Uint64 => decode!(u64, |value| value as f64),
+        DType::Uint32 => decode!(u32, |value| f64::from(value)),
+        DType::Uint16 => decode!(u16, |value| f64::from(value)),
+        DType::Uint8 | DType::Bool => decode!(u8, |value| f64::from(value)),
+        _ => return None,
+    })
+}
+
+/// Whether values of these dtypes can be compared: of one dtype bit by bit, of two as numbers.
+pub(super) fn are_comparable(dtypes: [DType; 2]) -> bool {
+    dtypes[0] == dtypes[1] || dtypes.iter().all(|&dtype| decoder(dtype).is_some())
+}
+
+/// Compares elements of dtypes that are comparable.
+pub(super) fn compare(dtypes: [DType; 2], bytes: [&[u8]; 2]) -> Values {
+    let sizes = dtypes.map(|dtype| usize::try_from(dtype.size()).expect("a few bytes"));
+    let same_type = dtypes[0] == dtypes[1];
+    let decoders = dtypes.map(decoder);
+    let mut all = Values {
+        elements: (bytes[0].len() / sizes[0]) as u64,
+        largest: decoders[0].map(|_| 0.0),
+        ..Values::default()
+    };
+    if same_type && bytes[0] == bytes[1] {
+        return all;
+    }
+    let blocks = [0, 1].map(|side| bytes[side].chunks(BLOCK_ELEMS * sizes[side]));
+    let [first, second] = blocks;
+    for (one, other) in first.zip(second).filter(|(one, other)| !same_type || one != other) {
+        if same_type {
+            all.different += count_different(sizes[0], one, other);
+        }
+        if let [Some(decode_one), Some(decode_other)] = decoders {
+            let mut numbers = [[0.0; BLOCK_ELEMS]; 2];
+            decode_one(one, &mut numbers[0]);
+            decode_other(other, &mut numbers[1]);
+            all.add(differences(&numbers, same_type));
+        }
+    }
+    all
+}
+
+/// Without those that the caller has counted: `bits_count` says that other bits are, of which NaNs have many.
+fn differences(numbers: &[[f64; BLOCK_ELEMS]; 2], bits_count: bool) -> Values {
+    let (largest, different, unbounded) = finite(numbers).unwrap_or_else(|| any(numbers));
+    Values {
+        elements: 0,
+        different: if bits_count { 0 } else { different },
+        largest: Some(largest),
+        unbounded,
+    }
+}
+
+/// The largest difference, how many are not 0, and how many are no finite number; none if any may be none. The compiler
+/// makes vectors of the lanes.
+fn finite([first, second]: &[[f64; BLOCK_ELEMS]; 2]) -> Option<(f64, u64, u64)> {
+    const LANES: usize = 8;
+    let (mut largest, mut sum, mut different) = ([0.0_f64; LANES], [0.0_f64; LANES], [0_u64; LANES]);
+    for (one, other) in first.as_chunks::<LANES>().0.iter().zip(second.as_chunks::<LANES>().0) {
+        for lane in 0..LANES {
+            let difference = (one[lane] - other[lane]).abs();
+            largest[lane] = if difference > largest[lane] { difference } else { largest[lane] };
+            sum[lane] += difference; // not finite from the first on that is not
+            different[lane] += u64::from(difference != 0.0);
+        }
+    }
+    let all = sum.iter().all(|sum| sum.is_finite());
+    all.then(|| (largest.into_iter().fold(0.0, f64::max), different.iter().sum(), 0))
+}
+
+/// [`finite`], number by number, with whatever there is among them.
+fn any([first, second]: &[[f64; BLOCK_ELEMS]; 2]) -> (f64, u64, u64) {
+    let (mut largest, mut different, mut unbounded) = (0.0_f64, 0, 0);
+    for (&one, &other) in first.iter().zip(second) {
+        let difference = (one - other).abs();
+        let same = one.to_bits() == other.to_bits() || (one.is_nan() && other.is_nan());
+        different += u64::from(!same && difference != 0.0);
+        if difference.is_finite() {
+            largest = largest.max(difference);
+        } else {
+            unbounded += u64::from(!same);
+        }
+    }
+    (largest, different, unbounded)
+}
+
+fn count_different(size: usize, one: &[u8], other: &[u8]) -> u64 {
+    fn count<const SIZE: usize>(one: &[u8], other: &[u8]) -> u64 {
+        let elements = one.as_chunks::<SIZE>().0.iter().zip(other.as_chunks::<SIZE>().0);
+        elements.map(|(one, other)| u64::from(one != other)).sum()
+    }
+    let count = match size {
+        1 => count::<1>,
+        2 => count::<2>,
+        4 => count::<4>,
+        8 => count::<8>,
+        _ => count::<16>,
+    };
+    count(one, other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn floats(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn bits_count_and_differences_are_of_values() {
+        let first = floats(&[1.0, -0.0, f32::NAN, f32::INFINITY, f32::NAN, 5.0]);
+        let second = floats(&[1.5, 0.0, 1.0, f32::INFINITY, f32::NAN, 5.0]);
+        let found = compare([DType::Float32; 2], [&first, &second]);
+        assert_eq!(found, Values { elements: 6, different: 3, largest: Some(0.5), unbounded: 1 });
+    }
+
+    #[test]
+    fn other_dtypes_are_compared_as_numbers() {
+        let first = floats(&[1.0, 2.0, f32::NAN, 257.0]);
+        let second: Vec<u8> = [1.0, 2.0, f32::NAN, 257.0]
+            .iter()
+            .flat_map(|&value| bf16::from_f32(value).to_le_bytes())
+            .collect();
+        let found = compare([DType::Float32, DType::Bfloat16], [&first, &second]);
+        assert_eq!(found, Values { elements: 4, different: 1, largest: Some(1.0), unbounded: 0 });
+        let found = compare([DType::Int8, DType::Int64], [&[255], &(-2_i64).to_le_bytes()]);
+        assert_eq!(found, Values { elements: 1, different: 1, largest: Some(1.0), unbounded: 0 });
+    }
+
+    #[test]
+    fn what_is_no_number_is_compared_by_bits_alone() {
+        let found = compare([DType::Complex64; 2], [&[0; 16], &[[0; 8], [1; 8]].concat()]);
+        assert_eq!(found, Values { elements: 2, different: 1, largest: None, unbounded: 0 });
+        assert!(!are_comparable([DType::Complex64, DType::Float32]));
+    }
+
+    #[test]
+    fn blocks_add_up() {
+        let mut first = floats(&vec![1.0; 3 * BLOCK_ELEMS]);
+        let second = first.clone();
+        first[..4].copy_from_slice(&2.0_f32.to_le_bytes());
+        let last = first.len() - 4;
+        first[last..].copy_from_slice(&4.0_f32.to_le_bytes());
+        let found = compare([DType::Float32; 2], [&first, &second]);
+        assert_eq!((found.elements, found.different, found.largest), (3072, 2, Some(3.0)));
+    }
+}

@@ -1,0 +1,164 @@
+//! New files out of tensors of others: a selection of one model's, several models', under other names, in another dtype.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use crate::{
+    error::{At as _, Error, Result},
+    format::{
+        DEFAULT_ALIGN_BYTES, DType,
+        checksum::Algorithm,
+        layout::{Order, TensorSpec},
+    },
+    io::Source as _,
+    jobs::{
+        convert::{Cast, Converted, cast_between},
+        pieces::Pieces,
+        shards::{self, Save},
+    },
+    model::Model,
+    progress::Progress,
+};
+
+/// Bytes that are read at a time: a multiple of all elements' sizes, and many readers' work.
+const BATCH_BYTES: u64 = 32 << 20;
+
+/// A tensor to take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Take {
+    /// Number of the model that it is in.
+    pub model: usize,
+    /// What it is called there.
+    pub name: String,
+    /// What it is called in the new file.
+    pub new_name: String,
+}
+
+/// What to write, and where to.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Where from.
+    pub models: Vec<Arc<Model>>,
+    /// What.
+    pub tensors: Vec<Take>,
+    /// The file, or what shards are saved as.
+    pub destination: PathBuf,
+    /// Type for floating tensors; `None` keeps every tensor's own.
+    pub dtype: Option<DType>,
+    /// Strings for each footer.
+    pub metadata: BTreeMap<String, String>,
+    /// The checksum algorithm.
+    pub algorithm: Algorithm,
+    /// Bytes of tensors in a file, unless one alone has more; `None` makes one file.
+    pub shard_bytes: Option<u64>,
+}
+
+/// Writes the new file, holding some 32 MiB in memory whatever the size of the models; `None`, with nothing done, for a
+/// cast that only torch makes. Bytes are verified on the way, if all files of their model have digests: the new file's
+/// digests would vouch for damage. Tied tensors stay tied.
+///
+/// # Errors
+/// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a name that a model lacks, or that two new tensors would
+/// have, and for no tensors; those of loads and of [`Save`].
+pub fn repack(request: Request, progress: Progress<'_>) -> Result<Option<Converted>> {
+    let Some(sources) = request.tensors.iter().map(|take| request.source(take)).collect::<Result<_>>()?
+    else {
+        return Ok(None);
+    };
+    let sources: Vec<Source> = sources;
+    let specs = specs(&sources);
+    let Request { models, destination, metadata, algorithm, shard_bytes, .. } = request;
+    let wanted = shards::Request {
+        destination: destination.clone(),
+        order: Order::LargestFirst,
+        align_bytes: DEFAULT_ALIGN_BYTES,
+        metadata,
+        algorithm,
+        shard_bytes,
+    };
+    let mut save = Save::begin(&specs, wanted, progress).at(&destination)?;
+    let mut memory: Vec<Pieces> = models.iter().map(|_| Pieces::default()).collect();
+    let mut cast_bytes = Vec::new();
+    for batch in batches(save.order(), &sources) {
+        for (number, (model, memory)) in models.iter().zip(&mut memory).enumerate() {
+            let own = batch.iter().filter(|(tensor, _)| sources[*tensor].model == number);
+            memory.read(model, own.map(|(_, range)| range.clone()), true)?;
+        }
+        for (tensor, range) in &batch {
+            let Source { model, cast, .. } = &sources[*tensor];
+            let bytes = memory[*model].of(range);
+            let Some(cast) = cast else {
+                save.write(bytes)?;
+                continue;
+            };
+            cast_bytes.clear();
+            cast(bytes, &mut cast_bytes);
+            save.write(&cast_bytes)?;
+        }
+    }
+    Ok(Some(Converted { tensors: specs.len(), bytes: save.finish()? }))
+}
+
+/// Where a new tensor comes from, and what it becomes.
+struct Source {
+    model: usize,
+    range: Range<u64>,
+    cast: Option<Cast>,
+    spec: TensorSpec,
+}
+
+impl Request {
+    /// `None` for a cast that only torch makes.
+    fn source(&self, take: &Take) -> Result<Option<Source>> {
+        let unknown = |what: String| Error::argument(what);
+        let model = self.models.get(take.model).ok_or_else(|| unknown(format!("no model {}", take.model)))?;
+        let index = &model.index;
+        let missing = || unknown(format!("holds no tensor named {:?}", take.name)).at(model.files.path());
+        let record = &index.records()[index.find(&take.name).ok_or_else(missing)?];
+        let from = index.blocks()[record.block()].dtype();
+        let to = self.dtype.filter(|&to| to != from && from.is_castable_float());
+        let cast = to.map(|to| cast_between(from, to));
+        if matches!(cast, Some(None)) {
+            return Ok(None);
+        }
+        let (name, shape) = (take.new_name.clone(), record.shape().to_vec());
+        let spec = TensorSpec { name, dtype: to.unwrap_or(from), shape, tied_to: None };
+        Ok(Some(Source { model: take.model, range: index.file_range(record), cast: cast.flatten(), spec }))
+    }
+}
+
+/// The new tensors: those of the same bytes of one model are tied.
+fn specs(sources: &[Source]) -> Vec<TensorSpec> {
+    let mut first: HashMap<(usize, u64), usize> = HashMap::new();
+    let spec = |(number, source): (usize, &Source)| {
+        let place = (source.model, source.range.start);
+        let root = if source.range.is_empty() { number } else { *first.entry(place).or_insert(number) };
+        TensorSpec { tied_to: (root != number).then_some(root), ..source.spec.clone() }
+    };
+    sources.iter().enumerate().map(spec).collect()
+}
+
+/// The bytes of tensors in `order`, as many at a time as are about [`BATCH_BYTES`].
+fn batches(order: &[usize], sources: &[Source]) -> Vec<Vec<(usize, Range<u64>)>> {
+    let mut batches = vec![Vec::new()];
+    let mut room = BATCH_BYTES;
+    for &tensor in order {
+        let Range { mut start, end } = sources[tensor].range;
+        while start < end {
+            // What is left of a batch may be no multiple of the element.
+            let step = if end - start <= room { end - start } else { BATCH_BYTES.min(end - start) };
+            if step > room {
+                batches.push(Vec::new());
+                room = BATCH_BYTES;
+            }
+            batches.last_mut().expect("there is one").push((tensor, start..start + step));
+            start += step;
+            room -= step;
+        }
+    }
+    batches
+}
