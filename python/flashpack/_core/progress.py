@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any, TypeAlias, TypeVar
 
 from .native import Counter, new_counter
-from .text import is_open
+from .text import is_dumb, is_open
 
 T = TypeVar("T")
 
@@ -26,6 +26,9 @@ Silent: TypeAlias = bool | Callable[[int, int], None] | None
 INLINE_BYTES = 64 << 20
 _POLL_SECONDS = 0.1
 _QUIET_SECONDS = 1.0
+# Labels of work whose last step is to flush files.
+_WRITING = frozenset({"Converting", "Packing", "Reverting", "Signing", "Writing"})
+_ENDING = "{desc} [{elapsed}]"
 
 
 def run(
@@ -110,26 +113,25 @@ def wants_bar(silent: Silent) -> bool:
     """Whether work that is this silent shows a bar, on standard error."""
     if callable(silent) or not is_open(sys.stderr):
         return False
-    return sys.stderr.isatty() if silent is None else not silent
+    return sys.stderr.isatty() and not is_dumb() if silent is None else not silent
 
 
 def _watch(future: Future[Any], counter: Counter, label: str, silent: Silent) -> None:
     started = time.monotonic()
     shows_bar = wants_bar(silent)
-    bar: Any = None
+    bar: _Bar | None = None
     try:
         while not wait([future], _POLL_SECONDS).done:
             if shows_bar and time.monotonic() - started > _QUIET_SECONDS:
                 with _unheard():
-                    bar = _new_bar(label) if bar is None else bar
-                    _update(bar, counter)
+                    bar = _Bar(label, started) if bar is None else bar
+                    bar.update(counter)
             if callable(silent):
                 silent(counter[0], counter[1])
     finally:
         if bar is not None:
             with _unheard():
-                _update(bar, counter)
-                bar.close()
+                bar.close(counter)
 
 
 def _unheard() -> suppress:
@@ -137,15 +139,31 @@ def _unheard() -> suppress:
     return suppress(OSError, ValueError)
 
 
-def _new_bar(label: str) -> Any:
-    tqdm: Any = importlib.import_module("tqdm")
-    return tqdm.tqdm(desc=label, unit="B", unit_scale=True, unit_divisor=1024)
+class _Bar:
+    """A bar of work that began at `started`, by the monotonic clock: its rate is of all the time since."""
 
+    def __init__(self, label: str, started: float) -> None:
+        tqdm: Any = importlib.import_module("tqdm")
+        self._bar = tqdm.tqdm(desc=label, unit="B", unit_scale=True, smoothing=0, delay=1e-9)
+        self._bar.start_t -= time.monotonic() - started
+        self._label = label
 
-def _update(bar: Any, counter: Counter) -> None:
-    bar.total = counter[1] or None
-    bar.n = counter[0]
-    bar.refresh()
+    def update(self, counter: Counter) -> None:
+        """Show how far the work is; when all bytes are written, that the disk is waited for."""
+        bar, (done, total, _) = self._bar, counter
+        if done < bar.n:  # its next part has begun, such as writing after verifying
+            bar.start_t = bar._time()
+        bar.n, bar.total = done, total or None
+        if self._label in _WRITING and 0 < total <= done:
+            bar.desc, bar.bar_format = f"{self._label}: all is written, waiting for the disk", _ENDING
+        bar.refresh()
+
+    def close(self, counter: Counter) -> None:
+        """Show the end."""
+        bar, (done, total, _) = self._bar, counter
+        bar.n, bar.total, bar.desc, bar.bar_format = done, total or None, self._label, None
+        bar.refresh()
+        bar.close()
 
 
 def _wait_through_interrupts(thread: threading.Thread) -> None:
