@@ -9,6 +9,7 @@ import other_libraries
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["timm", "open_clip", "lightning"])
 def test_outputs_are_equal(library: str, tmp_path: Path) -> None:
     other_libraries.run(library, tmp_path)

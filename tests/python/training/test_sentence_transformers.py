@@ -9,9 +9,10 @@ import torch
 from flashpack.commands import convert_to_flashpack, revert_from_flashpack
 from processes import environment, python, succeed
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.models import Dense, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 TEXTS = ["the cat sleeps", "a train leaves"]
@@ -22,8 +23,6 @@ WORDS = ["[PAD]", "[UNK]", *sorted({word for text in TEXTS for word in text.spli
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As the library saves a model of three modules."""
     made = tmp_path_factory.mktemp("sentences")
-    from tokenizers.pre_tokenizers import Whitespace
-
     tokenizer = Tokenizer(WordLevel({word: place for place, word in enumerate(WORDS)}, "[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
@@ -61,6 +60,7 @@ torch.save(torch.from_numpy(model.encode(sys.argv[3:])), sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_a_packed_folder_loads_directly(folder: Path, tmp_path: Path) -> None:
     """In a process of its own: the classes of transformers are patched for good."""
     assert (folder / "packed/model.flashpack").is_file()
