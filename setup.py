@@ -133,10 +133,19 @@ class NativeDistribution(Distribution):
         return True
 
 
+def package_readme():
+    """README.md for a package index, where no file of the repository is: without its charts and its links."""
+    text = (ROOT / "README.md").read_text()
+    text = re.sub(r"<!-- charts -->.*?<!-- /charts -->\n\n", "", text, flags=re.DOTALL)
+    return re.sub(r"\[([^\]]+)\]\((?!https?://)[^)]+\)", r"\1", text)
+
+
 if __name__ == "__main__":
     shutil.rmtree(ROOT / "target" / "python", ignore_errors=True)  # no stale modules in a wheel
     setup(
         version=re.search(r'^version = "(.+?)"', (ROOT / "Cargo.toml").read_text(), re.M)[1],
+        long_description=package_readme(),
+        long_description_content_type="text/markdown",
         distclass=NativeDistribution,
         cmdclass={"build_ext": BuildLibraries, "bdist_wheel": Wheel},
         options={"build": {"build_base": "target/python"}},

@@ -38,13 +38,16 @@ def disk_offload(
     """Run `model` on `execution_device` with its weights left in the file, a layer at a time.
 
     The model may be on the meta device (`accelerate.init_empty_weights`). `options` are those of
-    `assign_from_file`, and `offload_buffers` and `preload_module_classes` of `accelerate.disk_offload`. Keep
-    the file while the model lives.
+    `assign_from_file` (`verify=True` reads the file once, to verify it), and `offload_buffers` and
+    `preload_module_classes` of `accelerate.disk_offload`. Keep the file while the model lives.
 
     Raises what `assign_from_file` raises, and ValueError for a URL.
     """
     hooks = _taken(options, ("offload_buffers", "preload_module_classes"))
-    _map(model, OpenModel(text_path(path)), options)
+    weights = OpenModel(text_path(path))
+    chosen = _map(model, weights, options)
+    if chosen.verify:
+        assign(model, weights, replace(chosen, device="cpu", eager=False))
     offloaded: M = accelerate.cpu_offload(model, torch.device(execution_device), **hooks)
     return offloaded
 

@@ -28,8 +28,10 @@ from transformers import BertConfig, BertModel
 ROOT = Path(__file__).parents[3]
 # In the order in which they are read: what one makes the next may use.
 PAGES = (
-    *("README.md", "docs/guides/loading.md", "docs/guides/hugging-face.md", "docs/guides/ranks.md"),
+    *("README.md", "docs/guides/loading.md", "docs/guides/hugging-face.md"),
+    *("docs/guides/training.md", "docs/guides/libraries.md", "docs/guides/ranks.md"),
     *("docs/guides/serving.md", "docs/guides/object-storage.md", "docs/guides/slow-loads.md"),
+    *("docs/guides/deployment.md", "docs/guides/questions.md"),
     *("docs/guides/look.md", "docs/reference/command-line.md"),
     *("docs/reference/environment.md", "docs/reference/operators.md", "docs/reference/python.md"),
     "docs/reference/api.md",
