@@ -139,7 +139,7 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name)
+    dtype = vars(torch).get(name)  # torch's own __getattr__ would import modules
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"{name} is no dtype")
     return dtype

@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from flashpack.integrations.transformers import AutoModelForSequenceClassification
-from flashpack.integrations.transformers.trainer import FlashPackTrainerMixin
+from flashpack.integrations.transformers.trainer import FlashPackTrainerMixin, _pack
 from helpers import assert_same
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
@@ -78,6 +78,15 @@ def test_checkpoints_load_as_models(tmp_path: Path) -> None:
     loaded = AutoModelForSequenceClassification.from_pretrained_flashpack(tmp_path / "final")
     assert_same(loaded.state_dict(), model.state_dict())
     flashpack.verify_file(tmp_path / "final/model.flashpack")
+
+
+def test_weights_in_several_files_become_one(tmp_path: Path) -> None:
+    model = bert()
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    _pack(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.flashpack"]
+    assert_same(flashpack.load_file(tmp_path / "model.flashpack"), model.state_dict())
 
 
 def test_the_best_model_is_loaded_at_the_end(tmp_path: Path) -> None:

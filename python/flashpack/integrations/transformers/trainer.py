@@ -61,14 +61,14 @@ class FlashPackTrainerMixin(_Base):
 
 def _pack(folder: Path) -> None:
     """Replace the safetensors that the Trainer has written to `folder`."""
-    for source, name in (
-        ("model.safetensors", weights_name()),
-        ("model.safetensors.index.json", weights_name()),
-        ("adapter_model.safetensors", WEIGHTS),
+    model = folder / "model.safetensors"
+    for weights, source, name in (
+        (model, model, weights_name()),
+        (folder / "model.safetensors.index.json", folder, weights_name()),
+        (folder / "adapter_model.safetensors", folder / "adapter_model.safetensors", WEIGHTS),
     ):
-        weights = folder / source
         if weights.is_file():
             files = {*files_of(weights), weights}
-            convert_to_flashpack(weights, folder / name)
+            convert_to_flashpack(source, folder / name)
             for file in files:
                 file.unlink()
