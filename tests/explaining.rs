@@ -43,9 +43,14 @@ fn an_eager_load_is_told_before_and_reported_after() {
     assert!(told.bound.seconds > 0.0 && told.bound.copy_rate > 0.0);
     assert_eq!(told.bound.sample_bytes, told.payload_bytes);
     let text = told.to_string();
-    assert!(text.starts_with("load        2 tensors of 2.10 MB to cpu: read into memory\n"), "{text}");
-    for line in ["chunks verified", "2.10 MB for the tensors", "bound       at least", "(a copy in memory: "]
-    {
+    assert!(text.starts_with("in short    the load takes "), "{text}");
+    for line in [
+        "\nload        2 tensors of 2.10 MB to cpu: read into memory\n",
+        "chunks verified",
+        "2.10 MB for the tensors",
+        "bound       at least",
+        "(a copy in memory: ",
+    ] {
         assert!(text.contains(line), "{line} in {text}");
     }
 
@@ -80,6 +85,7 @@ fn a_mapping_reads_nothing_and_has_no_limit() {
     assert!(told.read_ahead.is_some());
     assert_eq!(told.bound.limit, None);
     assert!(told.to_string().contains("none: nothing is read before a tensor is touched"), "{told}");
+    assert!(told.to_string().starts_with("in short    the tensors are there at once; each part"), "{told}");
     let asked_not_to = explained(&path, Options { eager: Some(false), ..Options::default() });
     assert!(matches!(asked_not_to.read_ahead, Some((false, _))));
     load::load(&path, Selection::Except(&Ignore::default()), Options::default(), Progress::SILENT).unwrap();

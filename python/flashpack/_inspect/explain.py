@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from .._core import native
 from .._core.names import name_tuple
 from .._files.sources import ModelPath, model_path, shown_path
+from .._load import html
 from .._load.report import Traffic
+
+_LABEL = 12  # characters at the beginning of a line of the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,10 @@ class Explanation:
 
     def __str__(self) -> str:
         return self.text
+
+    def _repr_html_(self) -> str:
+        rows = [(line[:_LABEL].strip(), line[_LABEL:]) for line in self.text.splitlines()]
+        return html.titled(f"load of {self.path}", html.table(rows))
 
 
 def explain(

@@ -16,9 +16,11 @@ from .._core.paths import StrPath
 from .._core.text import size_text
 from .._files.opened import OpenModel, opened
 from .._files.readable import Source
+from . import html
 from .load import Device, as_device, described, load_tensors
 from .slices import Cuts, part_of
 
+_SHOWN_TENSORS = 20  # in a notebook
 _FRAMEWORKS = {"pt": False, "torch": False, "pytorch": False, "np": True, "numpy": True}
 
 
@@ -180,6 +182,19 @@ class FlashPackFile:
         dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
         size = size_text(sum(tensor.nbytes for tensor in tensors))
         return f"<FlashPackFile {self._shown!r}: {len(tensors)} tensors, {size}, {', '.join(dtypes)}>"
+
+    def _repr_html_(self) -> str:
+        if self._source is None:
+            return html.titled(repr(self))
+        tensors = self._source.tensors
+        first = list(tensors.items())[:_SHOWN_TENSORS]
+        rows = [
+            (name, str(each.dtype).removeprefix("torch."), list(each.shape), size_text(each.nbytes))
+            for name, each in first
+        ]
+        left = len(tensors) - len(first)
+        more = f"and {left} more" if left else ""
+        return html.titled(repr(self).strip("<>"), html.table(rows, ("name", "dtype", "shape", "size")), more)
 
     def __enter__(self) -> FlashPackFile:
         return self

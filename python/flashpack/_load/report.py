@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._core.text import human_duration, rate_text, size_text
+from . import html
 
 _STAGES = {
     "read": "reading",
@@ -18,6 +19,7 @@ _STAGES = {
     "idle": "threads without work",
 }
 _TIMES = ("open", "wall", *_STAGES)
+_OF_THREADS = " of the threads' time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,11 @@ class LoadReport:
     def __str__(self) -> str:
         return "\n".join(self._lines())
 
+    def _repr_html_(self) -> str:
+        lines = [line.strip() for line in self._lines() if not line.endswith(_OF_THREADS)]
+        stages = {label: getattr(self, stage) for stage, label in _STAGES.items()}
+        return html.titled("last load", html.table([line] for line in lines), html.bar(stages))
+
     def _lines(self) -> Iterator[str]:
         if self.limit is None:
             yield f"nothing to read: the load took {human_duration(self.wall)}"
@@ -105,7 +112,7 @@ class LoadReport:
         for stage, label in _STAGES.items():
             spent: float = getattr(self, stage)
             if spent > 0:
-                part = f"{spent / of_threads:>5.0%} of the threads' time"
+                part = f"{spent / of_threads:>5.0%}{_OF_THREADS}"
                 yield f"  {label:<24}{human_duration(spent):>10}{part}"
 
 

@@ -16,6 +16,7 @@ impl fmt::Display for Explanation {
 impl Explanation {
     fn lines(&self) -> Vec<(&'static str, String)> {
         let mut lines = vec![
+            ("in short", self.in_short()),
             ("load", self.load()),
             ("file", format!("{}, {}{}", self.path, size(self.file_bytes), self.cached())),
             ("reads", self.way()),
@@ -38,6 +39,30 @@ impl Explanation {
         lines.push(("bound", self.least()));
         lines.extend(self.bound.measured().into_iter().map(|line| ("", line)));
         lines
+    }
+
+    /// For who does not know how files are read.
+    fn in_short(&self) -> String {
+        let Some(limit) = self.bound.limit else {
+            return if self.mapped_bytes > 0 {
+                "the tensors are there at once; each part of the file is read when it is first used"
+            } else {
+                "there is nothing to read"
+            }
+            .to_owned();
+        };
+        let why = match limit {
+            "disk" => "the disk gives the file no faster",
+            "network" => "the network brings the file no faster",
+            "page cache" => "the file is in memory already, and to copy it takes that long",
+            "checksums" => "to check every byte takes longer than to read it",
+            _ => "nothing here is faster",
+        };
+        let time = duration(self.bound.seconds);
+        if self.mode == "map" && self.read_bytes == 0 {
+            return format!("the tensors are there at once; to use all of them takes {time} or more: {why}");
+        }
+        format!("the load takes {time} or more: {why}")
     }
 
     fn load(&self) -> String {
