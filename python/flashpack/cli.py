@@ -12,10 +12,11 @@ from ._cli.check import sign, verify
 from ._cli.convert import convert, revert
 from ._cli.edit import edit_metadata, extract, merge, rename
 from ._cli.look import diff, ls, metadata
-from ._cli.measure import explain
+from ._cli.measure import bench, explain
 from ._cli.output import tell
 
 __all__ = [  # as plain as type checkers want it
+    "bench",
     "convert",
     "diff",
     "edit_metadata",
@@ -64,6 +65,6 @@ def main() -> None:
 
 for command in (
     *(ls, metadata, diff, convert, revert, extract, merge, rename, edit_metadata),
-    *(verify, sign, explain),
+    *(verify, sign, explain, bench),
 ):
     main.add_command(command)

@@ -27,6 +27,7 @@ HELP = {
     "metadata": {"--show-index", "-i", "--json", "-j"},
     "sign": {"--key", "--verbose", "-v"},
     "verify": {"--key", "--verbose", "-v"},
+    "bench": {"--device", "--rounds", "--cold", "--plot", "--verbose", "-v"},
     "explain": {"--device", "--eager", "--verbose", "-v"},
 }
 

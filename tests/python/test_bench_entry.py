@@ -1,19 +1,23 @@
-"""`python -m flashpack.bench`: it checks before it measures, and says which limit applies."""
+"""`flashpack bench`: it checks before it measures, and says which limit applies."""
 
 from __future__ import annotations
 
 import importlib
 import re
+import sys
+import types
+from collections.abc import Callable
 from pathlib import Path
 
 import flashpack
 import pytest
 import safetensors.torch
 import torch
-from click.testing import CliRunner
+from command_line import assert_failure, run
 from flashpack import bench
 from flashpack._core import native
 from flashpack.bench import loads as _bench_loads
+from flashpack.bench import plot as _bench_plot
 from helpers import MIB, flip_byte, noise
 from processes import python, succeed
 
@@ -41,7 +45,7 @@ def row(report: str, name: str) -> re.Match[str]:
     ids=["hot", "cold"],
 )
 def test_it_prints_limits_and_loads(packed: Path, options: list[str], limits: set[str]) -> None:
-    done = python("-m", "flashpack.bench", packed, "--rounds", 2, *options)
+    done = python("-m", "flashpack", "bench", packed, "--rounds", 2, *options)
     report = succeed(done)
     for limit in ("copy in memory", *limits):
         row(report, limit)
@@ -67,17 +71,52 @@ def test_wrong_bytes_are_told_before_anything_is_measured(packed: Path) -> None:
 
 
 def test_files_that_cannot_be_measured_are_one_sentence(packed: Path, tmp_path: Path) -> None:
-    model = tmp_path / "model.safetensors"
-    safetensors.torch.save_file({"a": torch.zeros(3)}, model)
-    done = CliRunner().invoke(bench.main, [str(model)])
-    assert done.exit_code == 1
-    assert f"flashpack convert {model}" in done.output
-    done = CliRunner().invoke(bench.main, [str(tmp_path / "gone")])
-    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    model = tmp_path / "model.bin"
+    torch.save({"a": torch.zeros(3)}, model)
+    assert_failure(run("bench", model), "flashpack convert")
+    assert_failure(run("bench", tmp_path / "gone"), "No such file")
+    assert_failure(run("bench", "s3://bucket/model", "--cold"), "--cold is for files")
     flip_byte(packed, 1000)
-    done = CliRunner().invoke(bench.main, [str(packed), "--rounds", "1"])
-    assert done.exit_code == 1
-    assert "Error: " in done.output
+    assert run("bench", packed, "--rounds", 1).stderr.startswith("Error: ")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "shards"])
+def test_any_source_is_measured(kind: str, tmp_path: Path) -> None:
+    tensors = {"a": noise(torch.float32, (300, 700)), "b": noise(torch.uint8, (400_000,))}
+    if kind == "safetensors":
+        safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
+    else:
+        flashpack.pack_to_file(tensors, tmp_path / "model.flashpack", max_shard_size="500KB")
+    report = run("bench", tmp_path, "--rounds", 1).stdout
+    verified = [] if kind == "safetensors" else ["eager, verified"]
+    for load in ["mapped, all touched", "eager, unverified", *verified]:
+        assert row(report, load)[4]
+    assert ("eager, verified" in report) is (kind == "shards")
+
+
+def test_a_picture_has_all_rates(packed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a stand-in for matplotlib, which the tests do not install: what it is asked to draw."""
+    drawn: dict[str, object] = {}
+
+    class Drawing:
+        def __getattr__(self, name: str) -> Callable[..., Drawing]:
+            return lambda *args, **_: drawn.update({name: args}) or self
+
+    library = types.SimpleNamespace(Figure=lambda **_: Drawing())
+    monkeypatch.setattr(_bench_plot, "require", lambda: library)
+    result = run("bench", packed, "--rounds", 1, "--plot", tmp_path / "out.png")
+    assert result.exit_code == 0
+    assert drawn["savefig"] == (str(tmp_path / "out.png"),)
+    names, rates = drawn["barh"]
+    assert names == ["copy in memory", "page cache", "page cache, same memory", "touching a mapping", *LOADS]
+    assert all(rate > 0 for rate in rates)
+
+
+def test_a_picture_without_matplotlib_says_what_to_install(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert_failure(run("bench", packed, "--plot", "out.png"), "pip install matplotlib")
 
 
 def test_raw_reads_of_a_file_that_has_become_shorter_fail(path: Path) -> None:

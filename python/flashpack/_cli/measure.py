@@ -1,4 +1,4 @@
-"""`explain`."""
+"""`explain` and `bench`."""
 
 from __future__ import annotations
 
@@ -19,3 +19,24 @@ def explain(path: str, device: str, eager: bool | None, verbose: bool) -> None:
         from .._inspect.explain import explain
 
         show(printable(explain(path, device, eager=eager), keep=LAYOUT))
+
+
+@click.command()
+@click.argument("path", type=click.Path())
+@click.option("--device", help="Load to this device, too, such as cuda:0.")
+@click.option(
+    "--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Medians of so many."
+)
+@click.option("--cold", is_flag=True, help="Drop the file from the page cache before every measurement.")
+@click.option("--plot", type=click.Path(), help="Draw the rates to this file, such as out.png.")
+@verbose_option
+def bench(path: str, device: str | None, rounds: int, cold: bool, plot: str | None, verbose: bool) -> None:
+    """Measure how fast a model loads, beside what this machine can do.
+
+    PATH is a FlashPack or safetensors file, a folder, the index of shards, or the URL of a file.
+    """
+    with reporting_errors(verbose):
+        from ..bench import bench
+
+        for line in bench(path, device, rounds, cold, plot):
+            show(printable(line, keep=LAYOUT))

@@ -1,4 +1,4 @@
-"""`python -m flashpack.bench PATH`: how fast your file loads here, and how near that is to the limit.
+"""`flashpack bench PATH`: how fast your file loads here, and how near that is to the limit.
 
 What every way to load brings is first compared with the file's own bytes. Then raw limits and loads take
 turns. Printed are the best of each limit, since other work can only hide it, and the median of each load.
@@ -13,13 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from .._core import native
-from .._core.errors import FlashPackError
 from .._core.paths import is_url
-from .._core.text import human_duration, printable, rate_text
+from .._core.text import human_duration, rate_text
 from .._inspect.explain import Explanation, explain
+from .._inspect.listing import Listing
 from .._load.report import LoadReport, last_load
 
 if TYPE_CHECKING:
@@ -29,41 +27,61 @@ if TYPE_CHECKING:
 _MEMORY_PART = 0.4
 
 
-def bench(path: str, device: str | None = None, rounds: int = 5, cold: bool = False) -> Iterator[str]:
+def bench(
+    path: str, device: str | None = None, rounds: int = 5, cold: bool = False, plot: str | None = None
+) -> Iterator[str]:
     """Measure, and yield the lines of the report as they are known. `path` may be a URL.
 
-    `cold`: the file is dropped from the page cache before every measurement. Raises FlashPackError for a file
-    that is not sound, OSError, RuntimeError for a load of wrong bytes, and ValueError for a cold URL.
+    `cold`: the files are dropped from the page cache before every measurement. `plot`: a file for a picture.
+    Raises FlashPackError for a file that is not sound, OSError, RuntimeError for a load of wrong bytes,
+    ValueError for a cold URL and for several files by URL, ImportError without what draws.
     """
     if cold and is_url(path):
         raise ValueError("--cold is for files: the page cache holds nothing of a URL")
-    explain(path)  # refuses what is no FlashPack file before torch is imported
+    listing = Listing.read(path)  # refuses what is no model before torch is imported
+    if is_url(path) and len(listing.files) > 1:
+        raise ValueError(f"{listing.path}: stands for {len(listing.files)} objects: name one of them")
     from .loads import cases, check_bytes, drop_from_cache
+    from .plot import draw, require
 
-    check_bytes(path, device)
+    if plot is not None:
+        require()
+    files = [name for name, _ in listing.files] if cold else []
+    check_bytes(path, device, listing)
     yield "every load brings the file's own bytes; now measuring"
-    if cold:
-        drop_from_cache(path)
+    drop_from_cache(files)
     planned = explain(path, eager=True)
     yield from ("", str(planned), "")
-    size = min(planned.payload_bytes, int(_free_memory() * _MEMORY_PART))
-    raw, loads = _raw_limits(path, planned, size, device, cold), list(cases(path, device))
+    loads = list(cases(path, device, listing.checksums))
+    largest = max(listing.files, key=lambda file: file[1])  # raw reads are of one file
+    size = min(planned.payload_bytes, largest[1], int(_free_memory() * _MEMORY_PART))
+    raw = _raw_limits(path if is_url(path) else largest[0], planned, size, device, cold)
     work = {**raw, **{case.name: case.load for case in loads}}
-    times: dict[str, list[float]] = {name: [] for name in work}
-    reports: list[LoadReport | None] = []
-    for _ in range(rounds):
-        for name in random.sample(list(work), len(work)):  # whose turn follows whose must not matter
-            if cold:
-                drop_from_cache(path)
-            times[name].append(_time(work[name]))
-            if name == loads[-1].name:
-                reports.append(last_load())
+    times, reports = _take_turns(work, rounds, lambda: drop_from_cache(files))
     medians = {case.name: statistics.median(times[case.name]) for case in loads}
     rates = {name: size / min(times[name]) for name in raw}
     yield f"limits: the best of {rounds} rounds; loads: medians of {rounds}"
     yield from _table(rates, medians, loads, planned)
-    middle = times[loads[-1].name].index(statistics.median_low(times[loads[-1].name]))
-    yield from ("", f"where the time went, {loads[-1].name}:", str(reports[middle]))
+    if plot is not None:
+        draw(plot, rates, {name: planned.payload_bytes / seconds for name, seconds in medians.items()})
+        yield f"the picture is {plot}"
+    last = loads[-1].name
+    middle = times[last].index(statistics.median_low(times[last]))
+    yield from ("", f"where the time went, {last}:", str(reports[last][middle]))
+
+
+def _take_turns(
+    work: Mapping[str, Callable[[], object]], rounds: int, prepare: Callable[[], None]
+) -> tuple[dict[str, list[float]], dict[str, list[LoadReport | None]]]:
+    """Seconds, and what the last load then said, of each piece of work in each round."""
+    times: dict[str, list[float]] = {name: [] for name in work}
+    reports: dict[str, list[LoadReport | None]] = {name: [] for name in work}
+    for _ in range(rounds):
+        for name in random.sample(list(work), len(work)):  # whose turn follows whose must not matter
+            prepare()
+            times[name].append(_time(work[name]))
+            reports[name].append(last_load())
+    return times, reports
 
 
 def _free_memory() -> int:
@@ -116,20 +134,3 @@ def _table(
         limit = min((name for name in case.bounds if name in rates), key=lambda name: rates[name])
         nearness = f"{rate / rates[limit]:.2f} x the limit ({limit})"
         yield f"{case.name:<26}{rate_text(rate, 1):>12}{human_duration(seconds):>12}  {nearness}"
-
-
-@click.command()
-@click.argument("path", type=click.Path())
-@click.option("--device", help="Load to this device, too, such as cuda:0.")
-@click.option(
-    "--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Medians of so many."
-)
-@click.option("--cold", is_flag=True, help="Drop the file from the page cache before every measurement.")
-def main(path: str, device: str | None, rounds: int, cold: bool) -> None:
-    """Measure how fast PATH, a .flashpack file or the URL of one, loads, beside what this machine can do."""
-    try:
-        for line in bench(path, device, rounds, cold):
-            click.echo(printable(line, keep="\n"))
-    except (FlashPackError, OSError, RuntimeError, ValueError) as error:
-        hint = f" (convert it first: flashpack convert {path})" if path.endswith(".safetensors") else ""
-        raise click.ClickException(printable(f"{error}{hint}")) from None

@@ -6,19 +6,18 @@ import mmap
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .._core import native
-from .._core.index import blocks_of
 from .._core.paths import is_url
-from .._files.sources import shown_path
-from .._inspect.verify import get_flashpack_file_metadata
+from .._inspect.listing import Listed, Listing
 from .._load.load import load_file
 
 _PAGE_BYTES = 4096
@@ -34,16 +33,18 @@ class Case:
     bounds: tuple[str, ...]
 
 
-def cases(path: str, device: str | None) -> Iterator[Case]:
-    """The ways to load that are worth comparing; `device` adds one."""
+def cases(path: str, device: str | None, checksums: str | None) -> Iterator[Case]:
+    """The ways to load that are worth comparing; `device` adds one, `checksums` those that verify."""
+    verified = "verified" if checksums else "unverified"
     if not is_url(path):
         yield Case("mapped, all touched", lambda: touch(load_file(path)), ("touching a mapping", "disk"))
     host = ("page cache", "disk", "network")
     yield Case("eager, unverified", lambda: load_file(path, eager=True, verify=False), host)
-    yield Case("eager, verified", lambda: load_file(path, eager=True), host)
+    if checksums:
+        yield Case("eager, verified", lambda: load_file(path, eager=True), host)
     if device is not None:
         bounds = ("page cache, same memory", "disk", "network", "device link")
-        yield Case(f"to {device}, verified", lambda: _to_device(path, device), bounds)
+        yield Case(f"to {device}, {verified}", lambda: _to_device(path, device), bounds)
 
 
 def _to_device(path: str, device: str) -> dict[str, Tensor]:
@@ -67,11 +68,12 @@ def touch_mapping(path: str, size: int) -> Tensor:
     return torch.frombuffer(mapping, dtype=torch.uint8)[::_PAGE_BYTES].sum(dtype=torch.int64)
 
 
-def drop_from_cache(path: str) -> None:
-    """Ask the kernel to forget its pages of the file, after those that are dirty have been written."""
-    with Path(path).open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+def drop_from_cache(paths: Iterable[str]) -> None:
+    """Ask the kernel to forget its pages of the files, after those that are dirty have been written."""
+    for path in paths:
+        with Path(path).open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def link_rate(device: str) -> float:
@@ -86,43 +88,33 @@ def link_rate(device: str) -> float:
     return _LINK_BYTES / (time.perf_counter() - started)
 
 
-def check_bytes(path: str, device: str | None) -> None:
+def check_bytes(path: str, device: str | None, listing: Listing) -> None:
     """Compare what every case loads with the bytes of the file, or of a copy of the object, read apart.
 
     Raises RuntimeError that names case and tensor where they differ.
     """
     with ExitStack() as stack:
-        copy = Path(path)
+        copies = [name for name, _ in listing.files]
         if is_url(path):
-            copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flashpack-")), "object")
-            native.call("copy", path=path, destination=str(copy))
-        _compare(shown_path(path), copy, list(cases(path, device)))
+            copies = [
+                str(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flashpack-")), "object"))
+            ]
+            native.call("copy", path=path, destination=copies[0])
+        files = [stack.enter_context(Path(copy).open("rb")) for copy in copies]
+        for case in cases(path, device, listing.checksums):
+            _compare(f"{listing.path}: {case.name}", case.load(), listing, files)
 
 
-def _compare(shown: str, path: Path, loads: list[Case]) -> None:
-    places = _places(str(path))
-    for case in loads:
-        loaded = case.load()
-        if not isinstance(loaded, dict) or loaded.keys() != places.keys():
-            raise RuntimeError(f"{shown}: {case.name}: other tensors were loaded than the file lists")
-        with path.open("rb") as file:
-            for name, (offset, size) in places.items():
-                file.seek(offset)
-                expected = bytearray(file.read(size))
-                got = _flat(loaded[name].cpu())
-                if not torch.equal(got, torch.frombuffer(expected, dtype=torch.uint8) if size else got[:0]):
-                    raise RuntimeError(f"{shown}: {case.name}: {name!r} has other bytes than the file")
-
-
-def _places(path: str) -> dict[str, tuple[int, int]]:
-    """First byte in the file and length of every tensor."""
-    footer = get_flashpack_file_metadata(path)
-    blocks, places = blocks_of(footer), {}
-    for record in footer["index"]:
-        block = blocks[record.get("macroblock", 0)]
-        size = getattr(torch, block.dtype).itemsize
-        places[record["name"]] = (block.offset_bytes + record["offset"] * size, record["length"] * size)
-    return places
+def _compare(shown: str, loaded: object, listing: Listing, files: list[BufferedReader]) -> None:
+    tensors = [Listed(*tensor) for tensor in listing.tensors]
+    if not isinstance(loaded, dict) or loaded.keys() != {tensor.name for tensor in tensors}:
+        raise RuntimeError(f"{shown}: other tensors were loaded than the file lists")
+    for name, _, _, size, file, offset in tensors:
+        files[file].seek(offset)
+        expected = bytearray(files[file].read(size))
+        got = _flat(loaded[name].cpu())
+        if not torch.equal(got, torch.frombuffer(expected, dtype=torch.uint8) if size else got[:0]):
+            raise RuntimeError(f"{shown}: {name!r} has other bytes than the file")
 
 
 def _flat(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from faultstore import Store
 from flashpack import FlashPackMixin, cli
-from flashpack.bench import main as bench
+from flashpack.cli import bench
 from flashpack.integrations import accelerate
 from flashpack.integrations._serving import ServingOptions, checkpoint_tensors, find_checkpoint
 from flashpack.integrations.transformers import AutoModel

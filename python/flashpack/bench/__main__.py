@@ -1,5 +1,0 @@
-"""`python -m flashpack.bench`."""
-
-from . import main
-
-main()
