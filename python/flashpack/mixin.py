@@ -55,10 +55,12 @@ class FlashPackMixin:
     caller gives nothing or None.
 
     The arguments of the constructor are kept in the file, if they are plain values: numbers, strings, bools,
-    None, dtypes, and lists, tuples and dicts of these. `from_flashpack` needs none then.
+    None, dtypes, and lists, tuples and dicts of these. `from_flashpack` needs none then. With
+    `flashpack_keep_arguments = False` none are kept.
     """
 
     flashpack_coerce_dtype: ClassVar[bool] = False
+    flashpack_keep_arguments: ClassVar[bool] = True
     flashpack_init_method: ClassVar[str | None] = None
     flashpack_ignore_names: ClassVar[list[str] | None] = None
     flashpack_ignore_prefixes: ClassVar[list[str] | None] = None
@@ -69,7 +71,7 @@ class FlashPackMixin:
         """Make the object, and remember the arguments of its constructor."""
         make = super().__new__
         made = make(cls) if make is object.__new__ else make(cls, *args, **kwargs)
-        if isinstance(made, nn.Module):
+        if isinstance(made, nn.Module) and cls.flashpack_keep_arguments:
             remember(made, inspect.signature(cls), args, kwargs)
         return made
 

@@ -167,6 +167,16 @@ def test_other_builders_get_none(path: Path) -> None:
     assert Sized.from_flashpack(path, init_fn=lambda: Sized(5, "other")).seen[1] == ("other",)
 
 
+def test_a_class_may_keep_none(path: Path) -> None:
+    class Silent(Sized):
+        flashpack_keep_arguments = False
+
+    Silent(5, "secret").save_flashpack(path)
+    assert b"secret" not in path.read_bytes()
+    with pytest.raises(TypeError, match="width"):
+        Silent.from_flashpack(path)
+
+
 def test_files_without_arguments_load_as_ever(path: Path) -> None:
     flashpack.pack_to_file(Sized(5), path)
     assert Sized.from_flashpack(path, 5).seen[0] == 5
