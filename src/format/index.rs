@@ -9,7 +9,7 @@ use std::{
 use super::{
     DType, Fit, Seal, Shape, Signature,
     checksum::{Algorithm, Digest},
-    names::NameOrder,
+    names::{NameOrder, closest},
     signature::SET_KEY,
 };
 
@@ -270,6 +270,12 @@ impl Index {
     #[must_use]
     pub fn find(&self, name: &str) -> Option<usize> {
         self.by_name.find(name, &self.records)
+    }
+
+    /// The name of a record that `name` is most probably a misspelling of: one with few other letters.
+    #[must_use]
+    pub fn closest(&self, name: &str) -> Option<&str> {
+        closest(name, self.records.iter().map(Record::name))
     }
 
     /// How `names` fit those of the records.

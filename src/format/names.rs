@@ -14,6 +14,32 @@ pub struct Fit {
     pub unknown: Vec<usize>,
 }
 
+/// Longer names are compared with no others: each pair takes as long as the product of their lengths.
+const MAX_COMPARED: usize = 200;
+
+/// The one of `known` that `name` differs least from, if that is by no more than one letter of five.
+pub(super) fn closest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let most = if name.len() <= MAX_COMPARED { name.len() / 5 } else { return None };
+    let near = known.filter(|other| other.len().abs_diff(name.len()) <= most);
+    let found =
+        near.map(|other| (edits(name.as_bytes(), other.as_bytes()), other)).min_by_key(|&(edits, _)| edits);
+    found.filter(|&(edits, _)| edits <= most).map(|(_, other)| other)
+}
+
+/// How many letters have to be exchanged, added or taken away to make one of the two of the other.
+fn edits(one: &[u8], other: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (number, letter) in one.iter().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], number + 1);
+        for (column, other) in other.iter().enumerate() {
+            let exchanged = diagonal + usize::from(letter != other);
+            diagonal = row[column + 1];
+            row[column + 1] = exchanged.min(diagonal + 1).min(row[column] + 1);
+        }
+    }
+    row[other.len()]
+}
+
 /// The numbers of named things in the order of their names' digests, then of the names: integers sort and are searched
 /// several times faster than strings, and names made to have equal digests cost no more than the strings would.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +124,22 @@ mod tests {
         Layout::new(&specs, Order::Given, 0, BTreeMap::new())
             .unwrap()
             .into_index(Algorithm::Xxh3, vec![Digest::Xxh3(0)])
+    }
+
+    #[test]
+    fn misspellings_are_told_from_other_names() {
+        let index = index(&["encoder.bias", "encoder.weight", "head.weight", "x"]);
+        for (name, meant) in [
+            ("encoder.wieght", Some("encoder.weight")),
+            ("encoder_bias", Some("encoder.bias")),
+            ("encoder.bia", Some("encoder.bias")),
+            ("decoder.layer.1", None),
+            ("y", None),
+            ("", None),
+        ] {
+            assert_eq!(index.closest(name), meant, "{name}");
+        }
+        assert_eq!(index.closest(&"x".repeat(1 << 20)), None);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::{
         shards::{self, Save},
     },
     model::Model,
+    plan,
     progress::Progress,
 };
 
@@ -114,10 +115,10 @@ struct Source {
 impl Request {
     /// `None` for a cast that only torch makes.
     fn source(&self, take: &Take) -> Result<Option<Source>> {
-        let unknown = |what: String| Error::argument(what);
-        let model = self.models.get(take.model).ok_or_else(|| unknown(format!("no model {}", take.model)))?;
+        let none = || Error::argument(format!("no model {}", take.model));
+        let model = self.models.get(take.model).ok_or_else(none)?;
         let index = &model.index;
-        let missing = || unknown(format!("holds no tensor named {:?}", take.name)).at(model.files.path());
+        let missing = || Error::argument(plan::unknown(index, &take.name)).at(model.files.path());
         let record = &index.records()[index.find(&take.name).ok_or_else(missing)?];
         let from = index.blocks()[record.block()].dtype();
         let to = self.dtype.filter(|&to| to != from && from.is_castable_float());

@@ -130,7 +130,8 @@ fn no_checksums(index: &Index, offset: u64) -> Error {
         1 => "the file holds no checksums".to_owned(),
         count => format!("file {file} of {count} holds no checksums"),
     };
-    Error::new(ErrorKind::Unsupported, format!("cannot be verified: {what}"))
+    let what = format!("cannot be verified: {what}; `flashpack convert` writes them");
+    Error::new(ErrorKind::Unsupported, what)
 }
 
 /// An error instead of an abort for a file of holes, whose petabytes would make a plan too large for memory.

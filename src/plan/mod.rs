@@ -14,6 +14,7 @@ mod slices;
 use std::{fmt, ops::Range};
 
 pub use chunk::{Chunk, Move, Part, Target};
+pub(crate) use select::unknown;
 pub use slices::{Cut, Rows};
 
 use crate::{

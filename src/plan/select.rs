@@ -72,7 +72,7 @@ fn select_names(index: &Index, names: &[String], cuts: &[Cut]) -> Result<Vec<Wan
         cuts_of.entry(cut.tensor).or_default().push(cut);
     }
     let select = |(number, name): (usize, &String)| {
-        let unknown = || Error::argument(format!("holds no tensor named {name:?}"));
+        let unknown = || Error::argument(unknown(index, name));
         let source = index.find(name).ok_or_else(unknown)?;
         match cuts_of.get(&number) {
             None => Ok(whole_record(index, source)),
@@ -80,6 +80,12 @@ fn select_names(index: &Index, names: &[String], cuts: &[Cut]) -> Result<Vec<Wan
         }
     };
     names.iter().enumerate().map(select).collect()
+}
+
+/// What to say of a name that no record has.
+pub(crate) fn unknown(index: &Index, name: &str) -> String {
+    let meant = index.closest(name).map(|meant| format!("; did you mean {meant:?}?"));
+    format!("holds no tensor named {name:?}{}", meant.unwrap_or_default())
 }
 
 /// Tells each of `views` which is the first that shows the same bytes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import flashpack
@@ -242,6 +243,55 @@ def test_help_by_h_and_several_files_of_verify(model: Path, tmp_path: Path) -> N
     assert result.stdout.startswith(f"Success: {other}")
     assert [line.split()[0] for line in result.stderr.splitlines()] == ["Error:"] * 3
     assert "2 of 3 are not sound" in result.stderr
+
+
+HELP = """\
+Usage: flashpack [OPTIONS] COMMAND [ARGS]...
+
+  Pack model weights into FlashPack files, and look into them.
+
+Options:
+  --version   Show the version and exit.
+  -h, --help  Show this message and exit.
+
+Commands:
+  bench          Measure loads beside what this machine can do.
+  convert        Convert weights to FlashPack.
+  diff           Compare two models, value by value.
+  edit-metadata  Set or remove strings of a file's metadata.
+  explain        Print what a load would do, and what limits it.
+  extract        Write some tensors to a file of their own.
+  ls             List tensors: names, dtypes, shapes, sizes.
+  merge          Write the tensors of several models to one file.
+  metadata       Print what a file says about itself.
+  rename         Rename tensors and modules.
+  revert         Convert a FlashPack file or model folder back.
+  sign           Sign a file that has BLAKE3 checksums.
+  verify         Check the structure and every checksum of files.
+"""
+
+
+def test_the_list_of_commands_is_whole_sentences() -> None:
+    assert printed("-h") == HELP
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_each_command_on_terminals(
+    model: Path, tmp_path: Path, columns: int, variables: dict[str, str]
+) -> None:
+    """What commands print on a terminal is what they print into a pipe, but for styles."""
+    for words in (
+        ["metadata", model],
+        ["diff", model, saved(tmp_path / "other.flashpack")],
+        ["verify", model],
+    ):
+        code, shown = on_terminal("-m", "flashpack", *words, columns=columns, lines=100, **variables)
+        expected = run(*words)
+        assert code == expected.exit_code
+        styled = shown.replace("\r\n", "\n")
+        assert re.sub(r"\x1b\[\d*m", "", styled) == expected.stdout
+        assert ("\x1b" in styled) is not bool(variables)
 
 
 def test_completion_is_what_the_page_says() -> None:

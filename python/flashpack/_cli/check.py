@@ -19,7 +19,10 @@ from .output import fail, quiet_option, reporting_errors, show, silence, succeed
 @quiet_option
 @verbose_option
 def sign(path: str, key: str, verbose: bool) -> None:
-    """Sign a file that has BLAKE3 checksums, after comparing every byte with them."""
+    """Sign a file that has BLAKE3 checksums.
+
+    Every byte is compared with them before.
+    """
     with reporting_errors(verbose):
         from .._save.sign import sign_file
 
@@ -33,9 +36,10 @@ def sign(path: str, key: str, verbose: bool) -> None:
 @quiet_option
 @verbose_option
 def verify(paths: tuple[str, ...], key: str | None, verbose: bool) -> None:
-    """Check the structure and every checksum of files: exit code 0 when all are sound, 1 when not.
+    """Check the structure and every checksum of files.
 
-    A file without checksums gets a warning instead of 'Success': only its structure could be checked.
+    Exit code 0 when all are sound, 1 when not. A file without checksums gets a warning instead of
+    'Success': only its structure could be checked.
     """
     unsound = sum(not _is_sound(path, key, verbose) for path in paths)
     if unsound and len(paths) > 1:

@@ -30,11 +30,12 @@ from .output import quiet_option, reporting_errors, show, silence, succeed, verb
 @quiet_option
 @verbose_option
 def convert(path_or_repo_id: str, destination_path: str | None, verbose: bool, **options: Any) -> None:
-    """Convert a weight file, a model folder or a repository to FlashPack.
+    """Convert weights to FlashPack.
 
-    A folder or a repository becomes a model folder with the configurations, or a file if the destination
-    ends in .flashpack or is left out. A weight file becomes a file. A FlashPack file, or the index of its
-    shards, is written anew: cast, in shards or as one file, with other checksums.
+    The source is a weight file, a model folder, a repository or the URL of safetensors. A folder or a
+    repository becomes a model folder with the configurations, or a file if the destination ends in
+    .flashpack or is left out. A weight file becomes a file. A FlashPack file, or the index of its shards,
+    is written anew: cast, in shards or as one file, with other checksums.
     """
     with reporting_errors(verbose):
         from .._convert.convert import convert_to_flashpack
@@ -49,7 +50,7 @@ def convert(path_or_repo_id: str, destination_path: str | None, verbose: bool, *
 @quiet_option
 @verbose_option
 def revert(path: str, destination_path: str | None, verbose: bool) -> None:
-    """Convert a FlashPack file, or a model folder with one, back.
+    """Convert a FlashPack file or model folder back.
 
     To .safetensors, or to torch's format for any other suffix. Into a folder (ending with a slash unless it
     exists), a model folder is made whole again, for its library to load.

@@ -54,7 +54,10 @@ def extract(path: str, destination: str, patterns: tuple[str, ...], verbose: boo
 @click.argument("destination", type=click.Path())
 @_written
 def merge(paths: tuple[str, ...], destination: str, verbose: bool, **options: Any) -> None:
-    """Write the tensors of several models to one file, the last argument."""
+    """Write the tensors of several models to one file.
+
+    The last argument is the new file.
+    """
     with reporting_errors(verbose):
         from .._convert.repack import merge
 
@@ -68,10 +71,11 @@ def merge(paths: tuple[str, ...], destination: str, verbose: bool, **options: An
 @_output_option
 @_written
 def rename(path: str, pairs: tuple[str, ...], output: str | None, verbose: bool, **options: Any) -> None:
-    """Rename tensors and modules: OLD is a name, or a pattern whose * and ? stand in NEW for what they fit.
+    """Rename tensors and modules.
 
-    'model.*' '*' takes a prefix away, '*' 'model.*' puts one before every name. The file is replaced in one
-    step unless --output names a new one.
+    OLD is a name, or a pattern whose * and ? stand in NEW for what they fit. 'model.*' '*' takes a prefix
+    away, '*' 'model.*' puts one before every name. The file is replaced in one step unless --output names
+    a new one.
     """
     with reporting_errors(verbose):
         from .._convert.repack import rename

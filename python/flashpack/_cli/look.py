@@ -65,7 +65,10 @@ def ls(
 @click.option("-i", "--show-index", is_flag=True, help="Show every tensor.")
 @json_option
 def metadata(path: str, show_index: bool, as_json: bool) -> None:
-    """Print what the file says about itself: a summary, then what stands in its footer."""
+    """Print what a file says about itself.
+
+    A summary, then what stands in its footer.
+    """
     with reporting_errors():
         from .._core.native import read_index
         from .._inspect.describe import describe
@@ -88,7 +91,7 @@ def metadata(path: str, show_index: bool, as_json: bool) -> None:
 @quiet_option
 @verbose_option
 def diff(first: str, second: str, as_json: bool, verbose: bool) -> None:
-    """Compare two models: names, dtypes, shapes, every value.
+    """Compare two models, value by value.
 
     Exit code 0 when they are the same, 1 when they differ, 2 when they could not be compared. Values are
     compared bit by bit or, where the dtypes differ, as numbers.

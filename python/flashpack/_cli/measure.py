@@ -14,7 +14,10 @@ from .output import LAYOUT, reporting_errors, show, verbose_option
 @click.option("--eager", is_flag=True, default=None, help="Read into memory instead of mapping the file.")
 @verbose_option
 def explain(path: str, device: str, eager: bool | None, verbose: bool) -> None:
-    """Print what a load of the file would do, and what limits it, without loading."""
+    """Print what a load would do, and what limits it.
+
+    Nothing is loaded; a sample of the file is read to time it.
+    """
     with reporting_errors(verbose):
         from .._inspect.explain import explain
 
@@ -31,7 +34,7 @@ def explain(path: str, device: str, eager: bool | None, verbose: bool) -> None:
 @click.option("--plot", type=click.Path(), help="Draw the rates to this file, such as out.png.")
 @verbose_option
 def bench(path: str, device: str | None, rounds: int, cold: bool, plot: str | None, verbose: bool) -> None:
-    """Measure how fast a model loads, beside what this machine can do.
+    """Measure loads beside what this machine can do.
 
     PATH is a FlashPack or safetensors file, a folder, the index of shards, or the URL of a file.
     """

@@ -57,8 +57,32 @@ def reporting_errors(verbose: bool = False, code: int = 1) -> Iterator[None]:
             import traceback
 
             traceback.print_exc()
-        fail(str(error))
+        fail(_told(error))
         raise SystemExit(code) from None
+
+
+def _told(error: Exception) -> str:
+    """What happened in a sentence, the file first; of one that is missing, which was perhaps meant."""
+    if not isinstance(error, OSError) or error.filename is None or error.strerror is None:
+        return str(error)
+    told = f"{error.filename}: {error.strerror}"
+    return f"{told}{_hint(str(error.filename))}" if isinstance(error, FileNotFoundError) else told
+
+
+def _hint(path: str) -> str:
+    from .._core.names import close_match, listed
+
+    if squeezed := re.fullmatch(r"(s3|gs|az|hf|https?):/([^/].*)", path):
+        return f"; did you mean {squeezed[1]}://{squeezed[2]}?"
+    folder = Path(path)
+    is_folder = folder.is_dir()
+    with suppress(OSError):
+        names = sorted(each.name for each in (folder if is_folder else folder.parent).iterdir())
+        if is_folder:
+            return f"; it holds {listed(names)}" if names else "; it is empty"
+        if meant := close_match(folder.name, names):
+            return f"; did you mean {folder.with_name(meant)}?"
+    return ""
 
 
 def colour() -> bool | None:

@@ -125,7 +125,10 @@ def _under(content: Any, key: str) -> Any:
 
 def _choice(content: Mapping[Any, Any]) -> str:
     found = list(_state_dicts(content, "", 3))
-    return f"; choose one of its state dicts with --key (key=): {listed(found)}" if found else ""
+    if found:
+        return f"; choose one of its state dicts with --key (key=): {listed(found)}"
+    plain = any(isinstance(each, Tensor) for each in content.values())
+    return "; it is a state dict itself: leave the key out" if plain else ""
 
 
 def _state_dicts(content: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[str]:

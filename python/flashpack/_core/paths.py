@@ -36,9 +36,9 @@ def shown_url(url: str) -> str:
 
 def text_path(path: StrPath) -> str:
     """`path` as text. Raises TypeError, or ValueError (NUL inside, or not in the file system's encoding)."""
-    text = os.fspath(path)
-    if not isinstance(text, str):
-        raise TypeError(f"path must be str or os.PathLike[str], not {type(path).__name__}")
+    if not isinstance(path, str | os.PathLike) or not isinstance(text := os.fspath(path), str):
+        hint = ": flashpack.load takes the bytes of a file" if isinstance(path, bytes | bytearray) else ""
+        raise TypeError(f"path must be str or os.PathLike[str], not {type(path).__name__}{hint}")
     if not text or "\0" in text:
         raise ValueError(f"not a path: {text!r}")
     if isinstance(path, PurePath) and _SQUEEZED_URL.match(text):

@@ -61,9 +61,9 @@ def _unpackable(tensor: Tensor) -> str | None:
     if str(tensor.dtype).removeprefix("torch.") not in dtypes():
         return f"Unsupported dtype {tensor.dtype}"
     if tensor.layout is not torch.strided:
-        return f"its layout is {tensor.layout}, not dense"
+        return f"its layout is {tensor.layout}, not dense: call to_dense() first"
     if tensor.is_meta:
-        return "it is on the meta device and has no data"
+        return "it is on the meta device and has no data: load or initialize it first"
     if tensor.numel() and not tensor.untyped_storage().nbytes():
         return "its storage was freed"
     return None

@@ -105,6 +105,6 @@ def _device_text(device: object) -> str:
     if isinstance(device, int):
         return f"cuda:{device}"
     kind, colon, index = (text := str(device)).partition(":")
-    if not kind.isidentifier() or (colon and not index.isdecimal()):
+    if kind == "gpu" or not kind.isidentifier() or (colon and not index.isdecimal()):
         raise ValueError(f"{device!r} is no device: expected cpu, cuda, cuda:0 or the like")
     return text

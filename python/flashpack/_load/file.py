@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._core.dtypes import numpy_dtype
+from .._core.names import close_match
 from .._core.native import dtypes
 from .._core.paths import StrPath
 from .._core.text import size_text
@@ -224,7 +225,9 @@ class FlashPackFile:
     def _find(self, name: str) -> Tensor:
         tensors = self._opened().tensors
         if name not in tensors:
-            raise KeyError(f"{self._shown} has no tensor {name!r}")
+            meant = close_match(name, tensors)
+            hint = f"; did you mean {meant!r}?" if meant else ""
+            raise KeyError(f"{self._shown} has no tensor {name!r}{hint}")
         return tensors[name]
 
 

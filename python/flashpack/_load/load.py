@@ -37,6 +37,8 @@ def as_device(device: Device) -> torch.device:
 
     Raises RuntimeError for what names no kind of device, ValueError for another CPU than the first.
     """
+    if isinstance(device, str) and device.partition(":")[0] == "gpu":
+        raise RuntimeError(f"{device!r} is no device: torch calls GPUs of NVIDIA and AMD 'cuda', 'cuda:0'")
     named = torch.device(device)
     if named.type != "cpu":
         return named

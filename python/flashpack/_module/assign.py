@@ -130,7 +130,8 @@ def _assign(
 ) -> Match | IncompatibleKeys:
     """`assign`; of the fast path the names that are left over, as to pair the others takes time."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, not {type(model).__name__}")
+        given = "a class: call it for a module" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"expected a torch.nn.Module, then the path, not {given}")
     device = device_of(model, options)
     if options.use_distributed_loading and world_size_of(options.world_size) > 1:
         path = source.path if isinstance(source, OpenModel) else source

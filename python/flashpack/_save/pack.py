@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -96,7 +97,9 @@ def _state_of(source: Mapping[str, Tensor] | nn.Module) -> Mapping[str, Any]:
         return whole_state_dict(source)
     if isinstance(source, Mapping):
         return source
-    raise TypeError(f"expected a torch.nn.Module or a dict of tensors, not {type(source).__name__}")
+    hint = ": the tensors come first, then the path" if isinstance(source, str | os.PathLike) else ""
+    given = "a class: call it for a module" if isinstance(source, type) else f"{type(source).__name__}{hint}"
+    raise TypeError(f"expected a torch.nn.Module or a dict of tensors, not {given}")
 
 
 def _check_options(dtype: torch.dtype | None, align_bytes: int) -> None:
@@ -109,7 +112,9 @@ def _check_options(dtype: torch.dtype | None, align_bytes: int) -> None:
 def _checked_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
-            raise ValueError(f"metadata must map str to str: {key!r} maps to {value!r}")
+            raise ValueError(
+                f"metadata must map str to str: {key!r} maps to {value!r}; take str() or json.dumps() of it"
+            )
         if not is_utf8(key) or not is_utf8(value):
             raise ValueError(f"metadata must be UTF-8 text: {key!r} maps to {value!r}")
     return metadata

@@ -111,7 +111,10 @@ fn floating(name: Option<String>) -> Result<Option<DType>> {
     let dtype = name.map(|name| DType::from_name(&name).ok_or_else(|| unknown(name))).transpose()?;
     match dtype.filter(|dtype| !dtype.is_castable_float()) {
         Some(other) => {
-            Err(Error::argument(format!("Unsupported dtype: {other} is no floating type to cast to")))
+            let what = format!(
+                "{other} is no floating type to cast to: take bfloat16, float16, float32 or the like"
+            );
+            Err(Error::argument(format!("Unsupported dtype: {what}")))
         }
         None => Ok(dtype),
     }
