@@ -130,7 +130,7 @@ mod tests {
     fn misspellings_are_told_from_other_names() {
         let index = index(&["encoder.bias", "encoder.weight", "head.weight", "x"]);
         for (name, meant) in [
-            ("encoder.wieght", Some("encoder.weight")),
+            ("encoder-weight", Some("encoder.weight")),
             ("encoder_bias", Some("encoder.bias")),
             ("encoder.bia", Some("encoder.bias")),
             ("decoder.layer.1", None),

@@ -169,7 +169,12 @@ def test_what_is_not_one_flashpack_file_is_not_replaced(tmp_path: Path) -> None:
     before = {name: (shards / name).read_bytes() for name in listing(shards)}
     for place in (shards, shards / "model.flashpack", shards / "model.flashpack.index.json"):
         assert_failure(run("edit-metadata", place, "--set", "a=b"), "--output")
+    shard = shards / "model-00001-of-00002.flashpack"
+    assert_failure(run("edit-metadata", shard, "--set", "a=b"), "is one of several files", "--output")
+    assert_failure(run("rename", shard, "*", "m.*"), "is one of several files", "--output")
     assert {name: (shards / name).read_bytes() for name in listing(shards)} == before
+    assert_success(run("extract", shard, tmp_path / "part.flashpack", "*"))
+    assert metadata(tmp_path / "part.flashpack") is None
     plain = saved(tmp_path / "plain.safetensors")
     assert_failure(run("rename", plain, "*", "m.*"), plain)
 

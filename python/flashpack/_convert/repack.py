@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from .._core import native
+from .._core.constants import SET_KEY
 from .._core.names import included, is_ignored_tensor_name, listed, warn, warn_of_unmatched
 from .._core.paths import StrPath, is_url, refuse_source, shown_url, text_path
 from .._core.progress import run
@@ -37,7 +38,14 @@ class _Opened:
 
     @property
     def metadata(self) -> dict[str, str]:
-        return dict(self.index.get("metadata") or {})
+        """Without the key that makes it a shard: the new file is none."""
+        found = self.index.get("metadata") or {}
+        return {key: value for key, value in found.items() if key != SET_KEY}
+
+    def refuse_shard(self) -> None:
+        """Raise ValueError for one shard of several, which the others would no longer fit."""
+        if SET_KEY in (self.index.get("metadata") or {}):
+            raise ValueError(f"{self.shown}: is one of several files: name a new file with --output")
 
 
 @contextmanager
@@ -159,6 +167,8 @@ def rename(
     target = _replaceable(path) if destination is None else _new(destination, [path])
     rules = [(old, _Renaming(old, new)) for old, new in pairs]
     with _open(path) as source:
+        if destination is None:
+            source.refuse_shard()
         for old, rule in rules:
             if not any(rule.of(name) is not None for name in source.names):
                 included(source.shown, source.names, [old], "")  # says what was perhaps meant
@@ -216,6 +226,8 @@ def edit_metadata(
     """
     target = _replaceable(path) if destination is None else _new(destination, [path])
     with _open(path) as source:
+        if destination is None:
+            source.refuse_shard()
         metadata = source.metadata
         if absent := [key for key in removed if key not in metadata]:
             there = f"there are {listed(list(metadata))}" if metadata else "there are none"

@@ -8,6 +8,8 @@ FILE_FORMAT_V4 = "flashpack_v4"  # several dtypes
 MAGIC = b"FLASHPK\0"  # the last 8 bytes of a file
 U64LE = struct.Struct("<Q")  # the footer's length in bytes, just before the magic
 
+SET_KEY = "flashpack_set"  # of the metadata of shards: which save they are of
+
 DEFAULT_ALIGN_BYTES = 128
 
 # Accepted for compatibility: the native reader and writer choose these by themselves.
