@@ -65,9 +65,8 @@ def bench(
     if plot is not None:
         draw(plot, rates, {name: planned.payload_bytes / seconds for name, seconds in medians.items()})
         yield f"the picture is {plot}"
-    last = loads[-1].name
-    middle = times[last].index(statistics.median_low(times[last]))
-    yield from ("", f"where the time went, {last}:", str(reports[last][middle]))
+    middle = times[loads[-1].name].index(statistics.median_low(times[loads[-1].name]))
+    yield from ("", f"where the time went, {loads[-1].name}:", str(reports[loads[-1].name][middle]))
 
 
 def _take_turns(

@@ -204,3 +204,23 @@ def test_a_listing_leads_out_of_no_folder(name: str, monkeypatch: pytest.MonkeyP
     with pytest.raises(FileNotFoundError):
         objects.fetch_objects("s3://bucket/hostile/", ["*"])
     assert asked == ["list"]
+
+
+@pytest.mark.usefixtures("model")
+def test_what_looks_into_files_looks_into_objects(tmp_path: Path) -> None:
+    local, part = tmp_path / "local.flashpack", tmp_path / "part.flashpack"
+    flashpack.save_file(tensors(), local)
+    for where in (URL, SAFETENSORS, SHARDS, FOLDER):
+        listed = json.loads(run("ls", "--json", where))
+        assert {each["name"]: each["shape"] for each in listed["tensors"]} == {
+            name: list(tensor.shape) for name, tensor in tensors().items()
+        }
+        assert all(each["file"].startswith("s3://") for each in listed["tensors"])
+        assert json.loads(run("diff", "--json", where, str(local)))["equal"] == len(tensors())
+    first = next(iter(tensors()))
+    run("extract", URL, str(part), first)
+    assert_same(flashpack.load_file(part), {first: tensors()[first]})
+    run("merge", str(part), "s3://bucket/made/merged.flashpack")
+    run("convert", URL, "s3://bucket/made/half.flashpack", "--dtype", "float16")
+    assert list(flashpack.load_file("s3://bucket/made/merged.flashpack")) == [first]
+    assert "is not one file on a disk" in CliRunner().invoke(cli.main, ["rename", URL, "*", "m.*"]).stderr
