@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -18,6 +20,18 @@ from .output import (
 )
 
 _TROUBLE = 2  # as for diff(1), where 1 says that there are differences
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Hundreds of thousands of lists are made, and none refers to itself: to look for those takes long."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @click.command()
@@ -48,8 +62,7 @@ def ls(
     PATH is a FlashPack or safetensors file, a folder, the index of shards, or the URL of one. A PATTERN is
     the name of a tensor or of a module, or a glob for whole names such as '*.bias': quote it for the shell.
     """
-    gc.disable()  # hundreds of thousands of lists are made, and none refers to itself
-    with reporting_errors():
+    with reporting_errors(), _without_collector():
         from .._inspect.listing import Listing
         from .listed import in_groups, one_by_one
 
