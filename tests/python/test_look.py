@@ -11,7 +11,7 @@ import pytest
 import torch
 from command_line import assert_failure, run, saved, tensors
 from flashpack._core import native
-from helpers import flip_byte, noise, read_footer
+from helpers import DTYPES, flip_byte, noise, read_footer
 from processes import environment, python, succeed
 from safetensors.torch import save_file
 from terminals import on_terminal
@@ -39,6 +39,11 @@ encoder        3       409  1.64 kB  float32, int64
 head           3        68    272 B  float32
 7 tensors, 480 elements, 1.92 kB: float32 1.90 kB, int64 8 B, bfloat16 6 B
 """
+FLOATS = [
+    dtype
+    for dtype in DTYPES
+    if dtype.is_floating_point and dtype not in (torch.float64, torch.float4_e2m1fn_x2)
+]
 BOLD, RESET = "\x1b[1m", "\x1b[0m"
 
 
@@ -225,6 +230,22 @@ def test_large_and_many_tensors_are_compared(tmp_path: Path) -> None:
         "t.1999": (1999 % 7, 1000.0),
     }
     assert found["equal"] == 1999
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_values_are_those_that_torch_sees(dtype: torch.dtype, tmp_path: Path) -> None:
+    """All values of a byte, random bits of larger types: beside what torch makes of them."""
+    bits = torch.arange(256, dtype=torch.uint8) if dtype.itemsize == 1 else noise(torch.uint8, (4000,))
+    first, second = {"a": bits.view(dtype)}, {"a": bits.view(dtype).double()}
+    flashpack.save_file(first, tmp_path / "first.flashpack")
+    flashpack.save_file(second, tmp_path / "second.flashpack")
+    paths = {"path": str(tmp_path / "first.flashpack"), "other": str(tmp_path / "second.flashpack")}
+    (found,) = native.call("compare", **paths)["different"]
+    assert (found["values"]["different"], found["values"]["unbounded"]) == (0, 0)
+    second["a"][5] = 0.1
+    flashpack.save_file(second, tmp_path / "second.flashpack")
+    (found,) = native.call("compare", **paths)["different"]
+    assert found["values"]["different"] == 1
 
 
 def test_models_that_cannot_be_compared_end_with_2(model: Path, tmp_path: Path) -> None:

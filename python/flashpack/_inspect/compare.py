@@ -14,7 +14,7 @@ def compare(first: ModelPath, second: ModelPath, *, silent: bool | None = True) 
 
     Paths as `load_file` takes them. Of a tensor that differs: `name`; `dtypes` and `shapes` in each;
     `values`, None where they cannot be compared: how many `elements`, how many are `different`, the `largest`
-    difference that is a number (None for complex and float8 values), and how many are `unbounded`: infinite
+    difference that is a number (None for complex values), and how many are `unbounded`: infinite
     or NaN in one of the two. Raises as `load_file` before it reads, and OSError.
     """
     texts = [model_path(first), model_path(second)]

@@ -47,7 +47,40 @@ macro_rules! decode {
     };
 }
 
-/// What makes numbers of elements; none for complex numbers and those below a byte or of one.
+/// How a floating type of one byte spends its bits.
+#[derive(Clone, Copy)]
+enum Float8 {
+    /// As IEEE 754: the largest exponent is for infinities and NaN.
+    Ieee,
+    /// No infinities; all other bits set are NaN.
+    Finite,
+    /// No infinities, no negative zero: its bits are NaN.
+    Unsigned,
+}
+
+/// The number that `bits` stand for: a sign, `exponent_bits`, and the fraction.
+fn float8(bits: u8, exponent_bits: u32, bias: i32, kind: Float8) -> f64 {
+    let fraction_bits = 7 - exponent_bits;
+    let (magnitude, fraction) = (bits & 0x7f, bits & ((1 << fraction_bits) - 1));
+    let exponent = i32::from(magnitude >> fraction_bits);
+    let is_largest = exponent == (1 << exponent_bits) - 1;
+    let sign = if bits & 0x80 == 0 { 1.0 } else { -1.0 };
+    match kind {
+        Float8::Ieee if is_largest => return if fraction == 0 { sign * f64::INFINITY } else { f64::NAN },
+        Float8::Finite if magnitude == 0x7f => return f64::NAN,
+        Float8::Unsigned if bits == 0x80 => return f64::NAN,
+        _ => {}
+    }
+    let hidden = if exponent == 0 { 0 } else { 1 << fraction_bits };
+    sign * f64::from(hidden + i32::from(fraction))
+        * two_to(exponent.max(1) - bias - fraction_bits.cast_signed())
+}
+
+fn two_to(exponent: i32) -> f64 {
+    f64::from(exponent).exp2()
+}
+
+/// What makes numbers of elements; none for complex numbers and those below a byte.
 #[expect(clippy::cast_precision_loss, reason = "a difference of integers beyond 2^53 is shown, not used")]
 fn decoder(dtype: DType) -> Option<Decode> {
     Some(match dtype {
@@ -62,6 +95,13 @@ fn decoder(dtype: DType) -> Option<Decode> {
         DType::Uint64 => decode!(u64, |value| value as f64),
         DType::Uint32 => decode!(u32, |value| f64::from(value)),
         DType::Uint16 => decode!(u16, |value| f64::from(value)),
+        DType::Float8E4m3fn => decode!(u8, |value| float8(value, 4, 7, Float8::Finite)),
+        DType::Float8E4m3fnuz => decode!(u8, |value| float8(value, 4, 8, Float8::Unsigned)),
+        DType::Float8E5m2 => decode!(u8, |value| float8(value, 5, 15, Float8::Ieee)),
+        DType::Float8E5m2fnuz => decode!(u8, |value| float8(value, 5, 16, Float8::Unsigned)),
+        DType::Float8E8m0fnu => {
+            decode!(u8, |value| if value == 255 { f64::NAN } else { two_to(i32::from(value) - 127) })
+        }
         DType::Uint8 | DType::Bool => decode!(u8, |value| f64::from(value)),
         _ => return None,
     })
