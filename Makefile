@@ -25,7 +25,7 @@ RUSTDOC = RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --features cuda
 TOOLS := target/tools/bin
 CARGO_FUZZ := $(TOOLS)/cargo-fuzz-0.13.2
 CARGO_DENY := $(TOOLS)/cargo-deny-0.20.2
-FUZZ_TARGETS := footer file plan read import
+FUZZ_TARGETS := footer file plan read import frames
 FUZZ_SECONDS ?= 60
 FUZZ := RUSTC_BOOTSTRAP=1 PATH="$(CURDIR)/$(TOOLS):$$PATH" cargo fuzz
 FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -dict=fuzz/footer.dict -max_len=65536 -timeout=25 -print_final_stats=1

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, hint::black_box};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use flashpack::{
     Progress,
+    codec::{Element, Level},
     format::{
         DType, Index,
         checksum::{Algorithm, CHUNK_BYTES, Chunker, Digest},
@@ -92,6 +93,34 @@ fn digests(criterion: &mut Criterion) {
     }
 }
 
+/// A chunk of normally distributed bfloat16.
+fn weights() -> Vec<u8> {
+    let mut state = 1_u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        f32::from(u16::try_from(state >> 48).unwrap()) / 65536.0
+    };
+    let normal = |_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0;
+    (0..1 << 19).map(normal).flat_map(|it| half::bf16::from_f32(it / 50.0).to_le_bytes()).collect()
+}
+
+fn codecs(criterion: &mut Criterion) {
+    let chunk = weights();
+    let mut group = criterion.benchmark_group("a chunk of bfloat16");
+    group.throughput(Throughput::Bytes(chunk.len() as u64));
+    for level in [Level::Fast, Level::Small] {
+        let (codec, frame) = level.encode(Some(Element::Two), &chunk);
+        let mut decoded = vec![0; chunk.len()];
+        group.bench_function(format!("encode {level:?}, {} bytes", frame.len()), |bencher| {
+            bencher.iter(|| level.encode(Some(Element::Two), black_box(&chunk)));
+        });
+        group.bench_function(format!("decode {level:?}"), |bencher| {
+            bencher.iter(|| codec.decode(black_box(&frame), &mut decoded).unwrap());
+        });
+        assert_eq!(decoded, chunk);
+    }
+}
+
 fn loads(criterion: &mut Criterion) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.flashpack");
@@ -114,5 +143,5 @@ fn loads(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, footers, plans, digests, loads);
+criterion_group!(benches, footers, plans, digests, codecs, loads);
 criterion_main!(benches);

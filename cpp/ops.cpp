@@ -216,11 +216,12 @@ bool op_is_bound_to_thread(const Device& device) {
 void op_pack(const std::string& path, const Names& names, const Tensors& tensors,
              std::optional<ScalarType> dtype, int64_t align_bytes, bool keep_order,
              const std::optional<Names>& metadata, const std::optional<std::string>& checksum,
-             std::optional<int64_t> max_shard_bytes, const std::optional<Tensor>& progress) {
+             std::optional<int64_t> max_shard_bytes, const std::optional<std::string>& compress,
+             const std::optional<Tensor>& progress) {
   const PackOptions options{dtype ? static_cast<int32_t>(*dtype) : -1, keep_order, align_bytes,
                             max_shard_bytes.value_or(-1)};
   auto file = pack(path, names, slice_of(described(tensors, Elements::WhereTheyAre)), options,
-                   metadata.value_or(Names{}), checksum.value_or(""), words(progress));
+                   metadata.value_or(Names{}), checksum.value_or(""), compress.value_or(""), words(progress));
   for (const size_t number : file->order()) {
     if (tensors[number].is_cuda()) {
       file->use_cuda(current_stream(tensors[number].get_device_index()));
@@ -274,7 +275,7 @@ STABLE_TORCH_LIBRARY(flashpack, m) {
   m.def(
       "pack(str path, str[] names, Tensor(*!)[] tensors, *, ScalarType? dtype=None, int align_bytes=128, "
       "bool keep_order=False, str[]? metadata=None, str? checksum=None, int? max_shard_bytes=None, "
-      "Tensor? progress=None) -> ()");
+      "str? compress=None, Tensor? progress=None) -> ()");
   m.def("last_load() -> str");
   m.def("pinned(*, bool release=False) -> int[]");
   m.def("is_bound_to_thread(Device device) -> bool");

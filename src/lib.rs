@@ -34,6 +34,7 @@
 //! | module | what |
 //! | --- | --- |
 //! | `error`, `sync`, `progress`, `text`, [`ram`], [`numa`], `environment` | what all use: errors, locks, progress, words for numbers, memory and its nodes, environment variables |
+//! | [`codec`] | chunks of a payload in fewer bytes |
 //! | [`remote`], [`stats`] | objects of stores that a URL names; the time that loads spend |
 //! | [`format`](mod@format) | the file: bytes in, values out; validated once into an [`Index`](format::Index) |
 //! | [`plan`] | pure: index and selection to what is read where, and where each tensor lies |
@@ -45,6 +46,7 @@
 
 #[cfg(any(feature = "capi", feature = "remote", feature = "torch", feature = "tch"))]
 mod bindings;
+pub mod codec;
 pub mod device;
 mod environment;
 mod error;

@@ -25,6 +25,7 @@ fn request<'a>(sources: &'a [PathBuf], destination: &'a std::path::Path) -> Requ
         ignore: Ignore::default(),
         algorithm: Algorithm::Xxh3,
         shard_bytes: None,
+        compress: None,
     }
 }
 

@@ -80,16 +80,27 @@ fn strings(value: &str) -> String {
     footer_with("", &format!(r#","metadata":{{{entries}}}"#))
 }
 
+fn frames(runs: &str) -> String {
+    let blocks = r#"[{"dtype":"int8","offset_bytes":0,"length_bytes":1073741824,"length_elems":1073741824}]"#;
+    format!(
+        r#"{{"format":"flashpack_v5","align_bytes":0,"total_elems":0,"total_payload_bytes":1073741824,"macroblocks":{blocks},"index":[],"encoding":{{"chunk_bytes":4096,"frames":[{runs}]}}}}"#
+    )
+}
+
 /// What a footer has much of, and the footer.
 type Hostile = (&'static str, fn() -> String);
 
 /// Footers of few bytes that become large values.
-const HOSTILE: [Hostile; 5] = [
+const HOSTILE: [Hostile; 7] = [
     ("a shape of many sizes", || footer_with(&record(0, &repeated(|_| "0".to_owned())), "")),
     ("many records", || footer_with(&repeated(|number| record(number, "0")), "")),
     ("many records of one name", || footer_with(&repeated(|_| record(0, "0")), "")),
     ("many strings", || strings("1")),
     ("many empty strings", || strings("")),
+    ("many frames", || {
+        frames(&format!(r#"{{"codec":"fixed16","lengths":[{}]}}"#, repeated(|_| "1024".to_owned())))
+    }),
+    ("many runs of no frames", || frames(&repeated(|_| r#"{"codec":"raw","lengths":[]}"#.to_owned()))),
 ];
 
 #[test]

@@ -267,6 +267,7 @@ fn unsafe_code_stays_where_it_is_known() {
         "bindings/capi/arrays.rs",
         "bindings/remote.rs",
         "bindings/var_store.rs",
+        "codec/dispatch.rs",
         "device/cuda/caller.rs",
         "device/cuda/driver.rs",
         "device/cuda/handles.rs",

@@ -11,11 +11,14 @@ use std::{
 
 use common::{Tensor, check_source, execute, load, models, packed, settings, tensor};
 use flashpack::{
-    Error, ErrorKind, Reader, Result,
-    format::DType,
-    io::RemoteFile,
+    Error, ErrorKind, Progress, Reader, Result,
+    codec::Level,
+    convert::recode,
+    format::{DType, layout::Order},
+    io::{self, Files, Input, RemoteFile, read::ChunkReader},
     plan::{Cut, Ignore, Place, ReadPlan, Selection, Settings, Verify},
     remote::{Object, Traffic, beside, label, names_folder, shown, url, with_suffix, within},
+    stats::Clock,
 };
 use proptest::prelude::*;
 
@@ -133,6 +136,44 @@ fn damaged_bytes_are_fetched_once_more() {
             "that request, and once"
         );
     }
+}
+
+#[test]
+fn a_task_of_frames_is_one_request_and_damaged_ones_are_fetched_once_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let [plain, packed] = ["plain", "packed"].map(|name| folder.path().join(name));
+    let mut weights = tensor("w", DType::Bfloat16, &[4, 1 << 20]);
+    weights.bytes.iter_mut().skip(1).step_by(2).for_each(|high| *high = 0x3c | *high & 0x80);
+    common::pack(&plain, std::slice::from_ref(&weights), Order::Given, 64).unwrap();
+    recode(&plain, &packed, Some(Level::Fast), Progress::SILENT).unwrap();
+    let stored = Arc::new(Stored { bytes: std::fs::read(&packed).unwrap(), ..Stored::default() });
+    let object = Arc::clone(&stored) as Arc<dyn Object>;
+    let file = RemoteFile::new(Path::new("s3://bucket/model.flashpack"), object);
+    let (file, index, _) = Reader::new(file).unwrap().into_parts();
+    let end = index.encoding().unwrap().stored_bytes();
+    let files = Files::new(Path::new("model"), vec![Input::Remote(file)], &index);
+    let settings = far(Verify::Whole, 4 << 20);
+    let plan = ReadPlan::new(&index, Selection::Except(&Ignore::default()), settings).unwrap();
+    // One bit of a mantissa, which only a digest tells, in the first answer that has it.
+    for (times, requests) in [(0, 2), (1, 3)] {
+        stored.requests.lock().unwrap().clear();
+        *stored.damaged.lock().unwrap() = (end - 1, times);
+        let mut memory = vec![0; weights.bytes.len()];
+        let (progress, clock) = (Progress::SILENT, Clock::default());
+        let chunks = ChunkReader { source: &files, index: &index, progress, clock: &clock };
+        io::read::read(&chunks, &plan.tasks, vec![&mut memory], plan.readers).unwrap();
+        assert!(memory == weights.bytes);
+        let asked = stored.requests.lock().unwrap();
+        assert!(
+            asked.len() == requests && asked[0].start == 0 && asked.last().unwrap().end == end,
+            "{asked:?}"
+        );
+    }
+    let distrusted = stored.distrusted.lock().unwrap();
+    assert!(
+        distrusted.len() == 1 && distrusted[0].end == end && distrusted[0].start > end / 3,
+        "{distrusted:?}"
+    );
 }
 
 #[test]

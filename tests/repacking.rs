@@ -33,6 +33,7 @@ fn request(sources: &[&Path], takes: &[(usize, &str, &str)], destination: &Path)
         metadata: BTreeMap::new(),
         algorithm: Algorithm::default(),
         shard_bytes: None,
+        compress: None,
     }
 }
 

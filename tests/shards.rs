@@ -41,6 +41,7 @@ fn begun(path: &Path, count: u8, shard_bytes: Option<u64>) -> Result<Save<'stati
         metadata: BTreeMap::from([("kept".to_owned(), "yes".to_owned())]),
         algorithm: Algorithm::Xxh3,
         shard_bytes,
+        compress: None,
     };
     let mut save = Save::begin(&(0..count).map(spec).collect::<Vec<_>>(), request, Progress::SILENT)?;
     (0..count - 1).try_for_each(|number| save.write(&[number; LENGTH]))?;

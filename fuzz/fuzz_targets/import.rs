@@ -62,6 +62,7 @@ fn import(source: PathBuf, made: &Path, dtype: Option<DType>) -> Result<()> {
         align_bytes: 128,
         algorithm: Algorithm::Xxh3,
         shard_bytes: None,
+        compress: None,
         ignore: Ignore::default(),
     };
     convert::from_safetensors(&request, Progress::SILENT).map(drop)

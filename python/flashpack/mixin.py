@@ -125,6 +125,7 @@ class FlashPackMixin:
         *,
         checksum: str | None = None,
         max_shard_size: int | str | None = None,
+        compress: str | None = None,
     ) -> None:
         """Write this model to a FlashPack file: `pack_to_file`."""
         if not isinstance(self, nn.Module):
@@ -140,6 +141,7 @@ class FlashPackMixin:
             metadata=arguments_metadata(self),
             checksum=checksum,
             max_shard_size=max_shard_size,
+            compress=compress,
         )
 
 

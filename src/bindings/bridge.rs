@@ -186,6 +186,7 @@ mod ffi {
             options: &PackOptions,
             metadata: &CxxVector<CxxString>,
             checksum: &str,
+            compress: &str,
             progress: ProgressWords,
         ) -> Result<Box<PackInProgress>>;
         fn order(self: &PackInProgress) -> &Vec<usize>;

@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use self::{
     arrays::Array,
     facts::MeasureRequest,
-    files::{ConvertRequest, RepackRequest},
+    files::{ConvertRequest, RecodeRequest, RepackRequest},
     ranks::RanksRequest,
 };
 use crate::{
@@ -113,6 +113,8 @@ enum Request {
     Sign { path: NativePath, key: NativePath },
     /// safetensors to FlashPack; null if a cast is to be made that only torch makes.
     Convert(ConvertRequest),
+    /// The same FlashPack file, its payload stored in another way.
+    Recode(RecodeRequest),
     /// Tensors of open models to FlashPack; null as above.
     Repack(RepackRequest),
     /// Every element type by torch's name: safetensors' name where it has one, bytes, whether it is of floating numbers
@@ -138,6 +140,8 @@ enum Request {
         metadata: BTreeMap<String, String>,
         #[serde(default)]
         checksum: Option<String>,
+        #[serde(default)]
+        compress: Option<String>,
     },
     /// Refuse a model that is not FlashPack.
     Expect { path: NativePath },
@@ -192,9 +196,10 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
         Request::Close { model } => close(model),
         // SAFETY: the caller vouches for the arrays.
         Request::Fill { model, arrays, verify } => unsafe { fill(model, &arrays, verify, progress) }?,
-        Request::Pack { path, arrays, metadata, checksum } => {
+        Request::Pack { path, arrays, metadata, checksum, compress } => {
+            let words = (checksum.as_deref(), compress.as_deref());
             // SAFETY: as above.
-            unsafe { arrays::pack(&path, &arrays, metadata, checksum.as_deref(), progress) }.map(done)?
+            unsafe { arrays::pack(&path, &arrays, metadata, words, progress) }.map(done)?
         }
         Request::Dtypes => facts::dtypes(),
         Request::Environment => facts::environment()?,
@@ -209,6 +214,7 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
         Request::Verify { path, key } => verified(&path, key, progress)?,
         Request::Sign { path, key } => json!(sign(&path, &PrivateKey::read(&key)?, progress)?.fingerprint()),
         Request::Convert(request) => request.run(progress)?,
+        Request::Recode(request) => request.run(progress)?,
         Request::Repack(request) => request.run(progress)?,
         Request::Compare { path, other } => json!(compare(&path, &other, progress)?),
         Request::Revert { path, destination } => files::revert(&path, &destination, progress)?,

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::codec::Element;
+
 macro_rules! dtypes {
     ($($variant:ident = $code:literal, $name:literal, $size:literal, $safetensors:expr;)*) => {
         /// An element type. The discriminant is torch's `ScalarType` number (`torch/headeronly/core/ScalarType.h`),
@@ -80,6 +82,19 @@ impl DType {
     #[must_use]
     pub fn safetensors_elems(self) -> u64 {
         self.to_safetensors().map_or(1, |other| 8 * self.size() / other.bitsize() as u64)
+    }
+
+    /// The floating numbers that an element is or consists of, of those that codecs know.
+    #[must_use]
+    pub const fn element(self) -> Option<Element> {
+        match self {
+            Self::Float8E5m2 | Self::Float8E4m3fn | Self::Float8E5m2fnuz | Self::Float8E4m3fnuz => {
+                Some(Element::One)
+            }
+            Self::Float16 | Self::Bfloat16 | Self::Complex32 => Some(Element::Two),
+            Self::Float32 | Self::Complex64 => Some(Element::Four),
+            _ => None,
+        }
     }
 
     /// Whether casting to other floating types makes sense: of floating numbers, one to an element.

@@ -1,9 +1,12 @@
 //! The validated index of a file. Fields are private: whoever holds an [`Index`] holds the proof of its rules.
 
+mod encoding;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     ops::Range,
+    sync::Arc,
 };
 
 use super::{
@@ -12,6 +15,8 @@ use super::{
     names::{NameOrder, closest},
     signature::SET_KEY,
 };
+use crate::codec::Element;
+pub use encoding::{Encoding, Frame};
 
 /// A contiguous run of elements of one type in the payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,12 +169,14 @@ pub struct Index {
 pub struct Part {
     pub(super) range: Range<u64>,
     pub(super) checksums: Option<Checksums>,
+    /// Shared with whoever reads the file.
+    pub(super) encoding: Option<Arc<Encoding>>,
 }
 
 impl Part {
     /// A whole payload of `bytes`.
     pub(super) fn whole(bytes: u64, checksums: Option<Checksums>) -> Box<[Self]> {
-        [Self { range: 0..bytes, checksums }].into()
+        [Self { range: 0..bytes, checksums, encoding: None }].into()
     }
 
     /// Where the index has it.
@@ -182,6 +189,18 @@ impl Part {
     #[must_use]
     pub const fn checksums(&self) -> Option<&Checksums> {
         self.checksums.as_ref()
+    }
+
+    /// Bytes that its file stores it in.
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        self.encoding.as_ref().map_or(self.range.end - self.range.start, |encoding| encoding.stored_bytes())
+    }
+
+    /// How its file stores it, if not as it is.
+    #[must_use]
+    pub const fn encoding(&self) -> Option<&Arc<Encoding>> {
+        self.encoding.as_ref()
     }
 }
 
@@ -218,6 +237,32 @@ impl Index {
             [part] => part.checksums(),
             _ => None,
         }
+    }
+
+    /// How a file stores its payload, if not as it is. Of several files each [`Part`] has its own.
+    #[must_use]
+    pub fn encoding(&self) -> Option<&Encoding> {
+        match &*self.parts {
+            [part] => part.encoding().map(|encoding| &**encoding),
+            _ => None,
+        }
+    }
+
+    /// The index of a file with the same payload, stored so.
+    #[must_use]
+    pub fn stored(mut self, encoding: Option<Encoding>) -> Self {
+        self.parts[0].encoding = encoding.map(Arc::new);
+        self
+    }
+
+    /// What most of the bytes `range` are floating numbers of, if they are.
+    #[must_use]
+    pub fn element(&self, range: &Range<u64>) -> Option<Element> {
+        let shared = |block: &&Macroblock| {
+            let Range { start, end } = block.file_range();
+            end.min(range.end).saturating_sub(start.max(range.start))
+        };
+        self.blocks.iter().max_by_key(shared).and_then(|block| block.dtype.element())
     }
 
     /// The names of the algorithms that the digests of its parts are by; none if no part has any.

@@ -154,6 +154,12 @@ impl Layout {
         self.index.payload_bytes
     }
 
+    /// The index, which has no digests yet.
+    #[must_use]
+    pub const fn index(&self) -> &Index {
+        &self.index
+    }
+
     /// The finished index, given the digests by `algorithm` of the payload's chunks of [`checksum::CHUNK_BYTES`].
     #[must_use]
     pub fn into_index(mut self, algorithm: Algorithm, digests: Vec<Digest>) -> Index {

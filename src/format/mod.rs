@@ -21,7 +21,7 @@ pub mod shards;
 pub mod signature;
 
 pub use dtype::DType;
-pub use index::{Checksums, Index, Macroblock, Part, Record};
+pub use index::{Checksums, Encoding, Frame, Index, Macroblock, Part, Record};
 pub use names::Fit;
 pub use shape::Shape;
 pub use signature::{Seal, Signature};
@@ -34,6 +34,8 @@ pub const TRAILER_BYTES: usize = 16;
 pub const FORMAT_V3: &str = "flashpack_v3";
 /// `format` of a file with several macroblocks.
 pub const FORMAT_V4: &str = "flashpack_v4";
+/// `format` of a file with several macroblocks, or one, whose payload is [encoded](Encoding).
+pub const FORMAT_V5: &str = "flashpack_v5";
 /// Alignment of a tensor's start within its macroblock unless the writer is told otherwise (flashpack 0.4.5's).
 pub const DEFAULT_ALIGN_BYTES: u64 = 128;
 /// Macroblocks start at multiples of this, the strictest unit that direct I/O and paging ask for.

@@ -4,16 +4,22 @@ use std::{
     io,
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{
     FileSource, Input, RemoteFile, Source,
+    encoded::Decoder,
     file::MAX_OPEN_FILES,
     read::in_parallel,
     route::{Asked, Route, Samples, residency::Residency},
     source::ends_early,
 };
-use crate::{error::Result, format::Index, remote::Traffic};
+use crate::{
+    error::Result,
+    format::{self, Encoding, Index},
+    remote::Traffic,
+};
 
 /// One file, or the payloads of several: offsets count through these, and what lies between two of them reads as zeros.
 #[derive(Debug)]
@@ -27,15 +33,60 @@ pub struct Files {
 struct Part {
     input: Input,
     place: Range<u64>,
+    /// If its payload is not stored as it is.
+    decoder: Option<Decoder>,
+}
+
+impl Part {
+    fn new(input: Input, place: Range<u64>, encoding: Option<&Arc<Encoding>>) -> Self {
+        Self { input, place, decoder: encoding.cloned().map(Decoder::new) }
+    }
+
+    fn encoding(&self) -> Option<&Arc<Encoding>> {
+        self.decoder.as_ref().map(Decoder::encoding)
+    }
+
+    /// Where the file stores the bytes `range` of its payload.
+    fn stored(&self, range: Range<u64>) -> Range<u64> {
+        self.encoding().map_or(range.clone(), |encoding| encoding.stored_range(&range))
+    }
+
+    fn len(&self) -> u64 {
+        self.encoding().map_or_else(|| self.input.len(), |encoding| encoding.payload_bytes())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let Some(decoder) = &self.decoder else {
+            return self.input.read_at(buffer, offset);
+        };
+        let left = usize::try_from(self.len().saturating_sub(offset)).unwrap_or(usize::MAX);
+        let bytes = buffer.len().min(left);
+        let read = decoder.read_all_at(&self.input, &mut [&mut buffer[..bytes]], offset);
+        read.map(|()| bytes).map_err(io::Error::other)
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        match &self.decoder {
+            None => self.input.read_exact_at(buffer, offset),
+            Some(decoder) => decoder.read_all_at(&self.input, &mut [buffer], offset),
+        }
+    }
+
+    fn read_all_at(&self, buffers: &mut [&mut [u8]], offset: u64) -> Result<()> {
+        match &self.decoder {
+            None => self.input.read_all_at(buffers, offset),
+            Some(decoder) => decoder.read_all_at(&self.input, buffers, offset),
+        }
+    }
 }
 
 impl Files {
     /// `files`, in the order in which `index` has joined them; errors that concern them all name `path`.
     #[must_use]
     pub fn new(path: &Path, files: Vec<Input>, index: &Index) -> Self {
-        let places = index.parts().iter().map(|part| part.range().clone());
-        let part = |(input, place)| Part { input, place };
-        Self { path: path.to_owned(), parts: files.into_iter().zip(places).map(part).collect() }
+        let part =
+            |(input, part): (Input, &format::Part)| Part::new(input, part.range().clone(), part.encoding());
+        Self { path: path.to_owned(), parts: files.into_iter().zip(index.parts()).map(part).collect() }
     }
 
     /// Bytes of all the files, footers and headers included.
@@ -50,11 +101,12 @@ impl Files {
     /// [`ErrorKind::Internal`](crate::ErrorKind::Internal) if a thread panicked.
     pub fn choose(&self, asked: Asked<'_>) -> Result<(Self, Route)> {
         let samples = Samples::default();
-        let route = |Part { input, place }: &Part| {
+        let route = |part: &Part| {
             let parts = asked.only().into_iter().flatten();
-            let own: Vec<_> = parts.filter_map(|range| within(range, place)).collect();
-            let (input, route) = input.choose(asked.with_parts(&own), &samples);
-            (Part { input, place: place.clone() }, route)
+            let own = parts.filter_map(|range| within(range, &part.place));
+            let own: Vec<_> = own.map(|range| part.stored(range)).collect();
+            let (input, route) = part.input.choose(asked.with_parts(&own), &samples);
+            (Part::new(input, part.place.clone(), part.encoding()), route)
         };
         let chosen = in_parallel(&self.parts, MAX_OPEN_FILES, route)?;
         let (parts, routes): (Vec<_>, Vec<_>) = chosen.into_iter().unzip();
@@ -65,6 +117,12 @@ impl Files {
     #[must_use]
     pub fn residency(&self) -> Option<Residency> {
         Residency::of_all(self.parts.iter().map(|part| part.input.file().and_then(Residency::probe)))
+    }
+
+    /// Bytes of the largest chunks that are stored as frames, if any are.
+    #[must_use]
+    pub fn encoded_chunk_bytes(&self) -> Option<u64> {
+        self.parts.iter().filter_map(Part::encoding).map(|encoding| encoding.chunk_bytes()).max()
     }
 
     /// The files, each with where its payload lies.
@@ -89,7 +147,7 @@ impl Files {
     /// ranges of the file.
     #[must_use]
     pub fn into_ranges(self, ranges: &[Range<u64>]) -> Vec<(FileSource, u64, Vec<Range<u64>>)> {
-        let own = |Part { input, place }: Part| {
+        let own = |Part { input, place, .. }: Part| {
             let within = ranges.iter().filter_map(|range| within(range, &place)).collect();
             Some((input.file()?.clone(), place.start, within))
         };
@@ -105,15 +163,15 @@ impl Files {
 
     /// The beginning of `buffer` that a single file, or the gap behind it, has the bytes of; in which file and where.
     /// It is empty at the end of all.
-    fn first<'b>(&self, buffer: &'b mut [u8], offset: u64) -> (&'b mut [u8], Option<(&Input, u64)>) {
-        if let [Part { input, .. }] = &*self.parts {
-            return (buffer, Some((input, offset)));
+    fn first<'b>(&self, buffer: &'b mut [u8], offset: u64) -> (&'b mut [u8], Option<(&Part, u64)>) {
+        if let [part] = &*self.parts {
+            return (buffer, Some((part, offset)));
         }
         let (part, next) = self.part(offset);
         let in_part = offset < part.place.end;
         let end = if in_part { part.place.end } else { next };
         let bytes = buffer.len().min(usize::try_from(end - offset).unwrap_or(usize::MAX));
-        (&mut buffer[..bytes], in_part.then(|| (&part.input, offset - part.place.start)))
+        (&mut buffer[..bytes], in_part.then(|| (part, offset - part.place.start)))
     }
 }
 
@@ -126,7 +184,7 @@ fn within(range: &Range<u64>, place: &Range<u64>) -> Option<Range<u64>> {
 impl Source for Files {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         match self.first(buffer, offset) {
-            (bytes, Some((input, offset))) => input.read_at(bytes, offset),
+            (bytes, Some((part, offset))) => part.read_at(bytes, offset),
             (bytes, None) => {
                 bytes.fill(0);
                 Ok(bytes.len())
@@ -139,7 +197,7 @@ impl Source for Files {
             let (bytes, source) = self.first(buffer, offset);
             let count = bytes.len();
             match source {
-                Some((input, offset)) => input.read_exact_at(bytes, offset)?,
+                Some((part, offset)) => part.read_exact_at(bytes, offset)?,
                 None if count == 0 => return Err(ends_early(offset, buffer.len()).at(&self.path)),
                 None => bytes.fill(0),
             }
@@ -153,7 +211,7 @@ impl Source for Files {
         let bytes: u64 = buffers.iter().map(|buffer| buffer.len() as u64).sum();
         let (part, _) = self.part(offset);
         if offset + bytes <= part.place.end || self.parts.len() == 1 {
-            return part.input.read_all_at(buffers, offset - part.place.start);
+            return part.read_all_at(buffers, offset - part.place.start);
         }
         let mut position = offset;
         for buffer in buffers {
@@ -165,7 +223,7 @@ impl Source for Files {
 
     fn len(&self) -> u64 {
         match &*self.parts {
-            [part] => part.input.len(),
+            [part] => part.len(),
             parts => parts.last().map_or(0, |part| part.place.end),
         }
     }
@@ -178,11 +236,18 @@ impl Source for Files {
         self.parts.iter().any(|part| part.input.is_far())
     }
 
+    fn is_encoded(&self) -> bool {
+        self.parts.iter().any(|part| part.decoder.is_some())
+    }
+
     fn distrust(&self, offset: u64, bytes: u64) -> bool {
         let damaged = offset..offset + bytes;
         let parts = self.parts.iter().filter_map(|part| Some((part, within(&damaged, &part.place)?)));
         // All of them are told.
-        parts.fold(false, |any, (part, own)| part.input.distrust(own.start, own.end - own.start) | any)
+        parts.fold(false, |any, (part, own)| {
+            let own = part.stored(own);
+            part.input.distrust(own.start, own.end - own.start) | any
+        })
     }
 
     fn path(&self) -> &Path {

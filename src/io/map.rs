@@ -27,6 +27,10 @@ impl Mapping {
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) or [`ErrorKind::Memory`](crate::ErrorKind::Memory) if the system
     /// refuses the mapping.
     pub fn new(files: &Files) -> Result<Self> {
+        if files.is_encoded() {
+            let what = "cannot be mapped: its payload is compressed";
+            return Err(Error::argument(what).at(files.path()));
+        }
         let mut all = files.iter();
         match (all.next(), all.next()) {
             (Some((input, _)), None) => Self::of_file(file_of(input)?),

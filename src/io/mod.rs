@@ -1,6 +1,7 @@
 //! Bytes from files and objects of stores, and to files: sources, mappings, the read engine, atomic replacement.
 
 mod buffer;
+mod encoded;
 pub mod file;
 pub mod files;
 mod input;

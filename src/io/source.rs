@@ -30,6 +30,16 @@ pub trait Source: Sync {
         false
     }
 
+    /// Whether bytes are decoded on their way, a chunk at a time.
+    fn is_encoded(&self) -> bool {
+        false
+    }
+
+    /// Whether a run of chunks is best read at once, wherever its bytes go.
+    fn prefers_runs(&self) -> bool {
+        self.is_far() || self.is_encoded()
+    }
+
     /// Hears that bytes from `offset` on, which it gave, are damaged. Whether it may give others the next time.
     fn distrust(&self, offset: u64, bytes: u64) -> bool {
         let _ = (offset, bytes);

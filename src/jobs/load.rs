@@ -160,7 +160,9 @@ pub fn prepare(model: &Model, selection: Selection<'_>, options: Options) -> Res
     let began = Instant::now();
     let environment = Environment::read()?;
     let place = match options.place {
-        Place::Host if !options.eager.unwrap_or(environment.eager) && !model.files.is_far() => Place::Mapping,
+        Place::Host if !options.eager.unwrap_or(environment.eager) && can_be_mapped(&model.files) => {
+            Place::Mapping
+        }
         place => place,
     };
     let index = Arc::clone(&model.index);
@@ -177,6 +179,11 @@ pub fn prepare(model: &Model, selection: Selection<'_>, options: Options) -> Res
     let (reads_ahead, open) = (options.eager.is_none(), model.take_opening_time() + began.elapsed());
     let (stays, caller_node) = (environment.numa && !plan.tasks.is_empty(), model.node);
     Ok(Prepared { files, route, index, plan, mapping, numbered, reads_ahead, stays, caller_node, open })
+}
+
+/// Whether memory can show the bytes of `files`. Others are read, and decoded, whatever the load asks for.
+fn can_be_mapped(files: &Files) -> bool {
+    !files.is_far() && !files.is_encoded()
 }
 
 /// What a load is to do, and for whom.
@@ -196,6 +203,9 @@ impl Request<'_> {
             let mut knobs = settings::settings(place, options.verify, direct, waits, environment);
             if files.is_far() {
                 knobs = settings::far(knobs, selection.is_partial(), &environment);
+            }
+            if let Some(chunk_bytes) = files.encoded_chunk_bytes() {
+                knobs = settings::encoded(knobs, waits, chunk_bytes);
             }
             if selection.is_sliced() && options.verify.is_none() {
                 knobs.verify = Verify::Whole; // what cannot be mapped is read, also by a load that maps the rest

@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod convert;
 pub mod copy;
+mod encode;
 pub mod explain;
 pub mod load;
 pub mod pack;

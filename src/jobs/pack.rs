@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use crate::{
+    codec::Level,
     error::{At, Error, ErrorKind, Result},
     format::{
         checksum::{Algorithm, CHUNK_BYTES, Chunker},
@@ -10,6 +11,7 @@ use crate::{
         layout::{Layout, Order, TensorSpec, Write},
     },
     io::write::{Finished, Growing},
+    jobs::encode::Encoder,
     progress::Progress,
 };
 
@@ -25,6 +27,8 @@ pub struct Packer<'a> {
     missing: u64,
     position: u64,
     chunker: Chunker,
+    /// If the payload is not stored as it is.
+    encoder: Option<Encoder>,
     progress: Progress<'a>,
 }
 
@@ -53,7 +57,8 @@ impl<'a> Packer<'a> {
     pub fn begin(destination: &Path, layout: Layout, progress: Progress<'a>) -> Result<Self> {
         let file = Growing::create(destination, layout.payload_bytes())?;
         let chunker = Chunker::new(Algorithm::default(), CHUNK_BYTES);
-        let mut this = Self { file, layout, next: 0, missing: 0, position: 0, chunker, progress };
+        let mut this =
+            Self { file, layout, next: 0, missing: 0, position: 0, chunker, encoder: None, progress };
         this.begin_piece()?;
         Ok(this)
     }
@@ -63,6 +68,15 @@ impl<'a> Packer<'a> {
     pub fn digested_by(self, algorithm: Algorithm) -> Self {
         assert!(self.position == 0, "the digests are of all bytes");
         Self { chunker: Chunker::new(algorithm, CHUNK_BYTES), ..self }
+    }
+
+    /// Compresses the payload, if there is a `level`. For a file without any bytes yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Argument`] for a malformed environment variable.
+    pub fn compressed(self, level: Option<Level>) -> Result<Self> {
+        assert!(self.position == 0, "all bytes are encoded");
+        Ok(Self { encoder: level.map(Encoder::new).transpose()?, ..self })
     }
 
     /// Which tensors' bytes are wanted, in which order. Tied tensors appear once, tensors without elements never.
@@ -121,7 +135,9 @@ impl<'a> Packer<'a> {
             ));
         }
         self.pad_to(self.layout.payload_bytes())?;
-        let index = self.layout.into_index(self.chunker.algorithm(), self.chunker.finish());
+        let encoder = self.encoder.take();
+        let encoding = encoder.map(|it| it.finish(self.layout.index(), &mut self.file)).transpose()?;
+        let index = self.layout.into_index(self.chunker.algorithm(), self.chunker.finish()).stored(encoding);
         let json = footer::render(&index);
         footer::check_length(&json).at(self.file.destination())?;
         self.file.write(json.as_bytes())?;
@@ -150,7 +166,10 @@ impl<'a> Packer<'a> {
     /// Digests and writes at most [`PIECE_BYTES`].
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.chunker.update(bytes);
-        self.file.write(bytes)?;
+        match &mut self.encoder {
+            Some(encoder) => encoder.write(bytes, self.layout.index(), &mut self.file)?,
+            None => self.file.write(bytes)?,
+        }
         self.position += bytes.len() as u64;
         self.progress.advance(bytes.len() as u64)
     }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::{
+    codec::Level,
     error::{At as _, Error, Result},
     format::{
         DEFAULT_ALIGN_BYTES, DType,
@@ -56,6 +57,8 @@ pub struct Request {
     pub algorithm: Algorithm,
     /// Bytes of tensors in a file, unless one alone has more; `None` makes one file.
     pub shard_bytes: Option<u64>,
+    /// How hard to compress, if at all.
+    pub compress: Option<Level>,
 }
 
 /// Writes the new file, holding some 32 MiB in memory whatever the size of the models; `None`, with nothing done, for a
@@ -72,7 +75,7 @@ pub fn repack(request: Request, progress: Progress<'_>) -> Result<Option<Convert
     };
     let sources: Vec<Source> = sources;
     let specs = specs(&sources);
-    let Request { models, destination, metadata, algorithm, shard_bytes, .. } = request;
+    let Request { models, destination, metadata, algorithm, shard_bytes, compress, .. } = request;
     let wanted = shards::Request {
         destination: destination.clone(),
         order: Order::LargestFirst,
@@ -80,6 +83,7 @@ pub fn repack(request: Request, progress: Progress<'_>) -> Result<Option<Convert
         metadata,
         algorithm,
         shard_bytes,
+        compress,
     };
     let mut save = Save::begin(&specs, wanted, progress).at(&destination)?;
     let mut memory: Vec<Pieces> = models.iter().map(|_| Pieces::default()).collect();

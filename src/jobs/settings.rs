@@ -19,6 +19,10 @@ const BRIDGED_BYTES: u64 = 512 << 10;
 /// memory of its own: with 128 readers 256 MiB.
 pub(super) const REMOTE_PART_BYTES: u64 = 2 << 20;
 
+/// Bytes of payload that a reader takes at a time where reads wait and bytes are decoded: it needs memory for as many that
+/// are stored, with 128 readers 512 MiB.
+const ENCODED_TASK_BYTES: u64 = 4 << 20;
+
 /// The threads that read: reads from the page cache keep a processor busy; those that wait for a disk or a network do not.
 pub(super) fn readers(waits: bool, environment: &Environment) -> Readers {
     if !waits {
@@ -38,6 +42,22 @@ pub(super) fn far(settings: Settings, in_parts: bool, environment: &Environment)
         readers: Readers { first, ..readers },
         read_chunk_bytes: read_chunk_bytes.min(most),
         bridged_bytes: BRIDGED_BYTES,
+        ..settings
+    }
+}
+
+/// The settings for payloads that are stored in frames of chunks: who wants parts of a chunk takes them together. A thread
+/// that keeps a processor busy takes a chunk at a time, which then is in its cache when its digest is computed.
+pub(super) fn encoded(settings: Settings, waits: bool, chunk_bytes: u64) -> Settings {
+    let Settings { place, read_chunk_bytes, bridged_bytes, .. } = settings;
+    let most = match (place.is_staged(), waits) {
+        (true, _) => read_chunk_bytes,
+        (false, true) => ENCODED_TASK_BYTES,
+        (false, false) => chunk_bytes,
+    };
+    Settings {
+        read_chunk_bytes: read_chunk_bytes.min(most).max(chunk_bytes),
+        bridged_bytes: bridged_bytes.max(chunk_bytes),
         ..settings
     }
 }

@@ -19,18 +19,19 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use crate::{
+    environment::Environment,
     error::{At, Error, ErrorKind, IoContext, Result, zeroed},
     format::{
-        Checksums, Index, Seal, Signature, TRAILER_BYTES, footer,
+        Checksums, Encoding, Index, Seal, Signature, TRAILER_BYTES, footer,
         signature::{self, hex},
     },
     io::{
-        Files, Source,
+        self, FileSource, Files, Input, Source,
         read::{ChunkReader, span},
         write::AtomicFile,
     },
     model::reader::Reader,
-    plan::every_digest,
+    plan::{Readers, every_digest},
     progress::Progress,
     remote,
     stats::Clock,
@@ -38,6 +39,9 @@ use crate::{
 
 /// More than any file with one key has.
 const MAX_KEY_BYTES: usize = 16 << 10;
+
+/// Bytes of frames that are copied at a time.
+const COPIED_BYTES: u64 = 1 << 20;
 
 /// What signs. Its bytes are wiped when it is dropped.
 pub struct PrivateKey(SigningKey);
@@ -118,9 +122,14 @@ pub fn sign(path: &Path, key: &PrivateKey, progress: Progress<'_>) -> Result<Pub
     };
     let footer = footer::signed(reader.footer(), &key.sign(&root)).at(path)?;
     let behind = (footer.len() + TRAILER_BYTES) as u64;
-    let mut file = AtomicFile::create(path, index.payload_bytes() + behind)?;
+    let stored = index.encoding().map_or(index.payload_bytes(), Encoding::stored_bytes);
+    let mut file = AtomicFile::create(path, stored + behind)?;
     progress.start(index.payload_bytes());
-    copy_payload(reader.source(), index, checksums, &mut file, progress)?;
+    if index.encoding().is_some() {
+        copy_frames(reader.source(), index, stored, &mut file, progress)?;
+    } else {
+        copy_payload(reader.source(), index, checksums, &mut file, progress)?;
+    }
     file.write(footer.as_bytes())?;
     file.write(&footer::trailer(footer.as_bytes()))?;
     file.commit_if(|| refuse_changed(path, &before))?;
@@ -153,6 +162,32 @@ fn copy_payload(
         let bytes = usize::try_from(end - start).expect("chunks have at most 64 MiB");
         chunks.read_run(run, &mut buffer[..bytes], &mut lap)?;
         file.write(&buffer[..bytes])?;
+    }
+    Ok(())
+}
+
+/// Compares what the frames hold with its digests, and copies them as they are, `stored` bytes. Who changes the file in
+/// between is found out before it is replaced.
+fn copy_frames(
+    source: &FileSource,
+    index: &Index,
+    stored: u64,
+    file: &mut AtomicFile,
+    progress: Progress<'_>,
+) -> Result<()> {
+    let files = Files::new(source.path(), vec![Input::Buffered(source.clone())], index);
+    let clock = Clock::default();
+    let chunks = ChunkReader { source: &files, index, progress, clock: &clock };
+    let threads = Environment::read()?.read_threads.get();
+    io::read::read(&chunks, &every_digest(index), Vec::new(), Readers::fixed(threads))?;
+    let mut buffer = zeroed(stored.min(COPIED_BYTES)).at(source.path())?;
+    let mut position = 0;
+    while position < stored {
+        let step = COPIED_BYTES.min(stored - position);
+        let piece = &mut buffer[..usize::try_from(step).expect("at most COPIED_BYTES")];
+        source.read_exact_at(piece, position)?;
+        file.write(piece)?;
+        position += step;
     }
     Ok(())
 }

@@ -137,7 +137,7 @@ def test_hostile_file_is_no_flashpack_file(name: str) -> None:
         ("short_15.flashpack", "File too small"),
         ("bad_magic.flashpack", "Bad magic"),
         ("footer_len_2_63.flashpack", "Corrupt footer length"),
-        ("format_v5.flashpack", "Unexpected format"),
+        ("format_v6.flashpack", "Unexpected format"),
         ("dtype_bogus.flashpack", "Unsupported dtype"),
         ("v3_misaligned.flashpack", "misaligned"),
         ("v4_misaligned.flashpack", "misaligned"),

@@ -137,7 +137,7 @@ def test_a_cut_flashpack_file_says_that_its_end_may_be_missing(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("version", "newer"), [("flashpack_v5", True), ("flashpack_v2", False), ("x", False)]
+    ("version", "newer"), [("flashpack_v6", True), ("flashpack_v2", False), ("x", False)]
 )
 def test_a_newer_format_asks_for_an_upgrade(version: str, newer: bool, tmp_path: Path) -> None:
     write_file(tmp_path / "m.flashpack", b"", {"format": version, "index": []})

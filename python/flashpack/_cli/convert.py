@@ -25,6 +25,7 @@ from .output import quiet_option, reporting_errors, show, silence, succeed, verb
 )
 @click.option("--ignore-suffixes", multiple=True, help="Skip tensors whose name ends with this (repeatable).")
 @click.option("--checksum", help="Checksum algorithm: xxh3_64 (default) or blake3.")
+@click.option("--compress", help="Store fewer bytes: fast (to decode) or small. None are lost.")
 @click.option("--use-transformers", is_flag=True, help="Let transformers load the model.")
 @click.option("--use-diffusers", is_flag=True, help="Let diffusers load the model.")
 @quiet_option
@@ -35,7 +36,7 @@ def convert(path_or_repo_id: str, destination_path: str | None, verbose: bool, *
     The source is a weight file, a model folder, a repository or the URL of safetensors. A folder or a
     repository becomes a model folder with the configurations, or a file if the destination ends in
     .flashpack or is left out. A weight file becomes a file. A FlashPack file, or the index of its shards,
-    is written anew: cast, in shards or as one file, with other checksums.
+    is written anew: cast, in shards or as one file, with other checksums, compressed or not.
     """
     with reporting_errors(verbose):
         from .._convert.convert import convert_to_flashpack

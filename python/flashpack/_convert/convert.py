@@ -36,7 +36,7 @@ from .._files.sources import (
     shown_path,
     size_of,
 )
-from .repack import Output, rewrite
+from .repack import Output, recode, rewrite
 from .source import Source, find_source
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def convert_to_flashpack(
     *,
     checksum: str | None = None,
     max_shard_size: int | str | None = None,
+    compress: str | None = None,
     key: str | None = None,
     **kwargs: Any,
 ) -> str:
@@ -65,8 +66,9 @@ def convert_to_flashpack(
 
     The source is a model, a state dict, a weight file (.safetensors, or a torch file that
     weights_only=True accepts), a model folder, whole or sharded, the id of a repository on a model hub, or
-    the URL of safetensors; or FlashPack already, which is written anew. The destination may be a URL, too;
-    then only the weights are written.
+    the URL of safetensors; or FlashPack already, which is written anew: compressed, or without `compress`
+    not compressed. If nothing else is asked of one file, its checksums and a signature stay what they are.
+    The destination may be a URL, too; then only the weights are written.
     Weights are taken as they are unless `use_transformers` or `use_diffusers` lets that library load them.
 
     A model folder or a repository becomes a model folder: `model[.variant].flashpack` with the source's
@@ -81,8 +83,8 @@ def convert_to_flashpack(
     `dtype`, torch's or a name such as "bfloat16", "bf16" or "torch.half", casts floating tensors only. `key`
     chooses the state dict of a torch checkpoint that holds more: "model", or "ema.model" where dicts are
     nested; without it "state_dict" is taken if there is one, with a warning that names what is left out.
-    `checksum` and `max_shard_size` as in `pack_to_file`: if there are shards, the path returned is their
-    index's. Further arguments: `subfolder`, `variant`; `revision`,
+    `checksum`, `max_shard_size` and `compress` as in `pack_to_file`: if there are shards, the path returned
+    is their index's. Further arguments: `subfolder`, `variant`; `revision`,
     `token`, `cache_dir`, `local_files_only`, `force_download` for repositories; with a library, more of its
     from_pretrained's.
 
@@ -100,6 +102,7 @@ def convert_to_flashpack(
         silent,
         checksum,
         None if max_shard_size is None else parse_size(max_shard_size),
+        compress,
         key,
     )
     source = model_or_state_dict_or_path_or_repo_id
@@ -147,6 +150,7 @@ class _Request:
     silent: bool | None
     checksum: str | None
     shard_bytes: int | None = None
+    compress: str | None = None
     key: str | None = None
 
 
@@ -245,9 +249,21 @@ def _rewrite_path(
 def _rewrite(weights: str, destination: str, request: _Request) -> None:
     if request.key is not None:
         raise ValueError(f"{shown_path(weights)}: key chooses a state dict of a torch file, and this is none")
-    output = Output(request.dtype, request.checksum, request.shard_bytes, request.silent)
+    if _changes_storage_alone(weights, request) and recode(
+        weights, destination, request.compress, request.silent
+    ):
+        return
+    output = Output(request.dtype, request.checksum, request.shard_bytes, request.silent, request.compress)
     if not rewrite(weights, destination, request.ignore, output):
         _pack_opened(weights, destination, request)
+
+
+def _changes_storage_alone(weights: str, request: _Request) -> bool:
+    """Whether a file is only to be compressed, or not to be compressed any more."""
+    given = (request.dtype, request.checksum, request.shard_bytes)
+    if any(it is not None for it in given) or any(request.ignore.values()):
+        return False
+    return request.compress is not None or "encoding" in native.read_index(weights)
 
 
 def _convert_files(weights: str, destination: str, request: _Request) -> None:
@@ -303,6 +319,7 @@ def _stream(weights: str, destination: str, request: _Request) -> bool:
             dtype=request.dtype,
             checksum=request.checksum,
             shard_bytes=request.shard_bytes,
+            compress=request.compress,
             **request.ignore,
         ),
         label="Converting",
@@ -331,4 +348,5 @@ def _pack(
         metadata=metadata,
         checksum=request.checksum,
         max_shard_size=request.shard_bytes,
+        compress=request.compress,
     )

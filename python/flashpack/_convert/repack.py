@@ -15,7 +15,7 @@ from .._core.names import included, is_ignored_tensor_name, listed, warn, warn_o
 from .._core.paths import StrPath, is_url, refuse_source, shown_url, text_path
 from .._core.progress import run
 from .._files.folder import INDEX_SUFFIX, SAFETENSORS
-from .._files.sources import ModelPath, model_path, shown_path
+from .._files.sources import ModelPath, model_path, shown_path, size_of
 
 # A tensor to take: the number of its model, its name there, and its name in the new file.
 _Take = tuple[int, str, str]
@@ -58,17 +58,21 @@ def _open(path: ModelPath) -> Iterator[_Opened]:
         native.call("close", model=opened.model)
 
 
+_KEPT = "kept"
+
+
 @dataclass(frozen=True)
 class Output:
     """How the new file is written: cast, digested, in files of at most so many bytes; how much it says.
 
-    None: dtypes and checksums as they were, one file.
+    None: dtypes and checksums as they were, one file. `compress` is that of the sources unless it is given.
     """
 
     dtype: str | None = None
     checksum: str | None = None
     shard_bytes: int | None = None
     silent: bool | None = True
+    compress: str | None = _KEPT
 
     def write(
         self,
@@ -91,6 +95,7 @@ class Output:
                 dtype=self.dtype,
                 checksum=self.checksum or _checksum_of(sources),
                 shard_bytes=self.shard_bytes,
+                compress=_compression_of(sources) if self.compress == _KEPT else self.compress,
             ),
             label="Writing",
             size=sum(source.bytes for source in sources),
@@ -104,6 +109,31 @@ def _checksum_of(sources: Sequence[_Opened]) -> str | None:
     found = {(source.index.get("checksums") or {}).get("algorithm") for source in sources}
     algorithm: str | None = found.pop() if len(found) == 1 else None
     return algorithm if algorithm in ("xxh3_64", "blake3") else None
+
+
+def _compression_of(sources: Sequence[_Opened]) -> str | None:
+    """How all sources are compressed, if they are in the same way."""
+    found = set()
+    for source in sources:
+        encoding = source.index.get("encoding")
+        codecs = [run["codec"] for run in encoding["frames"]] if encoding else []
+        small = any(codec.startswith("zstd") for codec in codecs)
+        found.add("small" if small else "fast" if encoding else None)
+    return found.pop() if len(found) == 1 else None
+
+
+def recode(path: str, destination: str, compress: str | None, silent: bool | None) -> bool:
+    """Store the payload of a FlashPack file in another way; checksums and a signature stay.
+
+    Returns whether it did: shards are written anew.
+    """
+    done = run(
+        lambda counter: native.call("recode", counter, path=path, destination=destination, compress=compress),
+        label="Writing",
+        size=size_of(path),
+        silent=silent,
+    )
+    return done is not None
 
 
 def rewrite(path: str, destination: str, ignore: Mapping[str, tuple[str, ...]], output: Output) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .constants import FILE_FORMAT_V4
+from .constants import FILE_FORMAT_V3
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ def unverified_note(shown: str, footer: Mapping[str, Any]) -> str | None:
 
 
 def blocks_of(footer: dict[str, Any]) -> list[Block]:
-    """The macroblocks of either format, in the order that records count them."""
-    if footer.get("format") == FILE_FORMAT_V4:
+    """The macroblocks of any format, in the order that records count them."""
+    if footer.get("format") != FILE_FORMAT_V3:
         return [
             Block(block["dtype"], int(block["offset_bytes"]), int(block["length_elems"]))
             for block in footer["macroblocks"]

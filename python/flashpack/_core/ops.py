@@ -215,6 +215,7 @@ def pack(
     metadata: Mapping[str, str],
     checksum: str | None,
     max_shard_bytes: int | None,
+    compress: str | None,
     counter: Counter | None,
 ) -> None:
     """Write `tensors` to `path`, or as its shards, atomically. What is the same memory is stored once."""
@@ -230,6 +231,7 @@ def pack(
         metadata=pairs,
         checksum=checksum,
         max_shard_bytes=max_shard_bytes,
+        compress=compress,
         progress=_progress(counter),
     )
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from .._core.constants import FILE_FORMAT_V4
 from .._core.index import blocks_of
 from .._core.text import printable
 from .._save.sign import fingerprint_of
@@ -24,9 +23,9 @@ def describe(footer: dict[str, Any]) -> Iterator[str]:
     for key, value in footer.items():
         if key not in _LISTS:
             yield f"{_key(key)}: {printable(_brief(key, value))}"
-    if footer["format"] == FILE_FORMAT_V4:
+    if "macroblocks" in footer:
         yield f"{_key('macroblocks')}:"
-        yield from _macroblocks(footer["macroblocks"])
+        yield from _macroblocks(footer["macroblocks"], footer.get("encoding"))
     if "index" in footer:
         yield f"{_key('index')}:"
         yield from _index(footer)
@@ -45,19 +44,50 @@ def _brief(key: str, value: Any) -> Any:
     if key == "checksums" and value:
         count = len(value["digests"]) // _DIGITS.get(value["algorithm"], 16)
         return f"{value['algorithm']}, {count} digests of {value['chunk_bytes']} bytes each"
+    if key == "encoding" and value:
+        lengths = [length for run in value["frames"] for length in run["lengths"]]
+        return (
+            f"{sum(lengths)} bytes in {len(lengths)} frames of {value['chunk_bytes']} bytes of payload each"
+        )
     if key == "signature" and value and value["algorithm"] == "ed25519":
         signer = fingerprint_of(value["public_key"])
         return f"ed25519, said to be by the key {signer} (`flashpack verify --key` tells)"
     return value
 
 
-def _macroblocks(blocks: list[dict[str, Any]]) -> Iterator[str]:
-    width = len(str(max((block["offset_bytes"] + block["length_bytes"] for block in blocks), default=0)))
+class Chunks:
+    """The chunks of a compressed payload: the codec of each and the length of its frame."""
+
+    def __init__(self, encoding: dict[str, Any], payload: int) -> None:
+        self._frames = [(run["codec"], length) for run in encoding["frames"] for length in run["lengths"]]
+        self._bytes: int = encoding["chunk_bytes"]
+        self._payload = payload
+
+    def summary(self, start: int, end: int) -> str:
+        """How many times fewer bytes than from `start` to `end` are stored, and by which codecs.
+
+        Of a frame that a chunk of two macroblocks is stored in, each has its part.
+        """
+        stored, codecs = 0.0, set()
+        for number in range(start // self._bytes, (end - 1) // self._bytes + 1):
+            first = number * self._bytes
+            last = min(first + self._bytes, self._payload)
+            codec, length = self._frames[number]
+            stored += length * (min(end, last) - max(start, first)) / (last - first)
+            codecs.add(codec)
+        return f"{(end - start) / stored:.2f} times fewer bytes by {', '.join(sorted(codecs))}"
+
+
+def _macroblocks(blocks: list[dict[str, Any]], encoding: dict[str, Any] | None) -> Iterator[str]:
+    payload = max((block["offset_bytes"] + block["length_bytes"] for block in blocks), default=0)
+    chunks = None if encoding is None else Chunks(encoding, payload)
+    width = len(str(payload))
     dtype_width = max((len(block["dtype"]) for block in blocks), default=0)
     for number, block in enumerate(blocks):
         start = block["offset_bytes"]
         end = start + block["length_bytes"]
-        yield f"  {_number(number)}: {block['dtype']:{dtype_width}} {start:0{width}}:{end:0{width}}"
+        stored = "" if chunks is None or start == end else f" {chunks.summary(start, end)}"
+        yield f"  {_number(number)}: {block['dtype']:{dtype_width}} {start:0{width}}:{end:0{width}}{stored}"
 
 
 def _index(footer: dict[str, Any]) -> Iterator[str]:

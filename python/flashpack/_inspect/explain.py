@@ -18,7 +18,8 @@ _LABEL = 12  # characters at the beginning of a line of the text
 class Explanation:
     """A load that has been planned and not run: sizes in bytes, times in seconds, rates in bytes per second.
 
-    Source: `cached_part` is the part of the file in the page cache, estimated from 64 samples, None where it
+    Source: the payload is stored in `stored_bytes` by `codecs`, none of which if it is not compressed;
+    `cached_part` is the part of the file in the page cache, estimated from 64 samples, None where it
     is unknown; `direct` says that reads go past it, `why` the reason; `traffic` is what requests to a store
     the sample took, None for files, `note` what is peculiar about reading from it, such as a server that
     knows no ranges; `algorithm` is that of the checksums, None for a file without.
@@ -38,6 +39,8 @@ class Explanation:
     device: str
     file_bytes: int
     payload_bytes: int
+    stored_bytes: int
+    codecs: list[str]
     cached_part: float | None
     direct: bool
     why: str

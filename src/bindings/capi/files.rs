@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::NativePath;
 use crate::{
+    codec::Level,
     error::{Error, Result},
     format::{DEFAULT_ALIGN_BYTES, DType, checksum::Algorithm},
     jobs::{
@@ -40,6 +41,9 @@ pub(super) struct ConvertRequest {
     /// Bytes of a file, of several.
     #[serde(default)]
     shard_bytes: Option<u64>,
+    /// How hard to compress.
+    #[serde(default)]
+    compress: Option<String>,
 }
 
 impl ConvertRequest {
@@ -59,8 +63,27 @@ impl ConvertRequest {
             },
             algorithm: Algorithm::asked(self.checksum.as_deref())?,
             shard_bytes: self.shard_bytes,
+            compress: Level::asked(self.compress.as_deref())?,
         };
         Ok(convert::from_safetensors(&request, progress)?.map_or(Value::Null, converted))
+    }
+}
+
+/// A FlashPack file to store in another way.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RecodeRequest {
+    path: NativePath,
+    destination: NativePath,
+    #[serde(default)]
+    compress: Option<String>,
+}
+
+impl RecodeRequest {
+    pub(super) fn run(self, progress: Progress<'_>) -> Result<Value> {
+        let level = Level::asked(self.compress.as_deref())?;
+        let made = convert::recode(&self.path, &self.destination, level, progress)?;
+        Ok(made.map_or(Value::Null, converted))
     }
 }
 
@@ -79,6 +102,9 @@ pub(super) struct RepackRequest {
     checksum: Option<String>,
     #[serde(default)]
     shard_bytes: Option<u64>,
+    /// How hard to compress.
+    #[serde(default)]
+    compress: Option<String>,
 }
 
 impl RepackRequest {
@@ -92,6 +118,7 @@ impl RepackRequest {
             metadata: self.metadata,
             algorithm: Algorithm::asked(self.checksum.as_deref())?,
             shard_bytes: self.shard_bytes,
+            compress: Level::asked(self.compress.as_deref())?,
         };
         Ok(repack(request, progress)?.map_or(Value::Null, converted))
     }

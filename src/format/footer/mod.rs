@@ -3,13 +3,14 @@
 //! Parsing checks syntax and types only; `validate` checks what the numbers mean.
 
 mod digest;
+mod encoding;
 mod raw;
 mod render;
 mod validate;
 
 use serde::Deserialize;
 
-use super::{FORMAT_V3, FORMAT_V4, Index, MAGIC, MAX_FOOTER_BYTES, TRAILER_BYTES};
+use super::{FORMAT_V3, FORMAT_V4, FORMAT_V5, Index, MAGIC, MAX_FOOTER_BYTES, TRAILER_BYTES};
 use crate::error::{Error, Result, ensure_memory};
 pub use digest::index_digest;
 pub use render::{check_length, render, signed};
@@ -83,7 +84,7 @@ pub fn outline(json: &str) -> Result<(Index, Option<u64>)> {
 fn raw(text: &str) -> Result<RawFooter<'_>> {
     ensure_memory(text.len() as u64 * MEMORY_PER_BYTE)?;
     match serde_json::from_str::<Object<RawFooter<'_>>>(text).map(|Object(raw)| raw) {
-        Ok(raw) if raw.format == FORMAT_V3 || raw.format == FORMAT_V4 => Ok(raw),
+        Ok(raw) if is_known(&raw.format) => Ok(raw),
         Ok(raw) => Err(unexpected_format(&raw.format)),
         Err(error) => Err(explain(text, &error)),
     }
@@ -98,14 +99,20 @@ pub fn trailer(json: &[u8]) -> [u8; TRAILER_BYTES] {
     bytes
 }
 
+fn is_known(format: &str) -> bool {
+    [FORMAT_V3, FORMAT_V4, FORMAT_V5].contains(&format)
+}
+
 fn unexpected_format(format: &str) -> Error {
     let version = |format: &str| format.strip_prefix("flashpack_v")?.parse::<u64>().ok();
-    let advice = if version(format) > version(FORMAT_V4) {
+    let advice = if version(format) > version(FORMAT_V5) {
         ": a newer version of flashpack wrote it, upgrade with `pip install --upgrade flashpack`"
     } else {
         ""
     };
-    Error::format(format!("Unexpected format: {format:?} is neither {FORMAT_V3:?} nor {FORMAT_V4:?}{advice}"))
+    Error::format(format!(
+        "Unexpected format: {format:?} is none of {FORMAT_V3:?}, {FORMAT_V4:?} and {FORMAT_V5:?}{advice}"
+    ))
 }
 
 /// Says why `text` did not parse: an unknown format first (its keys may differ), else the path of the key at fault.
@@ -116,8 +123,7 @@ fn explain(text: &str, error: &serde_json::Error) -> Error {
         format: String,
     }
     if let Ok(Format { format }) = serde_json::from_str(text)
-        && format != FORMAT_V3
-        && format != FORMAT_V4
+        && !is_known(&format)
     {
         return unexpected_format(&format);
     }

@@ -43,6 +43,9 @@ pub(super) struct RawFooter<'a> {
     pub(super) checksums: Option<Object<RawChecksums<'a>>>,
     #[serde(borrow)]
     pub(super) signature: Option<Object<RawSignature<'a>>>,
+    /// How the payload is stored in a file of [`FORMAT_V5`](crate::format::FORMAT_V5).
+    #[serde(borrow)]
+    pub(super) encoding: Option<&'a RawValue>,
     #[serde(default)]
     pub(super) metadata: BTreeMap<String, String>,
     /// How the one macroblock of [`FORMAT_V3`] is compressed.
@@ -96,4 +99,23 @@ pub(super) struct RawSignature<'a> {
     pub(super) public_key: Option<&'a RawValue>,
     #[serde(borrow)]
     pub(super) signature: Option<&'a RawValue>,
+}
+
+// Unknown keys here would say something about the bytes, too.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawEncoding<'a> {
+    pub(super) chunk_bytes: Count,
+    #[serde(borrow)]
+    pub(super) frames: Vec<Object<RawFrames<'a>>>,
+}
+
+/// Frames that follow each other.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawFrames<'a> {
+    #[serde(borrow)]
+    pub(super) codec: Cow<'a, str>,
+    /// As many as fit are longer than any frame.
+    pub(super) lengths: Vec<u32>,
 }

@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
 
-use super::MEMORY_PER_BYTE;
+use super::{MEMORY_PER_BYTE, encoding};
 use crate::{
     error::{Error, ErrorKind, Result, ensure_memory},
     format::{
-        Checksums, FORMAT_V3, FORMAT_V4, Index, MAX_FOOTER_BYTES, Macroblock, Part, Signature,
+        Checksums, FORMAT_V3, FORMAT_V4, FORMAT_V5, Index, MAX_FOOTER_BYTES, Macroblock, Part, Signature,
         checksum::Algorithm,
         signature::{self, RenderedSignature},
     },
@@ -19,11 +19,15 @@ use crate::{
 #[must_use]
 pub fn render(index: &Index) -> String {
     let single = match index.blocks() {
-        [block] if block.offset() == 0 => Some(block),
+        [block] if block.offset() == 0 && index.encoding().is_none() => Some(block),
         _ => None,
     };
     let footer = Rendered {
-        format: if single.is_some() { FORMAT_V3 } else { FORMAT_V4 },
+        format: match (single, index.encoding()) {
+            (Some(_), _) => FORMAT_V3,
+            (None, None) => FORMAT_V4,
+            (None, Some(_)) => FORMAT_V5,
+        },
         target_dtype: single.map(|block| block.dtype().name()),
         align_bytes: index.align_bytes(),
         total_payload_bytes: single.is_none().then(|| index.payload_bytes()),
@@ -50,6 +54,7 @@ pub fn render(index: &Index) -> String {
             .collect(),
         checksums: rendered_checksums(index),
         signature: index.signature().map(Signature::rendered),
+        encoding: index.encoding().map(encoding::rendered),
         metadata: index.metadata(),
     };
     serde_json::to_string(&footer).expect("strings and integers always serialize")
@@ -153,6 +158,8 @@ struct Rendered<'a> {
     checksums: Option<RenderedChecksums>,
     #[serde(skip_serializing_if = "Option::is_none")]
     signature: Option<RenderedSignature>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encoding: Option<encoding::Rendered>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: &'a BTreeMap<String, String>,
 }

@@ -5,12 +5,12 @@ use std::ops::Range;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::digest::index_digest;
 use super::raw::{Object, RawBlock, RawChecksums, RawFooter, RawRecord, RawSignature};
+use super::{digest::index_digest, encoding};
 use crate::{
     error::{Error, ErrorKind, Result},
     format::{
-        Checksums, DType, FORMAT_V3, Index, Macroblock, Part, Record, Signature,
+        Checksums, DType, Encoding, FORMAT_V3, Index, Macroblock, Part, Record, Signature,
         checksum::{self, Algorithm, Digest},
         names::{NameOrder, duplicate},
         shape::{Count, product},
@@ -22,9 +22,12 @@ use crate::{
 pub(super) fn validate(raw: RawFooter<'_>, footer_offset: u64) -> Result<Index> {
     let (blocks, payload_bytes) =
         if raw.format == FORMAT_V3 { single_block(&raw)? } else { several_blocks(&raw)? };
-    if payload_bytes > footer_offset {
+    let encoding = encoding::check(&raw, payload_bytes)?;
+    let stored_bytes = encoding.as_ref().map_or(payload_bytes, Encoding::stored_bytes);
+    if stored_bytes > footer_offset {
+        let what = if encoding.is_some() { "frames" } else { "macroblocks" };
         return Err(Error::format(format!(
-            "macroblocks reach past the payload: they end at byte {payload_bytes}, \
+            "{what} reach past the payload: they end at byte {stored_bytes}, \
              but the footer starts at {footer_offset}"
         )));
     }
@@ -61,7 +64,7 @@ pub(super) fn validate(raw: RawFooter<'_>, footer_offset: u64) -> Result<Index> 
     refuse_overlapping_records(&index)?;
     let checksums = raw.checksums.map(|Object(raw)| check_checksums(&raw, &index)).transpose()?.flatten();
     index.parts[0].checksums = checksums;
-    Ok(index)
+    Ok(index.stored(encoding))
 }
 
 fn overflow(what: &str, number: u64) -> Error {

@@ -143,7 +143,7 @@ impl<S: Source> ChunkReader<'_, S> {
 
     fn run(&self, mut run: Run<'_, '_>, scratch: &mut Scratch, lap: &mut Lap<'_>) -> Result<()> {
         let Run { chunks, parts } = &mut run;
-        if self.source.is_far() {
+        if self.source.prefers_runs() {
             let elsewhere = &mut scratch.elsewhere;
             return self.again_if_damaged(chunks, || self.read_whole(chunks, parts, elsewhere, lap));
         }
@@ -236,7 +236,7 @@ impl<S: Source> ChunkReader<'_, S> {
         digests: &mut Digests<'_, S>,
         lap: &mut Lap<'_>,
     ) -> Result<()> {
-        let at_once = self.source.is_direct() || self.source.is_far() || !digests.are_wanted();
+        let at_once = self.source.is_direct() || self.source.prefers_runs() || !digests.are_wanted();
         let step = if at_once { memory.len().max(1) } else { PIECE_BYTES };
         let mut position = offset;
         for piece in memory.chunks_mut(step) {

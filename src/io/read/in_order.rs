@@ -34,7 +34,7 @@ impl<'a, S: Source> InOrder<'a, S> {
     /// # Errors
     /// Those of [`Source::read_exact_at`].
     pub fn read_exact_at(&mut self, mut buffer: &mut [u8], mut offset: u64, end: u64) -> Result<()> {
-        if !self.source.is_far() {
+        if !self.source.prefers_runs() {
             return self.source.read_exact_at(buffer, offset);
         }
         while !buffer.is_empty() {

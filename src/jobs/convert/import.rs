@@ -7,6 +7,7 @@ use std::{
 
 use super::{Converted, cast};
 use crate::{
+    codec::Level,
     error::{At, Error, Result},
     format::{
         DType,
@@ -44,6 +45,8 @@ pub struct Request<'a> {
     pub algorithm: Algorithm,
     /// Bytes of tensors in a file, unless one alone has more; `None` makes one file.
     pub shard_bytes: Option<u64>,
+    /// How hard to compress, if at all.
+    pub compress: Option<Level>,
 }
 
 /// Converts, holding a few megabytes in memory whatever the size of the model; `None`, with nothing done, for a cast that
@@ -59,9 +62,10 @@ pub fn from_safetensors(request: &Request<'_>, progress: Progress<'_>) -> Result
     let Some(pieces) = pieces.into_iter().collect::<Option<Vec<_>>>() else {
         return Ok(None);
     };
-    let Request { align_bytes, algorithm, shard_bytes, .. } = *request;
+    let Request { align_bytes, algorithm, shard_bytes, compress, .. } = *request;
     let (destination, order) = (request.destination.to_owned(), Order::LargestFirst);
-    let wanted = shards::Request { destination, order, align_bytes, metadata, algorithm, shard_bytes };
+    let wanted =
+        shards::Request { destination, order, align_bytes, metadata, algorithm, shard_bytes, compress };
     let specs: Vec<TensorSpec> = pieces.iter().map(|piece| piece.spec.clone()).collect();
     let mut save = Save::begin(&specs, wanted, progress).at(request.destination)?;
     let sources = sources.iter().map(InOrder::new).collect();

@@ -1,4 +1,4 @@
-//! File to file, without tensors in between: safetensors to FlashPack and back.
+//! File to file, without tensors in between: safetensors to FlashPack and back, FlashPack in fewer bytes and back.
 
 use std::path::{Path, PathBuf};
 
@@ -14,10 +14,12 @@ use crate::{
 mod cast;
 mod export;
 mod import;
+mod recode;
 
 pub(crate) use cast::{Cast, between as cast_between};
 pub use export::to_safetensors;
 pub use import::{Request, from_safetensors, tensor_names};
+pub use recode::recode;
 
 use crate::format::DType;
 

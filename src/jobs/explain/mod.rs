@@ -3,7 +3,7 @@
 pub mod measure;
 mod text;
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ use crate::{
     device::{pool, transfer},
     environment::Environment,
     error::Result,
-    format::Part,
+    format::{Index, Part},
     io::{Asked, Source as _, prefetch, residency::Residency},
     jobs::load::{self, Options, Prepared},
     model::Model,
@@ -34,6 +34,10 @@ pub struct Explanation {
     pub file_bytes: u64,
     /// Bytes of all macroblocks, and between them.
     pub payload_bytes: u64,
+    /// Bytes that the files store the payload in.
+    pub stored_bytes: u64,
+    /// By which codecs; none if it is stored as it is.
+    pub codecs: Vec<&'static str>,
     /// The part of the files in the page cache, if that can be told.
     pub cached_part: Option<f64>,
     /// Whether reads go past the page cache.
@@ -125,6 +129,8 @@ pub fn explain(path: &Path, device: &str, selection: Selection<'_>, options: Opt
         device: device.to_owned(),
         file_bytes: files.file_bytes(),
         payload_bytes: index.payload_bytes(),
+        stored_bytes: index.parts().iter().map(Part::stored_bytes).sum(),
+        codecs: codecs(index),
         cached_part: route.residency.map(Residency::part),
         direct: route.direct,
         why: route.why.text(),
@@ -149,6 +155,12 @@ pub fn explain(path: &Path, device: &str, selection: Selection<'_>, options: Opt
         note: files.note(),
         bound,
     })
+}
+
+fn codecs(index: &Index) -> Vec<&'static str> {
+    let encodings = index.parts().iter().filter_map(Part::encoding);
+    let names: BTreeSet<_> = encodings.flat_map(|encoding| encoding.codecs().into_keys()).collect();
+    names.into_iter().collect()
 }
 
 /// The threads that read from the page cache are busy reading, so digests add to their time; disks and stores work on while

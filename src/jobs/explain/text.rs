@@ -21,6 +21,9 @@ impl Explanation {
             ("file", format!("{}, {}{}", self.path, size(self.file_bytes), self.cached())),
             ("reads", self.way()),
         ];
+        if !self.codecs.is_empty() {
+            lines.push(("stored", self.storage()));
+        }
         lines.extend(self.note.clone().map(|note| ("note", note)));
         if self.chunks > 0 {
             lines.push(("work", self.work()));
@@ -72,6 +75,12 @@ impl Explanation {
             _ => "stage to the device",
         };
         format!("{} tensors of {} to {}: {what}", self.tensors, size(self.tensor_bytes), self.device)
+    }
+
+    fn storage(&self) -> String {
+        let (all, stored, codecs) =
+            (size(self.payload_bytes), size(self.stored_bytes), self.codecs.join(", "));
+        format!("{all} in {stored}, by {codecs}: decoded as it is read, and never mapped")
     }
 
     fn cached(&self) -> String {

@@ -4,11 +4,12 @@ mod set;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use self::set::{Set, remove, sweep};
 use crate::{
+    codec::Level,
     error::Result,
     format::{
         checksum::Algorithm,
@@ -36,6 +37,8 @@ pub struct Request {
     pub algorithm: Algorithm,
     /// Bytes of tensors in a file, unless one alone has more; `None` makes one file.
     pub shard_bytes: Option<u64>,
+    /// How hard to compress, if at all.
+    pub compress: Option<Level>,
 }
 
 /// A save in the making. Its caller provides the bytes of each tensor of [`order`](Self::order), in that order.
@@ -83,7 +86,7 @@ impl<'a> Save<'a> {
         }
         progress.start(waiting.iter().map(|(_, layout)| layout.payload_bytes()).sum());
         let (path, layout) = waiting.pop_front().expect("a layout has tensors");
-        let packer = Packer::begin(&path, layout, progress)?.digested_by(request.algorithm);
+        let packer = begin(&path, layout, &request, progress)?;
         Ok(Self { request, progress, order: sequence, packer, waiting, set })
     }
 
@@ -136,10 +139,14 @@ impl<'a> Save<'a> {
 
     fn next_file(&mut self) -> Result<()> {
         let (path, layout) = self.waiting.pop_front().expect("the caller has looked");
-        let next = Packer::begin(&path, layout, self.progress)?.digested_by(self.request.algorithm);
+        let next = begin(&path, layout, &self.request, self.progress)?;
         let done = std::mem::replace(&mut self.packer, next);
         self.set.as_mut().expect("several files are a set").take(done)
     }
+}
+
+fn begin<'a>(path: &Path, layout: Layout, request: &Request, progress: Progress<'a>) -> Result<Packer<'a>> {
+    Packer::begin(path, layout, progress)?.digested_by(request.algorithm).compressed(request.compress)
 }
 
 /// The tensors of each file, in order: as many as fit in `limit` bytes, but at least one. Tied tensors stay together.

@@ -59,6 +59,12 @@ def files(folder: str, device: str) -> None:
     assert_arrived(dict(iterate_from_flash_tensor(storage, footer)), want, device)
     with engine.environment(FLASHPACK_READ_THREADS="3"):
         assert flashpack.load_file(path, device, names=[]) == {}
+    compressed = Path(folder, "compressed")
+    flashpack.save_file(want, compressed, compress="fast")
+    for direct in ("0", "1"):
+        with engine.environment(FLASHPACK_DIRECT_IO=direct), loading():
+            got = flashpack.load_file(compressed, device, verify=True)
+        assert_arrived(got, want, device)
     empty = {"none": torch.empty(0, 7)}
     assert_arrived(flashpack.load_file(saved(folder, empty), device), empty, device)
     operators(path, want, device)

@@ -6,6 +6,7 @@ import flashpack
 import pytest
 import torch
 from faultstore import Store, sent
+from flashpack._convert.convert import convert_to_flashpack
 from helpers import MIB, assert_same, bits, noise
 from patience import within
 from remote_model import SAFETENSORS, SHARDS, URL, tensors
@@ -70,3 +71,24 @@ def test_what_is_included_costs_its_bytes(model: Store) -> None:
     within(lambda: flashpack.assign_from_file(into, URL, include=["t1"]))
     assert bits(into.t1) == bits(tensors()["t1"])
     assert sent(model.take()) <= into.t1.nbytes + 2 * DIGESTED + OPENING
+
+
+def test_compressed_weights_cost_their_stored_bytes(s3: Store) -> None:
+    (s3.folder / "bucket").mkdir()
+    path, url = s3.folder / "bucket/small.flashpack", "s3://bucket/small.flashpack"
+    weights = {name: (torch.randn(3 << 20) / 50).bfloat16() for name in ("a", "b")}
+    flashpack.save_file(weights, path, compress="fast")
+    stored = path.stat().st_size
+    assert stored < 9 * MIB
+    assert_same(within(lambda: flashpack.load_file(url)), weights)
+    requests = s3.take()
+    assert sent(requests) <= stored + OPENING
+    assert len(requests) <= 4  # several chunks each
+    got = within(lambda: flashpack.load_file(url, slices={"b": (0, 5, 9)}, names=["b"]))
+    assert bits(got["b"]) == bits(weights["b"][5:9])
+    assert sent(s3.take()) <= MIB + OPENING
+    made = "s3://bucket/again.flashpack"
+    within(lambda: convert_to_flashpack(url, made))
+    plain = s3.folder / "bucket/plain.flashpack"
+    flashpack.save_file(weights, plain)
+    assert (s3.folder / "bucket/again.flashpack").read_bytes() == plain.read_bytes()

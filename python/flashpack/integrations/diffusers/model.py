@@ -45,11 +45,12 @@ def save_model(model: Any, save_directory: StrPath, **kwargs: Any) -> Path:
     """Write config.json and model[.variant].flashpack into a folder, which is made; return the weights, or
     with `max_shard_size` the name that shards of them go by.
 
-    Keyword arguments: `target_dtype`, `align_bytes`, `silent`, `num_workers`, `max_shard_size` and `checksum`
-    as in `pack_to_file`; `variant`; `state_dict`, saved instead of the model's own; `is_main_process=False`,
-    with which nothing is done. `push_to_hub=True` pushes what was written to `repo_id` or a repository named
-    as the folder, as `private`, `token`, `create_pr` and `commit_message` say. `safe_serialization` and
-    `save_function`, which diffusers takes, have no effect, and a warning names them.
+    Keyword arguments: `target_dtype`, `align_bytes`, `silent`, `num_workers`, `max_shard_size`, `checksum`,
+    `compress` as in `pack_to_file`; `variant`; `state_dict`, saved instead of the model's own;
+    `is_main_process=False`, with which nothing is done. `push_to_hub=True` pushes what was written to
+    `repo_id` or a repository named as the folder, as `private`, `token`, `create_pr` and `commit_message`
+    say. `safe_serialization` and `save_function`, which diffusers takes, have no effect, and a warning
+    names them.
 
     Of a model that holds several, as MultiControlNetModel does, each goes to a folder, as diffusers has them:
     `folder`, then `folder`_1, `folder`_2, ...

@@ -67,16 +67,17 @@ def save_pipeline(
     num_workers: int = DEFAULT_NUM_WRITE_WORKERS,
     target_dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
     checksum: str | None = None,
+    compress: str | None = None,
     **kwargs: Any,
 ) -> None:
     """Save every component: those with weights as config.json and model[.variant].flashpack in its folder.
 
     A path that ends in .flashpack, and is no folder, becomes one file with all of them in it. `target_dtype`
-    casts floating tensors: of all components, or by component, with "default" for the rest. `checksum` and
-    `max_shard_size`, of each component, as in `pack_to_file`. The models of a component that holds several
-    go to folders of its name and _1, _2, ... behind it. `repo_id` defaults to the folder's name. Processes
-    that are not the main one do nothing. `safe_serialization` and `save_function`, which diffusers takes,
-    have no effect, and a warning names them.
+    casts floating tensors: of all components, or by component, with "default" for the rest. `checksum`,
+    `compress` and `max_shard_size`, of each component, as in `pack_to_file`. The models of a component that
+    holds several go to folders of its name and _1, _2, ... behind it. `repo_id` defaults to the folder's
+    name. Processes that are not the main one do nothing. `safe_serialization` and `save_function`, which
+    diffusers takes, have no effect, and a warning names them.
 
     Raises what `pack_to_file` raises; TypeError for another keyword argument and, before anything is
     written, for a component that could not be loaded again; ValueError for a component with PEFT adapters

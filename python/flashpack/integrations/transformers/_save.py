@@ -35,10 +35,11 @@ def save_model(
     """Write the weights to `model.flashpack` (`model.<variant>.flashpack`) of a folder, with configurations.
 
     The folder is made unless it exists. Keyword arguments: `target_dtype`, `align_bytes`, `silent`,
-    `num_workers`, `max_shard_size` and `checksum` as in `pack_to_file`; `variant`; `state_dict`, saved
-    instead of the model's own; `is_main_process=False`, with which nothing is done. `push_to_hub=True` pushes
-    what was written to `repo_id` or a repository named as the folder, as `private`, `token`, `create_pr` and
-    `commit_message` say. Parameters that accelerate has offloaded are read into memory to be saved.
+    `num_workers`, `max_shard_size`, `checksum` and `compress` as in `pack_to_file`; `variant`;
+    `state_dict`, saved instead of the model's own; `is_main_process=False`, with which nothing is done.
+    `push_to_hub=True` pushes what was written to `repo_id` or a repository named as the folder, as
+    `private`, `token`, `create_pr` and `commit_message` say. Parameters that accelerate has
+    offloaded are read into memory to be saved.
 
     `save_original_format=True` stores the names and shapes of the checkpoints that the class was published
     with, as transformers' `save_pretrained` does; by default the model's own are stored, which load without
