@@ -80,18 +80,20 @@ def test_files_that_cannot_be_measured_are_one_sentence(packed: Path, tmp_path: 
     assert run("bench", packed, "--rounds", 1).stderr.startswith("Error: ")
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "shards"])
+@pytest.mark.parametrize("kind", ["safetensors", "shards", "compressed"])
 def test_any_source_is_measured(kind: str, tmp_path: Path) -> None:
     tensors = {"a": noise(torch.float32, (300, 700)), "b": noise(torch.uint8, (400_000,))}
     if kind == "safetensors":
         safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
-    else:
+    elif kind == "shards":
         flashpack.pack_to_file(tensors, tmp_path / "model.flashpack", max_shard_size="500KB")
+    else:
+        flashpack.pack_to_file(tensors, tmp_path / "model.flashpack", compress="fast")
     report = run("bench", tmp_path, "--rounds", 1).stdout
     verified = [] if kind == "safetensors" else ["eager, verified"]
     for load in ["mapped, all touched", "eager, unverified", *verified]:
         assert row(report, load)[4]
-    assert ("eager, verified" in report) is (kind == "shards")
+    assert ("eager, verified" in report) is (kind != "safetensors")
 
 
 def test_a_picture_has_all_rates(packed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

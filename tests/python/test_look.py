@@ -140,6 +140,16 @@ def test_ls_filters_and_sorts(model: Path, options: list[str], names: list[str])
     assert names_of(printed("ls", model, *options)) == names
 
 
+def test_a_compressed_file_has_no_places(model: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.flashpack"
+    assert run("convert", model, small, "--compress", "fast").exit_code == 0
+    listed = json.loads(printed("ls", "-j", small))
+    assert [each["compressed"] for each in listed["files"]] == [True]
+    assert {tensor["offset"] for tensor in listed["tensors"]} == {None}
+    assert {line.split()[-1] for line in printed("ls", "-l", small).splitlines()[1:-1]} == {"-"}
+    assert "7 tensors are the same" in printed("diff", model, small)
+
+
 def test_long_names_the_shard_of_each(tmp_path: Path) -> None:
     flashpack.pack_to_file(tensors(), tmp_path / "model.flashpack", max_shard_size=1600)
     lines = printed("ls", tmp_path, "-l").splitlines()

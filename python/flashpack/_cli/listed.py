@@ -20,14 +20,16 @@ def one_by_one(listing: Listing, is_long: bool) -> Iterator[str]:
     """A line for each tensor, then all together; if `is_long` with where it lies."""
     heads = ["NAME", "DTYPE", "SHAPE", "SIZE"]
     size = functools.cache(size_text)  # of many tensors few differ in size
-    names, dtypes, shapes, sizes, files, offsets = zip(*listing.tensors, strict=True)
+    names, dtypes, shapes, sizes, files, _ = zip(*listing.tensors, strict=True)
     columns = [names, dtypes, [*map(str, shapes)], [*map(size, sizes)]]
     if is_long:
         heads.append("OFFSET")
-        columns.append([*map(str, offsets)])
+        columns.append(
+            ["-" if offset is None else str(offset) for offset in map(listing.offset, listing.tensors)]
+        )
         if len(listing.files) > 1:
             heads.append("FILE")
-            shown = [printable(PurePath(name).name) for name, _ in listing.files]
+            shown = [printable(PurePath(file.path).name) for file in listing.files]
             columns.append([shown[file] for file in files])
     yield from table(heads, columns, (3, 4))
     yield from closing(listing)
@@ -53,9 +55,9 @@ def in_groups(listing: Listing, depth: int, sort: str, reverse: bool) -> Iterato
 def summary(listing: Listing, footer: dict[str, Any]) -> Iterator[str]:
     """What a model is, in a few lines for people."""
     total = listing.total()
-    files = f"1 file of {size_text(listing.files[0][1])}"
+    files = f"1 file of {size_text(listing.files[0].bytes)}"
     if len(listing.files) > 1:
-        files = f"{len(listing.files)} files of {size_text(sum(size for _, size in listing.files))}"
+        files = f"{len(listing.files)} files of {size_text(sum(file.bytes for file in listing.files))}"
     checksums, signature = footer.get("checksums"), footer.get("signature")
     every = f", one for each {size_text(checksums['chunk_bytes'])}" if checksums else ""
     facts = {

@@ -23,6 +23,14 @@ class Listed(NamedTuple):
     offset: int
 
 
+class File(NamedTuple):
+    """A file as errors call it, its bytes, and whether it is compressed: tensors have no place in it then."""
+
+    path: str
+    bytes: int
+    compressed: bool
+
+
 @dataclass(slots=True)
 class Total:
     """Several tensors together: their number, elements, bytes, and bytes by dtype."""
@@ -49,7 +57,7 @@ class Listing:
     """
 
     path: str
-    files: list[tuple[str, int]]
+    files: list[File]
     tensors: list[list[Any]]
     metadata: dict[str, str]
     checksums: str | None
@@ -58,7 +66,12 @@ class Listing:
     def read(cls, path: ModelPath) -> Listing:
         """The list of a model, as `load_file` takes its path. Raises as that does before it reads."""
         text = model_path(path)
-        return cls(shown_path(text), **native.call("tensors", path=text))
+        told = native.call("tensors", path=text)
+        return cls(shown_path(text), [File(*file) for file in told.pop("files")], **told)
+
+    def offset(self, tensor: list[Any]) -> int | None:
+        """The first byte of a tensor in its file; None if that is compressed."""
+        return None if self.files[tensor[4]].compressed else tensor[5]
 
     def only(self, patterns: Iterable[str]) -> Listing:
         """Those that a pattern selects, as `include=` of loads does; all without any. Raises ValueError."""
@@ -98,12 +111,17 @@ class Listing:
         total = self.total()
         return {
             "path": self.path,
-            "files": [{"path": name, "bytes": size} for name, size in self.files],
+            "files": [file._asdict() for file in self.files],
             "checksums": self.checksums,
             "metadata": self.metadata,
             "totals": {"tensors": total.tensors, "elements": total.elements, "bytes": total.bytes},
             "bytes_by_dtype": total.dtypes,
             "tensors": [
-                {**Listed(*tensor)._asdict(), "file": self.files[tensor[4]][0]} for tensor in self.tensors
+                {
+                    **Listed(*tensor)._asdict(),
+                    "file": self.files[tensor[4]].path,
+                    "offset": self.offset(tensor),
+                }
+                for tensor in self.tensors
             ],
         }

@@ -46,16 +46,16 @@ def bench(
 
     if plot is not None:
         require()
-    files = [name for name, _ in listing.files] if cold else []
+    files = [file.path for file in listing.files] if cold else []
     check_bytes(path, device, listing)
     yield "every load brings the file's own bytes; now measuring"
     drop_from_cache(files)
     planned = explain(path, eager=True)
     yield from ("", str(planned), "")
     loads = list(cases(path, device, listing.checksums))
-    largest = max(listing.files, key=lambda file: file[1])  # raw reads are of one file
-    size = min(planned.payload_bytes, largest[1], int(_free_memory() * _MEMORY_PART))
-    raw = _raw_limits(path if is_url(path) else largest[0], planned, size, device, cold)
+    largest = max(listing.files, key=lambda file: file.bytes)  # raw reads are of one file
+    size = min(planned.payload_bytes, largest.bytes, int(_free_memory() * _MEMORY_PART))
+    raw = _raw_limits(path if is_url(path) else largest.path, planned, size, device, cold)
     work = {**raw, **{case.name: case.load for case in loads}}
     times, reports = _take_turns(work, rounds, lambda: drop_from_cache(files))
     medians = {case.name: statistics.median(times[case.name]) for case in loads}

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 
@@ -89,17 +89,20 @@ def link_rate(device: str) -> float:
 
 
 def check_bytes(path: str, device: str | None, listing: Listing) -> None:
-    """Compare what every case loads with the bytes of the file, or of a copy of the object, read apart.
+    """Compare what every case loads with the bytes of the file, read apart, or of a copy.
+
+    The copy is of an object, or of what a compressed file holds.
 
     Raises RuntimeError that names case and tensor where they differ.
     """
     with ExitStack() as stack:
-        copies = [name for name, _ in listing.files]
-        if is_url(path):
-            copies = [
-                str(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flashpack-")), "object"))
-            ]
-            native.call("copy", path=path, destination=copies[0])
+        copies = [file.path for file in listing.files]
+        compressed = any(file.compressed for file in listing.files)
+        if is_url(path) or compressed:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="flashpack-"))
+            copies = [str(Path(folder, "copy.safetensors" if compressed else "copy"))]
+            native.call("revert" if compressed else "copy", path=path, destination=copies[0])
+            listing = replace(Listing.read(copies[0]), path=listing.path, checksums=listing.checksums)
         files = [stack.enter_context(Path(copy).open("rb")) for copy in copies]
         for case in cases(path, device, listing.checksums):
             _compare(f"{listing.path}: {case.name}", case.load(), listing, files)

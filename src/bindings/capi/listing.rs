@@ -6,14 +6,15 @@ use serde::Serialize;
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    io::Source as _,
+    format::Part,
+    io::{Input, Source as _},
     model::Model,
 };
 
 #[derive(Serialize)]
 struct Listing<'a> {
-    /// Each file as errors call it, and its length in bytes.
-    files: Vec<(String, u64)>,
+    /// Each file as errors call it, its length in bytes, and whether it is compressed: tensors have no place in it then.
+    files: Vec<(String, u64, bool)>,
     tensors: Vec<Listed<'a>>,
     metadata: &'a BTreeMap<String, String>,
     /// The algorithms of the files' digests, if any has some.
@@ -36,8 +37,11 @@ pub(super) fn tensors(path: &Path) -> Result<String> {
     };
     let mut tensors: Vec<Listed<'_>> = index.records().iter().map(listed).collect();
     tensors.sort_unstable_by(|one, other| in_natural_order(one.0, other.0));
+    let file = |((file, _), part): ((&Input, _), &Part)| {
+        (file.path().display().to_string(), file.len(), part.encoding().is_some())
+    };
     let listing = Listing {
-        files: model.files.iter().map(|(file, _)| (file.path().display().to_string(), file.len())).collect(),
+        files: model.files.iter().zip(index.parts()).map(file).collect(),
         tensors,
         metadata: index.metadata(),
         checksums: index.algorithms(),
