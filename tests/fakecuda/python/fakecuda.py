@@ -20,7 +20,6 @@ Modes, knobs, fault rules and counters are described in the README next to `buil
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import ctypes
 import functools
@@ -34,6 +33,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
+
+import warm
 
 HERE = Path(__file__).resolve().parent
 TIMEOUT_SECONDS = 180
@@ -103,7 +105,7 @@ class Finished:
 
 def run(command: list[str], mode: str = "plain", devices: int = 1, **knobs: Knob) -> Finished:
     """Runs a command under the emulator, whatever comes of it."""
-    with tempfile.NamedTemporaryFile("r", suffix=".json") as stats:
+    with _stats() as stats:
         env = environment(mode, devices, **{"stats": stats.name, **knobs})
         done = subprocess.run(
             command,
@@ -113,24 +115,34 @@ def run(command: list[str], mode: str = "plain", devices: int = 1, **knobs: Knob
             text=True,
             timeout=TIMEOUT_SECONDS,
         )
-        # One line of each process that called CUDA. Peaks are added up as well: look at them for one process.
-        counters: Counter[str] = Counter()
-        for line in stats:
-            counters.update(json.loads(line))
+        return _finished(done, stats)
+
+
+def _stats() -> IO[str]:
+    return tempfile.NamedTemporaryFile("r", suffix=".json")
+
+
+def _finished(done: subprocess.CompletedProcess[str], stats: IO[str]) -> Finished:
+    # One line of each process that called CUDA. Peaks are added up as well: look at them for one process.
+    counters: Counter[str] = Counter()
+    for line in stats:
+        counters.update(json.loads(line))
     return Finished(done.returncode, done.stdout, done.stderr, counters)
 
 
 def call(
     function: Callable[..., object], *args: object, mode: str = "plain", devices: int = 1, **knobs: Knob
 ) -> Finished:
-    """Calls a function of a module in an interpreter of its own, under the emulator.
+    """Calls a function of a module in a process of its own, under the emulator.
 
     The module is loaded there from its file, so the function must be found in it by name, and the arguments
     must be literals (numbers, strings, tuples, …).
     """
     code = function.__code__
-    command = [sys.executable, __file__, "--call", code.co_filename, function.__name__, repr(args)]
-    return run(command, mode, devices, **knobs)
+    with _stats() as stats:
+        env = environment(mode, devices, **{"stats": stats.name, **knobs})
+        done = warm.call(code.co_filename, function.__name__, *args, env=env, timeout=TIMEOUT_SECONDS)
+        return _finished(done, stats)
 
 
 # --- From the inside. ----------------------------------------------------------------------------
@@ -231,15 +243,6 @@ def faults(rules: str) -> Iterator[None]:
 # --- The command line. ---------------------------------------------------------------------------
 
 
-def _call_from_file(file: str, name: str, args: str) -> None:
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module
-    spec.loader.exec_module(module)
-    getattr(module, name)(*ast.literal_eval(args))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Runs a command under the CUDA emulator.")
     parser.add_argument("--mode", default="plain", help="plain, strict, lazy or lazy:SEED")
@@ -249,7 +252,7 @@ def main() -> None:
     parser.add_argument("command", nargs="*")
     args = parser.parse_args()
     if args.call:
-        _call_from_file(*args.call)
+        warm.call_from_file(*args.call)
         return
     if not args.command:
         parser.error("which command?")

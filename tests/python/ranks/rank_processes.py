@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from processes import environment, python, succeed
+import warm
+from processes import environment, succeed
 
 GROUP_SECONDS = 100
 JOIN_SECONDS = 150
@@ -25,12 +26,11 @@ LOST = "lost"
 def run(program: Callable[..., Any], size: int, *args: Any, **env: str) -> list[Any]:
     """What `program(*args)` returned (JSON) on each of `size` ranks; "lost" for one that was killed.
 
-    One process imports torch and this package, and forks the ranks: that is much quicker than many imports.
+    A process that has the program's module imported forks them.
     """
     order = json.dumps([program.__module__, program.__name__, size, args])
-    done = python(
-        "-c", "import rank_processes, sys; rank_processes.launch(sys.argv[1])", order, env=environment(**env)
-    )
+    imports, seconds = (program.__module__,), JOIN_SECONDS + GROUP_SECONDS
+    done = warm.call(__file__, "launch", order, env=environment(**env), imports=imports, timeout=seconds)
     output = succeed(done)
     return json.loads(output.splitlines()[-1])
 
@@ -54,7 +54,8 @@ def launch(order: str) -> None:
         if late:
             sys.exit(f"ranks {late} of {size} did not end")
         results = [_result(Path(folder, str(rank))) for rank in range(size)]
-    print("\n" + json.dumps(results))
+    print("\n" + json.dumps(results), flush=True)
+    os._exit(0)  # what was imported takes longer to tear down than most programs take
 
 
 def _result(path: Path) -> Any:
