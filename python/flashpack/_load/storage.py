@@ -169,6 +169,7 @@ def iterate_from_flash_tensor(
     ignore_names: Iterable[str] | None = None,
     ignore_prefixes: Iterable[str] | None = None,
     ignore_suffixes: Iterable[str] | None = None,
+    *,
     include: Iterable[str] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, view into its block) of every record that is not ignored, in file order.
