@@ -40,6 +40,7 @@ def main() -> None:
         "plan": [wishes[number % len(wishes)] + image[::-1] for number, image in enumerate(images)],
         "read": [wishes[number % len(wishes)] + image for number, image in enumerate(images)],
         "import": [WISH + made for made in safetensors()],
+        "frames": list(frames()),
     }
     for target, inputs in seeds.items():
         folder = CORPUS / target
@@ -47,6 +48,22 @@ def main() -> None:
         for data in inputs:
             (folder / hashlib.sha1(data).hexdigest()).write_bytes(data)
         print(f"{folder.relative_to(ROOT)}: {len(inputs)} seeds")
+
+
+def frames() -> Iterator[bytes]:
+    """Files with frames, and each frame with its codec and the length of its chunk."""
+    for number, codec in enumerate(
+        ["raw", *(kind + width for kind in ("fixed", "zstd") for width in ("8", "16", "32"))]
+    ):
+        name = codec.replace("raw", "plain16")
+        image = (FIXTURES / "v5" / f"{name}.flashpack").read_bytes()
+        (footer,) = footers(image)
+        start = len(image) - TRAILER.size - (len(footer) - 8)
+        payload = (FIXTURES / "v5" / f"plain{name.lstrip('fixedzstplan')}.flashpack").read_bytes()
+        length = json.loads(footer[:-8]).get("total_payload_bytes", start)
+        yield struct.pack("<BH", 4 * number, length) + image[:start]
+        yield struct.pack("<BH", 4 * number + 1, 0) + payload
+        yield struct.pack("<BH", 3, 0) + image[: -TRAILER.size]
 
 
 def footers(image: bytes) -> Iterator[bytes]:

@@ -16,6 +16,9 @@ use libfuzzer_sys::fuzz_target;
 
 const ELEMENTS: [Option<Element>; 4] = [None, Some(Element::One), Some(Element::Two), Some(Element::Four)];
 
+/// Of a footer.
+const BEGINNING: &[u8] = b"{\"format";
+
 fuzz_target!(|data: &[u8]| {
     let Some((&[how, low, high], bytes)) = data.split_first_chunk::<3>() else {
         return;
@@ -90,10 +93,11 @@ impl Object for Bytes {
     }
 }
 
-/// A file of these bytes, or of these frames behind a footer that says as many as there are.
+/// A file of these bytes, which are frames and a footer, and a trailer that fits.
 fn file(bytes: &[u8]) {
     let cut = bytes.len() - bytes.len() / 3;
-    let (frames, json) = bytes.split_at(bytes.iter().position(|&byte| byte == b'{').unwrap_or(cut));
+    let begins = bytes.windows(BEGINNING.len()).position(|window| window == BEGINNING);
+    let (frames, json) = bytes.split_at(begins.unwrap_or(cut));
     let whole = [frames, json, &footer::trailer(json)].concat();
     let object = RemoteFile::new(Path::new("s3://fuzz/file"), std::sync::Arc::new(Bytes(whole)));
     let Ok(reader) = Reader::new(object) else {

@@ -5,7 +5,8 @@
 //! distance of which all bits are set is an escape: the byte itself is in the list of those, in the order of the planes' bits.
 //! Of width 8 is a block whose first bytes are not coded. What is left behind the last whole block is stored as it is.
 //!
-//! All functions are inlined into callers that are compiled for one kind of processor.
+//! All functions are inlined into callers that are compiled for one kind of processor. So loops are plain: what iterators call
+//! may be compiled apart, for any processor.
 
 #![allow(clippy::inline_always, reason = "each caller is compiled for other processors")]
 #![forbid(unsafe_code)]
@@ -62,15 +63,25 @@ fn spread<'f, const WIDTH: usize>(frame: &'f [u8], high: &mut [u8; BLOCK]) -> Op
     let planes: &[[u8; PLANE]; WIDTH] = planes.as_chunks().0.try_into().ok()?;
     for (bit, row) in high.as_chunks_mut::<PLANE>().0.iter_mut().enumerate() {
         for (place, high) in row.iter_mut().enumerate() {
-            let distance = (0..WIDTH).map(|plane| (planes[plane][place] >> bit & 1) << plane).sum::<u8>();
+            let mut distance = 0;
+            for (number, plane) in planes.iter().enumerate() {
+                distance |= (plane[place] >> bit & 1) << number;
+            }
             *high = high.wrapping_add(distance);
         }
     }
     let escaped = escaped(planes);
-    let count = escaped.iter().map(|mask| mask.count_ones() as usize).sum();
+    let mut count = 0;
+    for mask in escaped {
+        count += mask.count_ones() as usize;
+    }
     let (escapes, rest) = rest.split_at_checked(count)?;
-    for (element, escape) in elements(escaped).zip(escapes) {
-        high[element] = *escape;
+    let mut next = 0;
+    for (number, mut mask) in escaped.into_iter().enumerate() {
+        while let Some(element) = take_element(number, &mut mask) {
+            high[element] = escapes[next];
+            next += 1;
+        }
     }
     Some(rest)
 }
@@ -91,16 +102,15 @@ fn escaped<const WIDTH: usize>(planes: &[[u8; PLANE]; WIDTH]) -> [u64; PLANE / 8
     masks
 }
 
-/// The elements that `masks` have bits of, in their order.
+/// The element of the lowest bit of `mask`, which is number `number` of those of [`escaped`]; the bit is cleared.
 #[inline(always)]
-fn elements(masks: [u64; PLANE / 8]) -> impl Iterator<Item = usize> {
-    masks.into_iter().enumerate().flat_map(|(number, mut mask)| {
-        std::iter::from_fn(move || {
-            let place = (mask != 0).then(|| mask.trailing_zeros() as usize)?;
-            mask &= mask - 1;
-            Some(place % 8 * PLANE + number * 8 + place / 8)
-        })
-    })
+fn take_element(number: usize, mask: &mut u64) -> Option<usize> {
+    if *mask == 0 {
+        return None;
+    }
+    let place = mask.trailing_zeros() as usize;
+    *mask &= *mask - 1;
+    Some(place % 8 * PLANE + number * 8 + place / 8)
 }
 
 /// The frame of `chunk`, of elements of `SIZE` bytes.
@@ -150,7 +160,11 @@ fn gather<const WIDTH: usize>(high: &[u8; BLOCK], base: u8, frame: &mut Vec<u8>)
         }
     }
     frame.extend_from_slice(planes.as_flattened());
-    frame.extend(elements(escaped(&planes)).map(|element| high[element]));
+    for (number, mut mask) in escaped(&planes).into_iter().enumerate() {
+        while let Some(element) = take_element(number, &mut mask) {
+            frame.push(high[element]);
+        }
+    }
 }
 
 /// The width and base that take the fewest bytes for `high`.
