@@ -95,11 +95,18 @@ def test_names_in_any_script(tmp_path: Path, path: Path) -> None:
     assert_same(flashpack.load_file(path), given)
 
 
+DAMAGED = {**DAMAGED_SAFETENSORS, "FlashPack": None}
+
+
 @pytest.mark.parametrize("dtype", [None, "float8_e4m3fn"], ids=["native", "torch"])
-@pytest.mark.parametrize("damage", DAMAGED_SAFETENSORS)
+@pytest.mark.parametrize("damage", DAMAGED)
 def test_damaged_safetensors_are_refused(tmp_path: Path, path: Path, damage: str, dtype: str | None) -> None:
     source = tmp_path / "damaged.safetensors"
-    source.write_bytes(DAMAGED_SAFETENSORS[damage])
+    content = DAMAGED[damage]
+    if isinstance(content, bytes):
+        source.write_bytes(content)
+    else:
+        flashpack.save_file({"a": torch.zeros(2)}, source)
     path.write_bytes(b"the old file")
     before = snapshot(tmp_path)
     with pytest.raises(ValueError, match=re.escape(str(source))):

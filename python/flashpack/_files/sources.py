@@ -74,11 +74,14 @@ def are_safetensors(weights: Path) -> bool:
 
 
 def is_flashpack(path: Path) -> bool:
-    """Whether it is FlashPack: a file that ends as those do, or shards, by their index or its name."""
+    """Whether it is FlashPack: a file that ends as those do, or shards, by their index or its name.
+
+    A file that is called .safetensors is taken at its word, and not opened.
+    """
     index = path if path.name.endswith(INDEX_SUFFIX) else index_path(path)
     if index.is_file() and (index == path or not path.exists()):
         return index.name.endswith(SUFFIX + INDEX_SUFFIX)
-    if not path.is_file() or path.stat().st_size < len(MAGIC):
+    if path.suffix.lower() == SAFETENSORS or not path.is_file() or path.stat().st_size < len(MAGIC):
         return False
     with path.open("rb") as file:
         file.seek(-len(MAGIC), os.SEEK_END)

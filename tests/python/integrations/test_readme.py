@@ -32,7 +32,7 @@ PAGES = (
     *("docs/guides/training.md", "docs/guides/libraries.md", "docs/guides/ranks.md"),
     *("docs/guides/serving.md", "docs/guides/object-storage.md", "docs/guides/slow-loads.md"),
     *("docs/guides/deployment.md", "docs/guides/questions.md"),
-    *("docs/guides/look.md", "docs/reference/command-line.md"),
+    *("docs/guides/look.md", "docs/guides/compression.md", "docs/reference/command-line.md"),
     *("docs/reference/environment.md", "docs/reference/operators.md", "docs/reference/python.md"),
     "docs/reference/api.md",
 )
