@@ -34,7 +34,7 @@ VALGRIND_TESTS := conversion faults fixtures hardening properties transfer writi
 MIRI := nightly-2026-05-20
 MODELS := RUSTFLAGS='--cfg shuttle' cargo test --quiet --target-dir target/shuttle --test interleavings
 
-.PHONY: help build test thorough lint fmt demo fuzz fuzzbuild models asan valgrind miri audit mutations bench hardware parity reliability
+.PHONY: help build test thorough lint fmt demo fuzz fuzzbuild models asan valgrind miri aarch64 audit mutations bench hardware parity reliability
 .PHONY: wheel wheel-test oldest matrix sdist tch sglang vllm docs clean
 
 help: ## list the tasks
@@ -101,6 +101,12 @@ valgrind: ## run Rust tests under valgrind's memcheck; needs valgrind
 miri: ## run the unit tests under Miri; needs rustup, fetches a nightly compiler
 	rustup toolchain install --profile minimal --component miri,rust-src $(MIRI)
 	MIRIFLAGS=-Zmiri-disable-isolation cargo +$(MIRI) miri test --lib --target-dir target/miri -- --skip widening --skip memory_that_nobody_has
+
+aarch64: ## run the Rust tests for aarch64 under an emulator; needs rustup, aarch64-linux-gnu-gcc, qemu-aarch64
+	rustup target add aarch64-unknown-linux-gnu
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+		CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu" \
+		cargo test --features cuda,remote --target aarch64-unknown-linux-gnu --target-dir target/aarch64
 
 audit: $(CARGO_DENY) ## check licences, sources and advisories of dependencies
 	$(CARGO_DENY) --locked check bans licenses sources

@@ -218,10 +218,14 @@ void op_pack(const std::string& path, const Names& names, const Tensors& tensors
              const std::optional<Names>& metadata, const std::optional<std::string>& checksum,
              std::optional<int64_t> max_shard_bytes, const std::optional<std::string>& compress,
              const std::optional<Tensor>& progress) {
-  const PackOptions options{dtype ? static_cast<int32_t>(*dtype) : -1, keep_order, align_bytes,
-                            max_shard_bytes.value_or(-1)};
+  const PackOptions options{dtype ? static_cast<int32_t>(*dtype) : -1,
+                            keep_order,
+                            align_bytes,
+                            max_shard_bytes.value_or(-1),
+                            checksum.value_or(""),
+                            compress.value_or("")};
   auto file = pack(path, names, slice_of(described(tensors, Elements::WhereTheyAre)), options,
-                   metadata.value_or(Names{}), checksum.value_or(""), compress.value_or(""), words(progress));
+                   metadata.value_or(Names{}), words(progress));
   for (const size_t number : file->order()) {
     if (tensors[number].is_cuda()) {
       file->use_cuda(current_stream(tensors[number].get_device_index()));

@@ -106,6 +106,10 @@ mod ffi {
         align_bytes: i64,
         /// Bytes of tensors in a file, of several, or -1.
         shard_bytes: i64,
+        /// The name of the algorithm; empty for the default.
+        checksum: String,
+        /// The name of the level; empty to store bytes as they are.
+        compress: String,
     }
 
     extern "Rust" {
@@ -185,8 +189,6 @@ mod ffi {
             tensors: &[GivenTensor],
             options: &PackOptions,
             metadata: &CxxVector<CxxString>,
-            checksum: &str,
-            compress: &str,
             progress: ProgressWords,
         ) -> Result<Box<PackInProgress>>;
         fn order(self: &PackInProgress) -> &Vec<usize>;

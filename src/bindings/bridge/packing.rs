@@ -85,21 +85,19 @@ struct OnDevice {
     _relaxed: Relaxed,
 }
 
-/// Begins a save. A word that is empty leaves it to the default.
-#[expect(clippy::too_many_arguments, reason = "cxx has no optional fields")]
+/// Begins a save.
 pub(super) fn pack(
     path: &CxxString,
     names: &CxxVector<CxxString>,
     tensors: &[GivenTensor],
     options: &PackOptions,
     metadata: &CxxVector<CxxString>,
-    checksum: &str,
-    compress: &str,
     progress: ProgressWords,
 ) -> std::result::Result<Box<PackInProgress>, Tagged> {
     guarded(|| {
         let named = |word| Some(word).filter(|word: &&str| !word.is_empty());
-        let (algorithm, compress) = (Algorithm::asked(named(checksum))?, Level::asked(named(compress))?);
+        let algorithm = Algorithm::asked(named(&options.checksum))?;
+        let compress = Level::asked(named(&options.compress))?;
         let align_bytes = u64::try_from(options.align_bytes)
             .map_err(|_| Error::argument(format!("align_bytes must be >= 0, not {}", options.align_bytes)))?;
         let order = if options.keep_order { Order::Given } else { Order::LargestFirst };
