@@ -40,12 +40,17 @@ def row(report: str, name: str) -> re.Match[str]:
 
 
 @pytest.mark.parametrize(
-    ("options", "limits"),
-    [([], {"page cache", "touching a mapping"}), (["--cold"], {"disk"})],
-    ids=["hot", "cold"],
+    ("entry", "options", "limits"),
+    [
+        (("flashpack", "bench"), [], {"page cache", "touching a mapping"}),
+        (("flashpack.bench",), ["--cold"], {"disk"}),
+    ],
+    ids=["hot", "cold, as a module"],
 )
-def test_it_prints_limits_and_loads(packed: Path, options: list[str], limits: set[str]) -> None:
-    done = python("-m", "flashpack", "bench", packed, "--rounds", 2, *options)
+def test_it_prints_limits_and_loads(
+    packed: Path, entry: tuple[str, ...], options: list[str], limits: set[str]
+) -> None:
+    done = python("-m", *entry, packed, "--rounds", 2, *options)
     report = succeed(done)
     for limit in ("copy in memory", *limits):
         row(report, limit)
