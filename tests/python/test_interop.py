@@ -340,3 +340,18 @@ def test_both_write_the_same_footer(
         for block in footer.get("macroblocks", []):
             del block["offset_bytes"]
     assert ours == theirs
+
+
+REFUSED = """
+import sys
+from flashpack.deserialization import read_flashpack_file
+try:
+    read_flashpack_file(sys.argv[1])
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_compressed_files_are_refused_there_by_name(old: Path, path: Path) -> None:
+    flashpack.save_file({"a": ordinary(1 << 16).bfloat16()}, path, compress="fast")
+    assert upstream.run(old, REFUSED, path).strip() == "Unexpected format: flashpack_v5"
