@@ -7,16 +7,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use common::{Tensor, models, pack, pack_by, tensor};
+use common::{Tensor, models, pack, pack_by, settings, tensor};
 use flashpack::{
     ErrorKind, Progress, Reader, Result,
     codec::Level,
     convert::recode,
     explain::explain,
     format::{DType, checksum::Algorithm, footer, layout::Order},
+    io::read::{ChunkReader, read_anywhere},
     load::{self, Options},
-    plan::{Cut, Ignore, Selection},
+    plan::{Cut, Ignore, Memory, Place, ReadPlan, Selection, Verify},
     sign::{PrivateKey, PublicKey, sign},
+    stats::Clock,
     verify::verify,
 };
 use proptest::prelude::*;
@@ -105,6 +107,31 @@ fn files_go_there_and_back_with_the_same_root() {
             let back = compress(&packed, None).unwrap();
             assert!(fs::read(&back).unwrap() == fs::read(&plain).unwrap());
         }
+    }
+}
+
+#[test]
+fn frames_are_never_read_as_tensors() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = folder.path().join("plain");
+    pack(&plain, &model(), Order::LargestFirst, 128).unwrap();
+    let reader = Reader::open(&compress(&plain, Some(Level::Fast)).unwrap()).unwrap();
+    let everything = Ignore::default();
+    let in_place = settings(Place::GivenHost, Verify::Never, 1, 8 << 20);
+    let plan = ReadPlan::new(reader.index(), Selection::Except(&everything), in_place).unwrap();
+    let mut memory: Vec<Vec<u8>> = plan.memory.iter().map(room).collect();
+    let slices = memory.iter_mut().map(Vec::as_mut_slice).collect();
+    let (progress, clock) = (Progress::SILENT, Clock::default());
+    let chunks = ChunkReader { source: reader.source(), index: reader.index(), progress, clock: &clock };
+    let error = read_anywhere(&chunks, &plan.tasks, slices, plan.readers).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(memory.iter().flatten().all(|byte| *byte == 0), "nothing was read");
+}
+
+fn room(memory: &Memory) -> Vec<u8> {
+    match *memory {
+        Memory::Buffer(bytes) => vec![0; usize::try_from(bytes).unwrap()],
+        Memory::Mapping => panic!("nothing is mapped in place"),
     }
 }
 

@@ -38,6 +38,7 @@ pub fn transfer<S: Source, D: Device>(
     pool: &Pool<D::Staging>,
     readers: Readers,
 ) -> Result<()> {
+    reader.check_decoded()?;
     let capacity = staging_bytes(tasks);
     let work = Work::new(tasks.iter());
     let read_all = |completed: &dyn Fn(u64)| {

@@ -8,7 +8,7 @@ use super::{
     threads::{Work, run_readers},
 };
 use crate::{
-    error::{ErrorKind, Result, zeroed},
+    error::{Error, ErrorKind, Result, zeroed},
     format::Index,
     io::{HostBuffer, Source},
     plan::{Chunk, DIRECT_ALIGN_BYTES, Readers, Rows},
@@ -62,6 +62,7 @@ fn read_bound<S: Source>(
     lands: bool,
     readers: Readers,
 ) -> Result<()> {
+    reader.check_decoded()?;
     let piece = if reader.source.is_direct() { DIRECT_PIECE_BYTES } else { PIECE_BYTES };
     let work = Work::new(bind(tasks, memory, lands, piece as u64));
     run_readers(readers, |completed| {
@@ -133,6 +134,20 @@ pub struct ChunkReader<'a, S> {
 }
 
 impl<S: Source> ChunkReader<'_, S> {
+    /// Refuses a source that gives the frames of an encoded payload, which would be taken for tensors:
+    /// [`Files`](crate::io::Files) decodes them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`].
+    pub(crate) fn check_decoded(&self) -> Result<()> {
+        let is_encoded = self.index.parts().iter().any(|part| part.encoding().is_some());
+        if is_encoded && !self.source.is_encoded() {
+            let what = "is compressed, and is read here as if it were not: read it through io::Files";
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        }
+        Ok(())
+    }
+
     /// Reads all bytes of `run`, chunks that follow each other, wanted or not, into `buffer` of that length.
     ///
     /// # Errors
