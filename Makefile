@@ -106,7 +106,9 @@ aarch64: ## run the Rust tests for aarch64 under an emulator; needs rustup, aarc
 	rustup target add aarch64-unknown-linux-gnu
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
 		CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu" \
-		cargo test --features cuda,remote --target aarch64-unknown-linux-gnu --target-dir target/aarch64
+		cargo test --quiet --features cuda,remote --target aarch64-unknown-linux-gnu --target-dir target/aarch64 \
+		-- --skip cache::tests::processes --skip a_stub --skip a_function_that_the_driver_lacks \
+		--skip a_lack_of_memory --skip through_memory_of_the_engine # processes, limits and maps, of which it has none
 
 audit: $(CARGO_DENY) ## check licences, sources and advisories of dependencies
 	$(CARGO_DENY) --locked check bans licenses sources
