@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from .._core.paths import StrPath
+from .._core.paths import StrPath, is_url
+from .._files.sources import is_flashpack
 from .._load.checkpoint import load_checkpoint
 from .._save.checkpoint import save_checkpoint
 
@@ -41,9 +42,9 @@ class FlashPackCheckpointIO(TorchCheckpointIO):  # type: ignore[misc] # unless L
         self, path: StrPath, map_location: Any = None, weights_only: bool | None = None
     ) -> Any:
         """The state, on the device that `map_location` names, else on the CPU."""
-        if zipfile.is_zipfile(path):
-            return super().load_checkpoint(path, map_location, weights_only)
-        return load_checkpoint(path, _device(map_location))
+        if is_url(path) or is_flashpack(Path(path)):
+            return load_checkpoint(path, _device(map_location))
+        return super().load_checkpoint(path, map_location, weights_only)
 
 
 def load_from_checkpoint(

@@ -149,6 +149,11 @@ def lightning() -> None:
     assert flashpack.is_flashpack_file("packed/last.ckpt")
     assert_same(whole.state_dict(), plain.state_dict())
 
+    # Values whose bytes look like the end of a zip file, as torch's checkpoints are.
+    like_zip = torch.tensor([*b"PK\5\6", *bytes(18)], dtype=torch.uint8)
+    FlashPackCheckpointIO().save_checkpoint({"values": like_zip}, "like_zip.ckpt")
+    assert torch.equal(FlashPackCheckpointIO().load_checkpoint("like_zip.ckpt")["values"], like_zip)
+
     resumed = {}
     for name, packed in (("packed", True), ("plain", False)):
         resumed[name] = module()
