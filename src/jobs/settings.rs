@@ -1,5 +1,7 @@
 //! The knobs of a plan, as the way to the bytes and the environment set them.
 
+use std::sync::LazyLock;
+
 use crate::{
     device::{pool, transfer},
     environment::Environment,
@@ -23,13 +25,16 @@ pub(super) const REMOTE_PART_BYTES: u64 = 2 << 20;
 /// are stored, with 128 readers 512 MiB.
 const ENCODED_TASK_BYTES: u64 = 4 << 20;
 
+/// The memory of this process, asked for once: the dozen files that tell it take longer than a small load.
+static RAM_BYTES: LazyLock<u64> = LazyLock::new(|| Ram::now().total);
+
 /// The threads that read: reads from the page cache keep a processor busy; those that wait for a disk or a network do not.
 pub(super) fn readers(waits: bool, environment: &Environment) -> Readers {
     if !waits {
         return Readers::fixed(environment.read_threads.get());
     }
     // Each may need memory of its own.
-    let room = Ram::now().total / 16 / io::read::MAX_READER_BYTES;
+    let room = *RAM_BYTES / 16 / io::read::MAX_READER_BYTES;
     waiting_readers(environment).at_most(usize::try_from(room).unwrap_or(usize::MAX).max(1))
 }
 

@@ -34,12 +34,12 @@ class OpenModel:
         """What messages call the model."""
         return shown_path(self.path)
 
-    @property
+    @functools.cached_property
     def is_remote(self) -> bool:
         """Whether a URL names any of its files: they cannot be mapped, and each read is a request."""
         return has_url(self.path)
 
-    @property
+    @functools.cached_property
     def bytes(self) -> int:
         """Bytes of its files."""
         return int(self.handle[1])
