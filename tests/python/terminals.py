@@ -9,18 +9,21 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 from processes import TIMEOUT_SECONDS, environment
 
 
-def on_terminal(*args: object, columns: int = 80, lines: int = 24, **variables: str) -> tuple[int, str]:
+def on_terminal(
+    *args: object, columns: int = 80, lines: int = 24, cwd: Path | None = None, **variables: str
+) -> tuple[int, str]:
     """Exit code and what came through a pseudo-terminal that is all of the program's streams."""
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     command = [sys.executable, *map(str, args)]
     env = environment(**{"TERM": "xterm", **variables})
     env = {name: value for name, value in env.items() if name not in ("COLUMNS", "LINES")}  # it has its own
-    with subprocess.Popen(command, env=env, stdin=child, stdout=child, stderr=child) as process:
+    with subprocess.Popen(command, env=env, cwd=cwd, stdin=child, stdout=child, stderr=child) as process:
         os.close(child)
         shown = b""
         while True:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import flashpack
@@ -304,25 +303,6 @@ Commands:
 
 def test_the_list_of_commands_is_whole_sentences() -> None:
     assert printed("-h") == HELP
-
-
-@pytest.mark.parametrize("columns", [80, 120])
-@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_each_command_on_terminals(
-    model: Path, tmp_path: Path, columns: int, variables: dict[str, str]
-) -> None:
-    """What commands print on a terminal is what they print into a pipe, but for styles."""
-    for words in (
-        ["metadata", model],
-        ["diff", model, saved(tmp_path / "other.flashpack")],
-        ["verify", model],
-    ):
-        code, shown = on_terminal("-m", "flashpack", *words, columns=columns, lines=100, **variables)
-        expected = run(*words)
-        assert code == expected.exit_code
-        styled = shown.replace("\r\n", "\n")
-        assert re.sub(r"\x1b\[\d*m", "", styled) == expected.stdout
-        assert ("\x1b" in styled) is not bool(variables)
 
 
 def test_completion_is_what_the_page_says() -> None:

@@ -28,7 +28,7 @@ COMMANDS = {
     "convert model.flashpack": "is already a FlashPack file: name a new file",
     "convert plain.safetensors --dtype float17": "did you mean float16?",
     "convert plain.safetensors --dtype int8": "take bfloat16, float16, float32",
-    "convert plain.safetensors --max-shard-size '5 gigs'": 'text such as "5GB"',
+    "convert plain.safetensors --max-shard-size '5 gigs'": 'a unit such as "5GB"',
     "convert plain.safetensors --checksum md5": "expected xxh3_64 or blake3",
     "convert plain.safetensors plain.safetensors": "the destination is its own source",
     "convert plain.safetensors --key ema": "key chooses a state dict of a torch file, and this is none",

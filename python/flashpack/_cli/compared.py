@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .._core.text import printable
+from .._core.text import counted, printable
 from .output import is_quiet
 
 
@@ -31,7 +31,7 @@ def told(found: dict[str, Any], first: str, second: str) -> Iterator[str]:
     for key in found["metadata"]:
         yield click.style(f"~ metadata {printable(key)!r} differs", fg="yellow")
     equal = found["equal"]
-    yield f"{equal} tensor{' is' if equal == 1 else 's are'} the same in both"
+    yield f"{counted(equal, 'tensor')} {'is' if equal == 1 else 'are'} the same in both"
 
 
 def _difference(tensor: dict[str, Any]) -> str:

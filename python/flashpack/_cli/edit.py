@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._core.text import counted, parse_size
 from .output import quiet_option, reporting_errors, silence, succeed, verbose_option, whole
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ def _written(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _output(max_shard_size: str | None, checksum: str | None, verbose: bool) -> Output:
     from .._convert.repack import Output
-    from .._core.text import parse_size
 
     shard_bytes = None if max_shard_size is None else parse_size(max_shard_size)
     return Output(checksum=checksum, shard_bytes=shard_bytes, silent=silence(verbose))
@@ -84,7 +84,7 @@ def rename(path: str, pairs: tuple[str, ...], output: str | None, verbose: bool,
             raise ValueError(f"names come in pairs, old and new, and {pairs[-1]!r} has no other")
         both = list(zip(pairs[::2], pairs[1::2], strict=True))
         made, renamed = rename(path, both, output, _output(verbose=verbose, **options))
-        succeed(f"Saved to {whole(made)}, {renamed} tensor{'' if renamed == 1 else 's'} renamed")
+        succeed(f"Saved to {whole(made)}, {counted(renamed, 'tensor')} renamed")
 
 
 @click.command("edit-metadata")

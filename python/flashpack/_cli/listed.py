@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .._core.text import human_num_elements, printable, size_text
+from .._core.text import counted, human_num_elements, printable, size_text
 from .._inspect.listing import Listing, Total
 from .output import table
 
@@ -61,7 +61,7 @@ def summary(listing: Listing, footer: dict[str, Any]) -> Iterator[str]:
     checksums, signature = footer.get("checksums"), footer.get("signature")
     every = f", one for each {size_text(checksums['chunk_bytes'])}" if checksums else ""
     facts = {
-        "tensors": f"{counted(total)}: {by_dtype(total)}",
+        "tensors": f"{_amount(total)}: {by_dtype(total)}",
         "size": f"{size_text(total.bytes)} of tensors in {files}",
         "checksums": f"{listing.checksums or 'none: damage cannot be found'}{every}",
         "signature": f"{signature['algorithm']}, see `flashpack verify --key`" if signature else "none",
@@ -80,13 +80,11 @@ def _clipped(text: str) -> str:
 def closing(listing: Listing) -> Iterator[str]:
     """All tensors together."""
     total = listing.total()
-    yield click.style(f"{counted(total)}, {size_text(total.bytes)}: {by_dtype(total)}", bold=True)
+    yield click.style(f"{_amount(total)}, {size_text(total.bytes)}: {by_dtype(total)}", bold=True)
 
 
-def counted(total: Total) -> str:
-    """How many tensors and elements there are."""
-    tensors = f"{total.tensors} tensor{'s' if total.tensors != 1 else ''}"
-    return f"{tensors}, {human_num_elements(total.elements)} elements"
+def _amount(total: Total) -> str:
+    return f"{counted(total.tensors, 'tensor')}, {human_num_elements(total.elements)} elements"
 
 
 def by_dtype(total: Total) -> str:

@@ -89,6 +89,11 @@ def human_duration(seconds: float) -> str:
     return f"{hours}h{minutes}m{left}s" if hours else f"{minutes}m{left}s"
 
 
+def counted(count: int, noun: str) -> str:
+    """So many of what `noun` is, such as "1 tensor" and "2 tensors"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def parse_size(size: int | str) -> int:
     """`size` in bytes: a number, or text as in "5GB" (10^9) and "500 MiB" (2^20). Raises ValueError."""
     parsed = size
@@ -96,5 +101,7 @@ def parse_size(size: int | str) -> int:
         match = _SIZE.fullmatch(size.strip().upper())
         parsed = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if not isinstance(parsed, int) or isinstance(parsed, bool) or parsed < 1:
-        raise ValueError(f'max_shard_size must be a number of bytes, or text such as "5GB", not {size!r}')
+        raise ValueError(
+            f'max_shard_size must be a number of bytes, or text with a unit such as "5GB", not {size!r}'
+        )
     return parsed

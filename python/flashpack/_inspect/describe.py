@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .._core.index import blocks_of
-from .._core.text import printable
+from .._core.text import counted, printable
 from .._save.sign import fingerprint_of
 
 _LISTS = ("macroblocks", "index")
@@ -43,11 +43,12 @@ def _brief(key: str, value: Any) -> Any:
     """The digests of a large file would fill the screen: say how many. Of a signature say whose."""
     if key == "checksums" and value:
         count = len(value["digests"]) // _DIGITS.get(value["algorithm"], 16)
-        return f"{value['algorithm']}, {count} digests of {value['chunk_bytes']} bytes each"
+        return f"{value['algorithm']}, {counted(count, 'digest')} of {value['chunk_bytes']} bytes each"
     if key == "encoding" and value:
         lengths = [length for run in value["frames"] for length in run["lengths"]]
         return (
-            f"{sum(lengths)} bytes in {len(lengths)} frames of {value['chunk_bytes']} bytes of payload each"
+            f"{sum(lengths)} bytes in {counted(len(lengths), 'frame')}"
+            f" of {value['chunk_bytes']} bytes of payload each"
         )
     if key == "signature" and value and value["algorithm"] == "ed25519":
         signer = fingerprint_of(value["public_key"])
