@@ -10,11 +10,11 @@ import io
 import re
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -48,7 +48,8 @@ from ._saving import folder_to_save
 __all__ = ["FlashPackStorageReader", "FlashPackStorageWriter"]
 
 _INDEX = "distributed.json"
-_OF_A_RANK = re.compile(r"[0-9a-f]{12}-\d{5,}\.flashpack")
+# A rank's file, or one of its shards, or their index.
+_OF_A_RANK = re.compile(r"([0-9a-f]{12}-\d{5,})(-\d{5}-of-\d{5})?(\.flashpack)(\.index\.json)?")
 # What is read into memory before it is copied into the state dict, in bytes; a tensor at least.
 _BATCH_BYTES = 512 << 20
 
@@ -97,8 +98,11 @@ class FlashPackStorageWriter(_Folder, StorageWriter):
         super().__init__(path)
         self._options = options
 
-    def set_up_storage_writer(self, *_: Any, **__: Any) -> None:
-        """Make the folder."""
+    def set_up_storage_writer(self, *_: Any, **kwargs: Any) -> None:
+        """Make the folder. Raises ValueError for ranks that do not save together: there is one index."""
+        if not kwargs.get("use_collectives", True) and dist.is_initialized() and dist.get_world_size() > 1:
+            raise ValueError(f"{self.path}: ranks save together: leave use_collectives=True")
+        self._rank = kwargs.get("rank", 0)
         folder_to_save(self.path).mkdir(parents=True, exist_ok=True)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
@@ -106,12 +110,13 @@ class FlashPackStorageWriter(_Folder, StorageWriter):
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Give each rank a file of a name that no checkpoint had before."""
-        save = uuid.uuid4().hex[:12]
-        return [replace(plan, storage_data=f"{save}-{rank:05d}.flashpack") for rank, plan in enumerate(plans)]
+        """Nothing to prepare."""
+        return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this rank's tensors to its file. Raises ValueError for what is neither tensor nor plain."""
+        # No checkpoint had this name before. A planner may give a plan of an earlier save, and its data.
+        file = f"{uuid.uuid4().hex[:12]}-{self._rank:05d}.flashpack"
         tensors: dict[str, torch.Tensor] = {}
         results = []
         for item in plan.items:
@@ -121,11 +126,13 @@ class FlashPackStorageWriter(_Folder, StorageWriter):
                 continue
             offsets = _offsets(item.index) or ()
             name = f"{name}@{','.join(map(str, offsets))}" if any(offsets) else name
+            while name in tensors or name.endswith("_extra_state"):  # which no record ends as
+                name += "#"
             tensors[name] = data.detach()
-            stored = _Stored(plan.storage_data, name, tuple(data.shape))
+            stored = _Stored(file, name, tuple(data.shape))
             results.append(WriteResult(item.index, data.nbytes, stored))
         if tensors:
-            save_file(tensors, self.path / plan.storage_data, **self._options)
+            save_file(tensors, self.path / file, **self._options)
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done
@@ -153,7 +160,7 @@ class FlashPackStorageWriter(_Folder, StorageWriter):
             file.write(to_json(index, "the checkpoint").encode())
         kept = {stored[0] for _, _, stored in index["chunks"]}
         for path in self.path.iterdir():
-            if _OF_A_RANK.fullmatch(path.name) and path.name not in kept:
+            if (name := _OF_A_RANK.fullmatch(path.name)) and name[1] + name[3] not in kept:
                 path.unlink()
 
 

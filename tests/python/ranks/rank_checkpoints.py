@@ -74,6 +74,15 @@ def save(folder: str) -> None:
         flashpack.save_file(whole, f"{folder}/expected.flashpack")
 
 
+def save_apart(folder: str) -> str:
+    """Without telling each other."""
+    try:
+        dcp.save({"a": torch.ones(3)}, storage_writer=FlashPackStorageWriter(folder), use_collectives=False)
+    except ValueError as error:
+        return str(error).partition(": ")[2].partition(": ")[0]
+    return "saved"
+
+
 def load(folder: str) -> None:
     """By any number of ranks."""
     loaded = state(2)
