@@ -103,6 +103,12 @@ def test_a_list_longer_than_the_screen_goes_to_the_pager(model: Path) -> None:
     assert "encoder.weight" in shown
 
 
+def test_ls_of_no_tensors(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "none.safetensors")
+    lines = printed("ls", tmp_path / "none.safetensors", "--long").splitlines()
+    assert lines == ["NAME  DTYPE  SHAPE  SIZE  OFFSET", "0 tensors, 0 elements, 0 B: "]
+
+
 def test_ls_of_every_kind(any_kind: Path) -> None:
     text = printed("ls", any_kind)
     assert names_of(text) == ["encoder.bias", "encoder.steps", "encoder.weight", "head.weight"]

@@ -20,7 +20,8 @@ def one_by_one(listing: Listing, is_long: bool) -> Iterator[str]:
     """A line for each tensor, then all together; if `is_long` with where it lies."""
     heads = ["NAME", "DTYPE", "SHAPE", "SIZE"]
     size = functools.cache(size_text)  # of many tensors few differ in size
-    names, dtypes, shapes, sizes, files, _ = zip(*listing.tensors, strict=True)
+    facts = zip(*listing.tensors, strict=True) if listing.tensors else [()] * 6
+    names, dtypes, shapes, sizes, files, _ = facts
     columns = [names, dtypes, [*map(str, shapes)], [*map(size, sizes)]]
     if is_long:
         heads.append("OFFSET")
