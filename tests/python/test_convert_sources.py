@@ -45,6 +45,14 @@ def test_a_sharded_folder(tmp_path: Path, stem: str, suffix: str) -> None:
     assert_same(flashpack.load_file(folder / "model.flashpack"), some_tensors())
 
 
+def test_the_working_directory(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(source.parent)
+    assert convert_to_flashpack(".") == "model.flashpack"
+    assert_same(flashpack.load_file("model.flashpack"), some_tensors())
+    with pytest.raises(FileNotFoundError, match=r"No \.safetensors or \.bin weights"):
+        convert_to_flashpack("/")
+
+
 def test_shards_of_a_variant(tmp_path: Path, path: Path) -> None:
     write_shards(tmp_path / "folder", "model", sharded(".safetensors"))
     shards = {"model.fp16-00001-of-00001.safetensors": {"a": torch.ones(2)}}

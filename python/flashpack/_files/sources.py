@@ -78,6 +78,8 @@ def is_flashpack(path: Path) -> bool:
 
     A file that is called .safetensors is taken at its word, and not opened.
     """
+    if path.is_dir():  # "." has no name to which an index's suffix could be added
+        return False
     index = path if path.name.endswith(INDEX_SUFFIX) else index_path(path)
     if index.is_file() and (index == path or not path.exists()):
         return index.name.endswith(SUFFIX + INDEX_SUFFIX)
