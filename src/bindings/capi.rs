@@ -7,7 +7,7 @@ mod listing;
 mod ranks;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     fs::File,
     ops::Deref,
@@ -122,7 +122,8 @@ enum Request {
     Dtypes,
     /// What the environment variables that Python asks for say.
     Environment,
-    /// Open a model: its number, the bytes of its files, and its index as the JSON of a footer.
+    /// Open a model: its number, the bytes of its files, what decodes them if all are compressed, and its index as the
+    /// JSON of a footer.
     Open { path: NativePath },
     /// Let go of an open model.
     Close { model: i64 },
@@ -233,8 +234,15 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
 
 fn open(path: &Path) -> Result<String> {
     let model = Model::open(path)?;
-    let (bytes, index) = (model.files.file_bytes(), model.footer());
-    Ok(format!(r#"{{"model":{},"bytes":{bytes},"index":{index}}}"#, opened::keep(model)))
+    let (bytes, index, codecs) = (model.files.file_bytes(), model.footer(), json!(codecs(&model)));
+    let model = opened::keep(model);
+    Ok(format!(r#"{{"model":{model},"bytes":{bytes},"codecs":{codecs},"index":{index}}}"#))
+}
+
+/// What decodes the chunks of a model; `None` unless all of its files are compressed.
+fn codecs(model: &Model) -> Option<BTreeSet<&'static str>> {
+    let encodings = model.index.parts().iter().map(|part| part.encoding()).collect::<Option<Vec<_>>>()?;
+    Some(encodings.iter().flat_map(|encoding| encoding.codecs().into_keys()).collect())
 }
 
 fn close(model: i64) -> Value {

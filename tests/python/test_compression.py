@@ -13,7 +13,7 @@ import torch
 from command_line import assert_success, run
 from flashpack._convert.convert import convert_to_flashpack
 from flashpack.integrations._saving import SaveOptions
-from helpers import DTYPES, assert_same, dtype_id, flip_byte, noise, read_footer
+from helpers import DTYPES, FIXTURES, assert_same, dtype_id, flip_byte, noise, read_footer
 from safetensors.torch import save_file as save_safetensors
 from torch import Tensor, nn
 
@@ -108,6 +108,25 @@ def test_files_out_of_compressed_files_are_compressed(packed: Path, tmp_path: Pa
     assert_success(run("rename", packed, "layer", "new"))
     assert storage(packed)[0] == "flashpack_v5"
     assert_same(flashpack.load_file(packed), {n.replace("layer", "new"): it for n, it in weights().items()})
+
+
+def test_files_out_of_compressed_shards_are_compressed(packed: Path, tmp_path: Path) -> None:
+    shards, made = tmp_path / "shards.flashpack", tmp_path / "made.flashpack"
+    flashpack.save_file(weights(), shards, max_shard_size=100_000, compress=packed.stem)
+    assert storage(tmp_path / "shards-00002-of-00002.flashpack")[1] == {"raw"}
+    assert_success(run("extract", shards, made, "*"))
+    assert storage(made) == storage(packed)
+
+
+def test_signed_files_go_there_and_back(tmp_path: Path) -> None:
+    plain, packed, again = (tmp_path / f"{name}.flashpack" for name in ("plain", "packed", "again"))
+    flashpack.save_file(weights(), plain, {"made": "here"}, checksum="blake3")
+    flashpack.sign_file(plain, FIXTURES / "keys" / "private.pem")
+    convert_to_flashpack(plain, packed, compress="fast")
+    for source in (packed, plain):
+        convert_to_flashpack(source, again)
+        assert again.read_bytes() == plain.read_bytes()
+        again.unlink()
 
 
 def test_every_way_to_write_takes_it(tmp_path: Path) -> None:

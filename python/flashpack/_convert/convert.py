@@ -259,11 +259,11 @@ def _rewrite(weights: str, destination: str, request: _Request) -> None:
 
 
 def _changes_storage_alone(weights: str, request: _Request) -> bool:
-    """Whether a file is only to be compressed, or not to be compressed any more."""
+    """Whether a file is only to be compressed, or not any more, or is signed and to stay what it is."""
     given = (request.dtype, request.checksum, request.shard_bytes)
     if any(it is not None for it in given) or any(request.ignore.values()):
         return False
-    return request.compress is not None or "encoding" in native.read_index(weights)
+    return request.compress is not None or bool({"encoding", "signature"} & native.read_index(weights).keys())
 
 
 def _convert_files(weights: str, destination: str, request: _Request) -> None:

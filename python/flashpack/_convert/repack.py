@@ -25,11 +25,15 @@ _GROUPS = {"*": "(.*?)", "?": "(.)"}
 
 @dataclass(frozen=True)
 class _Opened:
-    """An open model: its number, bytes and index, as the native side gives them."""
+    """An open model: its number, bytes, codecs and index, as the native side gives them.
+
+    `codecs` is None unless all of its files are compressed.
+    """
 
     shown: str
     model: int
     bytes: int
+    codecs: list[str] | None
     index: dict[str, Any]
 
     @property
@@ -112,14 +116,13 @@ def _checksum_of(sources: Sequence[_Opened]) -> str | None:
 
 
 def _compression_of(sources: Sequence[_Opened]) -> str | None:
-    """How all sources are compressed, if they are in the same way."""
-    found = set()
+    """How the sources are compressed, if all are: "small" if one is, as others may not have shrunk."""
+    codecs: set[str] = set()
     for source in sources:
-        encoding = source.index.get("encoding")
-        codecs = [run["codec"] for run in encoding["frames"]] if encoding else []
-        small = any(codec.startswith("zstd") for codec in codecs)
-        found.add("small" if small else "fast" if encoding else None)
-    return found.pop() if len(found) == 1 else None
+        if source.codecs is None:
+            return None
+        codecs.update(source.codecs)
+    return "small" if any(codec.startswith("zstd") for codec in codecs) else "fast"
 
 
 def recode(path: str, destination: str, compress: str | None, silent: bool | None) -> bool:

@@ -53,9 +53,9 @@ pub fn render(index: &Index) -> String {
             })
             .collect(),
         checksums: rendered_checksums(index),
-        signature: index.signature().map(Signature::rendered),
         encoding: index.encoding().map(encoding::rendered),
         metadata: index.metadata(),
+        signature: index.signature().map(Signature::rendered),
     };
     serde_json::to_string(&footer).expect("strings and integers always serialize")
 }
@@ -157,11 +157,12 @@ struct Rendered<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     checksums: Option<RenderedChecksums>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    signature: Option<RenderedSignature>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     encoding: Option<encoding::Rendered>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: &'a BTreeMap<String, String>,
+    /// Where [`signed`] puts it, so that a file that is compressed and decompressed is the same again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signature: Option<RenderedSignature>,
 }
 
 #[derive(Serialize)]
