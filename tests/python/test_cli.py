@@ -306,14 +306,20 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr
     [
         *("--help", "metadata {packed}", "metadata {packed} -i", "verify {packed}", "ls {packed}"),
         *("diff {packed} {packed}", "extract {packed} {out} *", "rename {packed} * a.* -o {out}"),
-        *("merge {packed} {out}", "edit-metadata {packed} --set a=b", "convert {packed} {out}.flashpack"),
+        *(
+            "merge {packed} {other} {out}",
+            "edit-metadata {packed} --set a=b",
+            "convert {packed} {out}.flashpack",
+        ),
         "convert {source} {out}",
         "convert {source} {out} --dtype bfloat16",
         "revert {packed} {out}.safetensors",
     ],
 )
 def test_light_commands_import_nothing_heavy(packed: Path, source: Path, command: str) -> None:
-    paths = {"packed": packed, "source": source, "out": packed.with_name("out")}
+    names = {"packed": packed, "source": source}
+    paths = names | {name: packed.with_name(name) for name in ("other", "out")}
+    flashpack.save_file({"other": torch.ones(1)}, paths["other"])
     done = python("-c", LIST_MODULES, *[word.format(**paths) for word in command.split()])
     succeed(done)
     modules = set(done.stderr.split())

@@ -122,6 +122,8 @@ def test_rename_to_a_new_file_keeps_the_old(packed: Path) -> None:
         (["encoder.*", "x"], "would both be named 'x'"),
         (["layers.*", "x.*"], "'layers.*' fits none of 4 tensors"),
         (["encoder.*", "x.*.*"], "each takes what one there has fitted"),
+        (["[eh]*", "x.*"], "'[eh]*' fits none of 4 tensors"),
+        (["encoder.", "x."], "'encoder.' fits none of 4 tensors"),
     ],
 )
 def test_renaming_that_makes_no_sense_changes_nothing(packed: Path, arguments: list[str], words: str) -> None:
@@ -177,6 +179,40 @@ def test_what_is_not_one_flashpack_file_is_not_replaced(tmp_path: Path) -> None:
     assert metadata(tmp_path / "part.flashpack") is None
     plain = saved(tmp_path / "plain.safetensors")
     assert_failure(run("rename", plain, "*", "m.*"), plain)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "extract SOURCE OUT head",
+        "merge SOURCE other.flashpack OUT",
+        "convert SOURCE OUT --dtype bf16 --max-shard-size 1GB",
+        "rename SOURCE head body --output OUT",
+        "edit-metadata SOURCE --set a=b --output OUT",
+    ],
+)
+def test_nothing_is_written_onto_the_shards_that_it_is_made_of(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flashpack.save_file({"other": torch.ones(3)}, "other.flashpack")
+    name, folder = "shards/model.flashpack", Path("shards")
+    folder.mkdir()
+    flashpack.save_file(tensors(), name, max_shard_size=1600)
+    before = {each: (folder / each).read_bytes() for each in listing(folder)}
+    sources = [name, f"{name}.index.json"] + [str(folder)] * (not command.startswith("convert"))
+    for source in sources:
+        for out in (name, *(f"shards/{each}" for each in before)):
+            words = {"SOURCE": source, "OUT": out}
+            assert_failure(run(*(words.get(word, word) for word in command.split())), "is its own source")
+    assert {each: (folder / each).read_bytes() for each in listing(folder)} == before
+
+
+def test_one_model_alone_is_not_merged(packed: Path, tmp_path: Path) -> None:
+    other = saved(tmp_path / "other.flashpack")
+    content = other.read_bytes()
+    assert_failure(run("merge", packed, other), "name two or more")
+    assert other.read_bytes() == content
 
 
 @pytest.mark.parametrize("command", ["extract", "merge"])

@@ -33,6 +33,7 @@ from .._files.sources import (
     find_url,
     find_weights_to_convert,
     is_flashpack,
+    refuse_own_source,
     shown_path,
     size_of,
 )
@@ -240,8 +241,7 @@ def _rewrite_path(
     destination = text_path(destination_path)
     if names_folder(destination):
         destination = str(Path(destination, Path(text).name.removesuffix(INDEX_SUFFIX)))
-    if not is_url(destination):
-        refuse_source(Path(destination), [Path(text)])
+    refuse_own_source(destination, [text])
     _rewrite(text, destination, request)
     return _made(destination)
 

@@ -12,10 +12,10 @@ from typing import Any
 from .._core import native
 from .._core.constants import SET_KEY
 from .._core.names import included, is_ignored_tensor_name, listed, warn, warn_of_unmatched
-from .._core.paths import StrPath, is_url, refuse_source, shown_url, text_path
+from .._core.paths import StrPath, is_url, shown_url, text_path
 from .._core.progress import run
 from .._files.folder import INDEX_SUFFIX, SAFETENSORS
-from .._files.sources import ModelPath, model_path, shown_path, size_of
+from .._files.sources import ModelPath, model_path, refuse_own_source, shown_path, size_of
 
 # A tensor to take: the number of its model, its name there, and its name in the new file.
 _Take = tuple[int, str, str]
@@ -162,12 +162,14 @@ def extract(path: ModelPath, destination: StrPath, patterns: Iterable[str], outp
 def merge(paths: Sequence[ModelPath], destination: StrPath, output: Output) -> str:
     """Write the tensors of all models to one file; return its path.
 
-    Where metadata differ, those of the first stay, with a warning. Raises ValueError for a name that two
-    models hold and for a destination that is a source.
+    Where metadata differ, those of the first stay, with a warning. Raises ValueError for one model alone, for
+    a name that two models hold and for a destination that is a source.
     """
     target = _new(destination, paths)
     with ExitStack() as stack:
         sources = [stack.enter_context(_open(path)) for path in paths]
+        if len(sources) < 2:
+            raise ValueError(f"{target}: is the new file, and there is one model alone: name two or more")
         owners: dict[str, _Opened] = {}
         metadata: dict[str, str] = {}
         for source in sources:
@@ -205,6 +207,8 @@ def rename(
         for old, rule in rules:
             if not any(rule.of(name) is not None for name in source.names):
                 included(source.shown, source.names, [old], "")  # says what was perhaps meant
+                # Brackets and dots at the end count in other commands' patterns alone.
+                raise ValueError(f"{source.shown}: {old!r} fits none of {len(source.names)} tensors")
         takes: list[_Take] = []
         owners: dict[str, str] = {}
         for name in source.names:
@@ -287,9 +291,7 @@ def _new(destination: StrPath, sources: Sequence[ModelPath]) -> str:
     shown = shown_url(text) if is_url(text) else text
     if PurePath(shown).suffix.lower() == SAFETENSORS:
         raise ValueError(f"{shown}: FlashPack files are written here; `flashpack revert` makes safetensors")
-    if not is_url(text):
-        if Path(text).is_dir():
-            raise ValueError(f"{text}: is a folder: name a file in it, such as {Path(text, 'new.flashpack')}")
-        paths = [Path(each) for path in sources for each in model_path(path).split("\0") if not is_url(each)]
-        refuse_source(Path(text), paths)
+    if not is_url(text) and Path(text).is_dir():
+        raise ValueError(f"{text}: is a folder: name a file in it, such as {Path(text, 'new.flashpack')}")
+    refuse_own_source(text, sources)
     return text

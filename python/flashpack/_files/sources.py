@@ -10,7 +10,7 @@ from typing import TypeAlias
 from .._core import native
 from .._core.constants import MAGIC
 from .._core.errors import local_path
-from .._core.paths import SEPARATOR, StrPath, is_url, shown_url, text_path
+from .._core.paths import SEPARATOR, StrPath, is_url, refuse_source, shown_url, text_path
 from .._core.progress import INLINE_BYTES
 from .folder import INDEX_SUFFIX, SAFETENSORS, SUFFIX, index_path
 
@@ -66,6 +66,27 @@ def files_of(weights: Path) -> list[Path]:
     if not weights.name.endswith(".json"):
         return [weights]
     return [weights.with_name(name) for name in sorted(set(shards_of(weights).values()))]
+
+
+def refuse_own_source(destination: str, sources: Sequence[ModelPath]) -> None:
+    """Raise ValueError when `destination` is a file of one of `sources`, or what such shards were saved as.
+
+    Raises as `resolved_path` for sources that are not there.
+    """
+    texts = [text for path in sources for text in model_path(path).split(SEPARATOR)]
+    if is_url(destination):
+        if destination in texts:
+            raise ValueError(f"{shown_url(destination)}: the destination is its own source")
+        return
+    for text in texts:
+        if not is_url(text):
+            refuse_source(Path(destination), _files_behind(Path(resolved_path(text))))
+
+
+def _files_behind(weights: Path) -> list[Path]:
+    files = [weights, *files_of(weights)]
+    named = weights.name.removesuffix(INDEX_SUFFIX)
+    return files if named == weights.name else [*files, weights.with_name(named)]
 
 
 def are_safetensors(weights: Path) -> bool:
