@@ -12,6 +12,7 @@ MACHINE ?= $(shell uname -m)
 PORTABLE = PATH="$(abspath $(BIN)):$$PATH" FLASHPACK_PORTABLE=$(MACHINE)
 WHEEL = dist/flashpack-*-py3-none-manylinux_2_28_$(MACHINE).whl
 MATRIX = $(BIN)/python tests/matrix.py $(WHEEL)
+PIP_WHEEL = $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir
 # Two, as each holds torch and the model libraries in memory.
 WORKERS ?= -n 2 --dist loadfile
 TCH ?= .venv-tch
@@ -141,7 +142,7 @@ reliability: build ## attack loads and saves, those of 0.4.5 and safetensors too
 
 wheel: $(VENV)/.wheel ## build a manylinux wheel into dist/ (MACHINE=aarch64: with aarch64-linux-gnu-g++)
 	rm -rf target/wheel
-	$(PORTABLE) $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir target/wheel .
+	$(PORTABLE) $(PIP_WHEEL) target/wheel .
 	rm -f $(WHEEL)
 	$(PORTABLE) $(BIN)/auditwheel repair --plat auto --only-plat --exclude 'libtorch*.so' --wheel-dir dist target/wheel/*.whl
 	ls $(WHEEL)
@@ -149,8 +150,10 @@ wheel: $(VENV)/.wheel ## build a manylinux wheel into dist/ (MACHINE=aarch64: wi
 wheel-test: wheel ## run the tests on that wheel, installed where there is no compiler
 	$(MATRIX) installed
 
-oldest: wheel ## run the tests that torch can break on that wheel and the oldest torch
-	$(MATRIX) oldest
+oldest: build ## run the tests that torch can break on a wheel for this machine and the oldest torch
+	rm -rf target/oldest
+	$(PIP_WHEEL) target/oldest .
+	$(BIN)/python tests/matrix.py target/oldest/*.whl oldest
 
 matrix: wheel ## run the tests on that wheel and each supported Python and torch there is
 	$(MATRIX) all
@@ -158,7 +161,7 @@ matrix: wheel ## run the tests on that wheel and each supported Python and torch
 sdist: $(VENV)/.tools ## build a source distribution into dist/, and from it a wheel
 	$(BIN)/python -c 'import setup; setup.build_sdist("dist")'
 	rm -rf target/sdist
-	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir target/sdist dist/*.tar.gz
+	$(PIP_WHEEL) target/sdist dist/*.tar.gz
 
 tch: ## test the crate's feature tch, in an environment of its own with the torch that tch is for
 	test -x $(TCH)/bin/python || $(PYTHON) -m venv $(TCH)
@@ -169,13 +172,13 @@ tch: ## test the crate's feature tch, in an environment of its own with the torc
 
 sglang: build $(SGLANG)/.ready ## test the loader of SGLang, in an environment of its own (10 GB)
 	rm -rf target/sglang
-	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir target/sglang .
+	$(PIP_WHEEL) target/sglang .
 	$(SGLANG)/bin/python -m pip install --quiet --no-deps --force-reinstall target/sglang/*.whl
 	$(SGLANG)/bin/python -m pytest tests/serving/test_sglang.py
 
 vllm: build $(VLLM)/.ready ## test the loader of vLLM, in an environment of its own (9 GB)
 	rm -rf target/vllm
-	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir target/vllm .
+	$(PIP_WHEEL) target/vllm .
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --force-reinstall target/vllm/*.whl
 	$(VLLM)/bin/python -m pytest tests/serving/test_vllm.py
 
