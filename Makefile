@@ -13,8 +13,8 @@ PORTABLE = PATH="$(abspath $(BIN)):$$PATH" FLASHPACK_PORTABLE=$(MACHINE)
 WHEEL = dist/flashpack-*-py3-none-manylinux_2_28_$(MACHINE).whl
 MATRIX = $(BIN)/python tests/matrix.py $(WHEEL)
 PIP_WHEEL = $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir
-# Two, as each holds torch and the model libraries in memory.
-WORKERS ?= -n 2 --dist loadfile
+# One more than processors, as tests wait for processes; each holds torch and the model libraries in memory.
+WORKERS ?= -n 3 --dist loadfile
 TCH ?= .venv-tch
 SGLANG ?= .venv-sglang
 VLLM ?= .venv-vllm
