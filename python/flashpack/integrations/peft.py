@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .._convert.convert import convert_to_flashpack
 from .._convert.revert import revert_from_flashpack
 from .._core.paths import StrPath, text_path
+from .._files.folder import ADAPTER_CONFIG
 from ._saving import folder_to_save
 
 if TYPE_CHECKING:
@@ -27,12 +28,18 @@ WEIGHTS = "adapter_model.flashpack"
 
 
 def save_adapter(
-    model: peft.PeftModel, folder: StrPath, adapter_name: str = "default", **options: Any
+    model: peft.PeftModel,
+    folder: StrPath,
+    adapter_name: str = "default",
+    *,
+    checksum: str | None = None,
+    compress: str | None = None,
+    **options: Any,
 ) -> None:
     """Write one adapter of `model` to a folder, which is made unless it exists.
 
-    `options` are those of PEFT's `save_pretrained`. The names in the file have no adapter's name in them, so
-    that it loads under any.
+    `checksum` and `compress` as in `pack_to_file`; `options` are those of PEFT's `save_pretrained`. The names
+    in the file have no adapter's name in them, so that it loads under any.
 
     Raises ValueError for an adapter that the model does not have, and what the two libraries raise.
     """
@@ -40,7 +47,9 @@ def save_adapter(
     with TemporaryDirectory(prefix="flashpack-") as scratch:
         model.save_pretrained(scratch, selected_adapters=[adapter_name], **options)
         plain = Path(scratch) if adapter_name == "default" else Path(scratch, adapter_name)
-        convert_to_flashpack(plain, f"{target}/")
+        if not (plain / ADAPTER_CONFIG).is_file():  # a model without adapters is saved whole
+            raise ValueError(f"{type(model).__name__} has no adapter {adapter_name!r}")
+        convert_to_flashpack(plain, f"{target}/", checksum=checksum, compress=compress)
 
 
 def load_adapter(
@@ -66,6 +75,6 @@ def plain_adapter(folder: StrPath) -> Iterator[str]:
     source = Path(text_path(folder))
     with TemporaryDirectory(prefix="flashpack-") as scratch:
         revert_from_flashpack(source / WEIGHTS, Path(scratch, "adapter_model.safetensors"))
-        for config in source.glob("adapter_config.json"):
+        for config in source.glob(ADAPTER_CONFIG):
             shutil.copyfile(config, Path(scratch, config.name))
         yield scratch

@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from flashpack.integrations.peft import load_adapter, save_adapter
-from helpers import assert_same
+from helpers import assert_same, read_footer
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
@@ -98,6 +98,20 @@ def test_folders_of_peft_are_converted(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "plain")
     flashpack.commands.convert_to_flashpack(tmp_path / "plain", f"{tmp_path / 'packed'}/")
     assert torch.equal(outputs(load_adapter(bert(), tmp_path / "packed")), outputs(model))
+
+
+def test_adapters_are_compressed(tmp_path: Path) -> None:
+    model = adapted(CONFIGS["lora"])
+    save_adapter(model, tmp_path, compress="fast", checksum="blake3")
+    footer = read_footer(tmp_path / "adapter_model.flashpack")
+    assert (footer["format"], footer["checksums"]["algorithm"]) == ("flashpack_v5", "blake3")
+    assert torch.equal(outputs(load_adapter(bert(), tmp_path)), outputs(model))
+
+
+def test_a_model_without_adapters_is_not_saved_as_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="BertModel has no adapter 'default'"):
+        save_adapter(bert(), tmp_path / "made")
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_folder_without_an_adapter(tmp_path: Path) -> None:
