@@ -23,9 +23,10 @@ def save_checkpoint(
     """Write a training state: nested dicts, lists and tuples of tensors and plain values.
 
     Tensors are stored as in any other file, under names made of the keys that lead to them
-    ("optimizer.state.0.exp_avg"); those that share memory are stored once and load tied. Parameters load as
-    tensors. Plain are numbers, strings, bools, None, and torch's dtypes, devices and sizes; they, and the
-    structure, become JSON in the file's metadata. `load_checkpoint` gives the same back, with the same types.
+    ("optimizer.state.0.exp_avg"); those that are the same memory are stored once and load tied, others that
+    overlap are stored apart. Parameters load as tensors. Plain are numbers, strings, bools, None, and torch's
+    dtypes, devices and sizes; they, and the structure, become JSON in the file's metadata. `load_checkpoint`
+    gives the same back, with the same types.
 
     `checksum`, `max_shard_size` and `compress` as in `pack_to_file`.
 
