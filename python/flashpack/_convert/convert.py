@@ -184,6 +184,7 @@ def _convert_url(
     destination = made if destination_path is None else text_path(destination_path)
     if names_folder(destination) and not is_url(destination):
         destination = str(Path(destination, made))
+    refuse_own_source(destination, [weights])
     write = _rewrite if name.endswith((SUFFIX, SUFFIX + INDEX_SUFFIX)) else _convert_files
     write(weights, destination, request)
     return _made(destination)

@@ -73,14 +73,17 @@ def refuse_own_source(destination: str, sources: Sequence[ModelPath]) -> None:
 
     Raises as `resolved_path` for sources that are not there.
     """
-    texts = [text for path in sources for text in model_path(path).split(SEPARATOR)]
-    if is_url(destination):
-        if destination in texts:
+    for text in (text for path in sources for text in model_path(path).split(SEPARATOR)):
+        if is_url(destination) and is_url(text) and destination in _objects_behind(text):
             raise ValueError(f"{shown_url(destination)}: the destination is its own source")
-        return
-    for text in texts:
-        if not is_url(text):
+        if not is_url(destination) and not is_url(text):
             refuse_source(Path(destination), _files_behind(Path(resolved_path(text))))
+
+
+def _objects_behind(url: str) -> list[str]:
+    named = url.removesuffix(INDEX_SUFFIX)
+    shards = [] if named == url else native.call("shards", path=url).values()
+    return [named, named + INDEX_SUFFIX, *(f"{url.rpartition('/')[0]}/{name}" for name in shards)]
 
 
 def _files_behind(weights: Path) -> list[Path]:

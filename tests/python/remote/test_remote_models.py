@@ -220,7 +220,21 @@ def test_what_looks_into_files_looks_into_objects(tmp_path: Path) -> None:
     first = next(iter(tensors()))
     run("extract", URL, str(part), first)
     assert_same(flashpack.load_file(part), {first: tensors()[first]})
-    run("merge", str(part), "s3://bucket/made/merged.flashpack")
+    flashpack.save_file({"other": tensors()[first]}, local)
+    run("merge", str(part), str(local), "s3://bucket/made/merged.flashpack")
     run("convert", URL, "s3://bucket/made/half.flashpack", "--dtype", "float16")
-    assert list(flashpack.load_file("s3://bucket/made/merged.flashpack")) == [first]
+    assert set(flashpack.load_file("s3://bucket/made/merged.flashpack")) == {first, "other"}
     assert "is not one file on a disk" in CliRunner().invoke(cli.main, ["rename", URL, "*", "m.*"]).stderr
+
+
+@pytest.mark.usefixtures("model")
+def test_nothing_is_written_onto_the_objects_that_it_is_made_of() -> None:
+    index = f"{SHARDS}.index.json"
+    shard = "s3://bucket/shards/model-00001-of-00002.flashpack"
+    for source, out in ((URL, URL), (SHARDS, SHARDS), (SHARDS, index), (index, SHARDS), (index, shard)):
+        for command in (["extract", source, out, "t0"], ["convert", source, out, "--ignore-names", "t0"]):
+            result = CliRunner().invoke(cli.main, command)
+            assert (result.exit_code, result.stderr) == (
+                1,
+                f"Error: {out}: the destination is its own source\n",
+            )
