@@ -80,6 +80,8 @@ def test_files_that_cannot_be_measured_are_one_sentence(packed: Path, tmp_path: 
     torch.save({"a": torch.zeros(3)}, model)
     assert_failure(run("bench", model), "flashpack convert")
     assert_failure(run("bench", tmp_path / "gone"), "No such file")
+    flashpack.save_file({"none": torch.empty(0, 3)}, tmp_path / "none")
+    assert_failure(run("bench", tmp_path / "none"), "nothing to measure")
     assert_failure(run("bench", "s3://bucket/model", "--cold"), "--cold is for files")
     flip_byte(packed, 1000)
     assert run("bench", packed, "--rounds", 1).stderr.startswith("Error: ")

@@ -34,13 +34,15 @@ def bench(
 
     `cold`: the files are dropped from the page cache before every measurement. `plot`: a file for a picture.
     Raises FlashPackError for a file that is not sound, OSError, RuntimeError for a load of wrong bytes,
-    ValueError for a cold URL and for several files by URL, ImportError without what draws.
+    ValueError for a cold URL, several files by URL and no bytes, ImportError without what draws.
     """
     if cold and is_url(path):
         raise ValueError("--cold is for files: the page cache holds nothing of a URL")
     listing = Listing.read(path)  # refuses what is no model before torch is imported
     if is_url(path) and len(listing.files) > 1:
         raise ValueError(f"{listing.path}: stands for {len(listing.files)} objects: name one of them")
+    if not listing.total().bytes:
+        raise ValueError(f"{listing.path}: its tensors have no bytes: there is nothing to measure")
     from .loads import cases, check_bytes, drop_from_cache
     from .plot import draw, require
 
