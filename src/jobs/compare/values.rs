@@ -107,6 +107,23 @@ fn decoder(dtype: DType) -> Option<Decode> {
     })
 }
 
+type DecodeWhole = fn(&[u8], &mut [i128]);
+
+/// What makes exact numbers of integers; those beyond 2^53 are none for an `f64`.
+fn whole_decoder(dtype: DType) -> Option<DecodeWhole> {
+    Some(match dtype {
+        DType::Int64 => decode!(i64, |value| value.into()),
+        DType::Int32 => decode!(i32, |value| value.into()),
+        DType::Int16 => decode!(i16, |value| value.into()),
+        DType::Int8 => decode!(i8, |value| value.into()),
+        DType::Uint64 => decode!(u64, |value| value.into()),
+        DType::Uint32 => decode!(u32, |value| value.into()),
+        DType::Uint16 => decode!(u16, |value| value.into()),
+        DType::Uint8 | DType::Bool => decode!(u8, |value| value.into()),
+        _ => return None,
+    })
+}
+
 /// Whether values of these dtypes can be compared: of one dtype bit by bit, of two as numbers.
 pub(super) fn are_comparable(dtypes: [DType; 2]) -> bool {
     dtypes[0] == dtypes[1] || dtypes.iter().all(|&dtype| decoder(dtype).is_some())
@@ -116,7 +133,7 @@ pub(super) fn are_comparable(dtypes: [DType; 2]) -> bool {
 pub(super) fn compare(dtypes: [DType; 2], bytes: [&[u8]; 2]) -> Values {
     let sizes = dtypes.map(|dtype| usize::try_from(dtype.size()).expect("a few bytes"));
     let same_type = dtypes[0] == dtypes[1];
-    let decoders = dtypes.map(decoder);
+    let (decoders, whole_decoders) = (dtypes.map(decoder), dtypes.map(whole_decoder));
     let mut all = Values {
         elements: (bytes[0].len() / sizes[0]) as u64,
         largest: decoders[0].map(|_| 0.0),
@@ -131,7 +148,12 @@ pub(super) fn compare(dtypes: [DType; 2], bytes: [&[u8]; 2]) -> Values {
         if same_type {
             all.different += count_different(sizes[0], one, other);
         }
-        if let [Some(decode_one), Some(decode_other)] = decoders {
+        if let [Some(decode_one), Some(decode_other)] = whole_decoders {
+            let mut numbers = [vec![0; BLOCK_ELEMS], vec![0; BLOCK_ELEMS]];
+            decode_one(one, &mut numbers[0]);
+            decode_other(other, &mut numbers[1]);
+            all.add(whole_differences(&numbers, same_type));
+        } else if let [Some(decode_one), Some(decode_other)] = decoders {
             let mut numbers = [[0.0; BLOCK_ELEMS]; 2];
             decode_one(one, &mut numbers[0]);
             decode_other(other, &mut numbers[1]);
@@ -150,6 +172,17 @@ fn differences(numbers: &[[f64; BLOCK_ELEMS]; 2], bits_count: bool) -> Values {
         largest: Some(largest),
         unbounded,
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a difference beyond 2^53 is shown, not used")]
+fn whole_differences([first, second]: &[Vec<i128>; 2], bits_count: bool) -> Values {
+    let (mut largest, mut different) = (0, 0);
+    for (one, other) in first.iter().zip(second) {
+        let difference = one.abs_diff(*other);
+        largest = difference.max(largest);
+        different += u64::from(difference != 0 && !bits_count);
+    }
+    Values { elements: 0, different, largest: Some(largest as f64), unbounded: 0 }
 }
 
 /// The largest difference, how many are not 0, and how many are no finite number; none if any may be none. The compiler
@@ -227,6 +260,15 @@ mod tests {
         assert_eq!(found, Values { elements: 4, different: 1, largest: Some(1.0), unbounded: 0 });
         let found = compare([DType::Int8, DType::Int64], [&[255], &(-2_i64).to_le_bytes()]);
         assert_eq!(found, Values { elements: 1, different: 1, largest: Some(1.0), unbounded: 0 });
+    }
+
+    #[test]
+    fn integers_are_compared_exactly() {
+        let [first, second] = [(1_i64 << 53) + 1, 1 << 53].map(i64::to_le_bytes);
+        let expected = Values { elements: 1, different: 1, largest: Some(1.0), unbounded: 0 };
+        for other in [DType::Int64, DType::Uint64] {
+            assert_eq!(compare([DType::Int64, other], [&first, &second]), expected);
+        }
     }
 
     #[test]
