@@ -34,6 +34,7 @@ fn request(sources: &[&Path], takes: &[(usize, &str, &str)], destination: &Path)
         algorithm: Algorithm::default(),
         shard_bytes: None,
         compress: None,
+        replaces: false,
     }
 }
 
@@ -84,6 +85,28 @@ fn damage_is_not_vouched_for() {
     assert_eq!(error.kind(), ErrorKind::Checksum);
     assert!(!out.exists());
     repack(request(&[&source], &[(0, "a", "a")], &out), Progress::SILENT).unwrap();
+}
+
+#[test]
+fn what_takes_the_place_of_a_file_meanwhile_is_not_lost() {
+    for shard_bytes in [None, Some(100)] {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, other] = ["path", "other"].map(|name| folder.path().join(name));
+        written(&path, &[tensor("a", DType::Uint8, &[300]), tensor("b", DType::Uint8, &[300])]);
+        let in_place = || {
+            let takes = [(0, "a", "c"), (0, "b", "d")];
+            Request { replaces: true, shard_bytes, ..request(&[&path], &takes, &path) }
+        };
+        let late = in_place();
+        written(&other, &[tensor("a", DType::Uint8, &[7]), tensor("b", DType::Uint8, &[7])]);
+        std::fs::rename(&other, &path).unwrap();
+        let error = repack(late, Progress::SILENT).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+        assert!(error.to_string().contains("was changed"), "{error}");
+        assert_eq!(loaded(&path)["a"].len(), 7);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        repack(in_place(), Progress::SILENT).unwrap();
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fs::Metadata,
     ops::Range,
     path::PathBuf,
     sync::Arc,
@@ -9,13 +10,13 @@ use std::{
 
 use crate::{
     codec::Level,
-    error::{At as _, Error, Result},
+    error::{At as _, Error, IoContext as _, Result},
     format::{
         DEFAULT_ALIGN_BYTES, DType,
         checksum::Algorithm,
         layout::{Order, TensorSpec},
     },
-    io::Source as _,
+    io::{Source as _, write::refuse_changed},
     jobs::{
         convert::{Cast, Converted, cast_between},
         pieces::Pieces,
@@ -59,6 +60,8 @@ pub struct Request {
     pub shard_bytes: Option<u64>,
     /// How hard to compress, if at all.
     pub compress: Option<Level>,
+    /// Whether the first model is what the new file takes the place of.
+    pub replaces: bool,
 }
 
 /// Writes the new file, holding some 32 MiB in memory whatever the size of the models; `None`, with nothing done, for a
@@ -67,7 +70,8 @@ pub struct Request {
 ///
 /// # Errors
 /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a name that a model lacks, or that two new tensors would
-/// have, and for no tensors; those of loads and of [`Save`].
+/// have, and for no tensors; those of loads and of [`Save`]; [`ErrorKind::Io`](crate::ErrorKind::Io) if what is to be
+/// replaced is changed meanwhile, and stays.
 pub fn repack(request: Request, progress: Progress<'_>) -> Result<Option<Converted>> {
     let Some(sources) = request.tensors.iter().map(|take| request.source(take)).collect::<Result<_>>()?
     else {
@@ -75,6 +79,7 @@ pub fn repack(request: Request, progress: Progress<'_>) -> Result<Option<Convert
     };
     let sources: Vec<Source> = sources;
     let specs = specs(&sources);
+    let replaced = request.replaced()?;
     let Request { models, destination, metadata, algorithm, shard_bytes, compress, .. } = request;
     let wanted = shards::Request {
         destination: destination.clone(),
@@ -105,7 +110,8 @@ pub fn repack(request: Request, progress: Progress<'_>) -> Result<Option<Convert
             save.write(&cast_bytes)?;
         }
     }
-    Ok(Some(Converted { tensors: specs.len(), bytes: save.finish()? }))
+    let may = || replaced.map_or(Ok(()), |before| refuse_changed(&destination, &before));
+    Ok(Some(Converted { tensors: specs.len(), bytes: save.finish_if(may)? }))
 }
 
 /// Where a new tensor comes from, and what it becomes.
@@ -117,6 +123,14 @@ struct Source {
 }
 
 impl Request {
+    /// What the new file takes the place of, if it does.
+    fn replaced(&self) -> Result<Option<Metadata>> {
+        let file = self.models.first().filter(|_| self.replaces).and_then(|model| model.files.iter().next());
+        let Some(file) = file.and_then(|(input, _)| input.file()) else { return Ok(None) };
+        let found = file.file().and_then(|file| file.metadata());
+        found.during("cannot stat", file.path()).map(Some)
+    }
+
     /// `None` for a cast that only torch makes.
     fn source(&self, take: &Take) -> Result<Option<Source>> {
         let none = || Error::argument(format!("no model {}", take.model));

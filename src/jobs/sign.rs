@@ -4,10 +4,9 @@
 //! whoever trusts the key and has compared every digest ([`verify`](mod@crate::verify)) has the signer's tensors.
 
 use std::{
-    fs::{self, File, Metadata},
+    fs::{self, File},
     io::Read as _,
     ops::Range,
-    os::unix::fs::MetadataExt as _,
     path::Path,
 };
 
@@ -28,7 +27,7 @@ use crate::{
     io::{
         self, FileSource, Files, Input, Source,
         read::{ChunkReader, span},
-        write::AtomicFile,
+        write::{AtomicFile, refuse_changed},
     },
     model::reader::Reader,
     plan::{Readers, every_digest},
@@ -134,16 +133,6 @@ pub fn sign(path: &Path, key: &PrivateKey, progress: Progress<'_>) -> Result<Pub
     file.write(&footer::trailer(footer.as_bytes()))?;
     file.commit_if(|| refuse_changed(path, &before))?;
     Ok(key.public())
-}
-
-/// What took the file's place since it was looked at `before`, or was written to it, is not to be lost.
-fn refuse_changed(path: &Path, before: &Metadata) -> Result<()> {
-    let now = fs::metadata(path).during("cannot stat", path)?;
-    let state = |file: &Metadata| (file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec());
-    if state(&now) == state(before) {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::Io, "was changed while it was being signed: sign it again").at(path))
 }
 
 fn copy_payload(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import flashpack
 import pytest
 import torch
 from command_line import assert_failure, assert_success, run, saved, tensors
+from flashpack._convert import repack
 from helpers import (
     FIXTURES,
     MIB,
@@ -152,6 +154,23 @@ def test_a_file_in_place_keeps_links_and_mode(packed: Path) -> None:
     assert link.is_symlink()
     assert (metadata(packed) or {})["a"] == "b"
     assert packed.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("command", [["rename", "head", "tail"], ["edit-metadata", "--set", "a=b"]])
+def test_a_file_that_is_saved_meanwhile_is_not_lost(
+    packed: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, *arguments = command
+    write = repack.Output.write
+
+    def save_before(self: repack.Output, *args: Any, **options: Any) -> bool:
+        flashpack.save_file({"newer": torch.ones(3)}, packed)
+        return write(self, *args, **options)
+
+    monkeypatch.setattr(repack.Output, "write", save_before)
+    assert_failure(run(name, packed, *arguments), packed, "was changed")
+    assert set(flashpack.load_file(packed)) == {"newer"}
+    assert listing(packed.parent) == {packed.name}
 
 
 def test_signatures_are_not_kept(path: Path) -> None:

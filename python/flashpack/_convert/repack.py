@@ -84,8 +84,13 @@ class Output:
         takes: Collection[_Take],
         destination: str,
         metadata: Mapping[str, str],
+        *,
+        replaces: bool = False,
     ) -> bool:
-        """Write the tensors to `destination`; whether it did: there are casts that only torch makes."""
+        """Write the tensors to `destination`; whether it did: there are casts that only torch makes.
+
+        If that `replaces` the first source, raises OSError if something else has replaced it meanwhile.
+        """
         if any("signature" in source.index for source in sources):
             warn(f"{shown_path(destination)}: signatures are not kept: sign the new file")
         done = run(
@@ -100,6 +105,7 @@ class Output:
                 checksum=self.checksum or _checksum_of(sources),
                 shard_bytes=self.shard_bytes,
                 compress=_compression_of(sources) if self.compress == _KEPT else self.compress,
+                replaces=replaces,
             ),
             label="Writing",
             size=sum(source.bytes for source in sources),
@@ -216,7 +222,7 @@ def rename(
             if (other := owners.setdefault(new, name)) != name:
                 raise ValueError(f"{source.shown}: {other!r} and {name!r} would both be named {new!r}")
             takes.append((0, name, new))
-        output.write([source], takes, target, source.metadata)
+        output.write([source], takes, target, source.metadata, replaces=destination is None)
     return target, sum(old != new for _, old, new in takes)
 
 
@@ -272,7 +278,7 @@ def edit_metadata(
         for key in removed:
             del metadata[key]
         takes = [(0, name, name) for name in source.names]
-        output.write([source], takes, target, {**metadata, **changes})
+        output.write([source], takes, target, {**metadata, **changes}, replaces=destination is None)
     return target
 
 

@@ -105,6 +105,8 @@ pub(super) struct RepackRequest {
     /// How hard to compress.
     #[serde(default)]
     compress: Option<String>,
+    /// Whether the first model is what the new file takes the place of.
+    replaces: bool,
 }
 
 impl RepackRequest {
@@ -119,6 +121,7 @@ impl RepackRequest {
             algorithm: Algorithm::asked(self.checksum.as_deref())?,
             shard_bytes: self.shard_bytes,
             compress: Level::asked(self.compress.as_deref())?,
+            replaces: self.replaces,
         };
         Ok(repack(request, progress)?.map_or(Value::Null, converted))
     }

@@ -76,9 +76,17 @@ impl Finished {
     /// # Errors
     /// Those of [`NewFile::commit`] and [`NewObject::commit`].
     pub fn commit(self) -> Result<u64> {
+        self.commit_if(|| Ok(()))
+    }
+
+    /// [`Finished::commit`], unless `may` then says otherwise: what was at the destination stays.
+    ///
+    /// # Errors
+    /// That of `may`, and as `commit`.
+    pub fn commit_if(self, may: impl FnOnce() -> Result<()>) -> Result<u64> {
         match self {
-            Self::File(file) => file.commit(),
-            Self::Object(object) => object.commit(),
+            Self::File(file) => file.commit_if(may),
+            Self::Object(object) => may().and_then(|()| object.commit()),
         }
     }
 }

@@ -111,13 +111,21 @@ impl<'a> Save<'a> {
     ///
     /// # Errors
     /// As [`Packer::finish`]. What was at the destination is then still there, unless putting the new in place failed.
-    pub fn finish(mut self) -> Result<u64> {
+    pub fn finish(self) -> Result<u64> {
+        self.finish_if(|| Ok(()))
+    }
+
+    /// [`Save::finish`], unless `may` says otherwise when all is written.
+    ///
+    /// # Errors
+    /// That of `may`, and as `finish`.
+    pub fn finish_if(mut self, may: impl FnOnce() -> Result<()>) -> Result<u64> {
         while !self.waiting.is_empty() {
             self.next_file()?;
         }
         let destination = &self.request.destination;
         let Some(mut set) = self.set else {
-            let bytes = self.packer.finish()?;
+            let bytes = self.packer.complete()?.commit_if(may)?;
             // A store's whole object is found before any index.
             if self.request.shard_bytes.is_some() && remote::url(destination).is_none() {
                 remove(&index_path(destination))?;
@@ -127,6 +135,7 @@ impl<'a> Save<'a> {
         };
         set.take(self.packer)?;
         let (bytes, places) = (set.bytes, set.places.clone());
+        may()?;
         set.put_in_place()?;
         if let Some(url) = remote::url(destination) {
             remote::stores()?.remove(url)?;
