@@ -64,6 +64,7 @@ def of(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
         ("layers.1.bias", "layers.[12].*", True),
         ("layers.1.bias", "LAYERS.*", False),
         ("layers.1.bias", "layers.*.bia", False),
+        ("table[0]", "table[0]", True),
     ],
 )
 def test_what_a_pattern_selects(name: str, pattern: str, expected: bool) -> None:

@@ -45,12 +45,12 @@ def is_ignored_tensor_name(
 def fits(name: str, pattern: str) -> bool:
     """Whether a pattern of `include=` selects the tensor `name`.
 
-    With `*`, `?` or `[` it is a glob for the whole name, where `*` stands for dots as well. Any other is the
-    name of a tensor or of a module, and selects all below it: "layers.1" selects "layers.1.bias", not
-    "layers.10.bias".
+    It fits the name that it is. With `*`, `?` or `[` it is also a glob for the whole name, where `*` stands
+    for dots as well. Any other is the name of a tensor or of a module, and selects all below it: "layers.1"
+    selects "layers.1.bias", not "layers.10.bias".
     """
     if any(mark in pattern for mark in "*?["):
-        return fnmatch.fnmatchcase(name, pattern)
+        return name == pattern or fnmatch.fnmatchcase(name, pattern)
     return name == pattern or name.startswith(f"{pattern.removesuffix('.')}.")
 
 
