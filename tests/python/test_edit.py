@@ -143,6 +143,7 @@ def test_edit_metadata(packed: Path) -> None:
     assert_same(flashpack.load_file(packed), tensors())
     assert_failure(run("edit-metadata", packed, "--remove", "made"), "['made']", "there are ['a', 'format'")
     assert_failure(run("edit-metadata", packed, "--set", "no value"), "KEY=VALUE")
+    assert_failure(run("edit-metadata", packed, "--set", "flashpack_set=1"), "is not to be edited")
     assert_failure(run("edit-metadata", packed), "--set KEY=VALUE or --remove KEY")
 
 

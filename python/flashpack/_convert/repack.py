@@ -265,8 +265,10 @@ def edit_metadata(
 ) -> str:
     """Write the model with other metadata; return the path. Without a destination the file is replaced.
 
-    Raises ValueError for a key to remove that is not there.
+    Raises ValueError for a key to remove that is not there, and for the key that makes a file a shard.
     """
+    if SET_KEY in (*changes, *removed):
+        raise ValueError(f"{SET_KEY} is not to be edited: it says to which shards a file belongs")
     target = _replaceable(path) if destination is None else _new(destination, [path])
     with _open(path) as source:
         if destination is None:
