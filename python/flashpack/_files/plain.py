@@ -32,6 +32,10 @@ _NAMES: dict[type[Any], str] = {
 }
 
 
+class _AbsentError(Exception):
+    """A tensor that a file lacks, as one does that was made of a checkpoint."""
+
+
 def to_json(value: Any, where: str, tensors: dict[str, Tensor] | None = None) -> str:
     """`value` as JSON text. Its tensors go into `tensors` under names made of the keys that lead to them.
 
@@ -49,6 +53,9 @@ def from_json(text: str, shown: str, tensors: Mapping[str, Tensor]) -> Any:
     """What `to_json` made the text of. Raises FlashPackError naming the file, `shown`, for other text."""
     try:
         return _decode(json.loads(text), tensors)
+    except _AbsentError as error:
+        lacked = f"the file's metadata tell of a tensor {quoted(error.args[0])} that it lacks"
+        raise FlashPackError(f"{shown}: {lacked}: load_file loads those that it holds") from None
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:  # RecursionError, too
         reason = clipped(f"{type(error).__name__}: {error}")
         raise FlashPackError(
@@ -123,7 +130,7 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return {key: _decode(each, tensors) for key, each in value.items()}
     kind, of = value[_MARK], value[_OF]
     if kind == "tensor":
-        return tensors[of]
+        return _tensor(of, tensors)
     if kind == "float":
         return float(of)
     if kind == "dtype":
@@ -136,6 +143,12 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if "metadata" in value:
         made._metadata = _decode(value["metadata"], tensors)
     return made
+
+
+def _tensor(name: Any, tensors: Mapping[str, Tensor]) -> Tensor:
+    if isinstance(name, str) and name not in tensors:
+        raise _AbsentError(name)
+    return tensors[name]
 
 
 def _dtype(name: str) -> torch.dtype:
