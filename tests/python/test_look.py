@@ -190,6 +190,14 @@ def test_metadata_begins_with_a_summary(model: Path) -> None:
     assert f"align_bytes: {read_footer(model)['align_bytes']}" in lines
 
 
+def test_metadata_of_several_files(tmp_path: Path) -> None:
+    path = tmp_path / "model.flashpack"
+    flashpack.save_file(tensors(), path, max_shard_size=1600, compress="fast", checksum="blake3")
+    lines = printed("metadata", path).splitlines()
+    assert lines[2].endswith(" kB, compressed") and " in 2 files of " in lines[2]
+    assert lines[4] == "  signature  of each file, see `flashpack verify --key`"
+
+
 def test_the_same_is_the_same_in_every_kind(any_kind: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     result = run("diff", any_kind, saved(tmp_path / "other" / "again.safetensors"), "-j")

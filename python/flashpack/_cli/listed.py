@@ -59,13 +59,16 @@ def summary(listing: Listing, footer: dict[str, Any]) -> Iterator[str]:
     files = f"1 file of {size_text(listing.files[0].bytes)}"
     if len(listing.files) > 1:
         files = f"{len(listing.files)} files of {size_text(sum(file.bytes for file in listing.files))}"
+    if any(file.compressed for file in listing.files):
+        files += ", compressed"
     checksums, signature = footer.get("checksums"), footer.get("signature")
+    unsigned = "none" if len(listing.files) == 1 else "of each file, see `flashpack verify --key`"
     every = f", one for each {size_text(checksums['chunk_bytes'])}" if checksums else ""
     facts = {
         "tensors": f"{_amount(total)}: {by_dtype(total)}",
         "size": f"{size_text(total.bytes)} of tensors in {files}",
         "checksums": f"{listing.checksums or 'none: damage cannot be found'}{every}",
-        "signature": f"{signature['algorithm']}, see `flashpack verify --key`" if signature else "none",
+        "signature": f"{signature['algorithm']}, see `flashpack verify --key`" if signature else unsigned,
     }
     yield click.style(printable(listing.path), bold=True)
     for label, text in facts.items():
