@@ -48,6 +48,8 @@ pub struct Environment {
     pub clamps_threads: bool,
     /// `FLASHPACK_NUMA`: loads stay on the node of their device or their caller.
     pub numa: bool,
+    /// `FLASHPACK_TIMELINE`: the report of a load says what each thread did when.
+    pub timeline: bool,
     /// `FLASHPACK_SHARD_STRATEGY`: how ranks share reading, `contiguous` or `windows`.
     pub shard_strategy: &'static str,
     /// `FLASHPACK_SHARD_BYTES`: bytes that ranks send at a time.
@@ -99,6 +101,7 @@ impl Environment {
             parallel_read,
             clamps_threads,
             numa: vars.flag("FLASHPACK_NUMA", true)?,
+            timeline: vars.flag("FLASHPACK_TIMELINE", false)?,
             shard_strategy: vars.one_of("FLASHPACK_SHARD_STRATEGY", &["contiguous", "windows"])?,
             shard_bytes: NonZeroU64::new(vars.number("FLASHPACK_SHARD_BYTES", 0, (1, u64::MAX))?),
         })
@@ -197,6 +200,7 @@ mod tests {
         assert_eq!(with(&[("FLASHPACK_SHARD_BYTES", "7")]).unwrap().shard_bytes, NonZeroU64::new(7));
         let pinned = with(&[("FLASHPACK_PINNED_BYTES", "8388608")]).unwrap();
         assert_eq!((default.pinned_bytes, pinned.pinned_bytes), (None, NonZeroU64::new(8 << 20)));
+        assert_eq!((default.timeline, with(&[("FLASHPACK_TIMELINE", "1")]).unwrap().timeline), (false, true));
         assert_eq!((default.numa, with(&[("FLASHPACK_NUMA", "0")]).unwrap().numa), (true, false));
         let waiting = |set: &Environment| (set.waiting_threads.get(), set.max_waiting_threads.get());
         assert_eq!((waiting(&default), waiting(&free)), ((16, 128), (9, 9)));

@@ -1,8 +1,11 @@
 //! Where the time of a load goes: each thread times its stages, and the load adds them up.
 
 use std::{
-    cell::Cell,
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    cell::RefCell,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -27,9 +30,37 @@ pub enum Stage {
 
 const STAGES: usize = 5;
 
-/// The stages of one load, summed over its threads.
+impl Stage {
+    /// Its name in reports.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Staging => "staging",
+            Self::Device => "device",
+            Self::Read => "read",
+            Self::Hash => "hash",
+            Self::Queue => "queue",
+        }
+    }
+}
+
+/// One thread in one stage, from when until when since the load began to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// In the order in which threads started.
+    pub thread: usize,
+    /// What it did.
+    pub stage: Stage,
+    /// Its first moment.
+    pub began: Duration,
+    /// Its last moment.
+    pub ended: Duration,
+}
+
+/// The stages of one load, summed over its threads, and if asked for each of them.
 #[derive(Debug, Default)]
 pub struct Clock {
+    /// The beginning, and all spans of threads whose [`Lap`] has ended.
+    timeline: Option<(Instant, Mutex<Vec<Span>>)>,
     stages: [AtomicU64; STAGES],
     /// From a thread's first moment to its last.
     present: AtomicU64,
@@ -37,12 +68,19 @@ pub struct Clock {
 }
 
 impl Clock {
+    /// Begins now; with `keeps_spans` it remembers each stage of each thread, 48 bytes for three or so of them a chunk.
+    #[must_use]
+    pub fn new(keeps_spans: bool) -> Self {
+        let timeline = keeps_spans.then(|| (Instant::now(), Mutex::default()));
+        Self { timeline, ..Self::default() }
+    }
+
     /// Begins to time the calling thread.
     #[must_use]
     pub fn start(&self) -> Lap<'_> {
-        self.threads.fetch_add(1, Ordering::Relaxed);
+        let thread = self.threads.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
-        Lap { clock: self, began: now, last: now, spent: [Duration::ZERO; STAGES] }
+        Lap { clock: self, thread, began: now, last: now, spent: [Duration::ZERO; STAGES], spans: Vec::new() }
     }
 
     /// Time spent in `stage` by the threads whose [`Lap`] has ended.
@@ -59,15 +97,25 @@ impl Clock {
     fn present(&self) -> Duration {
         Duration::from_nanos(self.present.load(Ordering::Relaxed))
     }
+
+    /// All spans there are so far, thread by thread; none if they are not kept.
+    fn timeline(&self) -> Vec<Span> {
+        let Some((_, spans)) = &self.timeline else { return Vec::new() };
+        let mut spans = spans.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        spans.sort_by_key(|span| (span.thread, span.began));
+        spans
+    }
 }
 
 /// The times of one thread; they reach the [`Clock`] when it is dropped.
 #[derive(Debug)]
 pub struct Lap<'a> {
     clock: &'a Clock,
+    thread: usize,
     began: Instant,
     last: Instant,
     spent: [Duration; STAGES],
+    spans: Vec<Span>,
 }
 
 impl Lap<'_> {
@@ -75,6 +123,10 @@ impl Lap<'_> {
     pub fn end(&mut self, stage: Stage) {
         let now = Instant::now();
         self.spent[stage as usize] += now - self.last;
+        if let Some((origin, _)) = self.clock.timeline {
+            let (began, ended) = (self.last - origin, now - origin);
+            self.spans.push(Span { thread: self.thread, stage, began, ended });
+        }
         self.last = now;
     }
 }
@@ -85,6 +137,9 @@ impl Drop for Lap<'_> {
             total.fetch_add(nanos(spent), Ordering::Relaxed);
         }
         self.clock.present.fetch_add(nanos(self.began.elapsed()), Ordering::Relaxed);
+        if let Some((_, spans)) = &self.clock.timeline {
+            spans.lock().unwrap_or_else(PoisonError::into_inner).append(&mut self.spans);
+        }
     }
 }
 
@@ -128,7 +183,7 @@ impl Limit {
 }
 
 /// A finished load: what it read, and where its time went.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Bytes read from the file, padding included; what a mapping shows is not read by the load.
     pub bytes: u64,
@@ -160,6 +215,8 @@ pub struct Report {
     pub queue: Duration,
     /// Threads that had not begun, or had nothing left to do, while others worked.
     pub idle: Duration,
+    /// What each thread did when; empty unless `FLASHPACK_TIMELINE` asks for it.
+    pub timeline: Vec<Span>,
 }
 
 /// The device is the limit when readers wait for it for one part in so many of their time: readers that are the limit
@@ -182,6 +239,7 @@ impl Report {
             hash: clock.spent(Stage::Hash),
             queue: clock.spent(Stage::Queue),
             idle: reading.saturating_mul(threads).saturating_sub(clock.present()),
+            timeline: clock.timeline(),
             ..self
         }
     }
@@ -212,6 +270,8 @@ impl Report {
     /// The same for other languages: times in nanoseconds.
     #[must_use]
     pub fn to_json(&self) -> Value {
+        let span =
+            |span: &Span| json!([span.thread, span.stage.name(), nanos(span.began), nanos(span.ended)]);
         json!({
             "bytes": self.bytes,
             "verified_bytes": self.verified_bytes,
@@ -229,6 +289,7 @@ impl Report {
             "queue": nanos(self.queue),
             "idle": nanos(self.idle),
             "limit": self.limit().map(Limit::name),
+            "timeline": self.timeline.iter().map(span).collect::<Vec<_>>(),
         })
     }
 
@@ -240,12 +301,12 @@ impl Report {
     /// The last load that the calling thread finished.
     #[must_use]
     pub fn last() -> Option<Self> {
-        LAST.get()
+        LAST.with_borrow(Clone::clone)
     }
 }
 
 thread_local! {
-    static LAST: Cell<Option<Report>> = const { Cell::new(None) };
+    static LAST: RefCell<Option<Report>> = const { RefCell::new(None) };
 }
 
 #[cfg(test)]
@@ -292,6 +353,24 @@ mod tests {
         let made = report().with_times(&clock, seconds(1));
         assert_eq!((made.threads, made.idle + clock.present()), (2, seconds(2)));
         assert_eq!((made.read, made.wall), (clock.spent(Stage::Read), seconds(1)));
+    }
+
+    #[test]
+    fn spans_are_kept_if_asked_for_and_lie_within_the_load() {
+        let clock = Clock::new(true);
+        let (mut first, mut second) = (clock.start(), clock.start());
+        second.end(Stage::Read);
+        first.end(Stage::Read);
+        second.end(Stage::Hash);
+        drop((second, first));
+        let made = report().with_times(&clock, seconds(1)).timeline;
+        let told: Vec<_> = made.iter().map(|span| (span.thread, span.stage)).collect();
+        assert_eq!(told, [(0, Stage::Read), (1, Stage::Read), (1, Stage::Hash)]);
+        assert!(made.iter().all(|span| span.began <= span.ended && span.ended < seconds(1)));
+        assert_eq!(made[1].ended, made[2].began);
+        let silent = Clock::default();
+        silent.start().end(Stage::Read);
+        assert!(report().with_times(&silent, seconds(1)).timeline.is_empty());
     }
 
     #[test]

@@ -121,8 +121,8 @@ pub struct Prepared {
     /// Whether the tensors are called by their numbers.
     numbered: bool,
     pub(crate) reads_ahead: bool,
-    /// Whether the readers stay on a NUMA node, and which it is for loads to the host.
-    stays: bool,
+    environment: Environment,
+    /// The NUMA node that readers of a load to the host stay on.
     caller_node: Option<Node>,
     /// How long it took to decide, and to open the model if this is its first load.
     open: Duration,
@@ -177,8 +177,8 @@ pub fn prepare(model: &Model, selection: Selection<'_>, options: Options) -> Res
     };
     let numbered = matches!(selection, Selection::Blocks | Selection::Payload(_));
     let (reads_ahead, open) = (options.eager.is_none(), model.take_opening_time() + began.elapsed());
-    let (stays, caller_node) = (environment.numa && !plan.tasks.is_empty(), model.node);
-    Ok(Prepared { files, route, index, plan, mapping, numbered, reads_ahead, stays, caller_node, open })
+    let caller_node = model.node;
+    Ok(Prepared { files, route, index, plan, mapping, numbered, reads_ahead, environment, caller_node, open })
 }
 
 /// Whether memory can show the bytes of `files`. Others are read, and decoded, whatever the load asks for.
@@ -285,7 +285,7 @@ impl Prepared {
                 self.files,
                 &self.plan.mapped_ranges(),
                 mapping,
-                settings::waiting_readers(&Environment::read()?),
+                settings::waiting_readers(&self.environment),
             );
         }
         Ok((blocks, self.plan.views))
@@ -325,11 +325,12 @@ impl Prepared {
         progress: Progress<'_>,
         work: impl FnOnce(&ChunkReader<'_, Files>) -> Result<()>,
     ) -> Result<()> {
-        let (began, clock) = (Instant::now(), Clock::default());
+        let (began, clock) = (Instant::now(), Clock::new(self.environment.timeline));
         let bytes = self.plan.read_bytes();
         progress.start(bytes);
+        let stays = self.environment.numa && !self.plan.tasks.is_empty();
         let stay =
-            node.and_then(|node| self.stays.then(|| Nodes::here().stay_on(node, self.plan.readers.first))?);
+            node.and_then(|node| stays.then(|| Nodes::here().stay_on(node, self.plan.readers.first))?);
         work(&ChunkReader { source: &self.files, index: &self.index, progress, clock: &clock })?;
         // Only the first read tells whether the file system takes direct ones.
         let mut route = self.route;

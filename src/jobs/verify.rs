@@ -69,9 +69,10 @@ pub fn verify_model(model: &Model, key: Option<&PublicKey>, progress: Progress<'
     let Model { files, index, seals, .. } = model;
     let signer = sign::check(files, seals, key)?;
     let (files, route) = files.choose(Asked::all(Some(false)))?;
-    let (decided, clock) = (began.elapsed(), Clock::default());
+    let environment = Environment::read()?;
+    let (decided, clock) = (began.elapsed(), Clock::new(environment.timeline));
     let open = model.take_opening_time() + decided;
-    let readers = settings::readers(route.waits(), &Environment::read()?);
+    let readers = settings::readers(route.waits(), &environment);
     let (report, threads) = check(&files, index, readers, progress, &clock)?;
     let (bytes, from_disk) = (report.verified_bytes, route.is_from_disk());
     let traffic = files.traffic();

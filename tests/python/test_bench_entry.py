@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 import types
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import flashpack
 import pytest
@@ -103,22 +106,32 @@ def test_any_source_is_measured(kind: str, tmp_path: Path) -> None:
     assert ("eager, verified" in report) is (kind != "safetensors")
 
 
-def test_a_picture_has_all_rates(packed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_picture_has_all_rates_and_the_time_line(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """With a stand-in for matplotlib, which the tests do not install: what it is asked to draw."""
-    drawn: dict[str, object] = {}
+    drawn: dict[str, list[Any]] = defaultdict(list)
 
     class Drawing:
         def __getattr__(self, name: str) -> Callable[..., Drawing]:
-            return lambda *args, **_: drawn.update({name: args}) or self
+            return lambda *args, **options: drawn[name].append((args, options)) or self
+
+        def __getitem__(self, _: object) -> list[Drawing]:
+            return [self, self]
 
     library = types.SimpleNamespace(Figure=lambda **_: Drawing())
     monkeypatch.setattr(_bench_plot, "require", lambda: library)
     result = run("bench", packed, "--rounds", 1, "--plot", tmp_path / "out.png")
     assert result.exit_code == 0
-    assert drawn["savefig"] == (str(tmp_path / "out.png"),)
-    names, rates = drawn["barh"]
+    assert drawn["savefig"] == [((str(tmp_path / "out.png"),), {})]
+    (((names, rates), _), *stages) = drawn["barh"]
     assert names == ["copy in memory", "page cache", "page cache, same memory", "touching a mapping", *LOADS]
     assert all(rate > 0 for rate in rates)
+    assert {"reading", "checksums"} <= {options["label"] for _, options in stages}
+    for (threads, widths), options in stages:
+        assert len(threads) == len(widths) == len(options["left"]) > 0
+        assert all(number >= 0 for number in (*threads, *widths, *options["left"]))
+    assert "FLASHPACK_TIMELINE" not in os.environ
 
 
 def test_a_picture_without_matplotlib_says_what_to_install(

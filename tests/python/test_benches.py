@@ -22,6 +22,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     return __import__("run")
 
 
+@pytest.mark.slow
 def test_every_run_has_its_row_and_was_checked_before(bench: Any, tmp_path: Path) -> None:
     wanted = ["--quick", "--rounds", "1", "--models", MODEL, "--scale", str(SCALE), "--out", str(tmp_path)]
     wanted += ["--groups", "lazy", "save", "--states", "hot", "cold", "--peers", "flashpack"]
@@ -71,6 +72,7 @@ def test_a_model_is_built_again_when_its_recipe_changes(
     assert second != first
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(slowfs.missing()), reason=slowfs.missing())
 def test_loads_from_slow_storage_are_checked_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHES))
@@ -86,6 +88,7 @@ def test_loads_from_slow_storage_are_checked_and_told(monkeypatch: pytest.Monkey
         assert done.stderr.index(f"{name}, checked") < done.stderr.index(f"{name}, round 0")
 
 
+@pytest.mark.slow
 def test_loads_from_object_storage_are_checked_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHES))
     bench: Any = __import__("remote_storage")

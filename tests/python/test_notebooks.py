@@ -72,6 +72,27 @@ def test_a_report_shows_its_stages_as_a_bar(packed: Path) -> None:
     assert len(shown(flashpack.last_load())) == 2
 
 
+def test_a_report_shows_what_each_thread_did(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flashpack.load_file(packed, eager=True)
+    plain = flashpack.last_load()
+    monkeypatch.setenv("FLASHPACK_TIMELINE", "1")
+    flashpack.load_file(packed, eager=True)
+    report = flashpack.last_load()
+    assert plain is not None
+    assert report is not None
+    assert not plain.timeline
+    assert {span.stage for span in report.timeline} == {"read", "hash"}
+    assert {span.thread for span in report.timeline} <= set(range(report.threads))
+    for stage in ("read", "hash"):
+        spent = sum(span.ended - span.began for span in report.timeline if span.stage == stage)
+        assert spent == pytest.approx(getattr(report, stage), abs=1e-6)
+    assert all(0 <= span.began <= span.ended <= report.wall for span in report.timeline)
+    page = report._repr_html_()
+    assert Shown(page).texts[:1] == ["last load"]
+    assert page.count("position:absolute") == len(report.timeline)
+    assert "position:absolute" not in plain._repr_html_()
+
+
 def test_an_explanation_begins_in_plain_words(packed: Path) -> None:
     texts = shown(flashpack.explain(packed, eager=True))
     assert texts[:2] == [f"load of {packed}", "in short"]

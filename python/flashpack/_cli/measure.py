@@ -31,7 +31,9 @@ def explain(path: str, device: str, eager: bool | None, verbose: bool) -> None:
     "--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Medians of so many."
 )
 @click.option("--cold", is_flag=True, help="Drop the file from the page cache before every measurement.")
-@click.option("--plot", type=click.Path(), help="Draw the rates to this file, such as out.png.")
+@click.option(
+    "--plot", type=click.Path(), help="Draw rates, and a load by thread, to a file such as out.png."
+)
 @verbose_option
 def bench(path: str, device: str | None, rounds: int, cold: bool, plot: str | None, verbose: bool) -> None:
     """Measure loads beside what this machine can do.

@@ -29,7 +29,7 @@ def bar(parts: Mapping[str, float]) -> str:
     """One bar of coloured parts, each as wide as its share, with a legend. Nothing for parts of no size."""
     total = sum(parts.values())
     shown = {label: size / total for label, size in parts.items() if total > 0 and size > 0}
-    colours = dict(zip(shown, _COLOURS, strict=False))
+    colours = dict(zip(parts, _COLOURS, strict=False))
     pieces = "".join(
         f"<div title='{_text(label)}' style='width:{share:.2%};background:{colours[label]}'></div>"
         for label, share in shown.items()
@@ -40,6 +40,25 @@ def bar(parts: Mapping[str, float]) -> str:
         for label, share in shown.items()
     )
     return f"<div style='display:flex;height:1em;max-width:40em'>{pieces}</div><div>{legend}</div>"
+
+
+def rows(spans: Iterable[tuple[int, str, float, float]], labels: Sequence[str]) -> str:
+    """A line for each row, with what lies where in it: row, label, start and end.
+
+    A label has the colour that `bar` gives it among `labels`. Nothing for no spans.
+    """
+    found = list(spans)
+    total = max((end for *_, end in found), default=0.0)
+    if total <= 0:
+        return ""
+    colours = dict(zip(labels, _COLOURS, strict=False))
+    lines: dict[int, list[str]] = {}
+    for row, label, start, end in found:
+        place = f"left:{start / total:.2%};width:{(end - start) / total:.2%};background:{colours[label]}"
+        piece = f"<div title='{_text(label)}' style='position:absolute;height:100%;{place}'></div>"
+        lines.setdefault(row, []).append(piece)
+    line = "<div style='position:relative;height:0.6em;max-width:40em;margin-top:1px'>{}</div>"
+    return "".join(line.format("".join(pieces)) for pieces in lines.values())
 
 
 def _text(value: object) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._core.text import human_duration, rate_text, size_text
 from . import html
 
-_STAGES = {
+STAGES = {
     "read": "reading",
     "hash": "checksums",
     "staging": "getting staging memory",
@@ -18,7 +18,7 @@ _STAGES = {
     "queue": "queueing copies",
     "idle": "threads without work",
 }
-_TIMES = ("open", "wall", *_STAGES)
+_TIMES = ("open", "wall", *STAGES)
 _OF_THREADS = " of the threads' time"
 
 
@@ -50,6 +50,15 @@ class Traffic:
         )
 
 
+class Span(NamedTuple):
+    """A thread in one stage, from when until when, in seconds since the load began to read."""
+
+    thread: int
+    stage: str
+    began: float
+    ended: float
+
+
 @dataclass(frozen=True, slots=True)
 class LoadReport:
     """What one load read, and its time in seconds.
@@ -68,6 +77,9 @@ class LoadReport:
     "staging memory" (pinning it, once a process), "index" (a file of many small tensors), or None for a load
     that had nothing to read. A load to a device returns when its last copies are queued; those are not in
     these times.
+
+    `timeline` says what each thread did when, thread by thread, the stages named as the times here are; it is
+    empty unless FLASHPACK_TIMELINE is 1. A notebook draws it.
     """
 
     bytes: int
@@ -86,14 +98,18 @@ class LoadReport:
     idle: float
     limit: str | None
     traffic: Traffic | None
+    timeline: tuple[Span, ...]
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
 
     def _repr_html_(self) -> str:
         lines = [line.strip() for line in self._lines() if not line.endswith(_OF_THREADS)]
-        stages = {label: getattr(self, stage) for stage, label in _STAGES.items()}
-        return html.titled("last load", html.table([line] for line in lines), html.bar(stages))
+        stages = {label: getattr(self, stage) for stage, label in STAGES.items()}
+        spans = [(span.thread, STAGES[span.stage], span.began, span.ended) for span in self.timeline]
+        return html.titled(
+            "last load", html.table([line] for line in lines), html.bar(stages), html.rows(spans, [*stages])
+        )
 
     def _lines(self) -> Iterator[str]:
         if self.limit is None:
@@ -108,8 +124,8 @@ class LoadReport:
         if self.traffic:
             yield f"  {self.traffic}"
         yield f"  {'opening and planning':<24}{human_duration(self.open):>10}"
-        of_threads = sum(getattr(self, stage) for stage in _STAGES)
-        for stage, label in _STAGES.items():
+        of_threads = sum(getattr(self, stage) for stage in STAGES)
+        for stage, label in STAGES.items():
             spent: float = getattr(self, stage)
             if spent > 0:
                 part = f"{spent / of_threads:>5.0%}{_OF_THREADS}"
@@ -132,4 +148,8 @@ def remember(told: Mapping[str, Any] | None) -> None:
     """Make what the native side told, times in nanoseconds, the calling thread's last load."""
     if told is not None:
         times = {name: told[name] / 1e9 for name in _TIMES}
-        _last.report = LoadReport(**{**told, **times, "traffic": Traffic.of(told["traffic"])})
+        timeline = tuple(
+            Span(thread, stage, began / 1e9, ended / 1e9) for thread, stage, began, ended in told["timeline"]
+        )
+        others = {"traffic": Traffic.of(told["traffic"]), "timeline": timeline}
+        _last.report = LoadReport(**{**told, **times, **others})

@@ -11,6 +11,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .._core import native
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 # Raw reads into fresh memory take as much as they read: at most this part of what is free.
 _MEMORY_PART = 0.4
+_TIMELINE = "FLASHPACK_TIMELINE"
 
 
 def bench(
@@ -59,16 +61,34 @@ def bench(
     size = min(planned.payload_bytes, largest.bytes, int(_free_memory() * _MEMORY_PART))
     raw = _raw_limits(path if is_url(path) else largest.path, planned, size, device, cold)
     work = {**raw, **{case.name: case.load for case in loads}}
-    times, reports = _take_turns(work, rounds, lambda: drop_from_cache(files))
+    with _timeline(plot is not None):
+        times, reports = _take_turns(work, rounds, lambda: drop_from_cache(files))
     medians = {case.name: statistics.median(times[case.name]) for case in loads}
     rates = {name: size / min(times[name]) for name in raw}
     yield f"limits: the best of {rounds} rounds; loads: medians of {rounds}"
     yield from _table(rates, medians, loads, planned)
+    last = loads[-1].name
+    report = reports[last][times[last].index(statistics.median_low(times[last]))]
     if plot is not None:
-        draw(plot, rates, {name: planned.payload_bytes / seconds for name, seconds in medians.items()})
+        loaded = {name: planned.payload_bytes / seconds for name, seconds in medians.items()}
+        draw(plot, rates, loaded, last, report)
         yield f"the picture is {plot}"
-    middle = times[loads[-1].name].index(statistics.median_low(times[loads[-1].name]))
-    yield from ("", f"where the time went, {loads[-1].name}:", str(reports[loads[-1].name][middle]))
+    yield from ("", f"where the time went, {last}:", str(report))
+
+
+@contextmanager
+def _timeline(wanted: bool) -> Iterator[None]:
+    """Loads keep what each thread did when, if that is wanted."""
+    before = os.environ.get(_TIMELINE)
+    if wanted:
+        os.environ[_TIMELINE] = "1"
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[_TIMELINE] = before
+        elif wanted:
+            del os.environ[_TIMELINE]
 
 
 def _take_turns(

@@ -115,6 +115,7 @@ def loads(told: dict[str, Any], printed: str) -> None:
         assert f"| {name} | not run: no wheel of " in printed
 
 
+@pytest.mark.slow
 def test_a_check_that_fails_fails_the_kit(wheels: Path, tmp_path: Path) -> None:
     words = ("--parts", "checks", "--checks", "default stream", "second GPU")
     done = run(wheels, tmp_path / "out.json", *words, fail="cuMemcpyHtoDAsync:1+")
@@ -125,6 +126,7 @@ def test_a_check_that_fails_fails_the_kit(wheels: Path, tmp_path: Path) -> None:
     assert "| default stream | failed: exit status 1: " in done.stdout
 
 
+@pytest.mark.slow
 def test_without_a_wheel_or_a_gpu_nothing_is_run(wheels: Path, tmp_path: Path) -> None:
     (tmp_path / "flashpack-0.5.0-py3-none-manylinux_2_28_riscv64.whl").touch()  # for another machine
     done = run(tmp_path, tmp_path / "out.json")

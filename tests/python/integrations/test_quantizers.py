@@ -54,6 +54,7 @@ def compare(folder: str, kind: str) -> None:
         assert torch.equal(loaded(words).logits, expected(words).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "nf4", "torchao"])
 def test_round_trips(kind: str, tmp_path: Path) -> None:
     folder = beside.install("quantizers", RELEASES)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import flashpack
+import pytest
 import rank_parts as parts
 from helpers import MIB
 from processes import TIMEOUT_SECONDS, environment
@@ -17,6 +18,7 @@ BESIDE = 300 << 10
 PROGRAM = Path(__file__).with_name("torchrun_program.py")
 
 
+@pytest.mark.slow
 def test_two_nodes_under_torchrun(tmp_path: Path) -> None:
     flashpack.pack_to_file(parts.Large(), tmp_path / "node0" / "model.flashpack")
     shutil.copytree(tmp_path / "node0", tmp_path / "node1")
