@@ -23,7 +23,7 @@ Tensor handle_on(rust::Box<Opened> model) {
 }
 
 int64_t number_of(const Tensor& handle) {
-  if (!handle.is_cpu() || handle.scalar_type() != ScalarType::Long || handle.numel() != 3 ||
+  if (!handle.is_cpu() || handle.scalar_type() != ScalarType::Long || handle.numel() != 4 ||
       !handle.is_contiguous()) {
     fail_argument("this is no open model: torch.ops.flashpack.open gives them");
   }

@@ -10,7 +10,7 @@
 namespace flashpack {
 
 // A tensor that stands for the model, which is closed with the last reference: its number, the bytes of its
-// files, and how many these are.
+// files, how many these are, and 1 if any is compressed.
 torch::stable::Tensor handle_on(rust::Box<Opened> model);
 
 // The number of the model that `handle` stands for, if it stands for one: Rust finds out.

@@ -12,12 +12,16 @@ import pytest
 import torch
 from command_line import assert_success, run
 from flashpack._convert.convert import convert_to_flashpack
+from flashpack._load import load
+from flashpack._load.load import run_load
+from flashpack._module import in_place
 from flashpack.integrations._saving import SaveOptions
 from helpers import DTYPES, FIXTURES, assert_same, dtype_id, flip_byte, noise, read_footer
 from safetensors.torch import save_file as save_safetensors
 from torch import Tensor, nn
 
 LEVELS = ["fast", "small"]
+ARRANGEMENTS = pytest.mark.parametrize("shard_bytes", [None, 1_000_000], ids=["file", "shards"])
 
 
 def weights() -> dict[str, Tensor]:
@@ -72,6 +76,44 @@ def test_models_take_them(packed: Path) -> None:
         model = nn.Linear(1000, 640, dtype=torch.bfloat16)
         flashpack.assign_from_file(model, packed, **options)
         assert_same(model.state_dict(), expected)
+
+
+@ARRANGEMENTS
+def test_open_decodes_a_tensor_when_it_is_asked_for(tmp_path: Path, shard_bytes: int | None) -> None:
+    path = tmp_path / "model.flashpack"
+    large = {"first": torch.randn(600_000), "second": torch.randn(500_000)}
+    flashpack.save_file(large, path, compress="fast", max_shard_size=shard_bytes)
+    damaged = path if shard_bytes is None else tmp_path / "model-00002-of-00002.flashpack"
+    flip_byte(damaged, damaged.stat().st_size - 9000)
+    with flashpack.open(path) as file:
+        assert torch.equal(file.get_tensor("first"), large["first"])
+        assert file.get_slice("second").get_shape() == [500_000]
+        with pytest.raises(flashpack.ChecksumError):
+            file.get_tensor("second")
+
+
+@ARRANGEMENTS
+@pytest.mark.parametrize("options", [{"eager": True}, {"in_place": True}], ids=str)
+def test_a_model_is_read_once(
+    options: dict[str, Any], tmp_path: Path, shard_bytes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.flashpack"
+    loads: list[Any] = []
+
+    def counted(*given: Any) -> Any:
+        loads.append(given)
+        return run_load(*given)
+
+    monkeypatch.setattr(load, "run_load", counted)
+    monkeypatch.setattr(in_place, "run_load", counted)
+    flashpack.save_file(weights(), path, compress="fast", max_shard_size=shard_bytes)
+    layer = nn.Linear(1000, 640, bias=False, dtype=torch.bfloat16)
+    model = nn.ModuleDict({"layer": layer})
+    flashpack.assign_from_file(
+        model, path, ignore_names=["layer.bias", "steps", "scalar", "empty"], strict=False, **options
+    )
+    assert torch.equal(layer.weight, weights()["layer.weight"])
+    assert len(loads) == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)

@@ -36,8 +36,13 @@ class OpenModel:
 
     @functools.cached_property
     def is_remote(self) -> bool:
-        """Whether a URL names any of its files: they cannot be mapped, and each read is a request."""
+        """Whether a URL names any of its files: each read is a request."""
         return has_url(self.path)
+
+    @functools.cached_property
+    def can_be_mapped(self) -> bool:
+        """Whether memory can show its tensors: those of objects, and of compressed files, have to be read."""
+        return not self.is_remote and not int(self.handle[3])
 
     @functools.cached_property
     def bytes(self) -> int:

@@ -105,7 +105,8 @@ class _Source:
 class FlashPackFile:
     """An open model: a file, or several as `load_file` takes them.
 
-    Tensors are mapped: what is never touched is never read. Of a URL each is read when it is asked for.
+    Tensors are mapped: what is never touched is never read. Of a URL, and of a compressed file, each is read
+    when it is asked for.
     Iterating gives the names.
 
     On the CPU tensors are views of one private mapping: writable, and valid after the file is closed. What
@@ -128,7 +129,7 @@ class FlashPackFile:
         if as_numpy and place.type != "cpu":
             raise ValueError(f"framework={framework!r}: arrays are on the CPU, not on {place}")
         with opened(path, cache_dir) as model:
-            if model.is_remote and not verify:
+            if not model.can_be_mapped and not verify:
                 mapped = described(model.footer, {})
             else:
                 mapped = load_tensors(model, torch.device("cpu"), eager=False, verify=verify)
@@ -147,8 +148,8 @@ class FlashPackFile:
     def get_tensor(self, name: str) -> Any:
         """The tensor of this name on the handle's device, or an array. Raises KeyError for an unknown name.
 
-        On the CPU it shares the handle's mapping: writes to it are seen by later calls. Of a URL it is read
-        now, into memory of its own.
+        On the CPU it shares the handle's mapping: writes to it are seen by later calls. Of a URL, and of a
+        compressed file, it is read now, into memory of its own.
         """
         self._find(name)
         source = self._opened()
@@ -159,7 +160,7 @@ class FlashPackFile:
         return dict(self.items())
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        """Each name with its tensor, in file order; of a URL all are read at once."""
+        """Each name with its tensor, in file order; those that cannot be mapped are all read at once."""
         source = self._opened()
         return ((name, source.given(tensor)) for name, tensor in source.all().items())
 

@@ -145,7 +145,7 @@ def surely_maps(model: OpenModel, eager: bool | None, verify: bool | None) -> bo
 
     The native side reads the environment variable; here it only matters whether there is one.
     """
-    if model.is_remote:
+    if not model.can_be_mapped:
         return False
     maps = not eager if eager is not None else "FLASHPACK_CPU_PARALLEL_READ" not in os.environ
     return maps and not verify
@@ -222,7 +222,8 @@ def run_load(work: Callable[[ops.How], T], model: OpenModel, device: torch.devic
     """
     on_cuda = device.type == "cuda"
     eager, verify = reading.get("eager"), reading.get("verify")
-    size = model.bytes if on_cuda or eager is not False or verify else 0
+    reads = on_cuda or eager is not False or verify or not model.can_be_mapped
+    size = model.bytes if reads else 0
     if model.is_remote:  # however small, it may take long, and Ctrl-C must reach Python
         size = max(model.bytes, INLINE_BYTES)
     # Other threads wait for a stream and queue work on it just as well, as torch's own do, but some streams

@@ -182,12 +182,12 @@ class _Load:
         options, weights, device = self.options, self.weights, self.device
         on_cpu = device.type == "cpu" and not self.places
         maps = on_cpu and options.surely_map(weights) and not options.in_place
-        mapped = self._mapped(maps)
+        read, mapped = not weights.can_be_mapped, self._mapped(maps)
         if roots := own_roots(self.model, mapped):
             return *self._read_own_way(roots), None
         match = match_tensors(mapped, self.slots, options, weights.shown)
         if options.in_place:
-            fill(weights.shown, match, mapped, device, options, mapped if weights.is_remote else weights)
+            fill(weights.shown, match, mapped, device, options, mapped if read else weights)
             return match, mapped, None
         dtypes, retained = dtypes_of(match.slots, mapped, options), None
         has_parts = any(is_dtensor(slot.tensor) for slot in match.slots.values())
@@ -204,15 +204,15 @@ class _Load:
         else:
             tensors = self._load(match, mapped, dtypes)
         # As the file has them: on the CPU, and of DTensors the whole, so that all ranks come to the same.
-        check_ties(weights.shown, match.slots, tensors if weights.is_remote else mapped, options)
+        check_ties(weights.shown, match.slots, tensors if read else mapped, options)
         return match, tensors, retained
 
     def _mapped(self, maps: bool) -> dict[str, Tensor]:
         """The tensors of the file, mapped; if that cannot be, without data, or in memory to be copied."""
         weights, options, cpu = self.weights, self.options, torch.device("cpu")
-        if weights.is_remote and not options.in_place:
+        if not weights.can_be_mapped and not options.in_place:
             return described(weights.footer, options.ignore)
-        if weights.is_remote:
+        if not weights.can_be_mapped:
             return load_tensors(weights, cpu, ignore=options.ignore, **options.reading)
         # Unless it `maps` for names, shapes and dtypes alone: nothing is to be read ahead.
         how: Reading = {"eager": options.eager if maps else False, "verify": False}

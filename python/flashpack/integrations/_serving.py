@@ -93,7 +93,7 @@ def checkpoint_tensors(
         for name, shape, dtype in records_of(weights.footer)
         if wanted(name)
     }
-    mapped = options.maps(device) and not weights.is_remote
+    mapped = options.maps(device) and weights.can_be_mapped
     target, eager = (torch.device("cpu"), None) if mapped else (device, True)
     for window in [list(sizes)] if mapped else _windows(sizes):
         tensors = load_tensors(weights, target, names=window, eager=eager, verify=options.verify)

@@ -2,6 +2,7 @@
 
 use super::{CxxString, Tagged, ffi::ProgressWords, guarded, native};
 use crate::{
+    io::Source as _,
     jobs::verify::verify_model,
     model::{Model, opened},
 };
@@ -9,8 +10,9 @@ use crate::{
 /// A model that is open as long as this lives.
 pub(super) struct Opened {
     number: i64,
-    /// What the tensor shows that stands for it: its number, the bytes of its files, and how many these are.
-    words: [i64; 3],
+    /// What the tensor shows that stands for it: its number, the bytes of its files, how many these are, and 1 if any is
+    /// compressed.
+    words: [i64; 4],
 }
 
 impl Opened {
@@ -39,8 +41,9 @@ pub(super) fn open_model(
         let cache = Some(native(cache_dir)).filter(|path| !path.as_os_str().is_empty());
         let model = Model::open_cached(native(path), cache)?;
         let (bytes, count) = (model.files.file_bytes().cast_signed(), model.files.iter().count() as u64);
+        let encoded = i64::from(model.files.is_encoded());
         let number = opened::keep(model);
-        Ok(Box::new(Opened { number, words: [number, bytes, count.cast_signed()] }))
+        Ok(Box::new(Opened { number, words: [number, bytes, count.cast_signed(), encoded] }))
     })
 }
 

@@ -94,12 +94,12 @@ def _finished(model: PreTrainedModel, info: dict[str, Any], request: LoadRequest
 
 
 def _map_tensors(request: LoadRequest) -> Mapping[str, Tensor]:
-    """The file's tensors, ignored ones aside, unless they were loaded before: mapped and not read, or, of a
-    URL, without data."""
+    """The file's tensors, ignored ones aside, unless they were loaded before: mapped and not read, or, if
+    that cannot be, without data."""
     if request.tensors is not None:
         return request.tensors
     cpu, ignore = torch.device("cpu"), request.options.ignore
-    if request.weights.is_remote:
+    if not request.weights.can_be_mapped:
         return described(request.weights.footer, ignore)
     return load_tensors(request.weights, cpu, ignore=ignore, eager=False, verify=False)
 
