@@ -8,6 +8,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::os::{self, errno};
+
 /// Longest message: names and shapes in it may come from a file that is out to harm.
 const MAX_MESSAGE_BYTES: usize = 4096;
 
@@ -90,25 +92,25 @@ impl Error {
     pub fn io(action: &str, error: &io::Error) -> Self {
         let kind = if error.kind() == io::ErrorKind::OutOfMemory { ErrorKind::Memory } else { ErrorKind::Io };
         let message = format!("{action}: {error}");
-        Self { kind, errno: error.raw_os_error(), path: None, message, position: None }
+        Self { kind, errno: os::number_of(error), path: None, message, position: None }
     }
 
     /// What was asked for is not there.
     #[must_use]
     pub fn not_found(message: impl Into<String>) -> Self {
-        Self { errno: Some(rustix::io::Errno::NOENT.raw_os_error()), ..Self::new(ErrorKind::Io, message) }
+        Self { errno: Some(errno::ENOENT), ..Self::new(ErrorKind::Io, message) }
     }
 
     /// Whether what was asked for is not there.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
-        self.errno == Some(rustix::io::Errno::NOENT.raw_os_error())
+        self.errno == Some(errno::ENOENT)
     }
 
     /// What was asked for is not open to who asks.
     #[cfg(feature = "remote")]
     pub(crate) fn refused(message: impl Into<String>) -> Self {
-        Self { errno: Some(rustix::io::Errno::ACCESS.raw_os_error()), ..Self::new(ErrorKind::Io, message) }
+        Self { errno: Some(errno::EACCES), ..Self::new(ErrorKind::Io, message) }
     }
 
     /// Names the file, unless an inner layer already named one.
@@ -139,7 +141,7 @@ impl Error {
         self.kind
     }
 
-    /// The operating system's error number, for [`ErrorKind::Io`].
+    /// The number of the operating system's error, as C has it, for [`ErrorKind::Io`].
     #[must_use]
     pub const fn errno(&self) -> Option<i32> {
         self.errno

@@ -33,6 +33,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
+//! | `os` | what each operating system does in its own way: Linux, macOS, Windows |
 //! | `error`, `sync`, `progress`, `text`, [`ram`], [`numa`], `environment` | what all use: errors, locks, progress, words for numbers, memory and its nodes, environment variables |
 //! | [`codec`] | chunks of a payload in fewer bytes |
 //! | [`remote`], [`stats`] | objects of stores that a URL names; the time that loads spend |
@@ -55,6 +56,7 @@ pub mod io;
 mod jobs;
 pub mod model;
 pub mod numa;
+mod os;
 pub mod plan;
 mod progress;
 pub mod ram;

@@ -1,21 +1,27 @@
 //! NUMA: nodes, each with processors and the memory near them, and threads that stay on one.
 //!
 //! Memory comes to lie on the node of the thread that touches it first. So a load whose threads stay on one node fills
-//! memory there. On a machine with one node of processors nothing happens.
+//! memory there. On a machine with one node of processors nothing happens, and nor does it on systems other than Linux.
 
 use std::{
+    collections::BTreeSet,
     fs,
     marker::PhantomData,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use crate::os::{KERNEL_FILES, allow_processors, allowed_processors, current_processor};
 
 /// A load stays on a node that has a processor for each of its readers, or so many. Sixteen processors copy and digest
 /// more bytes than a link takes (3 to 4 GB/s each, measured on an AMD EPYC; PCIe 5 x16: 64 GB/s). With fewer, the
 /// processors of the other nodes are worth more than the way to their memory costs.
-const ENOUGH_PROCESSORS: u32 = 16;
+const ENOUGH_PROCESSORS: usize = 16;
+/// The kernel's numbers of processors and nodes are below this where it counts: C's sets hold no others (`CPU_SETSIZE`).
+const MAX_NUMBERS: usize = 1024;
+
+/// Numbers of processors, or of nodes.
+type Numbers = BTreeSet<usize>;
 
 /// A node, by the kernel's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,14 +32,17 @@ pub struct Node(pub u32);
 pub struct Nodes {
     /// Where the kernel tells of devices: `/sys`.
     sys: PathBuf,
-    nodes: Vec<(Node, CpuSet)>,
+    nodes: Vec<(Node, Numbers)>,
 }
 
 impl Nodes {
     /// Those of this machine, looked up once.
     pub fn here() -> &'static Self {
         static HERE: OnceLock<Nodes> = OnceLock::new();
-        HERE.get_or_init(|| Self::found("/sys".into()))
+        HERE.get_or_init(|| match KERNEL_FILES {
+            Some(root) => Self::found(Path::new(root).join("sys")),
+            None => Self { sys: PathBuf::new(), nodes: Vec::new() },
+        })
     }
 
     /// Those that the kernel tells of in `sys`. A node that it does not tell of is left out.
@@ -41,11 +50,11 @@ impl Nodes {
         let folder = sys.join("devices/system/node");
         let processors = |node: usize| told(&folder.join(format!("node{node}/cpulist")));
         let node = |number: usize| {
-            let processors = processors(number).filter(|processors| processors.count() > 0)?;
+            let processors = processors(number).filter(|processors| !processors.is_empty())?;
             Some((Node(u32::try_from(number).ok()?), processors))
         };
         let online = told(&folder.join("online")).unwrap_or_default();
-        let mut nodes: Vec<_> = members(&online).filter_map(node).collect();
+        let mut nodes: Vec<_> = online.into_iter().filter_map(node).collect();
         if nodes.len() < 2 {
             nodes.clear();
         }
@@ -61,20 +70,18 @@ impl Nodes {
     /// The node of the processor that the calling thread runs on.
     #[must_use]
     pub fn of_caller(&self) -> Option<Node> {
-        if self.are_several() { self.of_processor(sched_getcpu()) } else { None }
+        if self.are_several() { self.of_processor(current_processor()?) } else { None }
     }
 
     fn of_processor(&self, processor: usize) -> Option<Node> {
-        let has_it = |(_, all): &&(Node, CpuSet)| processor < CpuSet::MAX_CPU && all.is_set(processor);
-        self.nodes.iter().find(has_it).map(|&(node, _)| node)
+        self.nodes.iter().find(|(_, all)| all.contains(&processor)).map(|&(node, _)| node)
     }
 
     /// The node that the calling thread cannot leave.
     #[must_use]
     pub fn confining(&self) -> Option<Node> {
-        let allowed = self.are_several().then(|| sched_getaffinity(None).ok()).flatten()?;
-        let confines = |(_, all): &&(Node, CpuSet)| common(all, &allowed) == allowed;
-        self.nodes.iter().find(confines).map(|&(node, _)| node)
+        let allowed = self.are_several().then(allowed_processors).flatten()?;
+        self.nodes.iter().find(|(_, all)| allowed.is_subset(all)).map(|&(node, _)| node)
     }
 
     /// The node that a device is attached to, which a driver calls by this PCI bus id: `0000:3B:00.0`.
@@ -91,25 +98,25 @@ impl Nodes {
     #[must_use]
     pub fn stay_on(&self, node: Node, readers: usize) -> Option<Stay> {
         let (_, all) = self.nodes.iter().find(|(known, _)| *known == node)?;
-        let before = sched_getaffinity(None).ok()?;
+        let before = allowed_processors()?;
         let near = chosen(all, &before, readers)?;
-        sched_setaffinity(None, &near).ok()?;
+        allow_processors(&near).ok()?;
         Some(Stay { node, before, thread: PhantomData })
     }
 }
 
 /// The processors of a node, `all`, that a load with so many `readers` uses of those `allowed`; none if they are too few.
-fn chosen(all: &CpuSet, allowed: &CpuSet, readers: usize) -> Option<CpuSet> {
-    let readers = u32::try_from(readers).unwrap_or(u32::MAX);
-    let enough = readers.min(ENOUGH_PROCESSORS).min(allowed.count()).max(1);
-    Some(common(all, allowed)).filter(|near| near.count() >= enough)
+fn chosen(all: &Numbers, allowed: &Numbers, readers: usize) -> Option<Numbers> {
+    let enough = readers.min(ENOUGH_PROCESSORS).min(allowed.len()).max(1);
+    let near: Numbers = all.intersection(allowed).copied().collect();
+    (near.len() >= enough).then_some(near)
 }
 
 /// A thread that stays on a node until this is dropped. Its processors are then those that it had before.
 #[derive(Debug)]
 pub struct Stay {
     node: Node,
-    before: CpuSet,
+    before: Numbers,
     /// It must be dropped where it was made: not `Send`.
     thread: PhantomData<*const ()>,
 }
@@ -125,36 +132,22 @@ impl Stay {
 impl Drop for Stay {
     fn drop(&mut self) {
         // If the system has taken them all away meanwhile, those that it gave instead are right.
-        let _ = sched_setaffinity(None, &self.before);
+        let _ = allow_processors(&self.before);
     }
-}
-
-fn members(set: &CpuSet) -> impl Iterator<Item = usize> {
-    (0..CpuSet::MAX_CPU).filter(|member| set.is_set(*member))
-}
-
-fn common(one: &CpuSet, other: &CpuSet) -> CpuSet {
-    let mut both = CpuSet::new();
-    for member in members(one).filter(|member| other.is_set(*member)) {
-        both.set(member);
-    }
-    both
 }
 
 /// The set of numbers that a file of the kernel's lists.
-fn told(path: &Path) -> Option<CpuSet> {
+fn told(path: &Path) -> Option<Numbers> {
     parsed(&fs::read_to_string(path).ok()?)
 }
 
-/// A list of the kernel's, such as `0-3,8`. Numbers that no set can hold are left out.
-fn parsed(list: &str) -> Option<CpuSet> {
-    let mut set = CpuSet::new();
+/// A list of the kernel's, such as `0-3,8`. Those that do not count are left out.
+fn parsed(list: &str) -> Option<Numbers> {
+    let mut set = Numbers::new();
     for range in list.trim().split(',').filter(|range| !range.is_empty()) {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
-        for number in first..=last.min(CpuSet::MAX_CPU - 1) {
-            set.set(number);
-        }
+        set.extend(first..=last.min(MAX_NUMBERS - 1));
     }
     Some(set)
 }
@@ -173,12 +166,8 @@ mod tests {
 
     use super::*;
 
-    fn set(members: &[usize]) -> CpuSet {
-        let mut set = CpuSet::new();
-        for member in members {
-            set.set(*member);
-        }
-        set
+    fn set(members: &[usize]) -> Numbers {
+        members.iter().copied().collect()
     }
 
     /// A folder like `/sys`, of these files.
@@ -192,7 +181,7 @@ mod tests {
         folder
     }
 
-    fn nodes(files: &[(&str, &str)]) -> Vec<(u32, CpuSet)> {
+    fn nodes(files: &[(&str, &str)]) -> Vec<(u32, Numbers)> {
         let folder = sys(files);
         let found = Nodes::found(folder.path().into());
         found.nodes.into_iter().map(|(node, processors)| (node.0, processors)).collect()
@@ -289,13 +278,17 @@ mod tests {
         }
         let all: Vec<usize> = (0..32).collect();
         let (large, all) = (set(&all[..16]), set(&all));
-        assert_eq!(chosen(&large, &all, 128), Some(large), "sixteen are enough for any number");
+        assert_eq!(chosen(&large, &all, 128), Some(large.clone()), "sixteen are enough for any number");
+    }
+
+    fn allowed() -> Numbers {
+        allowed_processors().unwrap()
     }
 
     /// Two nodes that share out the processors that this thread may use; if there is one, none.
-    fn halves() -> Option<(Nodes, CpuSet)> {
-        let allowed = sched_getaffinity(None).unwrap();
-        let all: Vec<_> = members(&allowed).collect();
+    fn halves() -> Option<(Nodes, Numbers)> {
+        let allowed = allowed_processors()?;
+        let all: Vec<_> = allowed.iter().copied().collect();
         let (first, second) = all.split_at(all.len() / 2);
         let nodes = vec![(Node(0), set(first)), (Node(1), set(second))];
         (all.len() > 1).then_some((Nodes { sys: "/nowhere".into(), nodes }, allowed))
@@ -305,8 +298,8 @@ mod tests {
     #[cfg_attr(miri, ignore = "it has no scheduler to ask")]
     fn a_thread_stays_on_a_node_with_those_it_starts_and_is_free_again() {
         let Some((nodes, before)) = halves() else { return };
-        let near = nodes.nodes[1].1;
-        let other = set(&[CpuSet::MAX_CPU - 1]);
+        let near = nodes.nodes[1].1.clone();
+        let other = set(&[MAX_NUMBERS - 1]);
         assert_eq!(nodes.confining(), None);
         {
             let stay = nodes.stay_on(Node(1), 1).unwrap();
@@ -314,20 +307,19 @@ mod tests {
                 (stay.node(), nodes.of_caller(), nodes.confining()),
                 (Node(1), Some(Node(1)), Some(Node(1)))
             );
-            let started =
-                thread::spawn(|| thread::spawn(|| sched_getaffinity(None).unwrap()).join().unwrap());
-            assert_eq!([sched_getaffinity(None).unwrap(), started.join().unwrap()], [near, near]);
+            let started = thread::spawn(|| thread::spawn(allowed).join().unwrap()).join().unwrap();
+            assert_eq!([allowed(), started], [near.clone(), near]);
             assert!(nodes.stay_on(Node(0), 1).is_none(), "the thread may not use that one");
         }
-        assert_eq!(sched_getaffinity(None).unwrap(), before);
+        assert_eq!(allowed(), before);
         let failed = panic::catch_unwind(|| {
             let _stay = nodes.stay_on(Node(0), 1).unwrap();
             panic!("a reader does");
         });
         assert!(failed.is_err());
-        assert_eq!(sched_getaffinity(None).unwrap(), before);
+        assert_eq!(allowed(), before);
         let refused = Nodes { sys: PathBuf::new(), nodes: vec![(Node(0), other)] };
         assert!(refused.stay_on(Node(0), 1).is_none() && refused.stay_on(Node(7), 1).is_none());
-        assert_eq!(sched_getaffinity(None).unwrap(), before);
+        assert_eq!(allowed(), before);
     }
 }

@@ -65,7 +65,8 @@ fn module_of(name: &str) -> &str {
 /// `text` without comments and tests.
 fn code_of(text: &str) -> String {
     let code = |line: &str| line.split("//").next().unwrap_or_default().to_owned();
-    let tests = text.find("#[cfg(test)]\nmod tests").unwrap_or(text.len());
+    let tests = ["#[cfg(test)]\nmod tests", "#[cfg(all(test, "].iter().filter_map(|start| text.find(start));
+    let tests = tests.min().unwrap_or(text.len());
     text[..tests].lines().map(code).collect::<Vec<_>>().join("\n")
 }
 
@@ -258,6 +259,47 @@ fn each_foreign_interface_has_one_home() {
 }
 
 #[test]
+fn systems_differ_in_one_folder() {
+    let words = ["rustix", "libc::", "os::unix", "os::fd", "\"/proc", "\"/sys", "target_os", "cfg(unix)"];
+    // Stores and CUDA are for Linux alone; bindings pass descriptors and bytes of paths on.
+    let others = ["os/", "remote/stores/", "device/cuda/", "bindings/"];
+    let mut found = Vec::new();
+    for (file, text) in sources() {
+        let code = code_of(&text);
+        if !others.iter().any(|folder| file.starts_with(folder)) {
+            found.extend(
+                words.iter().filter(|word| code.contains(**word)).map(|word| format!("{file}: {word}")),
+            );
+        }
+    }
+    assert!(found.is_empty(), "{found:?}");
+}
+
+/// The names of the functions and constants that a file of `os` gives the rest, each with what it takes and gives.
+fn given(file: &str) -> BTreeSet<String> {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/os").join(file)).unwrap();
+    let code = code_of(&text).split_whitespace().collect::<Vec<_>>().join(" ");
+    let items = code.split("pub(crate) ").skip(1).filter_map(|item| {
+        let item = item.strip_prefix("const fn").or_else(|| item.strip_prefix("fn"))?;
+        let (name, rest) = item.trim().split_once('(')?;
+        let (takes, rest) = rest.split_once(')')?;
+        let types = takes.split(',').filter_map(|argument| Some(argument.split_once(':')?.1.trim()));
+        let gives = rest.split(['{', ';']).next()?.trim();
+        Some(format!("{name}({}) {gives}", types.collect::<Vec<_>>().join(", ")))
+    });
+    items.collect()
+}
+
+#[test]
+fn every_system_offers_the_same_functions() {
+    let linux = ["files", "library", "memory", "mod", "new_files", "processors"];
+    let linux: BTreeSet<_> = linux.iter().flat_map(|file| given(&format!("linux/{file}.rs"))).collect();
+    assert!(linux.len() > 20, "the functions were found: {linux:?}");
+    assert_eq!(linux, given("plain.rs"));
+    assert_eq!(given("unix.rs"), given("windows.rs"));
+}
+
+#[test]
 fn unsafe_code_stays_where_it_is_known() {
     let known = [
         "bindings/bridge.rs",
@@ -276,9 +318,11 @@ fn unsafe_code_stays_where_it_is_known() {
         "device/cuda/pinned.rs",
         "device/fetch.rs",
         "io/map.rs",
-        "io/pages.rs",
-        "io/write/behind.rs",
         "jobs/load.rs",
+        "os/linux/files.rs",
+        "os/linux/library.rs",
+        "os/linux/memory.rs",
+        "os/unix.rs",
         "progress.rs",
         "remote/library.rs",
         "remote/table.rs",

@@ -1,9 +1,12 @@
 //! Host memory with the properties the read engine wants.
 
-use memmap2::{Advice, MmapMut, MmapOptions};
+use memmap2::{MmapMut, MmapOptions};
 
 use super::Pages;
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    os,
+};
 
 /// Zeroed private memory, page-aligned, and on huge pages when it is large enough for one: filling it then takes one
 /// page fault for (mostly) 2 MiB instead of 512, which is what limits reads into fresh memory.
@@ -36,7 +39,7 @@ impl HostBuffer {
         let start = huge.map_or(0, |huge| map.as_ptr().align_offset(huge));
         if huge.is_some() {
             // Advice: a kernel without huge pages serves small ones, slower.
-            let _ = map.advise(Advice::HugePage);
+            os::take_huge_pages(&map);
         }
         Ok(Self { map, start, len })
     }
@@ -67,13 +70,12 @@ impl HostBuffer {
     /// Lets no child process share the pages: a write after `fork` would give this process other pages than the ones
     /// that a device, or a direct read under way, has been told of.
     pub(crate) fn keep_from_children(&self) {
-        // Advice, as above: a kernel that refuses it copies pinned pages for the child.
-        let _ = self.map.advise(Advice::DontFork);
+        os::keep_from_children(&self.map);
     }
 
     /// Lets children that are forked from now on have the pages.
     pub(crate) fn share_with_children(&self) {
-        let _ = self.map.advise(Advice::DoFork);
+        os::share_with_children(&self.map);
     }
 
     /// Address of the first byte.

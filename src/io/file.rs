@@ -4,23 +4,16 @@ use std::{
     collections::VecDeque,
     fs::File,
     io::{self, IoSliceMut},
-    num::NonZeroU64,
     ops::Range,
-    os::{
-        fd::AsRawFd as _,
-        unix::fs::{FileExt, MetadataExt as _, OpenOptionsExt as _},
-    },
     path::Path,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use rustix::{
-    fs::{Advice, Mode, OFlags},
-    io::Errno,
-};
-
 use super::Source;
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::{
+    error::{Error, ErrorKind, IoContext, Result},
+    os::{self, FileExt as _, Identity, errno, is_any_of},
+};
 
 /// Files of one model that stay open, each possibly twice: far below any limit of a process.
 pub const MAX_OPEN_FILES: usize = 32;
@@ -31,12 +24,10 @@ pub struct FileSource {
     path: Arc<Path>,
     len: u64,
     identity: Identity,
-    flags: OFlags,
+    /// Whether reads go past the page cache.
+    direct: bool,
     handle: Handle,
 }
-
-/// What a file is known by when it is opened again: device, inode, length, time of the last change.
-type Identity = (u64, u64, u64, i64, i64);
 
 #[derive(Clone, Debug)]
 enum Handle {
@@ -59,11 +50,10 @@ impl FileSource {
     /// # Errors
     /// [`ErrorKind::Io`] if `path` cannot be opened or is no regular file.
     pub fn open(path: &Path) -> Result<Self> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let file = File::from(rustix::fs::open(path, flags, Mode::empty()).during("cannot open", path)?);
+        let file = os::open(path).during("cannot open", path)?;
         let metadata = file.metadata().during("cannot stat", path)?;
         if metadata.is_dir() {
-            return Err(Error::io("cannot read", &rustix::io::Errno::ISDIR.into()).at(path));
+            return Err(Error::io("cannot read", &os::error_of(errno::EISDIR)).at(path));
         }
         if !metadata.is_file() {
             return Err(Error::new(ErrorKind::Io, "is not a regular file").at(path));
@@ -71,8 +61,8 @@ impl FileSource {
         Ok(Self {
             path: path.into(),
             len: metadata.len(),
-            identity: identity(&metadata),
-            flags,
+            identity: Identity::of(&metadata),
+            direct: false,
             handle: Handle::Held(Arc::new(Descriptors { buffered: Arc::new(file), direct: OnceLock::new() })),
         })
     }
@@ -91,7 +81,7 @@ impl FileSource {
     /// # Errors
     /// The system refuses them, or has refused them before.
     pub(super) fn direct(&self) -> io::Result<Self> {
-        let direct = Self { flags: self.flags | OFlags::DIRECT, ..self.clone() };
+        let direct = Self { direct: true, ..self.clone() };
         direct.file().map(|_| direct)
     }
 
@@ -106,28 +96,28 @@ impl FileSource {
         }
     }
 
-    /// Has the kernel read `range` into the page cache, without waiting. Only advice, as [`FileSource::advise`] is.
-    pub(crate) fn expect(&self, range: Range<u64>) {
-        let bytes = NonZeroU64::new(range.end - range.start);
-        let _ = self.file().map(|file| rustix::fs::fadvise(&file, range.start, bytes, Advice::WillNeed));
+    /// Has the kernel read `range` into the page cache, without waiting. Only advice, as
+    /// [`FileSource::set_read_ahead`] is.
+    pub(crate) fn expect(&self, range: &Range<u64>) {
+        let _ = self.file().and_then(|file| os::will_need(&file, range));
     }
 
     /// The number of the device that it lies on.
     pub(super) const fn device(&self) -> u64 {
-        self.identity.0
+        self.identity.device
     }
 
-    /// Has the kernel read ahead as usual, or with [`Advice::Random`] no more than it is asked for. Only advice: that it
-    /// may be refused does not matter.
-    pub fn advise(&self, advice: Advice) {
-        let _ = self.file().map(|file| rustix::fs::fadvise(&file, 0, None, advice));
+    /// Has the kernel read ahead as usual, or no more than it is asked for. Only advice: that it may be refused does not
+    /// matter.
+    pub(super) fn set_read_ahead(&self, reads_ahead: bool) {
+        let _ = self.file().map(|file| os::set_read_ahead(&file, reads_ahead));
     }
 }
 
 impl FileSource {
     /// Reads into `slices`, one after the other, from `offset` in one request.
     pub(super) fn read_vectored_at(&self, slices: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
-        Ok(rustix::io::preadv(&*self.file()?, slices, offset)?)
+        os::read_vectored_at(&*self.file()?, slices, offset)
     }
 }
 
@@ -151,7 +141,7 @@ impl Source for FileSource {
 impl Descriptors {
     /// The one that `source` reads by.
     fn file(&self, source: &FileSource) -> io::Result<&Arc<File>> {
-        if !source.flags.contains(OFlags::DIRECT) {
+        if !source.direct {
             return Ok(&self.buffered);
         }
         let refused = || io::Error::from(io::ErrorKind::Unsupported);
@@ -166,21 +156,17 @@ impl Descriptors {
         self.direct.get().and_then(Option::as_ref).ok_or_else(refused)
     }
 
-    /// By the descriptor, which another file's taking the path does not disturb; without /proc by the path.
     fn open_direct(&self, source: &FileSource) -> io::Result<File> {
-        let held = format!("/proc/self/fd/{}", self.buffered.as_raw_fd());
-        match open_again(Path::new(&held), source.flags, source.identity) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                open_again(&source.path, source.flags, source.identity)
-            }
-            opened => opened,
-        }
+        checked(os::open_again_direct(&self.buffered, &source.path)?, source.identity)
     }
 }
 
 /// The open ones among more files than may be open at a time: those that were used last.
 #[derive(Debug, Default)]
-pub struct Shelf(Mutex<VecDeque<(Identity, OFlags, Arc<File>)>>);
+pub struct Shelf(Mutex<VecDeque<(Key, Arc<File>)>>);
+
+/// Which file, and whether it is open for direct reads.
+type Key = (Identity, bool);
 
 impl Shelf {
     /// A shelf for so many files; none if all of them may stay open.
@@ -190,17 +176,18 @@ impl Shelf {
     }
 
     fn file(&self, source: &FileSource) -> io::Result<Arc<File>> {
-        let key = (source.identity, source.flags);
+        let key = (source.identity, source.direct);
         if let Some(file) = self.held(key) {
             return Ok(file);
         }
         // Others go on meanwhile: to open a remote file takes as long as to read it.
-        let file = Arc::new(open_again(&source.path, key.1, key.0)?);
+        let open = if source.direct { os::open_direct } else { os::open };
+        let file = Arc::new(checked(open(&source.path)?, source.identity)?);
         if let Some(file) = self.held(key) {
             return Ok(file); // so did another thread
         }
         let mut open = self.lock();
-        open.push_back((key.0, key.1, Arc::clone(&file)));
+        open.push_back((key, Arc::clone(&file)));
         if open.len() > MAX_OPEN_FILES {
             open.pop_front();
         }
@@ -208,34 +195,29 @@ impl Shelf {
     }
 
     /// The file, if it is open; it is the last to be closed then.
-    fn held(&self, key: (Identity, OFlags)) -> Option<Arc<File>> {
+    fn held(&self, key: Key) -> Option<Arc<File>> {
         let mut open = self.lock();
-        let place = open.iter().position(|(identity, flags, _)| (*identity, *flags) == key)?;
+        let place = open.iter().position(|(held, _)| *held == key)?;
         let entry = open.remove(place)?;
-        let file = Arc::clone(&entry.2);
+        let file = Arc::clone(&entry.1);
         open.push_back(entry);
         Some(file)
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(Identity, OFlags, Arc<File>)>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(Key, Arc<File>)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Whether the file system has no direct reads.
 fn is_refusal(error: &io::Error) -> bool {
-    let refusals = [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOSYS];
-    refusals.iter().any(|refusal| error.raw_os_error() == Some(refusal.raw_os_error()))
+    is_any_of(error, &[errno::EINVAL, errno::EOPNOTSUPP, errno::ENOSYS])
 }
 
-fn open_again(path: &Path, flags: OFlags, expected: Identity) -> io::Result<File> {
-    let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
-    if identity(&file.metadata()?) == expected {
+/// `file`, opened again, if it is still what it was.
+fn checked(file: File, expected: Identity) -> io::Result<File> {
+    if Identity::of(&file.metadata()?) == expected {
         return Ok(file);
     }
     Err(io::Error::other("the file was changed or replaced after it was opened"))
-}
-
-fn identity(metadata: &std::fs::Metadata) -> Identity {
-    (metadata.dev(), metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec())
 }

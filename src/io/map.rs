@@ -2,18 +2,21 @@
 
 use std::{
     io,
-    os::fd::AsRawFd as _,
     sync::{Arc, Weak},
 };
 
-use super::{FileSource, Files, Input, Source, pages::fault_huge_pages};
-use crate::error::{Error, IoContext, Result};
-use memmap2::{Advice, MmapOptions, MmapRaw};
+use memmap2::{MmapOptions, MmapRaw};
+
+use super::{FileSource, Files, Input, Pages, Source};
+use crate::{
+    error::{Error, IoContext, Result},
+    os,
+};
 
 /// A whole file, or the payloads of several as [`Files`] lays them out, mapped privately: reads come from the page cache on first touch, writes stay in this process.
 ///
 /// Whoever truncates the file under a mapping makes later touches of the lost pages fatal (`SIGBUS`); replacing the
-/// file by renaming another over it, as this crate writes files, leaves the mapping on the old bytes.
+/// file by renaming another over it, as this crate writes files, leaves the mapping on the old bytes. (Windows refuses both.)
 #[derive(Debug)]
 pub struct Mapping {
     map: MmapRaw,
@@ -63,19 +66,9 @@ impl Mapping {
             let file = file_of(input)?;
             let offset = usize::try_from(place.start).expect("within the reservation");
             let bytes = usize::try_from(place.end - place.start).expect("within the reservation");
-            let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
-            let protection = libc::PROT_READ | libc::PROT_WRITE;
-            let open = file.file().during("cannot map", file.path())?;
-            // SAFETY: the place lies in the reservation, which nobody has seen yet and which unmaps it all when it is
-            // dropped; indices are joined at multiples of pages, so no two files share one. What else holds for
-            // one file holds for each.
-            let mapped = unsafe {
-                let address = map.as_mut_ptr().add(offset).cast();
-                libc::mmap64(address, bytes, protection, flags, open.as_raw_fd(), 0)
-            };
-            if mapped == libc::MAP_FAILED {
-                return Err(io::Error::last_os_error()).during("cannot map", file.path());
-            }
+            // Nobody has seen the reservation yet, and as indices are joined at multiples of pages, no two files share one.
+            let mapped = file.file().and_then(|open| os::map_over(&map, offset, bytes, &open));
+            mapped.during("cannot map", file.path())?;
         }
         Ok(Self { map, alive: Arc::new(()) })
     }
@@ -89,8 +82,7 @@ impl Mapping {
     /// Has the kernel, when it needs memory, take pages that were touched before those that were only read, for a file that
     /// is larger than memory.
     pub fn forget_touched(&self) {
-        // Without that, what was read ahead may go first.
-        let _ = self.map.advise(Advice::Sequential);
+        os::forget_touched(&self.map);
     }
 
     /// Address of the file's first byte.
@@ -116,6 +108,18 @@ impl Mapping {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// Makes each fault of `map` read the huge page around it and the next one, whatever the device's read-ahead is, into huge
+/// pages where the file system has them.
+///
+/// # Errors
+/// The system has no huge pages of a useful size.
+pub(super) fn fault_huge_pages(map: &MmapRaw) -> io::Result<()> {
+    if Pages::here().huge_bytes.is_none() {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    os::fault_huge_pages(map)
 }
 
 /// The file that can be mapped.

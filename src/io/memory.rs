@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::Source;
+use crate::os::{self, errno};
 
 /// What goes wrong in a [`MemorySource`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,7 +51,7 @@ impl Source for MemorySource {
             return Err(io::ErrorKind::Interrupted.into());
         }
         if read == self.faults.fail_read {
-            return Err(rustix::io::Errno::IO.into());
+            return Err(os::error_of(errno::EIO));
         }
         let end = self.faults.truncate_at.unwrap_or(usize::MAX).min(self.bytes.len());
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(end);

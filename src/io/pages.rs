@@ -1,8 +1,8 @@
 //! Pages, whose sizes differ from machine to machine: 4, 16 or 64 KiB, huge ones 1 MiB to 512 MiB.
 
-use std::{fs, io, sync::OnceLock};
+use std::sync::OnceLock;
 
-use memmap2::{Advice, MmapRaw};
+use crate::os;
 
 /// Huge pages of this size at the most are used: a larger one takes more memory than it saves time.
 const MAX_HUGE_BYTES: usize = 2 << 20;
@@ -21,10 +21,7 @@ impl Pages {
     #[must_use]
     pub fn here() -> Self {
         static HERE: OnceLock<Pages> = OnceLock::new();
-        *HERE.get_or_init(|| {
-            let told = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size").ok();
-            Self::new(rustix::param::page_size(), told.and_then(|text| text.trim().parse().ok()))
-        })
+        *HERE.get_or_init(|| Self::new(os::page_bytes(), os::huge_page_bytes()))
     }
 
     /// Pages of `bytes`, and huge ones of `huge_bytes` if the kernel has any.
@@ -33,30 +30,6 @@ impl Pages {
         let is_useful = |huge: &usize| huge.is_power_of_two() && (bytes..=MAX_HUGE_BYTES).contains(huge);
         Self { bytes, huge_bytes: huge_bytes.filter(is_useful) }
     }
-}
-
-/// Makes each fault of `map` read the huge page around it and the next one, whatever the device's read-ahead is, into huge
-/// pages where the file system has them; before Linux 5.18 it does nothing.
-///
-/// # Errors
-/// The kernel has no huge pages of a useful size.
-pub(super) fn fault_huge_pages(map: &MmapRaw) -> io::Result<()> {
-    if Pages::here().huge_bytes.is_none() {
-        return Err(io::ErrorKind::Unsupported.into());
-    }
-    map.advise(Advice::HugePage)
-}
-
-/// What `mincore` says of the page at `offset` of `map`: never that one is missing which the page cache holds.
-pub(super) fn may_be_cached(map: &MmapRaw, offset: u64) -> bool {
-    let Ok(offset) = usize::try_from(offset) else {
-        return true;
-    };
-    let mut state = 1;
-    let page = map.as_mut_ptr().wrapping_add(offset - offset % Pages::here().bytes);
-    // SAFETY: looks at one page and writes one byte about it; a page that is not mapped is an error, and changes nothing.
-    let failed = unsafe { libc::mincore(page.cast(), 1, &raw mut state) };
-    failed != 0 || state & 1 == 1
 }
 
 #[cfg(test)]
@@ -75,6 +48,6 @@ mod tests {
 
     #[test]
     fn pages_here_are_those_of_the_kernel() {
-        assert_eq!(Pages::here().bytes, rustix::param::page_size());
+        assert_eq!(Pages::here().bytes, os::page_bytes());
     }
 }

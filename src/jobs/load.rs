@@ -6,8 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::io::Errno;
-
 pub use crate::plan::Place;
 use crate::{
     device::{Device, pool::Pool, transfer},
@@ -18,6 +16,7 @@ use crate::{
     jobs::settings,
     model::Model,
     numa::{Node, Nodes, Stay},
+    os::{self, errno},
     plan::{Ignore, Memory, ReadPlan, Selection, Verify, View},
     progress::Progress,
     stats::{Clock, Report},
@@ -169,7 +168,7 @@ pub fn prepare(model: &Model, selection: Selection<'_>, options: Options) -> Res
     let request = Request { index: &index, selection, options, environment };
     let (mut files, mut route, mut plan) = request.decide(&model.files, place)?;
     let mapping = match plan.memory.contains(&Memory::Mapping).then(|| Mapping::new(&files)).transpose() {
-        Err(error) if error.errno() == Some(Errno::NODEV.raw_os_error()) => {
+        Err(error) if error.errno() == Some(errno::ENODEV) => {
             (files, route, plan) = request.decide(&model.files, Place::Host)?;
             None
         }
@@ -183,7 +182,7 @@ pub fn prepare(model: &Model, selection: Selection<'_>, options: Options) -> Res
 
 /// Whether memory can show the bytes of `files`. Others are read, and decoded, whatever the load asks for.
 fn can_be_mapped(files: &Files) -> bool {
-    !files.is_far() && !files.is_encoded()
+    !files.is_far() && !files.is_encoded() && (os::MAPS_SIDE_BY_SIDE || files.iter().count() == 1)
 }
 
 /// What a load is to do, and for whom.

@@ -131,6 +131,7 @@ pub fn sign(path: &Path, key: &PrivateKey, progress: Progress<'_>) -> Result<Pub
     }
     file.write(footer.as_bytes())?;
     file.write(&footer::trailer(footer.as_bytes()))?;
+    drop(reader); // some systems replace no file that is open
     file.commit_if(|| refuse_changed(path, &before))?;
     Ok(key.public())
 }

@@ -7,7 +7,6 @@ pub(crate) mod reader;
 
 use std::{
     ffi::OsStr,
-    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -27,7 +26,7 @@ use crate::{
     io::{Files, Input, Pages, Source, file::Shelf, read::in_parallel},
     model::reader::{Reader, recognise},
     numa::{Node, Nodes},
-    remote,
+    os, remote,
 };
 
 /// Threads that open the files of a model: each file takes a latency where storage makes readers wait.
@@ -87,10 +86,8 @@ impl Model {
     }
 
     fn open_untimed(path: &Path, cache: Option<&Path>) -> Result<Self> {
-        let bytes = path.as_os_str().as_bytes();
-        if bytes.contains(&(SEPARATOR as u8)) {
-            let each = bytes.split(|&byte| byte == SEPARATOR as u8);
-            let paths: Vec<PathBuf> = each.map(|bytes| OsStr::from_bytes(bytes).into()).collect();
+        let paths = os::split_at_zeros(path);
+        if paths.len() > 1 {
             let labels = paths.iter().map(|path| remote::label(path).display().to_string());
             let label =
                 PathBuf::from(format!("{} and {} more", remote::label(&paths[0]).display(), paths.len() - 1));
@@ -331,5 +328,5 @@ fn kind(file: &Input) -> Result<Kind> {
 }
 
 fn is_named(file: &Input, suffix: &str) -> bool {
-    file.path().as_os_str().as_bytes().ends_with(suffix.as_bytes())
+    file.path().as_os_str().as_encoded_bytes().ends_with(suffix.as_bytes())
 }

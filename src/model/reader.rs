@@ -17,7 +17,7 @@ const TAIL_BYTES: u64 = 64 << 10;
 /// Has the kernel fetch what [`Reader::new`] reads first, so that one wait brings all of it.
 pub(crate) fn expect_tail(file: &Input) {
     if let Some(file) = file.file() {
-        file.expect(file.len().saturating_sub(TAIL_BYTES)..file.len());
+        file.expect(&(file.len().saturating_sub(TAIL_BYTES)..file.len()));
     }
 }
 

@@ -1,11 +1,11 @@
 //! The stores of the library beside the one that this code is in.
 
 use std::{
-    ffi::{CStr, OsStr, c_void},
+    ffi::{CStr, c_void},
     fmt,
-    os::unix::ffi::OsStrExt as _,
-    path::{Path, PathBuf},
-    ptr, slice,
+    path::Path,
+    ptr::{self, NonNull},
+    slice,
     sync::{Arc, OnceLock},
 };
 
@@ -15,7 +15,10 @@ use super::{
     Entry, Object, Opening, Stores, Traffic, Upload,
     table::{Bytes, Opened, Request, Table, version},
 };
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    os,
+};
 
 /// The function that gives the table.
 const ENTRY: &CStr = c"flashpack_remote";
@@ -179,11 +182,11 @@ impl Drop for Begun {
 /// Opens the library.
 fn open() -> Result<Library> {
     let missing = |path: &Path| {
-        let what = "is missing, and without it this build opens no URLs: install flashpack's wheel, or build the crate \
-                    with the feature `remote`";
+        let what = "is missing, and without it this build opens no URLs: on Linux, install flashpack's wheel or build \
+                    the crate with the feature `remote`";
         Error::new(ErrorKind::Unsupported, what).at(path)
     };
-    let path = own_folder().unwrap_or_default().join(FILE);
+    let path = os::own_folder().unwrap_or_default().join(FILE);
     if !path.is_file() {
         return Err(missing(&path));
     }
@@ -192,47 +195,16 @@ fn open() -> Result<Library> {
     Library::of(table).map_err(refused)
 }
 
-/// The folder of the library, or program, that this function is in.
-fn own_folder() -> Option<PathBuf> {
-    let mut info = libc::Dl_info {
-        dli_fname: ptr::null(),
-        dli_fbase: ptr::null_mut(),
-        dli_sname: ptr::null(),
-        dli_saddr: ptr::null_mut(),
-    };
-    let here = own_folder as fn() -> Option<PathBuf> as *const c_void;
-    // SAFETY: `info` is writable. The name that it points to then stays while this code does.
-    let name = unsafe {
-        if libc::dladdr(here, &raw mut info) == 0 || info.dli_fname.is_null() {
-            return None;
-        }
-        CStr::from_ptr(info.dli_fname)
-    };
-    Some(Path::new(OsStr::from_bytes(name.to_bytes())).parent()?.to_owned())
-}
-
 /// The table of the library at `path`, which is never closed.
 fn entry(path: &Path) -> Result<&'static Table> {
-    let refused = || {
-        // SAFETY: what it returns, if not null, is a text that stays until this thread's next such call.
-        let why = unsafe {
-            let text = libc::dlerror();
-            if text.is_null() { c"".to_owned() } else { CStr::from_ptr(text).to_owned() }
-        };
-        Error::new(ErrorKind::Unsupported, format!("cannot be opened: {}", why.to_string_lossy()))
+    let refused = |error| Error::new(ErrorKind::Unsupported, format!("cannot be opened: {error}"));
+    let found = os::function_of(path, ENTRY).map_err(refused)?;
+    // SAFETY: the function of this name takes nothing, and gives a table that is its for good.
+    let table = unsafe {
+        let entry = std::mem::transmute::<NonNull<c_void>, extern "C" fn() -> *const Table>(found);
+        entry().as_ref()
     };
-    let name = [path.as_os_str().as_bytes(), b"\0"].concat();
-    let name = CStr::from_bytes_with_nul(&name).map_err(|_| Error::argument("is no path"))?;
-    // SAFETY: opening it runs nothing but the loader; its entry takes nothing, and gives a table that is its for good.
-    unsafe {
-        let library = libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
-        let symbol = if library.is_null() { ptr::null_mut() } else { libc::dlsym(library, ENTRY.as_ptr()) };
-        if symbol.is_null() {
-            return Err(refused());
-        }
-        let entry: extern "C" fn() -> *const Table = std::mem::transmute(symbol);
-        entry().as_ref().ok_or_else(|| Error::new(ErrorKind::Internal, "gives no functions"))
-    }
+    table.ok_or_else(|| Error::new(ErrorKind::Internal, "gives no functions"))
 }
 
 #[cfg(feature = "remote")]

@@ -6,10 +6,9 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use rustix::io::Errno;
-
 use crate::{
     io::{FileSource, Source},
+    os::{errno, is_any_of},
     plan::DIRECT_ALIGN_BYTES,
 };
 
@@ -84,7 +83,7 @@ impl Source for DirectFile {
         match self.read_units(buffer, offset) {
             // Not even the unit that it begins in: the end, or a few bytes at a time.
             Ok(0) => self.buffered.read_at(buffer, offset),
-            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+            Err(error) if is_any_of(&error, &[errno::EINVAL]) => {
                 self.refused.store(true, Ordering::Relaxed);
                 self.buffered.read_at(buffer, offset)
             }

@@ -1,18 +1,13 @@
 //! How far reading ahead of a mapping may go.
 
-use std::{
-    collections::VecDeque, fs::File, ops::Range, os::unix::fs::FileExt as _, sync::Weak, thread,
-    time::Duration,
-};
+use std::{collections::VecDeque, ops::Range, sync::Weak, thread, time::Duration};
 
-use crate::io::Pages;
+use crate::os::PageMap;
 
 /// How long to wait before looking again whether more was touched: short at first, then longer.
 const NAPS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
 /// Windows that are looked at to find the last one that was touched, however many there are.
 const LOOKS: usize = 32;
-/// Set in the entry of a page that the process has touched (`Documentation/admin-guide/mm/pagemap.rst`).
-const PRESENT: u64 = 1 << 63;
 
 /// Part of a mapping.
 pub(super) trait Window {
@@ -107,21 +102,18 @@ pub(super) struct Touched {
     /// Address of the mapping's first byte.
     start: u64,
     /// None where the kernel does not tell: then nothing counts as touched.
-    pages: Option<File>,
+    pages: Option<PageMap>,
 }
 
 impl Touched {
     /// Of the mapping at the address `start`.
     pub(super) fn of(start: usize) -> Self {
-        Self { start: start as u64, pages: File::open("/proc/self/pagemap").ok() }
+        Self { start: start as u64, pages: PageMap::open() }
     }
 
     /// Whether the page of byte `offset` was touched.
     fn contains(&self, offset: u64) -> bool {
-        let page = (self.start + offset) / Pages::here().bytes as u64;
-        let mut entry = [0; 8];
-        let told = self.pages.as_ref().is_some_and(|pages| pages.read_exact_at(&mut entry, page * 8).is_ok());
-        told && u64::from_ne_bytes(entry) & PRESENT != 0
+        self.pages.as_ref().is_some_and(|pages| pages.is_touched(self.start + offset))
     }
 }
 
@@ -132,6 +124,7 @@ mod tests {
     use memmap2::MmapMut;
 
     use super::*;
+    use crate::io::Pages;
 
     struct Part(Range<u64>);
 
@@ -142,6 +135,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(target_os = "linux"), ignore = "nobody tells what was touched")]
     fn windows_wait_until_those_before_are_touched() {
         let page = Pages::here().bytes;
         let mut map = MmapMut::map_anon(8 * page).unwrap();

@@ -1,8 +1,8 @@
 //! Reading ahead of a mapping: page faults alone ask the disk for 128 KiB at a time and leave it idle in between.
 
-use std::{io, num::NonZeroU64, ops::Range, thread};
+use std::{io, ops::Range, thread};
 
-use memmap2::{Advice, MmapOptions};
+use memmap2::MmapOptions;
 
 use super::{
     pace::{Ahead, Paced, Touched, Window},
@@ -11,9 +11,10 @@ use super::{
 use crate::{
     io::{
         FileSource, Files, Mapping,
-        pages::fault_huge_pages,
+        map::fault_huge_pages,
         route::{FileSystem, residency::Residency},
     },
+    os,
     plan::Readers,
     ram::Ram,
 };
@@ -168,16 +169,14 @@ impl FileWindow<'_> {
         } else {
             self.advise()?;
         }
-        map.advise(Advice::Sequential)?; // else each page would count as used when this is unmapped
-        map.advise(Advice::PopulateRead)
+        os::populate(&map)
     }
 
     /// Has the kernel read it, and nothing else, into single pages; it does not wait for them.
     fn advise(&self) -> io::Result<()> {
         let file = self.file.file()?;
         for start in self.range.clone().step_by(ADVICE_BYTES) {
-            let bytes = NonZeroU64::new((self.range.end - start).min(ADVICE_BYTES as u64));
-            rustix::fs::fadvise(&*file, start, bytes, rustix::fs::Advice::WillNeed)?;
+            os::will_need(&file, &(start..self.range.end.min(start + ADVICE_BYTES as u64)))?;
         }
         Ok(())
     }

@@ -6,11 +6,10 @@ mod system;
 
 use std::ops::Range;
 
-use rustix::fs::Advice;
-
+pub use self::sample::Samples;
 use self::{residency::Residency, system::takes_direct_reads};
-pub use self::{sample::Samples, system::FileSystem};
 use crate::io::FileSource;
+pub use crate::os::FileSystem;
 
 /// Why reads go the way they do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,11 +133,11 @@ impl Probe {
             (Reads::Nothing, _) => return unseen,
             (_, Some(true)) => None,
             (Reads::Parts(parts), _) => {
-                file.advise(Advice::Random);
+                file.set_read_ahead(false);
                 Residency::probe_parts(file, parts)
             }
             (Reads::All, _) => {
-                file.advise(Advice::Normal); // an earlier load of parts may have said otherwise
+                file.set_read_ahead(true); // an earlier load of parts may have said otherwise
                 Residency::probe(file)
             }
         };

@@ -1,16 +1,16 @@
 //! What the page cache holds of a file.
 
 use std::{
-    fs::File,
     hash::{BuildHasher, RandomState},
-    io,
     ops::Range,
 };
 
 use memmap2::MmapOptions;
-use rustix::io::{Errno, ReadWriteFlags};
 
-use crate::io::{FileSource, Source, pages::may_be_cached};
+use crate::{
+    io::{FileSource, Source},
+    os::{can_be_read_at_once, may_be_cached},
+};
 
 /// Places of a file looked at to tell whether the page cache holds it.
 const PROBES: u64 = 64;
@@ -115,16 +115,5 @@ impl Residency {
     #[must_use]
     pub const fn is_most(self) -> bool {
         self.resident * 4 >= self.probes * 3
-    }
-}
-
-/// Whether a read of the byte at `offset` does not wait; `None` if the file system cannot tell.
-fn can_be_read_at_once(file: &File, offset: u64) -> Option<bool> {
-    let mut byte = [0];
-    let mut slices = [io::IoSliceMut::new(&mut byte)];
-    match rustix::io::preadv2(file, &mut slices, offset, ReadWriteFlags::NOWAIT) {
-        Ok(_) => Some(true),
-        Err(Errno::AGAIN | Errno::INTR) => Some(false),
-        Err(_) => None,
     }
 }

@@ -1,26 +1,19 @@
 //! Writing files so that nobody ever sees half of one.
 
 use std::{
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{self, File, OpenOptions},
     io::{self, Seek as _, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-};
-
-use rustix::{
-    fs::{AtFlags, CWD, FallocateFlags, OFlags},
-    io::Errno,
 };
 
 use super::{
     behind::WriteBehind,
-    temporary::{
-        create_named, folder_of, is_any_of, is_renaming_refused, name_beside, own_link, remove_abandoned,
-    },
+    temporary::{create_named, folder_of, is_renaming_refused, name_beside, remove_abandoned},
 };
 use crate::{
     environment::Environment,
     error::{At as _, Error, ErrorKind, IoContext, Result},
+    os::{self, errno},
     remote,
 };
 
@@ -55,14 +48,14 @@ impl NewFile {
         let folder = folder_of(&destination);
         create_folder(folder).during("cannot create the folder", folder)?;
         remove_abandoned(&destination);
-        let replaced = fs::metadata(&destination).ok().map(|old| old.permissions().mode() & 0o7777);
+        let replaced = fs::metadata(&destination).ok().map(|old| old.permissions());
         // At no time by a wider mode than what it replaces, but for its writer.
-        let mode = replaced.map_or(0o666, |mode| mode & 0o666 | 0o600);
+        let mode = replaced.as_ref().map_or(0o666, |old| os::mode_of(old) & 0o666 | 0o600);
         let (file, temporary) = create(&destination, mode)
             .during("cannot create a temporary file in its folder", &destination)?;
         let this = Self { file, temporary, destination };
-        if let Some(mode) = replaced {
-            let set = this.file.set_permissions(Permissions::from_mode(mode));
+        if let Some(permissions) = replaced {
+            let set = this.file.set_permissions(permissions);
             set.during("cannot set the permissions of the new file", &this.destination)?;
         }
         Ok(this)
@@ -147,11 +140,12 @@ impl NewFile {
     fn replace(&mut self) -> io::Result<()> {
         let temporary = match self.temporary.take() {
             Some(name) => name,
-            None if link(&self.file, &self.destination).is_ok() => return Ok(()),
+            None if os::link(&self.file, &self.destination).is_ok() => return Ok(()),
             None => self.named()?,
         };
         // Until it is renamed, the name is for `drop` to remove.
         let temporary = self.temporary.insert(temporary);
+        os::admit_readers(&self.file);
         match fs::rename(&*temporary, &self.destination) {
             Err(error) if is_renaming_refused(&error) => copy(
                 &self.file,
@@ -167,7 +161,7 @@ impl NewFile {
         let name = name_beside(&self.destination);
         // Before it has the name: whoever finds that without a lock takes its writer for dead.
         let _ = self.file.try_lock();
-        match link(&self.file, &name) {
+        match os::link(&self.file, &name) {
             Ok(()) => Ok(name),
             // Where files without a name cannot get one after all, a copy can.
             Err(_) => self.copied(),
@@ -177,7 +171,7 @@ impl NewFile {
     /// Puts a copy of the file, which has a temporary name, in its place.
     fn copied(&mut self) -> io::Result<PathBuf> {
         let permissions = self.file.metadata()?.permissions();
-        let (file, name) = create_named(&self.destination, permissions.mode() & 0o666)?;
+        let (file, name) = create_named(&self.destination, os::mode_of(&permissions) & 0o666)?;
         let copied = file
             .set_permissions(permissions)
             .and_then(|()| copy(&self.file, OpenOptions::new().write(true), &name));
@@ -265,46 +259,17 @@ impl AtomicFile {
         if bytes == 0 {
             return Ok(());
         }
-        match rustix::fs::fallocate(&self.new.file, FallocateFlags::empty(), 0, bytes) {
-            Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => {
-                Err(Error::io(&format!("cannot reserve {bytes} bytes"), &errno.into())
-                    .at(&self.new.destination))
-            }
-            Ok(()) | Err(_) => Ok(()),
-        }
+        let action = format!("cannot reserve {bytes} bytes");
+        os::reserve(&self.new.file, bytes).during(&action, &self.new.destination)
     }
 }
 
 /// A new file for `destination`, without a name if the file system allows that, else under a temporary one.
 fn create(destination: &Path, mode: u32) -> io::Result<(File, Option<PathBuf>)> {
-    let nameless = OFlags::TMPFILE.bits().cast_signed();
-    let folder = folder_of(destination);
-    match OpenOptions::new().read(true).write(true).mode(mode).custom_flags(nameless).open(folder) {
-        Ok(file) if fs::symlink_metadata(own_link(&file)).is_ok() && honours_umask(&file, mode)? => {
-            Ok((file, None))
-        }
-        Err(error) if !is_any_of(&error, &[Errno::OPNOTSUPP, Errno::ISDIR, Errno::INVAL, Errno::NOSYS]) => {
-            Err(error)
-        }
-        _ => create_named(destination, mode).map(|(file, name)| (file, Some(name))),
+    match os::create_nameless(folder_of(destination), mode)? {
+        Some(file) => Ok((file, None)),
+        None => create_named(destination, mode).map(|(file, name)| (file, Some(name))),
     }
-}
-
-/// Whether the file has the mode that one with a name would have: before Linux 6.0, `O_TMPFILE` leaves the umask out on
-/// some file systems.
-fn honours_umask(file: &File, mode: u32) -> io::Result<bool> {
-    let others = mode & 0o077;
-    if others == 0 || file.metadata()?.permissions().mode() & 0o077 != others {
-        return Ok(true);
-    }
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
-    let umask = umask.and_then(|umask| u32::from_str_radix(umask.trim(), 8).ok());
-    Ok(umask.is_some_and(|umask| umask & others == 0))
-}
-
-fn link(file: &File, name: &Path) -> io::Result<()> {
-    Ok(rustix::fs::linkat(CWD, own_link(file), CWD, name, AtFlags::SYMLINK_FOLLOW)?)
 }
 
 /// Copies all of `from` to what `options` open at `to`, and flushes it.
@@ -320,7 +285,7 @@ fn create_folder(folder: &Path) -> io::Result<()> {
     let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
     let missing: Vec<&Path> = folder.ancestors().take_while(is_missing).collect();
     fs::create_dir_all(folder)?;
-    missing.into_iter().try_for_each(|created| sync_folder(folder_of(created)))
+    missing.into_iter().try_for_each(|created| os::sync_folder(folder_of(created)))
 }
 
 /// Flushes the folder's entries to the disk.
@@ -328,15 +293,7 @@ fn create_folder(folder: &Path) -> io::Result<()> {
 /// # Errors
 /// [`ErrorKind::Io`].
 pub fn flush_folder(folder: &Path) -> Result<()> {
-    sync_folder(folder).during("cannot flush the folder to disk", folder)
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    match File::open(folder).and_then(|folder| folder.sync_all()) {
-        // Some file systems cannot flush a folder; their renames are as durable as they get.
-        Err(error) if is_any_of(&error, &[Errno::INVAL]) => Ok(()),
-        synced => synced,
-    }
+    os::sync_folder(folder).during("cannot flush the folder to disk", folder)
 }
 
 /// Folders cannot be replaced by a file, device nodes and pipes must not be.
@@ -345,7 +302,9 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 /// [`ErrorKind::Io`].
 pub fn refuse_irregular(destination: &Path) -> Result<()> {
     match fs::metadata(destination) {
-        Ok(old) if old.is_dir() => Err(Error::io("cannot write", &Errno::ISDIR.into()).at(destination)),
+        Ok(old) if old.is_dir() => {
+            Err(Error::io("cannot write", &os::error_of(errno::EISDIR)).at(destination))
+        }
         Ok(old) if !old.is_file() => {
             Err(Error::new(ErrorKind::Io, "cannot write: is not a regular file").at(destination))
         }
@@ -364,24 +323,14 @@ fn follow_link(path: &Path) -> Result<PathBuf> {
             Err(_) => return Ok(path),
         }
     }
-    Err(Error::io("cannot write", &Errno::LOOP.into()).at(&path))
+    Err(Error::io("cannot write", &os::error_of(errno::ELOOP)).at(&path))
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
-    use super::*;
+    use std::{fs::Permissions, os::unix::fs::PermissionsExt as _};
 
-    #[test]
-    fn a_file_that_the_umask_did_not_reach_is_not_taken() {
-        let folder = tempfile::tempdir().unwrap();
-        let name = folder.path().join("usual");
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o666).open(name).unwrap();
-        let usual = file.metadata().unwrap().permissions().mode();
-        assert!(honours_umask(&file, 0o666).unwrap());
-        file.set_permissions(Permissions::from_mode(0o666)).unwrap();
-        assert_eq!(honours_umask(&file, 0o666).unwrap(), usual & 0o066 == 0o066);
-        assert!(honours_umask(&file, 0o600).unwrap(), "nothing was to be masked");
-    }
+    use super::*;
 
     #[test]
     fn files_that_cannot_be_named_after_all_are_copied() {

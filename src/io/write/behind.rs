@@ -3,10 +3,6 @@
 use std::{
     fs::File,
     io, mem,
-    os::{
-        fd::AsRawFd as _,
-        unix::fs::{FileExt as _, OpenOptionsExt as _},
-    },
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -15,12 +11,10 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use rustix::{fs::OFlags, io::Errno};
-
-use super::temporary::own_link;
 use crate::{
     error::{Error, ErrorKind, Result},
     io::HostBuffer,
+    os::{self, FileExt as _, errno, is_any_of},
 };
 
 /// Bytes that one request brings to the disk: two huge pages, which a disk takes in a few long pieces.
@@ -55,7 +49,7 @@ impl WriteBehind {
     /// # Errors
     /// [`ErrorKind::Memory`].
     pub(super) fn new(file: File, direct: bool) -> Result<Self> {
-        let direct = direct.then(|| open_direct(&file)).flatten();
+        let direct = direct.then(|| os::open_to_write_direct(&file)).flatten();
         let (refused, given_up) = (AtomicBool::new(false), AtomicBool::new(false));
         Ok(Self {
             target: Arc::new(Target { file, direct, refused, given_up }),
@@ -152,12 +146,6 @@ struct Target {
     given_up: AtomicBool,
 }
 
-/// `file` for direct writes, unless its file system refuses them.
-fn open_direct(file: &File) -> Option<File> {
-    let direct = OFlags::DIRECT.bits().cast_signed();
-    File::options().read(true).write(true).custom_flags(direct).open(own_link(file)).ok()
-}
-
 impl Target {
     /// The descriptor for direct writes, as long as none was refused, for whole buffers.
     fn direct(&self, bytes: &[u8]) -> Option<&File> {
@@ -178,14 +166,14 @@ impl Target {
         if let Some(direct) = self.direct(bytes) {
             match direct.write_all_at(bytes, offset) {
                 // Refused only now, or after a part that no direct write can go on from.
-                Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+                Err(error) if is_any_of(&error, &[errno::EINVAL]) => {
                     self.refused.store(true, Ordering::Relaxed);
                 }
                 written => return written,
             }
         }
         self.file.write_all_at(bytes, offset)?;
-        start_writeback(&self.file, offset, bytes.len() as u64);
+        os::start_writeback(&self.file, offset, bytes.len() as u64);
         Ok(())
     }
 }
@@ -246,21 +234,7 @@ fn panicked() -> Error {
     Error::new(ErrorKind::Internal, "a writer thread panicked")
 }
 
-/// Asks for a range to be brought to disk, and does not wait: the disk would idle until the final flush. That is only
-/// advice; what goes wrong, the flush finds out.
-fn start_writeback(file: &File, offset: u64, bytes: u64) {
-    // SAFETY: takes a file that is open and three numbers, touches no memory of ours.
-    unsafe {
-        libc::sync_file_range(
-            file.as_raw_fd(),
-            offset.cast_signed(),
-            bytes.cast_signed(),
-            libc::SYNC_FILE_RANGE_WRITE,
-        );
-    }
-}
-
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
 
@@ -286,14 +260,5 @@ mod tests {
             assert!(back == piece, "buffer {number}");
         }
         assert_eq!(file.metadata().unwrap().len(), (2 * BUFFERS * BUFFER_BYTES) as u64);
-    }
-
-    #[test]
-    fn the_two_ways_to_a_file_do_not_share_their_flags() {
-        let file = tempfile::tempfile().unwrap();
-        let mut bytes = WriteBehind::new(file.try_clone().unwrap(), true).unwrap();
-        bytes.write(&vec![1; 3 * BUFFER_BYTES]).unwrap();
-        assert!(!rustix::fs::fcntl_getfl(&file).unwrap().contains(OFlags::DIRECT));
-        bytes.finish().unwrap();
     }
 }

@@ -7,14 +7,16 @@ pub mod temporary;
 
 use std::{
     fs::{self, Metadata},
-    os::unix::fs::MetadataExt as _,
     path::Path,
 };
 
 pub use atomic::{AtomicFile, NewFile, flush_folder, refuse_irregular};
 pub use growing::{Finished, Growing, NewObject};
 
-use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::{
+    error::{Error, ErrorKind, IoContext as _, Result},
+    os::Identity,
+};
 
 /// Refuses to replace a file if it is not what it was `before`: what took its place, or was written to it, is not to be lost.
 ///
@@ -22,8 +24,7 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 /// [`ErrorKind::Io`].
 pub fn refuse_changed(path: &Path, before: &Metadata) -> Result<()> {
     let now = fs::metadata(path).during("cannot stat", path)?;
-    let state = |file: &Metadata| (file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec());
-    if state(&now) == state(before) {
+    if Identity::of(&now) == Identity::of(before) {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Io, "was changed while the file that replaces it was written: try again")

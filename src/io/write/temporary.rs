@@ -5,14 +5,13 @@ use std::{
     fs::{self, File, OpenOptions},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
-    os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
-use rustix::{fs::OFlags, io::Errno};
+use crate::os::{self, errno, is_any_of};
 
 /// Every temporary file's name contains this, between the destination's name and what is unique to its writer.
 const TEMP_MARK: &str = ".flashpack-tmp-";
@@ -45,7 +44,8 @@ pub fn name_beside(destination: &Path) -> PathBuf {
 /// Creates an empty file under a temporary name, and locks it until it is closed.
 pub(super) fn create_named(destination: &Path, mode: u32) -> io::Result<(File, PathBuf)> {
     let (name, unlocked) = names_beside(destination);
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&unlocked)?;
+    let mut options = OpenOptions::new();
+    let file = os::set_mode(options.read(true).write(true).create_new(true), mode).open(&unlocked)?;
     // Without locks (some network file systems) or renaming, abandoned files stay; nothing else depends on them.
     if file.try_lock().is_err() {
         return Ok((file, unlocked));
@@ -73,8 +73,8 @@ fn names_beside(destination: &Path) -> (PathBuf, PathBuf) {
 #[derive(Debug)]
 pub struct TemporaryFolder {
     path: PathBuf,
-    /// Locked, as network file systems lock no folders.
-    lock: File,
+    /// Locked, as network file systems lock no folders. None when the folder is about to go.
+    lock: Option<File>,
 }
 
 impl TemporaryFolder {
@@ -86,10 +86,11 @@ impl TemporaryFolder {
         let (path, unlocked) = names_beside(destination);
         fs::create_dir(&unlocked)?;
         let lock = File::create_new(unlocked.join(LOCK));
-        let mut this = Self { lock: lock.inspect_err(|_| drop(fs::remove_dir(&unlocked)))?, path: unlocked };
+        let lock = lock.inspect_err(|_| drop(fs::remove_dir(&unlocked)))?;
         // As of files: without locks, what is abandoned stays.
-        if this.lock.try_lock().is_ok() {
-            fs::rename(&this.path, &path)?;
+        let is_locked = lock.try_lock().is_ok();
+        let mut this = Self { lock: Some(lock), path: unlocked };
+        if is_locked && os::rename_in_use(&this.path, &path)? {
             this.path = path;
         }
         Ok(this)
@@ -104,6 +105,7 @@ impl TemporaryFolder {
 
 impl Drop for TemporaryFolder {
     fn drop(&mut self) {
+        drop(self.lock.take()); // some systems remove no folder in which a file is open
         let _ = fs::remove_dir_all(&self.path);
     }
 }
@@ -136,8 +138,7 @@ fn remove_if_abandoned(path: &Path, locks: bool) -> io::Result<()> {
         return Ok(());
     }
     // Whoever else may write to the folder can have put a link or a pipe in its place, which would be waited for.
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let open = |write| OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
+    let open = |write| os::refuse_links(OpenOptions::new().read(true).write(write)).open(path);
     // NFS locks only what is open for writing, and the mode may be one that forbids that.
     let file = open(true).or_else(|_| open(false))?;
     file.try_lock().map_err(io::Error::other)?;
@@ -146,10 +147,10 @@ fn remove_if_abandoned(path: &Path, locks: bool) -> io::Result<()> {
 
 /// Removes the [`TemporaryFolder`] at `path` if its owner is dead.
 fn remove_unlocked_folder(path: &Path) -> io::Result<()> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     // It is missing where its owner died, or was to remove the folder, before the rest.
-    let lock = OpenOptions::new().append(true).create(true).custom_flags(flags).open(path.join(LOCK))?;
+    let lock = os::refuse_links(OpenOptions::new().append(true).create(true)).open(path.join(LOCK))?;
     lock.try_lock().map_err(io::Error::other)?;
+    drop(lock); // as above
     fs::remove_dir_all(path)
 }
 
@@ -157,7 +158,7 @@ fn remove_unlocked_folder(path: &Path) -> io::Result<()> {
 /// each keeps to its own.
 fn prefix(destination: &Path) -> OsString {
     let mut host = DefaultHasher::new();
-    rustix::system::uname().nodename().hash(&mut host);
+    os::host_name().hash(&mut host);
     let mut prefix = OsString::from(".");
     // Names have at most 255 bytes on the file systems we know: leave room for the rest.
     let name = destination.file_name().unwrap_or_default().to_string_lossy();
@@ -168,16 +169,7 @@ fn prefix(destination: &Path) -> OsString {
     prefix
 }
 
-/// What names an open file, whether it has another name or not.
-pub(super) fn own_link(file: &File) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
-}
-
 /// Whether no file can be renamed to the destination, whatever its permissions.
 pub(super) fn is_renaming_refused(error: &io::Error) -> bool {
-    is_any_of(error, &[Errno::BUSY, Errno::XDEV, Errno::NOSYS, Errno::OPNOTSUPP])
-}
-
-pub(super) fn is_any_of(error: &io::Error, errnos: &[Errno]) -> bool {
-    errnos.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    is_any_of(error, &[errno::EBUSY, errno::EXDEV, errno::ENOSYS, errno::EOPNOTSUPP])
 }

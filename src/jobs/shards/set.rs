@@ -8,8 +8,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::process::{Resource, getrlimit};
-
 use super::bytes_of;
 use crate::{
     error::{At as _, Error, IoContext as _, Result},
@@ -20,7 +18,7 @@ use crate::{
     },
     jobs::pack::Packer,
     model::folder::index_path,
-    remote,
+    os, remote,
 };
 
 /// Shards on their way.
@@ -153,7 +151,7 @@ fn put_files_in_place(files: Vec<NewFile>) -> Result<()> {
 
 /// Whether these are more files than a process should hold open.
 fn are_many(files: usize) -> bool {
-    getrlimit(Resource::Nofile).current.is_some_and(|limit| files as u64 > limit / 4)
+    os::open_file_limit().is_some_and(|limit| files as u64 > limit / 4)
 }
 
 /// What is before and after the number in the names of shards.
