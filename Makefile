@@ -32,11 +32,14 @@ FUZZ := RUSTC_BOOTSTRAP=1 PATH="$(CURDIR)/$(TOOLS):$$PATH" cargo fuzz
 FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -dict=fuzz/footer.dict -max_len=65536 -timeout=25 -print_final_stats=1
 SLOWFS := benches/slowfs/Cargo.toml
 VALGRIND_TESTS := conversion faults fixtures hardening properties transfer writing
+# Those that need nothing which only Linux has.
+WINDOWS_TESTS := codec compression conversion explaining fixtures hardening models repacking shards signing slices writing
+WINE ?= /usr/lib/wine/wine64
 MIRI := nightly-2026-05-20
 MODELS := RUSTFLAGS='--cfg shuttle' cargo test --quiet --target-dir target/shuttle --test interleavings
 
-.PHONY: help build test thorough lint fmt demo fuzz fuzzbuild models asan valgrind miri aarch64 audit mutations bench hardware parity reliability
-.PHONY: wheel wheel-test oldest matrix sdist tch sglang vllm docs clean
+.PHONY: help build test thorough lint fmt demo fuzz fuzzbuild models asan valgrind miri aarch64 portable windows audit mutations bench
+.PHONY: hardware parity reliability wheel wheel-test oldest matrix sdist tch sglang vllm docs clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -110,6 +113,19 @@ aarch64: ## run the Rust tests for aarch64 under an emulator; needs rustup, aarc
 		cargo test --quiet --features cuda,remote --target aarch64-unknown-linux-gnu --target-dir target/aarch64 \
 		-- --skip cache::tests::processes --skip a_stub --skip a_function_that_the_driver_lacks \
 		--skip a_lack_of_memory --skip through_memory_of_the_engine # processes, limits and maps, of which it has none
+
+portable: ## check the core for macOS and Windows; needs rustup, and compiles no C of dependencies
+	rustup target add aarch64-apple-darwin x86_64-pc-windows-gnu
+	SDKROOT=/ TARGET_CC=true TARGET_AR=true cargo clippy --quiet --lib --target aarch64-apple-darwin \
+		--target x86_64-pc-windows-gnu --target-dir target/portable -- -D warnings
+
+windows: ## run the core's tests for Windows under wine; needs rustup, x86_64-w64-mingw32-gcc, wine64
+	rustup target add x86_64-pc-windows-gnu
+	mkdir -p target/wine/prefix
+	x86_64-w64-mingw32-gcc -shared -o target/wine/bcryptprimitives.dll tests/wine/bcryptprimitives.c -ladvapi32
+	WINEPREFIX="$(CURDIR)/target/wine/prefix" WINEPATH="Z:$(CURDIR)/target/wine" WINEDEBUG=-all \
+		CARGO_TARGET_X86_64_PC_WINDOWS_GNU_RUNNER=$(WINE) cargo test --quiet --no-fail-fast \
+		--target x86_64-pc-windows-gnu --target-dir target/wine --lib $(WINDOWS_TESTS:%=--test %)
 
 audit: $(CARGO_DENY) ## check licences, sources and advisories of dependencies
 	$(CARGO_DENY) --locked check bans licenses sources

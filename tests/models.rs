@@ -9,7 +9,7 @@ use common::{Tensor, models, pack, pack_by, settings, tensor};
 use flashpack::{
     Error, ErrorKind, Progress, Reader,
     format::{DType, Index, checksum::Algorithm, layout::Order},
-    io::{Source as _, file::MAX_OPEN_FILES, memory::MemorySource},
+    io::memory::MemorySource,
     load::{self, Options, Place},
     model::{Model, SEPARATOR},
     plan::{Ignore, Memory, ReadPlan, Selection, Verify},
@@ -263,8 +263,10 @@ fn files_of_several_kinds_describe_their_checksums() {
     assert_eq!((&partly["algorithm"], &partly["unverified_bytes"]), (&"xxh3_64".into(), &bytes.into()));
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn more_files_load_than_may_be_open_at_a_time() {
+    use flashpack::io::{Source as _, file::MAX_OPEN_FILES};
     let folder = tempfile::tempdir().unwrap();
     let tensors: Vec<_> = (0..MAX_OPEN_FILES + 9)
         .map(|number| tensor(&format!("t{number}"), DType::Float32, &[100 + number as u64]))

@@ -9,7 +9,7 @@ use std::{
 };
 
 use flashpack::{
-    ErrorKind, Progress, Result,
+    Progress, Result,
     format::{
         DType,
         checksum::Algorithm,
@@ -21,7 +21,6 @@ use flashpack::{
     plan::{Ignore, Selection},
     shards::{Request, Save},
 };
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const LENGTH: usize = 1000;
 const TENSOR_BYTES: u64 = LENGTH as u64;
@@ -139,8 +138,10 @@ fn a_save_that_is_given_up_changes_nothing() {
     assert_eq!(SET.map(|name| fs::read(folder.path().join(name)).unwrap()).to_vec(), before);
 }
 
+#[cfg(unix)]
 #[test]
 fn more_files_than_a_process_should_hold_open_lie_in_a_folder() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let (folder, path) = place();
     let old = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: Some(99), ..old }).unwrap();
@@ -180,9 +181,12 @@ fn folders_of_dead_writers_are_swept() {
     );
 }
 
+#[cfg(unix)]
 #[test]
 fn destinations_that_cannot_be_are_refused_before_anything_is_written() {
     use std::os::unix::ffi::OsStrExt as _;
+
+    use flashpack::ErrorKind;
     let (folder, _) = place();
     let odd = folder.path().join(std::ffi::OsStr::from_bytes(b"mod\xe8l.flashpack"));
     let error = save(&odd, 5, SHARDS_OF_TWO).unwrap_err();

@@ -2,10 +2,11 @@
 
 mod common;
 
+#[cfg(unix)]
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::{
     fs,
     io::Write as _,
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -33,6 +34,7 @@ fn files_in(folder: &Path) -> Vec<String> {
     names
 }
 
+#[cfg(unix)]
 #[test]
 fn a_new_file_honours_the_umask_and_a_replaced_one_keeps_its_mode() {
     let folder = tempfile::tempdir().unwrap();
@@ -47,6 +49,7 @@ fn a_new_file_honours_the_umask_and_a_replaced_one_keeps_its_mode() {
     assert_eq!(files_in(path.parent().unwrap()), ["model.flashpack"]);
 }
 
+#[cfg(unix)]
 #[test]
 fn a_symbolic_link_is_followed() {
     let folder = tempfile::tempdir().unwrap();
@@ -71,7 +74,12 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
     {
         let mut file = AtomicFile::create(&path, 100).unwrap();
         file.write(b"half").unwrap();
-        assert_eq!(files_in(folder.path()), ["model.flashpack"], "what is not finished has no name");
+        let names = if cfg!(target_os = "linux") { 1 } else { 2 };
+        assert_eq!(
+            files_in(folder.path()).len(),
+            names,
+            "what is not finished has no name where there are such files"
+        );
     }
     assert_eq!(fs::read(&path).unwrap(), b"precious");
     assert_eq!(files_in(folder.path()), ["model.flashpack"]);
@@ -129,6 +137,7 @@ fn a_large_file_that_is_given_up_leaves_nothing() {
     assert!(files_in(folder.path()).is_empty());
 }
 
+#[cfg(unix)]
 #[test]
 fn a_full_disk_is_an_io_error_before_and_while_writing() {
     let folder = tempfile::tempdir().unwrap();
@@ -170,6 +179,7 @@ fn files_of_dead_writers_are_swept_and_those_of_others_kept() {
 }
 
 /// Opening a pipe waits until somebody writes to it.
+#[cfg(unix)]
 #[test]
 fn pipes_and_links_that_others_put_beside_the_destination_are_left_alone() {
     let folder = tempfile::tempdir().unwrap();
@@ -202,6 +212,7 @@ fn a_footer_that_no_reader_takes_is_not_written() {
     assert!(files_in(folder.path()).is_empty());
 }
 
+#[cfg(unix)]
 #[test]
 fn devices_and_pipes_are_not_replaced() {
     let folder = tempfile::tempdir().unwrap();
