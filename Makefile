@@ -36,9 +36,8 @@ VALGRIND_TESTS := conversion faults fixtures hardening properties transfer writi
 WINDOWS_TESTS := codec compression conversion explaining fixtures hardening models repacking shards signing slices writing
 WINE ?= /usr/lib/wine/wine64
 MIRI := nightly-2026-05-20
-MODELS := RUSTFLAGS='--cfg shuttle' cargo test --quiet --target-dir target/shuttle --test interleavings
 
-.PHONY: help build test thorough lint fmt demo fuzz fuzzbuild models asan valgrind miri aarch64 portable windows audit mutations bench
+.PHONY: help build test thorough slow lint fmt demo fuzz fuzzbuild models asan valgrind miri aarch64 portable windows audit mutations bench
 .PHONY: hardware parity reliability wheel wheel-test oldest matrix sdist tch sglang vllm docs clean
 
 help: ## list the tasks
@@ -51,9 +50,10 @@ test: build ## run the Rust tests, then the Python tests on the installed packag
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 thorough: build ## run what takes long: other releases, 0.4.5's own tests, interleavings, fuzzing
+	$(MAKE) --jobs=2 slow models fuzz FUZZ_SECONDS=30
+
+slow: build
 	$(BIN)/python -m pytest $(WORKERS) -m slow
-	$(MODELS)
-	$(MAKE) --jobs=2 fuzz FUZZ_SECONDS=30
 
 lint: $(VENV)/.tools ## check format, lints and types of Rust, C++ and Python
 	cargo fmt --check
@@ -94,7 +94,7 @@ fuzz-%: fuzzbuild
 	@grep -h -E 'stat::(number|average)' target/fuzz/$*.log | sed 's/^/$* /'
 
 models: ## try interleavings of the staging ring and the pool (MODEL_SCHEDULES of each)
-	$(MODELS) -- --nocapture
+	RUSTFLAGS='--cfg shuttle' cargo test --quiet --target-dir target/shuttle --test interleavings -- --nocapture
 
 asan: build ## run the Python tests of the package and the CUDA engine with AddressSanitizer; needs gcc's libasan
 	$(BIN)/python tests/asan.py
