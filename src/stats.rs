@@ -68,7 +68,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Begins now; with `keeps_spans` it remembers each stage of each thread, 48 bytes for three or so of them a chunk.
+    /// Begins now. With `keeps_spans` it keeps a [`Span`], of 48 bytes, each time a thread ends a stage.
     #[must_use]
     pub fn new(keeps_spans: bool) -> Self {
         let timeline = keeps_spans.then(|| (Instant::now(), Mutex::default()));

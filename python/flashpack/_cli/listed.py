@@ -62,7 +62,7 @@ def summary(listing: Listing, footer: dict[str, Any]) -> Iterator[str]:
     if any(file.compressed for file in listing.files):
         files += ", compressed"
     checksums, signature = footer.get("checksums"), footer.get("signature")
-    unsigned = "none" if len(listing.files) == 1 else "of each file, see `flashpack verify --key`"
+    unsigned = "none" if len(listing.files) == 1 else "each file may have one, see `flashpack verify --key`"
     every = f", one for each {size_text(checksums['chunk_bytes'])}" if checksums else ""
     facts = {
         "tensors": f"{_amount(total)}: {by_dtype(total)}",
