@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import inspect
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -38,36 +40,61 @@ def is_ignored_tensor_name(
         name in (ignore_names or ())
         or name.startswith(tuple(ignore_prefixes or ()))
         or name.endswith(tuple(ignore_suffixes or ()))
-        or (include is not None and not any(fits(name, pattern) for pattern in include))
+        or (include is not None and not _patterns(tuple(include)).fit(name))
     )
 
 
-def fits(name: str, pattern: str) -> bool:
-    """Whether a pattern of `include=` selects the tensor `name`.
+class Patterns:
+    """Patterns of `include=`, compared with a name all at once: there may be thousands of both.
 
-    It fits the name that it is. With `*`, `?` or `[` it is also a glob for the whole name, where `*` stands
-    for dots as well. Any other is the name of a tensor or of a module, and selects all below it: "layers.1"
-    selects "layers.1.bias", not "layers.10.bias".
+    A pattern fits the name that it is. With `*`, `?` or `[` it is also a glob for the whole name, where `*`
+    stands for dots as well. Any other is the name of a tensor or of a module, and fits all below it:
+    "layers.1" fits "layers.1.bias", not "layers.10.bias".
     """
-    if any(mark in pattern for mark in "*?["):
-        return name == pattern or fnmatch.fnmatchcase(name, pattern)
-    return name == pattern or name.startswith(f"{pattern.removesuffix('.')}.")
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self._names = frozenset(patterns)
+        globs = {pattern for pattern in self._names if any(mark in pattern for mark in "*?[")}
+        self._modules = {pattern.removesuffix(".") for pattern in self._names - globs}
+        self._glob = re.compile("|".join(map(fnmatch.translate, sorted(globs)))) if globs else None
+
+    def fit(self, name: str) -> bool:
+        """Whether one of them fits `name`."""
+        return (
+            name in self._names
+            or not self._modules.isdisjoint(_modules_of(name))
+            or (self._glob is not None and self._glob.match(name) is not None)
+        )
+
+    def fit_any(self, names: Set[str], modules: Set[str]) -> bool:
+        """Whether one of them fits one of `names`, which lie in these modules."""
+        known = not self._names.isdisjoint(names) or not self._modules.isdisjoint(modules)
+        return known or any(map(self.fit, names))
+
+
+# The patterns of a load or a command, which are asked about one name after another.
+_patterns = functools.lru_cache(maxsize=4)(Patterns)
+
+
+def _modules_of(name: str) -> list[str]:
+    """What stands before each dot of `name`."""
+    return [name[:place] for place, mark in enumerate(name) if mark == "."]
 
 
 def included(
     shown: str, names: Iterable[str], include: Sequence[str], option: str = "include: "
 ) -> list[str]:
     """Those `names` of a file that `include` selects. Raises ValueError for a pattern that fits none."""
-    known = list(names)
+    known = dict.fromkeys(names)
+    modules = {module for name in known for module in _modules_of(name)}
     for pattern in include:
-        if not any(fits(name, pattern) for name in known):
-            modules = {name[:place] for name in known for place, mark in enumerate(name) if mark == "."}
+        if not Patterns([pattern]).fit_any(known.keys(), modules):
             hint = close_match(pattern, [*modules, *known])
             meant = f"; did you mean {quoted(hint)}?" if hint else ""
             raise ValueError(
                 f"{clipped(shown)}: {option}{quoted(pattern)} fits none of {len(known)} tensors{meant}"
             )
-    return [name for name in known if not is_ignored_tensor_name(name, include=include)]
+    return list(filter(Patterns(include).fit, known))
 
 
 def include_tuple(include: Iterable[str] | None) -> tuple[str, ...] | None:
