@@ -50,8 +50,9 @@ rust::Str str_of(const std::string& text) { return {text.data(), text.size()}; }
 
 Device or_cpu(const std::optional<Device>& device) { return device.value_or(Device(DeviceType::CPU)); }
 
-Tensor op_open(const std::string& path, std::optional<std::string> cache_dir) {
-  return handle_on(open_model(path, cache_dir.value_or("")));
+Tensor op_open(const std::string& path, std::optional<std::string> cache_dir,
+               const std::optional<Tensor>& progress) {
+  return handle_on(open_model(path, cache_dir.value_or(""), words(progress)));
 }
 
 std::string op_describe(const Tensor& model) { return std::string(footer(number_of(model))); }
@@ -71,7 +72,8 @@ StableIValue load_named(int64_t model, const Names& names, const std::optional<D
 StableIValue op_load(const std::string& path, const Names& names, const std::optional<Device>& device,
                      std::optional<bool> eager, std::optional<bool> verify,
                      const std::optional<Numbers>& slices, const std::optional<Tensor>& progress) {
-  return load_named(open_model(path, "")->number(), names, device, eager, verify, slices, progress);
+  return load_named(open_model(path, "", words(progress))->number(), names, device, eager, verify, slices,
+                    progress);
 }
 
 StableIValue op_load_names(const Tensor& model, const Names& names, const std::optional<Device>& device,
@@ -119,7 +121,7 @@ void op_assign(const std::string& path, const Names& names, const Tensors& tenso
                std::optional<bool> verify) {
   const auto given = described(tensors);
   const Device device = device_of(given);
-  auto load = load_names(open_model(path, "")->number(), names, {}, options(eager, verify, device));
+  auto load = load_names(open_model(path, "", {0})->number(), names, {}, options(eager, verify, device));
   load->require_fit(slice_of(given));
   Handles values = read(*load, device, {0});  // all of them, before anything changes
   for (size_t i = 0; i < values.size(); ++i) {
@@ -246,7 +248,7 @@ void op_pack(const std::string& path, const Names& names, const Tensors& tensors
 // `Tensor(*!)[]`: with `Tensor(a!)[]` TorchScript would drop calls whose tensors are a module's own
 // parameters. Those with a path are for graphs, which cannot hold an open model.
 STABLE_TORCH_LIBRARY(flashpack, m) {
-  m.def("open(str path, *, str? cache_dir=None) -> Tensor");
+  m.def("open(str path, *, str? cache_dir=None, Tensor? progress=None) -> Tensor");
   m.def("describe(Tensor model) -> str");
   m.def("verify(Tensor model, *, Tensor? progress=None) -> int");
   m.def(

@@ -116,7 +116,11 @@ mod ffi {
         fn printable(message: &CxxString) -> String;
 
         type Opened;
-        fn open_model(path: &CxxString, cache_dir: &CxxString) -> Result<Box<Opened>>;
+        fn open_model(
+            path: &CxxString,
+            cache_dir: &CxxString,
+            progress: ProgressWords,
+        ) -> Result<Box<Opened>>;
         fn number(self: &Opened) -> i64;
         fn words(self: &Opened) -> &[i64];
         fn footer(model: i64) -> Result<String>;
@@ -223,6 +227,15 @@ fn guarded<T>(operation: impl FnOnce() -> Result<T>) -> std::result::Result<T, T
     let panicked = |_| Err(Error::new(ErrorKind::Internal, "internal error: a panic was caught"));
     // What a panic interrupts is dropped with the operation's values, so nothing inconsistent stays reachable.
     panic::catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(panicked).map_err(Tagged)
+}
+
+/// [`guarded`] for an operation that waits for servers, until whoever has the words cancels it.
+fn watched<T>(
+    words: ProgressWords,
+    operation: impl FnOnce(Progress<'_>) -> Result<T>,
+) -> std::result::Result<T, Tagged> {
+    let progress = words.get();
+    guarded(|| progress.watch(|| operation(progress)))
 }
 
 impl ProgressWords {

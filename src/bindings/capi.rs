@@ -313,7 +313,7 @@ unsafe fn answer(request: &[u8], progress: Progress<'_>) -> Result<String> {
         .map_err(|error| Error::argument(format!("malformed request: {error}")))?;
     // A panic must not unwind into C; nothing that could be left inconsistent outlives the call.
     // SAFETY: the caller vouches for arrays and descriptors.
-    panic::catch_unwind(AssertUnwindSafe(|| unsafe { run(request, progress) }))
+    panic::catch_unwind(AssertUnwindSafe(|| progress.watch(|| unsafe { run(request, progress) })))
         .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "internal error: a panic was caught")))
 }
 

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::{
     error::{Error, ErrorKind, Result},
+    progress::Progress,
     remote::{
         Object, Upload, stores,
         table::{Bytes, Opened, Request, Table, version},
@@ -90,9 +91,11 @@ fn json(value: &impl Serialize) -> Result<Value> {
 /// Runs `work`, and gives what it returns as a status and a reply.
 ///
 /// # Safety
-/// `reply` is writable.
-unsafe fn answer(reply: *mut Bytes, work: impl FnOnce() -> Result<Value>) -> i32 {
-    let caught = panic::catch_unwind(AssertUnwindSafe(work));
+/// `reply` is writable, and `watched` null or three words that stay until the call returns.
+unsafe fn answer(watched: *mut i64, reply: *mut Bytes, work: impl FnOnce() -> Result<Value>) -> i32 {
+    // SAFETY: the caller vouches for the words.
+    let watched = unsafe { Progress::from_ptr(watched) };
+    let caught = panic::catch_unwind(AssertUnwindSafe(|| watched.watch(work)));
     let done =
         caught.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "internal error: a panic was caught")));
     let (status, text) = match done {
@@ -107,8 +110,8 @@ unsafe fn answer(reply: *mut Bytes, work: impl FnOnce() -> Result<Value>) -> i32
 }
 
 /// # Safety
-/// The bytes are readable until the call returns, and `reply` is writable.
-unsafe extern "C" fn call(request: Bytes, reply: *mut Bytes) -> i32 {
+/// The bytes are readable until the call returns; the rest is as [`answer`] says.
+unsafe extern "C" fn call(request: Bytes, watched: *mut i64, reply: *mut Bytes) -> i32 {
     let work = || {
         // SAFETY: as the caller says.
         let request = unsafe { readable(request) };
@@ -117,16 +120,17 @@ unsafe extern "C" fn call(request: Bytes, reply: *mut Bytes) -> i32 {
             .map_err(|error| Error::new(ErrorKind::Internal, format!("malformed request: {error}")))?)
     };
     // SAFETY: as the caller says.
-    unsafe { answer(reply, work) }
+    unsafe { answer(watched, reply, work) }
 }
 
 /// # Safety
-/// `buffers` points to so many, whose bytes are the call's alone until it returns; `reply` is writable.
+/// `buffers` points to so many, whose bytes are the call's alone until it returns; the rest is as [`answer`] says.
 unsafe extern "C" fn read(
     object: u64,
     buffers: *const Bytes,
     count: usize,
     offset: u64,
+    watched: *mut i64,
     reply: *mut Bytes,
 ) -> i32 {
     let work = || {
@@ -141,12 +145,12 @@ unsafe extern "C" fn read(
         self::object(object)?.read_exact_at(&mut buffers, offset).map(|()| Value::Null)
     };
     // SAFETY: as the caller says.
-    unsafe { answer(reply, work) }
+    unsafe { answer(watched, reply, work) }
 }
 
 /// # Safety
 /// As [`call`].
-unsafe extern "C" fn write(upload: u64, bytes: Bytes, reply: *mut Bytes) -> i32 {
+unsafe extern "C" fn write(upload: u64, bytes: Bytes, watched: *mut i64, reply: *mut Bytes) -> i32 {
     let work = || {
         let mut open = UPLOADS.take(upload)?;
         // SAFETY: as the caller says.
@@ -155,7 +159,7 @@ unsafe extern "C" fn write(upload: u64, bytes: Bytes, reply: *mut Bytes) -> i32 
         written.map(|()| Value::Null)
     };
     // SAFETY: as the caller says.
-    unsafe { answer(reply, work) }
+    unsafe { answer(watched, reply, work) }
 }
 
 /// # Safety

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind, Result},
     os,
+    progress::Progress,
 };
 
 /// The function that gives the table.
@@ -54,15 +55,16 @@ impl Library {
     fn call<T: DeserializeOwned>(&self, request: &Request) -> Result<T> {
         let request = serde_json::to_vec(request).map_err(|error| defect(&error))?;
         let request = Bytes { data: request.as_ptr().cast_mut(), len: request.len() };
-        // SAFETY: the request is only read; `reply` is writable.
-        let reply = self.answered(|reply| unsafe { (self.0.call)(request, reply) })?;
+        // SAFETY: the request is only read; `reply` is writable, and `watched` lasts.
+        let reply = self.answered(|watched, reply| unsafe { (self.0.call)(request, watched, reply) })?;
         serde_json::from_slice(&reply).map_err(|error| defect(&error))
     }
 
-    /// Whatever `function` replies, as it is or as the error that it is.
-    fn answered(&self, function: impl FnOnce(*mut Bytes) -> i32) -> Result<Vec<u8>> {
+    /// Whatever `function` replies, as it is or as the error that it is. It gets the words that this thread is watched by,
+    /// and where its reply belongs.
+    fn answered(&self, function: impl FnOnce(*mut i64, *mut Bytes) -> i32) -> Result<Vec<u8>> {
         let mut reply = Bytes { data: ptr::null_mut(), len: 0 };
-        let status = function(&raw mut reply);
+        let status = Progress::here(|watcher| function(watcher.as_ptr(), &raw mut reply));
         let bytes = if reply.data.is_null() {
             Vec::new()
         } else {
@@ -117,8 +119,9 @@ impl Object for Handle {
         let buffers: Vec<_> =
             buffers.iter_mut().map(|buffer| Bytes { data: buffer.as_mut_ptr(), len: buffer.len() }).collect();
         let (object, read, buffers) = (self.opened.number, self.library.0.read, &*buffers);
-        // SAFETY: the buffers are ours alone until the call returns; `reply` is writable.
-        let read = |reply| unsafe { read(object, buffers.as_ptr(), buffers.len(), offset, reply) };
+        // SAFETY: the buffers are ours alone until the call returns; the rest is as in `Library::call`.
+        let read =
+            |watched, reply| unsafe { read(object, buffers.as_ptr(), buffers.len(), offset, watched, reply) };
         self.library.answered(read)?;
         Ok(())
     }
@@ -159,8 +162,8 @@ impl Upload for Begun {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let bytes = Bytes { data: bytes.as_ptr().cast_mut(), len: bytes.len() };
         let (upload, write) = (self.upload.unwrap_or_default(), self.library.0.write);
-        // SAFETY: the bytes are only read, and stay until the call returns; `reply` is writable.
-        let write = |reply| unsafe { write(upload, bytes, reply) };
+        // SAFETY: the bytes are only read, and stay until the call returns; the rest is as in `Library::call`.
+        let write = |watched, reply| unsafe { write(upload, bytes, watched, reply) };
         self.library.answered(write)?;
         Ok(())
     }

@@ -4,24 +4,26 @@ use serde::{Deserialize, Serialize};
 
 use super::Opening;
 
-/// The stores as C functions. They return 0, or 1 with an [`Error`](crate::Error) as the reply.
+/// The stores as C functions. They return 0, or 1 with an [`Error`](crate::Error) as the reply. `watched` is what
+/// [`Progress`](crate::progress::Progress) says who watches the calling thread by, or null.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Table {
     /// That of the crate, behind it zeros: only libraries of the same version know what the rest means.
     pub version: [u8; 32],
     /// Carries out a [`Request`].
-    pub call: unsafe extern "C" fn(request: Bytes, reply: *mut Bytes) -> i32,
+    pub call: unsafe extern "C" fn(request: Bytes, watched: *mut i64, reply: *mut Bytes) -> i32,
     /// Fills buffers from an offset of an object.
     pub read: unsafe extern "C" fn(
         object: u64,
         buffers: *const Bytes,
         count: usize,
         offset: u64,
+        watched: *mut i64,
         reply: *mut Bytes,
     ) -> i32,
     /// Appends bytes to an upload.
-    pub write: unsafe extern "C" fn(upload: u64, bytes: Bytes, reply: *mut Bytes) -> i32,
+    pub write: unsafe extern "C" fn(upload: u64, bytes: Bytes, watched: *mut i64, reply: *mut Bytes) -> i32,
     /// Frees a reply.
     pub free: unsafe extern "C" fn(reply: Bytes),
 }

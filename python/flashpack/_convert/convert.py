@@ -36,6 +36,7 @@ from .._files.sources import (
     refuse_own_source,
     shown_path,
     size_of,
+    watched_size,
 )
 from .repack import Output, recode, rewrite
 from .source import Source, find_source
@@ -324,7 +325,7 @@ def _stream(weights: str, destination: str, request: _Request) -> bool:
             **request.ignore,
         ),
         label="Converting",
-        size=size_of(weights),
+        size=watched_size(size_of(weights), destination),
         silent=request.silent,
     )
     return done is not None

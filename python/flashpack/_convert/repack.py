@@ -15,7 +15,7 @@ from .._core.names import included, is_ignored_tensor_name, listed, warn, warn_o
 from .._core.paths import StrPath, is_url, shown_url, text_path
 from .._core.progress import run
 from .._files.folder import INDEX_SUFFIX, SAFETENSORS
-from .._files.sources import ModelPath, model_path, refuse_own_source, shown_path, size_of
+from .._files.sources import ModelPath, model_path, refuse_own_source, shown_path, size_of, watched_size
 
 # A tensor to take: the number of its model, its name there, and its name in the new file.
 _Take = tuple[int, str, str]
@@ -108,7 +108,9 @@ class Output:
                 replaces=replaces,
             ),
             label="Writing",
-            size=sum(source.bytes for source in sources),
+            size=watched_size(
+                sum(source.bytes for source in sources), destination, *(source.shown for source in sources)
+            ),
             silent=self.silent,
         )
         return done is not None
@@ -139,7 +141,7 @@ def recode(path: str, destination: str, compress: str | None, silent: bool | Non
     done = run(
         lambda counter: native.call("recode", counter, path=path, destination=destination, compress=compress),
         label="Writing",
-        size=size_of(path),
+        size=watched_size(size_of(path), destination),
         silent=silent,
     )
     return done is not None

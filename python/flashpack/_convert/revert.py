@@ -22,7 +22,7 @@ from .._files.folder import (
     stem_of,
 )
 from .._files.new_file import replacing
-from .._files.sources import find_weights, shown_path, size_of
+from .._files.sources import find_weights, shown_path, size_of, watched_size
 from .._inspect.verify import verify_file
 
 # Names of other formats than torch's, which is written under any other.
@@ -84,7 +84,7 @@ def _write(source: str, destination: str, silent: bool | None) -> None:
         run(
             lambda counter: native.call("revert", counter, path=source, destination=destination),
             label="Reverting",
-            size=size_of(source),
+            size=watched_size(size_of(source), destination),
             silent=silent,
         )
     elif is_url(destination):

@@ -9,12 +9,18 @@ import ctypes
 import functools
 import json
 import os
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from .errors import FlashPackError, from_native
-from .paths import is_url, shown_url
+from .paths import has_url, is_url, shown_url
+
+T = TypeVar("T")
 
 LIBRARY_FOLDER = Path(__file__).parents[1] / "_lib"
 
@@ -57,11 +63,64 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+def settle(future: Future[T], body: Callable[[], T]) -> None:
+    """Have `future` give what `body` returns or raises."""
+    try:
+        result = body()
+    except BaseException as error:  # noqa: BLE001 (handed to the waiting thread, whatever it is)
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def in_thread(work: Callable[[Counter | None], T], watch: Callable[[Future[T], Counter], object]) -> T:
+    """Return `work(counter)`, which runs in a thread of its own while this one does `watch`.
+
+    KeyboardInterrupt, or what `watch` raises, cancels the native call, waits until it has cleaned up, and is
+    raised again. Where no thread can start, as at the interpreter's end, the call runs here, unwatched.
+    """
+    if sys.is_finalizing():
+        return work(None)
+    counter = new_counter()
+    future: Future[T] = Future()
+    thread = threading.Thread(target=settle, args=(future, lambda: work(counter)), name="flashpack")
+    try:
+        try:
+            thread.start()  # inside: an interrupt can find it started and us not yet back
+        except RuntimeError:  # at exit since Python 3.12, or too many threads
+            return work(None)
+        watch(future, counter)
+    except BaseException:
+        counter[2] = 1
+        _wait_through_interrupts(thread)
+        raise
+    return future.result()
+
+
+def _wait_through_interrupts(thread: threading.Thread) -> None:
+    """A second Ctrl-C must not leave a thread writing behind the caller's back."""
+    while thread.is_alive():
+        with suppress(KeyboardInterrupt):
+            thread.join()
+
+
+def waiting_for_servers(work: Callable[[Counter | None], T]) -> T:
+    """Return `work(counter)`, which may wait for servers: Ctrl-C ends it as `in_thread` says."""
+    return in_thread(work, lambda future, _: wait([future]))
+
+
 def call(op: str, progress: Counter | None = None, **fields: object) -> Any:
     """Run one native operation and return its decoded JSON result.
 
     The interpreter lock is released meanwhile. Raises what `from_native` makes of the error.
     """
+    paths = [path for name in _PATHS if isinstance(path := fields.get(name), str)]
+    if progress is None and any(map(has_url, paths)):
+        return waiting_for_servers(lambda counter: _call(op, counter, fields))
+    return _call(op, progress, fields)
+
+
+def _call(op: str, progress: Counter | None, fields: Mapping[str, object]) -> Any:
     library = _library()
     request = json.dumps({"op": op, **fields, **_native_paths(fields)}, default=list).encode()
     reply, length = _BYTES(), ctypes.c_size_t()

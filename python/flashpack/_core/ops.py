@@ -64,13 +64,13 @@ class Slice(NamedTuple):
     stop: int
 
 
-def open_model(path: str, cache_dir: str | None = None) -> Tensor:
+def open_model(path: str, cache_dir: str | None, counter: Counter | None) -> Tensor:
     """What stands for the model at `path` in the calls below; closed with the last reference.
 
     Of what is read by URL the folder `cache_dir` keeps a copy.
     """
     cache = None if cache_dir is None else native_path(cache_dir)
-    handle: Tensor = _run("open", native_path(path), cache_dir=cache)
+    handle: Tensor = _run("open", native_path(path), cache_dir=cache, progress=_progress(counter))
     return handle
 
 

@@ -22,6 +22,11 @@ def is_url(path: object) -> TypeGuard[str]:
     return isinstance(path, str) and _URL.match(path) is not None
 
 
+def has_url(path: str) -> bool:
+    """Whether `path`, or one of several that `SEPARATOR` divides, is a URL."""
+    return any(map(is_url, path.split(SEPARATOR)))
+
+
 def shown_url(url: str) -> str:
     """`url` as messages may show it: without user, password, query and fragment, where secrets are."""
     scheme, _, rest = url.partition("://")

@@ -14,7 +14,7 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any, TypeAlias, TypeVar
 
-from .native import Counter, new_counter
+from .native import Counter, in_thread, new_counter, settle
 from .text import is_dumb, is_open
 
 T = TypeVar("T")
@@ -39,74 +39,45 @@ def run(
     `size` is the number of bytes to go through: small calls run inline, with no counter. `silent`: True
     shows nothing, False always shows the bar, None shows it on a terminal, and a callable is told the bytes
     done and the bytes in all, ten times a second and at the end. KeyboardInterrupt, or what the callable
-    raises, cancels the native call, waits until it has cleaned up, and is raised again. While the interpreter
-    ends, when no thread can start, the call runs inline.
+    raises, ends the work as `in_thread` says.
 
     `here` is for work that belongs to this thread. Another one then shows the progress and calls `silent`;
     KeyboardInterrupt is raised when the work is over, as Python handles signals in no other way.
     """
-    if size < INLINE_BYTES or sys.is_finalizing():
-        return _run_inline(work, size, silent)
-    if here:
-        return _run_here(work, label, size, silent)
-    counter = new_counter()
-    future: Future[T] = Future()
-    thread = threading.Thread(target=_settle, args=(future, lambda: work(counter)), name="flashpack")
-    try:
-        try:
-            thread.start()  # inside: an interrupt can find it started and us not yet back
-        except RuntimeError:  # at exit since Python 3.12, or too many threads
-            return _run_inline(work, size, silent)
+    total = size
+
+    def watch(future: Future[T], counter: Counter) -> None:
+        nonlocal total
         _watch(future, counter, label, silent)
-    except BaseException:
-        counter[2] = 1
-        _wait_through_interrupts(thread)
-        raise
-    result = future.result()
+        total = counter[1]
+
+    run_watched = _run_here if here else in_thread
+    result = work(None) if size < INLINE_BYTES else run_watched(work, watch)
     if callable(silent):
-        silent(counter[1], counter[1])
+        silent(total, total)
     return result
 
 
-def _run_inline(work: Callable[[Counter | None], T], size: int, silent: Silent) -> T:
-    result = work(None)
-    if callable(silent):
-        silent(size, size)
-    return result
-
-
-def _run_here(work: Callable[[Counter | None], T], label: str, size: int, silent: Silent) -> T:
+def _run_here(work: Callable[[Counter | None], T], watch: Callable[[Future[T], Counter], object]) -> T:
     counter = new_counter()
     future: Future[T] = Future()
     watched: Future[None] = Future()
 
-    def watch() -> None:
+    def look() -> None:
         try:
-            _watch(future, counter, label, silent)
+            watch(future, counter)
         except BaseException:
             counter[2] = 1
             raise
 
-    watcher = threading.Thread(target=_settle, args=(watched, watch), name="flashpack")
+    watcher = threading.Thread(target=settle, args=(watched, look), name="flashpack")
     try:
         watcher.start()
-    except RuntimeError:
-        return _run_inline(work, size, silent)
-    _settle(future, lambda: work(counter))
+    except RuntimeError:  # as in `in_thread`
+        return work(None)
+    settle(future, lambda: work(counter))
     watched.result()  # first, as what stopped the work says more than that it was stopped
-    result = future.result()
-    if callable(silent):
-        silent(counter[1], counter[1])
-    return result
-
-
-def _settle(future: Future[T], body: Callable[[], T]) -> None:
-    try:
-        result = body()
-    except BaseException as error:  # noqa: BLE001 (handed to the waiting thread, whatever it is)
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+    return future.result()
 
 
 def wants_bar(silent: Silent) -> bool:
@@ -164,10 +135,3 @@ class _Bar:
         bar.n, bar.total, bar.desc, bar.bar_format = done, total or None, self._label, None
         bar.refresh()
         bar.close()
-
-
-def _wait_through_interrupts(thread: threading.Thread) -> None:
-    """A second Ctrl-C must not leave a thread writing behind the caller's back."""
-    while thread.is_alive():
-        with suppress(KeyboardInterrupt):
-            thread.join()

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from .._core import ops
-from .._core.native import decoded
-from .._core.paths import StrPath, text_path
+from .._core.native import decoded, waiting_for_servers
+from .._core.paths import StrPath, has_url, text_path
 from .readable import Source, as_path
-from .sources import has_url, shown_path
+from .sources import shown_path
 
 
 class OpenModel:
@@ -27,7 +27,9 @@ class OpenModel:
 
     def __init__(self, path: str, cache_dir: StrPath | None = None) -> None:
         self.path = path
-        self.handle: Tensor = ops.open_model(path, None if cache_dir is None else text_path(cache_dir))
+        folder = None if cache_dir is None else text_path(cache_dir)
+        start = functools.partial(ops.open_model, path, folder)
+        self.handle: Tensor = waiting_for_servers(start) if self.is_remote else start(None)
 
     @property
     def shown(self) -> str:

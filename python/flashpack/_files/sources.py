@@ -10,7 +10,7 @@ from typing import TypeAlias
 from .._core import native
 from .._core.constants import MAGIC
 from .._core.errors import local_path
-from .._core.paths import SEPARATOR, StrPath, is_url, refuse_source, shown_url, text_path
+from .._core.paths import SEPARATOR, StrPath, has_url, is_url, refuse_source, shown_url, text_path
 from .._core.progress import INLINE_BYTES
 from .folder import INDEX_SUFFIX, SAFETENSORS, SUFFIX, index_path
 
@@ -41,11 +41,6 @@ def shown_path(text: str) -> str:
     return ", ".join(shown_url(each) if is_url(each) else each for each in text.split(SEPARATOR))
 
 
-def has_url(text: str) -> bool:
-    """Whether what `model_path` gave is a URL, or has one among its files."""
-    return any(map(is_url, text.split(SEPARATOR)))
-
-
 def size_of(text: str) -> int:
     """Bytes of the files of what `model_path` gave; of anything else no less than what is a long load."""
     if has_url(text):
@@ -53,6 +48,11 @@ def size_of(text: str) -> int:
     files = [Path(each) for each in text.split(SEPARATOR)]
     whole = all(file.is_file() and file.suffix != ".json" for file in files)
     return sum(file.stat().st_size for file in files) if whole else INLINE_BYTES
+
+
+def watched_size(size: int, *paths: str) -> int:
+    """`size`, for `run`; no less than what it watches if a path is a URL, as servers may be slow."""
+    return max(size, INLINE_BYTES) if any(map(has_url, paths)) else size
 
 
 def shards_of(index: Path) -> dict[str, str]:

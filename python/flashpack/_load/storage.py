@@ -139,7 +139,7 @@ def parallel_read_into_storage(
                 f"{spec.length_bytes}, for {device}"
             )
     ops.fill_payload(
-        ops.open_model(text_path(path)),
+        OpenModel(text_path(path)).handle,
         [spec.offset_bytes for spec, _ in pairs],
         [block.view(-1).view(torch.uint8) for _, block in pairs],
         verify=None,

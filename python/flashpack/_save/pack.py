@@ -17,6 +17,7 @@ from .._core.paths import StrPath, text_path
 from .._core.progress import run
 from .._core.tensors import packable
 from .._core.text import parse_size
+from .._files.sources import watched_size
 from .offloaded import whole_state_dict
 
 
@@ -72,14 +73,13 @@ def pack_to_file(
         "max_shard_bytes": None if max_shard_size is None else parse_size(max_shard_size),
         "compress": compress,
     }
-    # A worker thread does not see this thread's current CUDA stream, which may still be computing.
-    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors.values())
-    size = sum(tensor.nbytes for tensor in tensors.values()) if on_cpu else 0
     run(
         lambda counter: ops.pack(path, tensors, counter=counter, **options),
         label="Packing",
-        size=size,
+        size=watched_size(sum(tensor.nbytes for tensor in tensors.values()), path),
         silent=silent,
+        # Another thread does not see this thread's current CUDA stream, which may still be computing.
+        here=any(tensor.device.type != "cpu" for tensor in tensors.values()),
     )
 
 

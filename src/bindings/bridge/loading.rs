@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{
     Tagged, check_counts,
     ffi::{CudaStream, GivenMemory, GivenTensor, ProgressWords, View},
-    guarded,
+    guarded, watched,
 };
 use crate::{
     device::cuda::{self, Cuda, Relaxed},
@@ -127,10 +127,10 @@ impl Load {
 
     /// Loads into blocks of the process's own memory.
     pub(super) fn read_to_host(&mut self, progress: ProgressWords) -> std::result::Result<(), Tagged> {
-        guarded(|| {
+        watched(progress, |progress| {
             self.prepared()?;
             if let Some(prepared) = self.prepared.take() {
-                self.blocks = prepared.into_blocks(progress.get())?.0.into_iter();
+                self.blocks = prepared.into_blocks(progress)?.0.into_iter();
             }
             Ok(())
         })
@@ -228,7 +228,7 @@ impl Load {
     /// # Safety
     /// The memory is writable and nobody else looks at it until the call returns.
     pub(super) unsafe fn fill_host(&self, progress: ProgressWords) -> std::result::Result<(), Tagged> {
-        guarded(|| {
+        watched(progress, |progress| {
             self.check(&self.memory)?;
             let slice = |given: &GivenMemory| {
                 let data = std::ptr::with_exposed_provenance_mut(given.address);
@@ -238,7 +238,7 @@ impl Load {
                     bytes => unsafe { std::slice::from_raw_parts_mut(data, bytes) },
                 }
             };
-            self.prepared()?.fill(self.memory.iter().map(slice).collect(), progress.get())
+            self.prepared()?.fill(self.memory.iter().map(slice).collect(), progress)
         })
     }
 
@@ -252,13 +252,13 @@ impl Load {
         stream: &CudaStream,
         progress: ProgressWords,
     ) -> std::result::Result<(), Tagged> {
-        guarded(|| {
+        watched(progress, |progress| {
             self.check(&self.memory)?;
             let (prepared, environment) = (self.prepared()?, Environment::read()?);
             let addresses = self.memory.iter().map(|given| given.address as u64).collect();
             // SAFETY: the caller vouches for stream and memory.
             let device = unsafe { Cuda::new(stream.device, stream.stream, addresses) }?;
-            let outcome = prepared.transfer(&device, cuda::pinned(environment.pinned_bytes), progress.get());
+            let outcome = prepared.transfer(&device, cuda::pinned(environment.pinned_bytes), progress);
             drop(device);
             if !environment.cache_pinned {
                 cuda::release();

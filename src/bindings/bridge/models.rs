@@ -1,6 +1,6 @@
 //! Open models, for C++ to hold.
 
-use super::{CxxString, Tagged, ffi::ProgressWords, guarded, native};
+use super::{CxxString, Tagged, ffi::ProgressWords, guarded, native, watched};
 use crate::{
     io::Source as _,
     jobs::verify::verify_model,
@@ -36,8 +36,9 @@ impl Drop for Opened {
 pub(super) fn open_model(
     path: &CxxString,
     cache_dir: &CxxString,
+    progress: ProgressWords,
 ) -> std::result::Result<Box<Opened>, Tagged> {
-    guarded(|| {
+    watched(progress, |_| {
         let cache = Some(native(cache_dir)).filter(|path| !path.as_os_str().is_empty());
         let model = Model::open_cached(native(path), cache)?;
         let (bytes, count) = (model.files.file_bytes().cast_signed(), model.files.iter().count() as u64);
@@ -52,8 +53,8 @@ pub(super) fn footer(model: i64) -> std::result::Result<String, Tagged> {
 }
 
 pub(super) fn verify(model: i64, progress: ProgressWords) -> std::result::Result<i64, Tagged> {
-    guarded(|| {
-        let report = verify_model(&*opened::find(model)?, None, progress.get())?;
+    watched(progress, |progress| {
+        let report = verify_model(&*opened::find(model)?, None, progress)?;
         Ok(report.verified_bytes.cast_signed())
     })
 }

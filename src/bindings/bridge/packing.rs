@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::{
     CxxString, CxxVector, Tagged, check_counts,
     ffi::{CudaStream, GivenMemory, GivenTensor, PackOptions, ProgressWords},
-    guarded, native, strings,
+    native, strings, watched,
 };
 use crate::{
     codec::Level,
@@ -73,6 +73,7 @@ fn specs<'a>(
 /// A [`Save`] on its way through C++.
 pub(super) struct PackInProgress {
     save: Save<'static>,
+    progress: ProgressWords,
     dtypes: Vec<DType>,
     /// Where the tensors lie that are saved just now, if not on the host.
     on_device: Option<OnDevice>,
@@ -94,7 +95,7 @@ pub(super) fn pack(
     metadata: &CxxVector<CxxString>,
     progress: ProgressWords,
 ) -> std::result::Result<Box<PackInProgress>, Tagged> {
-    guarded(|| {
+    watched(progress, |_| {
         let named = |word| Some(word).filter(|word: &&str| !word.is_empty());
         let algorithm = Algorithm::asked(named(&options.checksum))?;
         let compress = Level::asked(named(&options.compress))?;
@@ -115,7 +116,7 @@ pub(super) fn pack(
         let request = Request { destination, order, align_bytes, metadata, algorithm, shard_bytes, compress };
         let dtypes = specs.iter().map(|spec| spec.dtype).collect();
         let save = Save::begin(&specs, request, progress.get())?;
-        Ok(Box::new(PackInProgress { save, dtypes, on_device: None }))
+        Ok(Box::new(PackInProgress { save, progress, dtypes, on_device: None }))
     })
 }
 
@@ -131,7 +132,7 @@ impl PackInProgress {
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> std::result::Result<(), Tagged> {
-        guarded(|| {
+        watched(self.progress, |_| {
             self.flush()?;
             self.save.write(bytes)
         })
@@ -142,7 +143,7 @@ impl PackInProgress {
     /// # Safety
     /// The stream belongs to the device and stays until the save is over, and so does this thread.
     pub(super) unsafe fn use_cuda(&mut self, stream: &CudaStream) -> std::result::Result<(), Tagged> {
-        guarded(|| {
+        watched(self.progress, |_| {
             let CudaStream { device, stream } = *stream;
             if self.on_device.as_ref().is_some_and(|it| it.stream == (device, stream)) {
                 return Ok(());
@@ -163,7 +164,7 @@ impl PackInProgress {
     /// # Safety
     /// The memory belongs to the device, and is freed in the order of the caller's stream.
     pub(super) unsafe fn write_cuda(&mut self, memory: &GivenMemory) -> std::result::Result<(), Tagged> {
-        guarded(|| {
+        watched(self.progress, |_| {
             let none = || Error::new(ErrorKind::Internal, "no device was named");
             let fetcher = &mut self.on_device.as_mut().ok_or_else(none)?.fetcher;
             // SAFETY: the caller vouches for the memory.
@@ -183,7 +184,7 @@ impl PackInProgress {
 }
 
 pub(super) fn finish(mut pack: Box<PackInProgress>) -> std::result::Result<(), Tagged> {
-    guarded(|| {
+    watched(pack.progress, |_| {
         pack.flush()?;
         pack.save.finish().map(drop)
     })

@@ -10,6 +10,7 @@ use super::growth::Growth;
 use crate::{
     error::{Error, ErrorKind, Result},
     plan::Readers,
+    progress::Progress,
     sync::{self, Mutex, MutexGuard, Scope},
 };
 
@@ -80,23 +81,28 @@ pub fn run_readers<W>(readers: Readers, worker: W) -> Result<()>
 where
     W: Fn(&dyn Fn(u64)) -> Result<()> + Sync,
 {
-    let crew = Crew { worker, growth: Mutex::new(Growth::new(readers)), outcome: Mutex::new(Ok(())) };
-    sync::scope(|scope| {
-        (1..readers.first).for_each(|number| crew.enlist(scope, number));
-        crew.work(scope);
-    });
-    crew.outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+    let (growth, outcome) = (Mutex::new(Growth::new(readers)), Mutex::new(Ok(())));
+    Progress::here(|progress| {
+        let crew = Crew { worker, progress, growth, outcome };
+        sync::scope(|scope| {
+            (1..readers.first).for_each(|number| crew.enlist(scope, number));
+            crew.work(scope);
+        });
+        crew.outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+    })
 }
 
 /// The threads of one load.
-struct Crew<W> {
+struct Crew<'a, W> {
     worker: W,
+    /// Who watches the thread that loads, watches its others, too.
+    progress: Progress<'a>,
     growth: Mutex<Growth>,
     /// The error about the earliest byte so far.
     outcome: Mutex<Result<()>>,
 }
 
-impl<W: Fn(&dyn Fn(u64)) -> Result<()> + Sync> Crew<W> {
+impl<W: Fn(&dyn Fn(u64)) -> Result<()> + Sync> Crew<'_, W> {
     /// Starts a thread. One that cannot be started only makes the load slower: the others work, too.
     fn enlist<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, number: usize) {
         sync::spawn(scope, format!("flashpack-read-{number}"), move || self.work(scope));
@@ -109,7 +115,8 @@ impl<W: Fn(&dyn Fn(u64)) -> Result<()> + Sync> Crew<W> {
         };
         let panicked = |_| Err(Error::new(ErrorKind::Internal, "a reader thread panicked"));
         // What a worker leaves behind is dropped, and the load is an error.
-        let mine = catch_unwind(AssertUnwindSafe(|| (self.worker)(&completed))).unwrap_or_else(panicked);
+        let mine = catch_unwind(AssertUnwindSafe(|| self.progress.watch(|| (self.worker)(&completed))));
+        let mine = mine.unwrap_or_else(panicked);
         let mut outcome = lock(&self.outcome);
         *outcome = earlier(std::mem::replace(&mut *outcome, Ok(())), mine);
     }

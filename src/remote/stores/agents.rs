@@ -5,11 +5,15 @@ use std::{
     time::Duration,
 };
 
-use super::{proxy::proxy, settings::Settings};
+use super::{proxy::proxy, settings::Settings, watched::Watching};
 use http::Uri;
 use ureq::{
     Agent, Error as Failure, Proxy,
     tls::{Certificate, RootCerts, TlsConfig},
+    unversioned::{
+        resolver::DefaultResolver,
+        transport::{ConnectProxyConnector, Connector as _, RustlsConnector, SocksConnector, TcpConnector},
+    },
 };
 
 /// Connections that stay open between requests: more than a load has reads in flight.
@@ -96,7 +100,13 @@ impl Agents {
             .max_idle_connections_per_host(IDLE_CONNECTIONS)
             .input_buffer_size(BUFFER_BYTES)
             .output_buffer_size(OUTPUT_BYTES);
-        Agent::new_with_config(config.build())
+        let connector =
+            ().chain(SocksConnector::default())
+                .chain(ConnectProxyConnector::default())
+                .chain(TcpConnector::default())
+                .chain(Watching)
+                .chain(RustlsConnector::default());
+        Agent::with_parts(config.build(), connector, DefaultResolver::default())
     }
 }
 

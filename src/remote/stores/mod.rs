@@ -17,6 +17,7 @@ mod range;
 mod settings;
 mod stored;
 mod upload;
+mod watched;
 
 use std::{path::Path, sync::Arc};
 
@@ -33,7 +34,10 @@ use self::{
 };
 pub use self::{agents::Patience, settings::Settings};
 use super::{Entry, Object, Opening, SCHEMES, Stores, Upload, shown};
-use crate::error::{At as _, Error, ErrorKind, Result};
+use crate::{
+    error::{At as _, Error, ErrorKind, Result},
+    progress::Progress,
+};
 
 /// All stores that this build knows.
 #[derive(Debug, Default)]
@@ -145,7 +149,8 @@ impl Stores for AllStores {
     }
 
     fn remove(&self, url: &str) -> Result<()> {
-        self.remove_at(url).at(Path::new(&shown(url)))
+        // What is cancelled removes what it has made.
+        Progress::SILENT.watch(|| self.remove_at(url)).at(Path::new(&shown(url)))
     }
 
     fn create(&self, url: &str, expected_bytes: u64) -> Result<Box<dyn Upload>> {

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import _thread
-import signal
-import threading
-
 import flashpack
 import pytest
 import torch
 from faultstore import Store, most_in_flight
 from helpers import MIB, noise
 from processes import environment, python, succeed
-from remote_model import URL
 
 WINDOW = 256 * MIB  # of staging that a load may have beside its tensors
 SIZE = 768 * MIB
@@ -114,18 +109,3 @@ def test_the_command_line_starts_without_them(model: Store) -> None:
     code += "print('torch' in sys.modules, 'flashpack_remote' in open('/proc/self/maps').read())"
     local = model.folder / "bucket/folder/model.flashpack"
     assert run(code, local).splitlines()[-1] == "False False"
-
-
-def test_an_interrupt_stops_a_load_before_its_next_request(
-    model: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FLASHPACK_READ_THREADS", "1")
-    model.plan(connection_mb_per_s=4)  # a request takes two seconds
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            threading.Timer(1, _thread.interrupt_main).start()
-            flashpack.load_file(URL)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert len(model.take("model.flashpack")) <= 2, "the end of the file, and a range"

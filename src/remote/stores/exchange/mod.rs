@@ -7,7 +7,6 @@ mod scatter;
 
 use std::{
     io::Read as _,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -25,8 +24,9 @@ use super::{
     agents::Patience,
     client::Client,
     message::{Ask, Refusal},
+    watched,
 };
-use crate::error::Result;
+use crate::{error::Result, progress};
 
 /// A server that sends less than this within the time that it may be silent is taken for silent: 8 MiB may take a quarter of
 /// an hour.
@@ -136,11 +136,11 @@ impl<'a> Exchange<'a> {
     /// Waits until it is time for another try.
     ///
     /// # Errors
-    /// There is to be none: what `fault` was.
+    /// There is to be none: what `fault` was, or that the work is cancelled.
     pub(super) fn failed(&mut self, fault: Fault) -> Result<()> {
+        progress::check()?;
         if let Some(wait) = self.tries.failed(fault.is_unlikely_to_pass(), fault.wait()) {
-            thread::sleep(wait);
-            return Ok(());
+            return watched::sleep(wait);
         }
         let (tries, over) = self.tries.made();
         Err(fault.into_error(tries, over))

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     error::{At as _, Error, ErrorKind, Result},
+    progress::Progress,
     remote::Upload,
 };
 
@@ -128,15 +129,14 @@ impl InParts {
             self.store.begin()?;
             self.is_open = true;
             let most = if self.store.is_parallel() { MOST_SENDERS } else { 1 };
-            // One more is filled, and one may wait.
-            let senders = (MOST_HELD_BYTES / self.part_bytes as u64).saturating_sub(2).clamp(1, most);
+            // One more is filled.
+            let senders = (MOST_HELD_BYTES / self.part_bytes as u64).saturating_sub(1).clamp(1, most);
             self.ring = Some(Ring::start(&self.store, senders)?);
         }
         let Some(ring) = &self.ring else { return Ok(()) };
-        let (offset, mut next) = (self.offset(), ring.idle());
+        let mut next = ring.idle()?;
         next.reserve_exact(self.part_bytes);
-        let full = mem::replace(&mut self.buffer, next);
-        ring.pass(self.passed, offset, full)?;
+        ring.pass(self.passed, self.offset(), mem::replace(&mut self.buffer, next))?;
         self.passed += 1;
         Ok(())
     }
@@ -178,7 +178,7 @@ impl Drop for InParts {
             ring.give_up();
         }
         if self.is_open {
-            self.store.abandon();
+            Progress::SILENT.watch(|| self.store.abandon());
         }
     }
 }

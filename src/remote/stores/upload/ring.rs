@@ -4,23 +4,31 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        mpsc::{self, Receiver, SyncSender},
+        atomic::{AtomicI64, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread::{self, JoinHandle},
 };
 
 use super::Parts;
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    progress::{self, Progress},
+    remote::stores::watched::LOOK,
+};
 
 /// A part on its way: number, offset, bytes.
 type Full = (usize, u64, Vec<u8>);
 
 #[derive(Debug)]
 pub(super) struct Ring {
-    full: SyncSender<Full>,
+    full: Sender<Full>,
+    /// A buffer for each thread that has nothing to send.
     idle: Receiver<Vec<u8>>,
     threads: Vec<JoinHandle<()>>,
     outcome: Arc<Outcome>,
+    /// What the threads are watched by: they are not those of whoever fills the buffers.
+    words: Arc<[AtomicI64; 3]>,
 }
 
 /// What is to be told of the parts that were sent, or the first error.
@@ -50,21 +58,31 @@ impl Ring {
     /// # Errors
     /// [`ErrorKind::Io`]: the system has no thread left.
     pub(super) fn start(store: &Arc<dyn Parts>, senders: u64) -> Result<Self> {
-        let (full, to_send) = mpsc::sync_channel::<Full>(0);
+        let (full, to_send) = mpsc::channel::<Full>();
         let (sent, idle) = mpsc::channel();
         let (to_send, outcome) =
             (Arc::new(Mutex::new(to_send)), Arc::new(Outcome(Mutex::new(Ok(BTreeMap::new())))));
+        let words = Arc::new([const { AtomicI64::new(0) }; 3]);
         let start = |number| {
-            let (store, to_send, sent, outcome) =
-                (Arc::clone(store), Arc::clone(&to_send), sent.clone(), Arc::clone(&outcome));
+            let (store, to_send, sent, outcome, words) = (
+                Arc::clone(store),
+                Arc::clone(&to_send),
+                sent.clone(),
+                Arc::clone(&outcome),
+                Arc::clone(&words),
+            );
             let work = move || {
                 let next = || to_send.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                while let Ok((number, offset, mut bytes)) = next() {
+                let mut idle = Vec::new();
+                while sent.send(idle).is_ok()
+                    && let Ok((number, offset, bytes)) = next()
+                {
                     if outcome.check().is_ok() {
-                        outcome.note(number, store.send(number, offset, &bytes));
+                        let send = || store.send(number, offset, &bytes);
+                        outcome.note(number, Progress::new(&words).watch(send));
                     }
-                    bytes.clear();
-                    let _ = sent.send(bytes); // unless nobody fills it any more
+                    idle = bytes;
+                    idle.clear();
                 }
             };
             thread::Builder::new().name(format!("flashpack-upload-{number}")).spawn(work)
@@ -77,39 +95,68 @@ impl Ring {
                 Err(_) => break,
             }
         }
-        Ok(Self { full, idle, threads, outcome })
+        Ok(Self { full, idle, threads, outcome, words })
     }
 
-    /// An empty buffer, if there is one, that was sent before.
-    pub(super) fn idle(&self) -> Vec<u8> {
-        self.idle.try_recv().unwrap_or_default()
-    }
-
-    /// Waits for a thread to take a part.
+    /// Waits for a thread that has nothing to send, and gives its buffer, which is empty.
     ///
     /// # Errors
-    /// That of a part that could not be sent.
-    pub(super) fn pass(&self, number: usize, offset: u64, bytes: Vec<u8>) -> Result<()> {
-        let passed = self.full.send((number, offset, bytes));
+    /// That of a part that could not be sent; [`ErrorKind::Cancelled`].
+    pub(super) fn idle(&self) -> Result<Vec<u8>> {
+        let next = self.wait()?.ok_or_else(panicked);
         self.outcome.check()?;
-        passed.map_err(|_| panicked())
+        next
+    }
+
+    /// The next buffer that a thread has sent; none when all threads have ended.
+    fn wait(&self) -> Result<Option<Vec<u8>>> {
+        loop {
+            progress::check()?;
+            match self.idle.recv_timeout(LOOK) {
+                Ok(buffer) => return Ok(Some(buffer)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            }
+        }
+    }
+
+    fn wait_for_all(&self) -> Result<()> {
+        while self.wait()?.is_some() {}
+        Ok(())
+    }
+
+    /// Has a part sent by the thread whose buffer [`Ring::idle`] gave.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`]: all threads panicked.
+    pub(super) fn pass(&self, number: usize, offset: u64, bytes: Vec<u8>) -> Result<()> {
+        self.full.send((number, offset, bytes)).map_err(|_| panicked())
     }
 
     /// Waits for all parts, and says in their order what is to be told of them.
     ///
     /// # Errors
-    /// As [`Ring::pass`].
-    pub(super) fn finish(self) -> Result<Vec<String>> {
-        drop(self.full);
+    /// As [`Ring::idle`].
+    pub(super) fn finish(mut self) -> Result<Vec<String>> {
+        self.full = mpsc::channel().0; // of the other one, threads see the end
+        let all_ended = self.wait_for_all();
+        if all_ended.is_err() {
+            self.stop();
+        }
         let panics = self.threads.into_iter().filter_map(|thread| thread.join().err()).count();
-        let sent = self.outcome.lock().clone()?;
+        let sent = all_ended.and_then(|()| self.outcome.lock().clone())?;
         if panics > 0 { Err(panicked()) } else { Ok(sent.into_values().collect()) }
     }
 
-    /// Waits for the parts that are being sent.
+    /// Ends the parts that are being sent.
     pub(super) fn give_up(self) {
+        self.stop();
+        drop(Progress::SILENT.watch(|| self.finish()));
+    }
+
+    fn stop(&self) {
         *self.outcome.lock() = Err(Error::new(ErrorKind::Cancelled, "given up"));
-        drop(self.finish());
+        self.words[2].store(1, Ordering::Relaxed);
     }
 }
 
