@@ -8,6 +8,7 @@ use std::{
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use super::Parts;
@@ -16,6 +17,9 @@ use crate::{
     progress::{self, Progress},
     remote::stores::watched::LOOK,
 };
+
+/// For parts on their way when an upload is given up.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// A part on its way: number, offset, bytes.
 type Full = (usize, u64, Vec<u8>);
@@ -139,24 +143,23 @@ impl Ring {
     /// As [`Ring::idle`].
     pub(super) fn finish(mut self) -> Result<Vec<String>> {
         self.full = mpsc::channel().0; // of the other one, threads see the end
-        let all_ended = self.wait_for_all();
-        if all_ended.is_err() {
-            self.stop();
+        if let Err(error) = self.wait_for_all() {
+            self.give_up();
+            return Err(error);
         }
         let panics = self.threads.into_iter().filter_map(|thread| thread.join().err()).count();
-        let sent = all_ended.and_then(|()| self.outcome.lock().clone())?;
+        let sent = self.outcome.lock().clone()?;
         if panics > 0 { Err(panicked()) } else { Ok(sent.into_values().collect()) }
     }
 
-    /// Ends the parts that are being sent.
-    pub(super) fn give_up(self) {
-        self.stop();
-        drop(Progress::SILENT.watch(|| self.finish()));
-    }
-
-    fn stop(&self) {
+    /// Sends no further part, and lets those on their way arrive for a while: a store might keep one whose connection ends.
+    pub(super) fn give_up(mut self) {
         *self.outcome.lock() = Err(Error::new(ErrorKind::Cancelled, "given up"));
+        self.full = mpsc::channel().0;
+        let end = Instant::now() + GRACE;
+        while self.idle.recv_timeout(end.saturating_duration_since(Instant::now())).is_ok() {}
         self.words[2].store(1, Ordering::Relaxed);
+        self.threads.into_iter().for_each(|thread| drop(thread.join()));
     }
 }
 
