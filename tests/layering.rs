@@ -234,6 +234,28 @@ fn no_file_and_no_folder_is_too_long_to_take_in() {
 }
 
 #[test]
+fn no_function_is_too_long_to_take_in() {
+    let mut found = 0;
+    for (file, text) in sources() {
+        let code = code_of(&text);
+        let lines: Vec<&str> = code.lines().map(str::trim_end).collect();
+        for (at, line) in lines.iter().enumerate() {
+            let words = line.trim_start();
+            let is_function =
+                words.starts_with("fn ") || words.contains(" fn ") && words.starts_with(['p', 'u', 'c']);
+            let opens = || lines[at..].iter().find(|line| line.ends_with(['{', ';', '}']));
+            if is_function && opens().is_some_and(|line| line.ends_with('{')) {
+                let end = format!("{}}}", &line[..line.len() - words.len()]);
+                let length = 1 + lines[at..].iter().position(|line| *line == end).expect("functions end");
+                assert!(length <= 40, "{file}:{} is a function of {length} lines", at + 1);
+                found += 1;
+            }
+        }
+    }
+    assert!(found > 1000, "only {found} functions were found");
+}
+
+#[test]
 fn pure_layers_touch_no_system() {
     let none: [String; 0] = [];
     assert_eq!(offenders("format/", &["std::fs", "std::io"]), none);

@@ -151,7 +151,7 @@ enum Request {
     /// Begin a file that is to take the place of another in one step: whoever asks gets the descriptor.
     Create { destination: NativePath },
     /// Put what `create` gave in its destination's place; the descriptor stays the caller's.
-    Commit { descriptor: RawFd, temporary: Option<NativePath>, destination: NativePath },
+    Commit(CommitRequest),
     /// How long reading or copying takes.
     Measure(MeasureRequest),
     /// Which rank reads what of a load by several.
@@ -185,10 +185,28 @@ impl ExplainRequest {
     }
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CommitRequest {
+    descriptor: RawFd,
+    temporary: Option<NativePath>,
+    destination: NativePath,
+}
+
+impl CommitRequest {
+    /// # Safety
+    /// The descriptor is open until the call returns.
+    unsafe fn run(self) -> Result<u64> {
+        // SAFETY: as the caller says.
+        let file = unsafe { BorrowedFd::borrow_raw(self.descriptor) }.try_clone_to_owned();
+        let file = File::from(file.during("cannot open", &self.destination)?);
+        NewFile::adopt(file, self.temporary.map(|path| path.0), self.destination.0).commit()
+    }
+}
+
 /// # Safety
 /// As [`flashpack_call`] says of arrays and descriptors.
 unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
-    let done = |()| Value::Null;
     let reply = match request {
         Request::Footer { path } => return Ok(Reader::new(Input::open(&path, None)?)?.footer().to_owned()),
         Request::Index { path } => return Ok(Model::open(&path)?.footer()),
@@ -200,7 +218,7 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
         Request::Pack { path, arrays, metadata, checksum, compress } => {
             let words = (checksum.as_deref(), compress.as_deref());
             // SAFETY: as above.
-            unsafe { arrays::pack(&path, &arrays, metadata, words, progress) }.map(done)?
+            json!(unsafe { arrays::pack(&path, &arrays, metadata, words, progress) }?)
         }
         Request::Dtypes => facts::dtypes(),
         Request::Environment => facts::environment()?,
@@ -211,7 +229,7 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
         Request::Copy { path, destination } => json!(copy(&path, &destination, progress)?),
         Request::Source { path, variant } => native(&convert::find_weights(&path, variant.as_deref())?),
         Request::Names { path } => json!(convert::tensor_names(&path)?),
-        Request::Expect { path } => expect_flashpack(&Model::open(&path)?).map(done)?,
+        Request::Expect { path } => json!(expect_flashpack(&Model::open(&path)?)?),
         Request::Verify { path, key } => verified(&path, key, progress)?,
         Request::Sign { path, key } => json!(sign(&path, &PrivateKey::read(&key)?, progress)?.fingerprint()),
         Request::Convert(request) => request.run(progress)?,
@@ -220,11 +238,8 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
         Request::Compare { path, other } => json!(compare(&path, &other, progress)?),
         Request::Revert { path, destination } => files::revert(&path, &destination, progress)?,
         Request::Create { destination } => create(&destination)?,
-        Request::Commit { descriptor, temporary, destination } => {
-            // SAFETY: the caller vouches for the descriptor.
-            let file = unsafe { own_file(descriptor, &destination) }?;
-            json!(NewFile::adopt(file, temporary.map(|path| path.0), destination.0).commit()?)
-        }
+        // SAFETY: the caller vouches for the descriptor.
+        Request::Commit(request) => json!(unsafe { request.run() }?),
         Request::Measure(request) => json!(request.seconds()?),
         Request::Ranks(request) => request.run()?,
         Request::Explain(request) => request.run()?,
@@ -294,16 +309,6 @@ fn create(destination: &Path) -> Result<Value> {
 /// A path as [`NativePath`] reads it.
 fn native(path: &Path) -> Value {
     path.to_str().map_or_else(|| path.as_os_str().as_bytes().into(), Value::from)
-}
-
-/// The file that the descriptor stands for, of which errors say `destination`.
-///
-/// # Safety
-/// The descriptor is open until the call returns.
-unsafe fn own_file(descriptor: RawFd, destination: &Path) -> Result<File> {
-    // SAFETY: as the caller says.
-    let file = unsafe { BorrowedFd::borrow_raw(descriptor) }.try_clone_to_owned();
-    Ok(File::from(file.during("cannot open", destination)?))
 }
 
 /// # Safety

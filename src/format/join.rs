@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{BLOCK_ALIGN_BYTES, Checksums, Index, index::Part, names::NameOrder};
+use super::{BLOCK_ALIGN_BYTES, Checksums, Index, Macroblock, Record, index::Part, names::NameOrder};
 use crate::error::{Error, Result};
 
 pub use super::signature::SET_KEY;
@@ -35,36 +35,30 @@ impl Index {
             let moved = |part: Part| Part { range: base + part.range.start..base + part.range.end, ..part };
             parts.extend(index.parts.into_iter().map(moved));
             let first_block = blocks.len();
-            for mut block in index.blocks {
-                block.offset += base;
-                blocks.push(block);
-            }
+            let moved = |block: Macroblock| Macroblock { offset: base + block.offset, ..block };
+            blocks.extend(index.blocks.into_iter().map(moved));
             labels.push((records.len(), label));
-            for mut record in index.records {
-                record.block += first_block;
-                records.push(record);
-            }
+            let moved = |record: Record| Record { block: first_block + record.block, ..record };
+            records.extend(index.records.into_iter().map(moved));
             metadata.extend(index.metadata);
         }
         metadata.remove(SET_KEY);
-        let file_of = |record: usize| &labels[labels.partition_point(|(first, _)| *first <= record) - 1].1;
-        let by_name = NameOrder::new(&records).map_err(|(one, other)| {
-            let name = &records[one].name;
-            Error::format(format!(
-                "duplicate name {name:?}: {} and {} both hold it",
-                file_of(one),
-                file_of(other)
-            ))
-        })?;
         Ok(Self {
             align_bytes: 0,
             payload_bytes: end,
             blocks: blocks.into(),
+            by_name: NameOrder::new(&records).map_err(|pair| duplicate(&records, &labels, pair))?,
             records: records.into(),
-            by_name,
             signature: None,
             metadata,
             parts: parts.into(),
         })
     }
+}
+
+/// The error of two records of one name; `labels` are those of the files, each with the number of its first record.
+fn duplicate(records: &[Record], labels: &[(usize, String)], (one, other): (usize, usize)) -> Error {
+    let file_of = |record| &labels[labels.partition_point(|(first, _)| *first <= record) - 1].1;
+    let (name, one, other) = (&records[one].name, file_of(one), file_of(other));
+    Error::format(format!("duplicate name {name:?}: {one} and {other} both hold it"))
 }

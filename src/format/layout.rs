@@ -102,9 +102,7 @@ impl Layout {
         metadata: BTreeMap<String, String>,
     ) -> Result<Self> {
         let too_large = || Error::argument("the tensors together exceed 2^63 bytes");
-        let mut blocks = Vec::with_capacity(growing.len());
-        let mut writes = Vec::new();
-        let mut end = 0_u64;
+        let (mut blocks, mut writes, mut end) = (Vec::with_capacity(growing.len()), Vec::new(), 0_u64);
         for block in growing {
             let offset = end.checked_next_multiple_of(BLOCK_ALIGN_BYTES).ok_or_else(too_large)?;
             let bytes = block.elems * block.dtype.size();
@@ -113,20 +111,13 @@ impl Layout {
             writes.extend(block.writes.iter().map(|write| Write { offset: offset + write.offset, ..*write }));
             blocks.push(Macroblock { dtype: block.dtype, offset, bytes });
         }
-        let records: Box<[Record]> = sequence
-            .iter()
-            .map(|&tensor| {
-                let (block, offset) = places[tensor].expect("every tensor of the sequence was placed");
-                let TensorSpec { name, shape, .. } = &tensors[tensor];
-                Record {
-                    name: name.as_str().into(),
-                    shape: shape.as_slice().into(),
-                    block,
-                    offset,
-                    elems: elems[tensor],
-                }
-            })
-            .collect();
+        let record = |&tensor: &usize| {
+            let (block, offset) = places[tensor].expect("every tensor of the sequence was placed");
+            let TensorSpec { name, shape, .. } = &tensors[tensor];
+            let (name, shape) = (name.as_str().into(), shape.as_slice().into());
+            Record { name, shape, block, offset, elems: elems[tensor] }
+        };
+        let records: Box<[Record]> = sequence.iter().map(record).collect();
         let by_name = NameOrder::new(&records)
             .map_err(|(one, _)| Error::argument(format!("duplicate name {:?}", records[one].name)))?;
         let index = Index {

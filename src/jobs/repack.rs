@@ -100,14 +100,13 @@ pub fn repack(request: Request, progress: Progress<'_>) -> Result<Option<Convert
         }
         for (tensor, range) in &batch {
             let Source { model, cast, .. } = &sources[*tensor];
-            let bytes = memory[*model].of(range);
-            let Some(cast) = cast else {
-                save.write(bytes)?;
-                continue;
-            };
-            cast_bytes.clear();
-            cast(bytes, &mut cast_bytes);
-            save.write(&cast_bytes)?;
+            let mut bytes = memory[*model].of(range);
+            if let Some(cast) = cast {
+                cast_bytes.clear();
+                cast(bytes, &mut cast_bytes);
+                bytes = &cast_bytes;
+            }
+            save.write(bytes)?;
         }
     }
     let may = || replaced.map_or(Ok(()), |before| refuse_changed(&destination, &before));

@@ -25,13 +25,7 @@ pub(super) fn cut(
     settings: Settings,
     selection: Selection<'_>,
 ) -> Result<Vec<Vec<Chunk>>> {
-    let surplus = match settings.verify {
-        Verify::Never => None,
-        Verify::Whole if selection.is_whole(index) => Some(u64::MAX), // what nobody wants is padding
-        Verify::Whole if selection.is_sliced() => Some(SLICED_SURPLUS_BYTES),
-        Verify::Whole => Some(WHOLE_CHUNK_SURPLUS_BYTES),
-        Verify::Everything => Some(u64::MAX),
-    };
+    let surplus = surplus(settings.verify, index, selection);
     let gap_bytes = if selection.is_partial() { 0 } else { MERGE_GAP_BYTES };
     ensure_room(segments, least_step(index, surplus, settings))?;
     let mut tasks: Vec<Vec<Chunk>> = Vec::new();
@@ -59,6 +53,17 @@ pub(super) fn cut(
     }
     tasks.retain(|chunks| !chunks.is_empty());
     Ok(tasks)
+}
+
+/// How many bytes that nobody wants are read with a chunk so that its digest can be verified; none if it is not to be.
+fn surplus(verify: Verify, index: &Index, selection: Selection<'_>) -> Option<u64> {
+    match verify {
+        Verify::Never => None,
+        Verify::Whole if selection.is_whole(index) => Some(u64::MAX), // what nobody wants is padding
+        Verify::Whole if selection.is_sliced() => Some(SLICED_SURPLUS_BYTES),
+        Verify::Whole => Some(WHOLE_CHUNK_SURPLUS_BYTES),
+        Verify::Everything => Some(u64::MAX),
+    }
 }
 
 /// The same chunks, a task for each run of them: gaps of at most `gap_bytes` between those of one task are read, too.

@@ -96,3 +96,18 @@ def test_folders_are_no_lists() -> None:
     for folder in {path.parent for path in modules().values()}:
         files = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
         assert len(files) <= 12, f"{folder.name}: {len(files)} files"
+
+
+def test_no_function_is_too_long_to_take_in() -> None:
+    """Docstrings do not count: those of public functions say all that a caller has to know."""
+    for module, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                told = node.body[0] if ast.get_docstring(node) else None
+                lines = span(node) - (span(told) if told else 0)
+                assert lines <= 40, f"{module}.{node.name} has {lines} lines"
+
+
+def span(node: ast.stmt) -> int:
+    """How many lines it takes."""
+    return (node.end_lineno or node.lineno) - node.lineno + 1

@@ -110,9 +110,8 @@ def convert_to_flashpack(
     source = model_or_state_dict_or_path_or_repo_id
     if isinstance(source, str | os.PathLike):
         library = _library(use_transformers, use_diffusers)
-        if is_url(source):
-            return _convert_url(text_path(source), destination_path, library, request, kwargs)
-        return _convert_path(text_path(source), destination_path, library, request, kwargs)
+        convert = _convert_url if is_url(source) else _convert_path
+        return convert(text_path(source), destination_path, library, request, kwargs)
     if destination_path is None:
         raise ValueError("destination_path is required for a model or a state dict")
     destination = text_path(destination_path)

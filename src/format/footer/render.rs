@@ -32,15 +32,7 @@ pub fn render(index: &Index) -> String {
         align_bytes: index.align_bytes(),
         total_payload_bytes: single.is_none().then(|| index.payload_bytes()),
         total_elems: index.blocks().iter().map(Macroblock::elems).sum(),
-        macroblocks: single.is_none().then(|| {
-            let block = |block: &Macroblock| RenderedBlock {
-                dtype: block.dtype().name(),
-                offset_bytes: block.offset(),
-                length_bytes: block.bytes(),
-                length_elems: block.elems(),
-            };
-            index.blocks().iter().map(block).collect()
-        }),
+        macroblocks: single.is_none().then(|| index.blocks().iter().map(rendered_block).collect()),
         index: index
             .records()
             .iter()
@@ -58,6 +50,15 @@ pub fn render(index: &Index) -> String {
         signature: index.signature().map(Signature::rendered),
     };
     serde_json::to_string(&footer).expect("strings and integers always serialize")
+}
+
+fn rendered_block(block: &Macroblock) -> RenderedBlock<'_> {
+    RenderedBlock {
+        dtype: block.dtype().name(),
+        offset_bytes: block.offset(),
+        length_bytes: block.bytes(),
+        length_elems: block.elems(),
+    }
 }
 
 /// The digests of `index`. Those of several files say together which bytes they are, but nothing can be verified by

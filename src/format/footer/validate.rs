@@ -23,22 +23,7 @@ pub(super) fn validate(raw: RawFooter<'_>, footer_offset: u64) -> Result<Index> 
     let (blocks, payload_bytes) =
         if raw.format == FORMAT_V3 { single_block(&raw)? } else { several_blocks(&raw)? };
     let encoding = encoding::check(&raw, payload_bytes)?;
-    let stored_bytes = encoding.as_ref().map_or(payload_bytes, Encoding::stored_bytes);
-    if stored_bytes > footer_offset {
-        let what = if encoding.is_some() { "frames" } else { "macroblocks" };
-        return Err(Error::format(format!(
-            "{what} reach past the payload: they end at byte {stored_bytes}, \
-             but the footer starts at {footer_offset}"
-        )));
-    }
-    for (number, block) in blocks.iter().enumerate() {
-        if block.file_range().end > payload_bytes {
-            return Err(Error::format(format!(
-                "macroblock {number} reaches past the payload: it ends at byte {}, the payload at {payload_bytes}",
-                block.file_range().end
-            )));
-        }
-    }
+    refuse_excess(&blocks, payload_bytes, encoding.as_ref(), footer_offset)?;
     refuse_overlapping_blocks(&blocks)?;
 
     let default_block = (raw.format == FORMAT_V3).then_some(0);
@@ -65,6 +50,30 @@ pub(super) fn validate(raw: RawFooter<'_>, footer_offset: u64) -> Result<Index> 
     let checksums = raw.checksums.map(|Object(raw)| check_checksums(&raw, &index)).transpose()?.flatten();
     index.parts[0].checksums = checksums;
     Ok(index.stored(encoding))
+}
+
+/// Refuses what is stored beyond the footer's beginning, and macroblocks beyond the payload's end.
+fn refuse_excess(
+    blocks: &[Macroblock],
+    payload_bytes: u64,
+    encoding: Option<&Encoding>,
+    footer_offset: u64,
+) -> Result<()> {
+    let stored_bytes = encoding.map_or(payload_bytes, Encoding::stored_bytes);
+    if stored_bytes > footer_offset {
+        let what = if encoding.is_some() { "frames" } else { "macroblocks" };
+        return Err(Error::format(format!(
+            "{what} reach past the payload: they end at byte {stored_bytes}, \
+             but the footer starts at {footer_offset}"
+        )));
+    }
+    let ends = blocks.iter().map(|block| block.file_range().end);
+    match ends.enumerate().find(|&(_, end)| end > payload_bytes) {
+        Some((number, end)) => Err(Error::format(format!(
+            "macroblock {number} reaches past the payload: it ends at byte {end}, the payload at {payload_bytes}"
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn overflow(what: &str, number: u64) -> Error {
@@ -153,18 +162,16 @@ fn check_record(
     let fail = |what: String| Error::format(format!("record {:?} (index {number}) {what}", raw.name));
     let block = match (raw.macroblock, default_block) {
         (Some(Count(block)), _) => {
-            usize::try_from(block).ok().filter(|&block| block < blocks.len()).ok_or_else(|| {
-                fail(format!("is in macroblock {block}, but there are only {} macroblocks", blocks.len()))
-            })?
+            let count = blocks.len();
+            let absent = || fail(format!("is in macroblock {block}, but there are only {count} macroblocks"));
+            usize::try_from(block).ok().filter(|&block| block < count).ok_or_else(absent)?
         }
         (None, Some(block)) => block,
         (None, None) => return Err(fail("has no key macroblock".to_owned())),
     };
-    let shape = raw.shape;
-    let (offset, elems) = (raw.offset.0, raw.length.0);
-    let Some(product) = product(&shape) else {
-        return Err(fail(format!("has shape {shape:?}, whose product overflows")));
-    };
+    let (shape, offset, elems) = (raw.shape, raw.offset.0, raw.length.0);
+    let overflow = || fail(format!("has shape {shape:?}, whose product overflows"));
+    let product = product(&shape).ok_or_else(overflow)?;
     if product != elems {
         return Err(fail(format!("has length {elems}, but its shape {shape:?} has {product} elements")));
     }

@@ -66,13 +66,7 @@ fn header(index: &Index, records: &[&Record]) -> Result<(Vec<u8>, u64)> {
                 format!("Unsupported dtype: safetensors has no {from}, the type of {:?}", record.name());
             Error::new(ErrorKind::Unsupported, what)
         })?;
-        let mut shape = record.shape().iter().map(|&size| fits(size)).collect::<Result<Vec<usize>>>()?;
-        let elems = fits(from.safetensors_elems())?;
-        match shape.last_mut() {
-            Some(last) => *last = last.checked_mul(elems).ok_or_else(too_large)?,
-            None if elems > 1 => shape.push(elems),
-            None => {}
-        }
+        let shape = shape(record, fits(from.safetensors_elems())?)?;
         let range = index.range_in_block(record);
         let start = end;
         end = fits(range.end - range.start)?.checked_add(end).ok_or_else(too_large)?;
@@ -94,6 +88,17 @@ fn header(index: &Index, records: &[&Record]) -> Result<(Vec<u8>, u64)> {
     let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
     bytes.append(&mut json);
     Ok((bytes, end as u64))
+}
+
+/// The shape of `record` in a dtype that has so many elements for one of its own.
+fn shape(record: &Record, elems: usize) -> Result<Vec<usize>> {
+    let mut shape = record.shape().iter().map(|&size| fits(size)).collect::<Result<Vec<usize>>>()?;
+    match shape.last_mut() {
+        Some(last) => *last = last.checked_mul(elems).ok_or_else(too_large)?,
+        None if elems > 1 => shape.push(elems),
+        None => {}
+    }
+    Ok(shape)
 }
 
 fn fits(value: u64) -> Result<usize> {

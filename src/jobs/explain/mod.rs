@@ -119,11 +119,9 @@ pub fn explain(path: &Path, device: &str, selection: Selection<'_>, options: Opt
     if prepared.route.residency.is_none() {
         prepared.route.residency = prepared.files.residency();
     }
-    let Prepared { files, route, index, .. } = &prepared;
-    let plan = prepared.plan();
+    let (plan, Prepared { files, route, index, .. }) = (prepared.plan(), &prepared);
     let chunks = || plan.tasks.iter().flatten();
     let (staging_buffers, staging_bytes) = staging(plan, pool::limit(Environment::read()?.pinned_bytes));
-    let bound = bound(&prepared)?;
     Ok(Explanation {
         path: files.path().display().to_string(),
         device: device.to_owned(),
@@ -153,7 +151,7 @@ pub fn explain(path: &Path, device: &str, selection: Selection<'_>, options: Opt
         read_ahead: read_ahead(&prepared),
         traffic: files.traffic(),
         note: files.note(),
-        bound,
+        bound: bound(&prepared)?,
     })
 }
 
