@@ -193,15 +193,16 @@ struct CommitRequest {
     destination: NativePath,
 }
 
-impl CommitRequest {
-    /// # Safety
-    /// The descriptor is open until the call returns.
-    unsafe fn run(self) -> Result<u64> {
-        // SAFETY: as the caller says.
-        let file = unsafe { BorrowedFd::borrow_raw(self.descriptor) }.try_clone_to_owned();
-        let file = File::from(file.during("cannot open", &self.destination)?);
-        NewFile::adopt(file, self.temporary.map(|path| path.0), self.destination.0).commit()
-    }
+/// Puts the file that the descriptor stands for in its destination's place.
+///
+/// # Safety
+/// The descriptor is open until the call returns.
+unsafe fn commit(request: CommitRequest) -> Result<u64> {
+    let CommitRequest { descriptor, temporary, destination } = request;
+    // SAFETY: as the caller says.
+    let file = unsafe { BorrowedFd::borrow_raw(descriptor) }.try_clone_to_owned();
+    let file = File::from(file.during("cannot open", &destination)?);
+    NewFile::adopt(file, temporary.map(|path| path.0), destination.0).commit()
 }
 
 /// # Safety
@@ -239,7 +240,7 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
         Request::Revert { path, destination } => files::revert(&path, &destination, progress)?,
         Request::Create { destination } => create(&destination)?,
         // SAFETY: the caller vouches for the descriptor.
-        Request::Commit(request) => json!(unsafe { request.run() }?),
+        Request::Commit(request) => json!(unsafe { commit(request) }?),
         Request::Measure(request) => json!(request.seconds()?),
         Request::Ranks(request) => request.run()?,
         Request::Explain(request) => request.run()?,
