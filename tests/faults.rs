@@ -10,6 +10,7 @@ use flashpack::{
     format::{DType, Index},
     io::{
         Asked, FileSource, Files, Input, Mapping, Samples,
+        file::Shelf,
         memory::{Faults, MemorySource},
     },
     plan::{Ignore, Place, Selection, Verify},
@@ -75,7 +76,7 @@ fn sources_keep_their_contract() {
     let open = || FileSource::open(&path).unwrap();
     check_source(&MemorySource::new(bytes.clone()), &bytes);
     check_source(&open(), &bytes);
-    check_source(&open().on_shelf(Some(&Arc::default())), &bytes);
+    check_source(&open().on_shelf(Some(&Arc::new(Shelf::new(1)))), &bytes);
     check_source(&Input::Buffered(open()).choose(Asked::all(Some(true)), &Samples::default()).0, &bytes);
     let index = Reader::open(&path).unwrap().into_parts().1;
     check_source(&Files::new(&path, vec![Input::Buffered(open())], &index), &bytes);

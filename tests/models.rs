@@ -266,10 +266,10 @@ fn files_of_several_kinds_describe_their_checksums() {
 #[cfg(target_os = "linux")]
 #[test]
 fn more_files_load_than_may_be_open_at_a_time() {
-    use flashpack::io::{Source as _, file::MAX_OPEN_FILES};
+    use flashpack::io::{Source as _, file::MOST_DESCRIPTORS};
     let folder = tempfile::tempdir().unwrap();
-    let tensors: Vec<_> = (0..MAX_OPEN_FILES + 9)
-        .map(|number| tensor(&format!("t{number}"), DType::Float32, &[100 + number as u64]))
+    let tensors: Vec<_> = (0..MOST_DESCRIPTORS + 9)
+        .map(|number| tensor(&format!("t{number}"), DType::Float32, &[100 + number]))
         .collect();
     let names: Vec<_> = (0..tensors.len()).map(|number| format!("{number}.flashpack")).collect();
     let shards: Vec<_> = names.iter().map(String::as_str).zip(tensors.chunks(1)).collect();
@@ -278,7 +278,7 @@ fn more_files_load_than_may_be_open_at_a_time() {
     let root = folder.path().canonicalize().unwrap();
     let open =
         fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
-    assert!(open.filter(|path| path.starts_with(&root)).count() <= MAX_OPEN_FILES);
+    assert!(open.filter(|path| path.starts_with(&root)).count() as u64 <= MOST_DESCRIPTORS);
     for eager in [false, true] {
         assert_eq!(loaded(&index, eager, None).unwrap(), contents(&tensors));
     }

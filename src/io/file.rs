@@ -15,8 +15,11 @@ use crate::{
     os::{self, FileExt as _, Identity, errno, is_any_of},
 };
 
-/// Files of one model that stay open, each possibly twice: far below any limit of a process.
-pub const MAX_OPEN_FILES: usize = 32;
+/// Descriptors that the files of one model keep, of each possibly two: a quarter of what the process may have, but no fewer and no
+/// more than these. To open a file again takes a request where the file system is a network's.
+const LEAST_DESCRIPTORS: u64 = 32;
+/// See [`LEAST_DESCRIPTORS`].
+pub const MOST_DESCRIPTORS: u64 = 512;
 
 /// A regular file opened for reading, with the length it had then. Clones share its descriptors.
 #[derive(Clone, Debug)]
@@ -71,7 +74,12 @@ impl FileSource {
     #[must_use]
     pub fn on_shelf(self, shelf: Option<&Arc<Shelf>>) -> Self {
         match shelf {
-            Some(shelf) => Self { handle: Handle::Shelved(Arc::clone(shelf)), ..self },
+            Some(shelf) => {
+                if let Handle::Held(held) = &self.handle {
+                    shelf.put((self.identity, false), Arc::clone(&held.buffered));
+                }
+                Self { handle: Handle::Shelved(Arc::clone(shelf)), ..self }
+            }
             None => self,
         }
     }
@@ -162,8 +170,11 @@ impl Descriptors {
 }
 
 /// The open ones among more files than may be open at a time: those that were used last.
-#[derive(Debug, Default)]
-pub struct Shelf(Mutex<VecDeque<(Key, Arc<File>)>>);
+#[derive(Debug)]
+pub struct Shelf {
+    open: Mutex<VecDeque<(Key, Arc<File>)>>,
+    most: usize,
+}
 
 /// Which file, and whether it is open for direct reads.
 type Key = (Identity, bool);
@@ -172,7 +183,16 @@ impl Shelf {
     /// A shelf for so many files; none if all of them may stay open.
     #[must_use]
     pub fn for_files(count: usize) -> Option<Arc<Self>> {
-        (count > MAX_OPEN_FILES).then(Arc::default)
+        let limit = os::open_file_limit().unwrap_or(u64::MAX);
+        let most =
+            usize::try_from((limit / 4).clamp(LEAST_DESCRIPTORS, MOST_DESCRIPTORS)).unwrap_or(usize::MAX);
+        (2 * count > most).then(|| Arc::new(Self::new(most)))
+    }
+
+    /// A shelf that holds `most` descriptors.
+    #[must_use]
+    pub const fn new(most: usize) -> Self {
+        Self { open: Mutex::new(VecDeque::new()), most }
     }
 
     fn file(&self, source: &FileSource) -> io::Result<Arc<File>> {
@@ -186,12 +206,16 @@ impl Shelf {
         if let Some(file) = self.held(key) {
             return Ok(file); // so did another thread
         }
-        let mut open = self.lock();
-        open.push_back((key, Arc::clone(&file)));
-        if open.len() > MAX_OPEN_FILES {
-            open.pop_front();
-        }
+        self.put(key, Arc::clone(&file));
         Ok(file)
+    }
+
+    fn put(&self, key: Key, file: Arc<File>) {
+        let mut open = self.lock();
+        open.push_back((key, file));
+        let closed = if open.len() > self.most { open.pop_front() } else { None };
+        drop(open); // closing takes a request, too
+        drop(closed);
     }
 
     /// The file, if it is open; it is the last to be closed then.
@@ -205,7 +229,7 @@ impl Shelf {
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<(Key, Arc<File>)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

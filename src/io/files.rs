@@ -10,7 +10,6 @@ use std::{
 use super::{
     FileSource, Input, RemoteFile, Source,
     encoded::Decoder,
-    file::MAX_OPEN_FILES,
     read::in_parallel,
     route::{Asked, Route, Samples, residency::Residency},
     source::ends_early,
@@ -20,6 +19,9 @@ use crate::{
     format::{self, Encoding, Index},
     remote::Traffic,
 };
+
+/// Threads that look at what the page cache holds of a model's files: more of them wait for each other, as they map the files.
+const MAX_PROBING_THREADS: usize = 16;
 
 /// One file, or the payloads of several: offsets count through these, and what lies between two of them reads as zeros.
 #[derive(Debug)]
@@ -108,7 +110,7 @@ impl Files {
             let (input, route) = part.input.choose(asked.with_parts(&own), &samples);
             (Part::new(input, part.place.clone(), part.encoding()), route)
         };
-        let chosen = in_parallel(&self.parts, MAX_OPEN_FILES, route)?;
+        let chosen = in_parallel(&self.parts, MAX_PROBING_THREADS, route)?;
         let (parts, routes): (Vec<_>, Vec<_>) = chosen.into_iter().unzip();
         Ok((Self { path: self.path.clone(), parts }, Route::of_all(&routes)))
     }

@@ -14,6 +14,9 @@ use crate::{
 
 /// Places of a file looked at to tell whether the page cache holds it.
 const PROBES: u64 = 64;
+/// They are looked at in so many passes over the file. If the first one finds nothing, there is no other: of 200 files that
+/// 64 threads look at, all places would take 0.08 s on two processors.
+const PASSES: usize = 4;
 /// So many bytes of a file's parts at least for each place that is looked at: a look may leave its page behind.
 const PART_PROBE_BYTES: u64 = 64 << 10;
 
@@ -65,8 +68,12 @@ impl Residency {
         let map = usize::try_from(file.len())
             .ok()
             .and_then(|len| MmapOptions::new().len(len).map_raw_read_only(&*open).ok());
-        let (mut resident, mut absent, mut unconfirmed) = (0, 0, 0);
-        for probe in 0..probes {
+        let (mut looked, mut resident, mut absent, mut unconfirmed) = (0, 0, 0, 0);
+        for probe in (0..PASSES as u64).flat_map(|first| (first..probes).step_by(PASSES)) {
+            if absent == looked && looked == probes.div_ceil(PASSES as u64) {
+                break;
+            }
+            looked += 1;
             let stride = bytes / probes;
             let offset = place(stride * probe + chance.hash_one(probe) % stride);
             if map.as_ref().is_some_and(|map| !may_be_cached(map, offset)) {
@@ -80,7 +87,7 @@ impl Residency {
             }
         }
         let is_known = unconfirmed == 0 || absent > 0;
-        is_known.then_some(Self { resident: resident + unconfirmed, probes: u32::try_from(probes).ok()? })
+        is_known.then_some(Self { resident: resident + unconfirmed, probes: u32::try_from(looked).ok()? })
     }
 
     /// That of several files together; `None` if one of them is unknown.
