@@ -18,6 +18,7 @@ from .._core.index import records_of
 from .._core.paths import StrPath, text_path
 from .._core.progress import run
 from .._files.readable import Content, Readable, Source, as_path, readable, saved_bytes
+from .._files.sources import watched_size
 from .._load.report import remember
 
 __all__ = ["load", "load_file", "save", "save_file"]
@@ -41,7 +42,7 @@ def load_file(path: Source, *, verify: bool | None = None) -> Arrays:
             fill = functools.partial(
                 native.call, "fill", model=opened["model"], arrays=_described(arrays), verify=verify
             )
-            told = run(fill, label="Loading", size=opened["bytes"], silent=True)
+            told = run(fill, label="Loading", size=watched_size(opened["bytes"], text), silent=True)
         finally:
             native.call("close", model=opened["model"])
     remember(told["load"])

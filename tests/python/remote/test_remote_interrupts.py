@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 
 import flashpack
+import flashpack.numpy
 import pytest
 from faultstore import Request, Store
 from flashpack.commands import convert_to_flashpack
@@ -25,6 +26,7 @@ CALLS: dict[str, tuple[int, Callable[[], object]]] = {  # and the request that i
     "opening": (1, lambda: flashpack.load_file(URL)),
     "loading": (2, lambda: flashpack.load_file(URL)),
     "loading in place": (2, lambda: into_module(URL, in_place=True)),
+    "loading arrays": (2, lambda: flashpack.numpy.load_file(URL)),
     "opening for slices": (1, lambda: flashpack.open(URL)),
     "verifying": (2, lambda: flashpack.verify_file(URL)),
     "opening a folder": (4, lambda: flashpack.load_file(FOLDER)),
