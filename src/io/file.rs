@@ -15,10 +15,10 @@ use crate::{
     os::{self, FileExt as _, Identity, errno, is_any_of},
 };
 
-/// Descriptors that the files of one model keep, of each possibly two: a quarter of what the process may have, but no fewer and no
-/// more than these. To open a file again takes a request where the file system is a network's.
+/// Least descriptors that the files of one model keep, of each possibly two. Else it is a quarter of what the process may have: to
+/// open a file again takes a request where the file system is a network's.
 const LEAST_DESCRIPTORS: u64 = 32;
-/// See [`LEAST_DESCRIPTORS`].
+/// Most descriptors that the files of one model keep.
 pub const MOST_DESCRIPTORS: u64 = 512;
 
 /// A regular file opened for reading, with the length it had then. Clones share its descriptors.
