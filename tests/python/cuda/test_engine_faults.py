@@ -322,7 +322,8 @@ def interrupted(folder: str) -> None:
     model = nn.Linear(1024, 24 * 1024).to("cuda")  # more than a load without a thread of its own
     path = saved(folder, nn.Linear(1024, 24 * 1024))
     want = flashpack.load_file(path)
-    with engine.environment(FLASHPACK_READ_CHUNK_BYTES=str(MIB)):
+    little = {"FLASHPACK_READ_CHUNK_BYTES": str(MIB), "FLASHPACK_READ_THREADS": "2"}  # on its way at a time
+    with engine.environment(**little):
         for in_place in (False, True):
             places = engine.places_of(model)
             with untouched(*([] if in_place else [model])):
