@@ -356,3 +356,24 @@ def seconds_to_stop(model: nn.Module, path: Path, **options: bool) -> float:
 @pytest.mark.parametrize("mode", ["plain", "strict", "lazy:1"])
 def test_ctrl_c(mode: str, tmp_path: Path) -> None:
     fakecuda.call(interrupted, str(tmp_path), mode=mode).check()
+
+
+def watched_save(folder: str) -> None:
+    want = {"weight": torch.arange(24 << 20, dtype=torch.float32)}  # more than is saved unwatched
+    state = {name: tensor.to("cuda") for name, tensor in want.items()}
+    told: list[tuple[int, int]] = []
+    path = Path(folder, "model.flashpack")
+    flashpack.pack_to_file(state, path, silent=lambda done, total: told.append((done, total)))
+    assert told[-1][0] == told[-1][1] >= want["weight"].nbytes
+
+    def stop(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    with fakecuda.knobs(latency_us=100_000), pytest.raises(KeyboardInterrupt):
+        flashpack.pack_to_file(state, Path(folder, "other.flashpack"), silent=stop)
+    assert [each.name for each in Path(folder).iterdir()] == [path.name]
+    engine.assert_same(flashpack.load_file(path), want)
+
+
+def test_a_save_from_a_device_shows_progress_and_can_be_stopped(tmp_path: Path) -> None:
+    fakecuda.call(watched_save, str(tmp_path)).check()

@@ -100,7 +100,7 @@ def test_a_command_ends_with_130(model: Store) -> None:
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            while not model.take():
+            while process.poll() is None and not model.take():
                 pass
             process.send_signal(signal.SIGINT)
             out, error = process.communicate(timeout=TIMEOUT_SECONDS)
