@@ -12,6 +12,7 @@ mod exchange;
 mod list;
 mod message;
 mod object;
+mod profile;
 mod proxy;
 mod range;
 mod settings;

@@ -6,7 +6,6 @@ mod hub;
 mod hub_cache;
 mod hub_file;
 mod links;
-mod profile;
 mod s3;
 mod web;
 

@@ -8,13 +8,14 @@ use std::{
 use http::{Request, StatusCode, Uri};
 use reqsign_aws_v4::{Credential, RequestSigner};
 
-use super::{Address, Part, bucket_and_key, encoded, links::parsed, profile};
+use super::{Address, Part, bucket_and_key, encoded, links::parsed};
 use crate::{
     error::{Error, Result},
     remote::stores::{
         client::Client,
         credentials::{Aws, Keys, keys},
         message::{Ask, Refusal},
+        profile,
         settings::Settings,
     },
 };
@@ -49,8 +50,9 @@ impl S3 {
         let wrong = || Error::argument("is not s3://bucket/key");
         let (bucket, key) = bucket_and_key(url).ok_or_else(wrong)?;
         let key = part.key(key).ok_or_else(wrong)?;
+        let profile = profile::chosen(&settings);
         let set = |names: &[&str], key| {
-            settings.first(names).map(ToOwned::to_owned).or_else(|| profile::setting(&settings, key))
+            settings.first(names).map(ToOwned::to_owned).or_else(|| profile::setting(&settings, profile, key))
         };
         let endpoint = set(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"], "endpoint_url");
         let endpoint = endpoint.map(|url| url.trim_end_matches('/').to_owned());

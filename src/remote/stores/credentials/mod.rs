@@ -1,6 +1,7 @@
 //! Credentials, found and used by reqsign over this module's own files, commands and connections. None of those waits
 //! for an executor, so no runtime is needed.
 
+mod aws;
 mod places;
 
 use std::{

@@ -1,8 +1,7 @@
-//! Where credentials of each cloud are looked for, in the order that its own tools keep.
+//! Where credentials of Google and Azure are looked for, in the order that their own tools keep.
 
 use std::fmt::Debug;
 
-use reqsign_aws_v4 as aws;
 use reqsign_azure_storage as azure;
 use reqsign_core::{Context, Error, ProvideCredential, ProvideCredentialDyn};
 use reqsign_google as google;
@@ -11,12 +10,12 @@ use reqsign_google as google;
 #[derive(Debug)]
 pub(in crate::remote::stores) struct Places<C> {
     /// What the user sets up: a failure there is an error, unless a later place has credentials.
-    set_up: Vec<Place<C>>,
+    pub(super) set_up: Vec<Place<C>>,
     /// What is there or not, such as a machine's own service: a failure means that there are none.
-    tried: Vec<Place<C>>,
+    pub(super) tried: Vec<Place<C>>,
 }
 
-type Place<C> = Box<dyn ProvideCredentialDyn<Credential = C>>;
+pub(super) type Place<C> = Box<dyn ProvideCredentialDyn<Credential = C>>;
 
 impl<C: Debug + Send + Sync + Unpin + 'static> ProvideCredential for Places<C> {
     type Credential = C;
@@ -36,22 +35,6 @@ impl<C: Debug + Send + Sync + Unpin + 'static> ProvideCredential for Places<C> {
             }
         }
         failure.map_or(Ok(None), Err)
-    }
-}
-
-impl Default for Places<aws::Credential> {
-    fn default() -> Self {
-        Self {
-            set_up: vec![
-                Box::new(aws::EnvCredentialProvider),
-                Box::new(aws::ProfileCredentialProvider::default()),
-                Box::new(aws::SSOCredentialProvider::default()),
-                Box::new(aws::AssumeRoleWithWebIdentityCredentialProvider::default()),
-                Box::new(aws::ProcessCredentialProvider::default()),
-                Box::new(aws::ECSCredentialProvider::default()),
-            ],
-            tried: vec![Box::new(aws::IMDSv2CredentialProvider::default())],
-        }
     }
 }
 
