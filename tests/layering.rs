@@ -226,11 +226,17 @@ fn no_two_modules_use_each_other() {
 fn no_file_and_no_folder_is_too_long_to_take_in() {
     let mut folders: BTreeMap<String, usize> = BTreeMap::new();
     for (file, text) in sources() {
-        assert!(text.lines().count() <= 400, "{file} has more than 400 lines");
+        assert!(
+            text.lines().count() <= 400,
+            "{file} has more than 400 lines: give a part of it a file of its own"
+        );
         *folders.entry(file.rsplit_once('/').unwrap_or_default().0.to_owned()).or_default() += 1;
     }
     folders.retain(|_, files| *files > 12);
-    assert!(folders.is_empty(), "more than a dozen files: {folders:?}");
+    assert!(
+        folders.is_empty(),
+        "more than a dozen files: {folders:?}: give those that belong together a folder"
+    );
 }
 
 #[test]
@@ -247,7 +253,7 @@ fn no_function_is_too_long_to_take_in() {
             if is_function && opens().is_some_and(|line| line.ends_with('{')) {
                 let end = format!("{}}}", &line[..line.len() - words.len()]);
                 let length = 1 + lines[at..].iter().position(|line| *line == end).expect("functions end");
-                assert!(length <= 40, "{file}:{} is a function of {length} lines", at + 1);
+                assert!(length <= 40, "{file}:{} is a function of {length} lines: name a part of it", at + 1);
                 found += 1;
             }
         }

@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests" / "python"
-PROGRAMS = ("bash", "mount", "sh", "true", "umount", "unshare")  # what tests run besides Python
+PROGRAMS = ("bash", "mount", "sh", "true", "umount", "unshare", "wc")  # what tests run besides Python
 COMPILERS = ("c++", "cargo", "cc", "clang", "g++", "gcc", "rustc")
 WORKERS = ("-n", "2", "--dist", "loadfile")  # of pytest
 HERE = "{}.{}".format(*sys.version_info)

@@ -199,6 +199,9 @@ fn signing_changes_the_signature_alone() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
+/// What no digest covers: the sum of what the macroblocks say decides nothing, and nobody reads it.
+const UNGUARDED: [&str; 1] = ["/total_elems"];
+
 #[test]
 fn a_change_of_any_number_or_word_of_the_footer_is_noticed() {
     let folder = tempfile::tempdir().unwrap();
@@ -207,8 +210,7 @@ fn a_change_of_any_number_or_word_of_the_footer_is_noticed() {
     sign(&path, &private(), Progress::SILENT).unwrap();
     let (sound, payload) = (footer_of(&path), payload_of(&path));
     let (mut forged, mut tried) = (0, 0);
-    // The sum of what the macroblocks say decides nothing, and nobody reads it.
-    for leaf in leaves(&sound).iter().filter(|leaf| *leaf != "/total_elems") {
+    for leaf in leaves(&sound).iter().filter(|leaf| !UNGUARDED.contains(&leaf.as_str())) {
         for value in changed(sound.pointer(leaf).unwrap()) {
             let mut footer = sound.clone();
             *footer.pointer_mut(leaf).unwrap() = value;

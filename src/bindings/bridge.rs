@@ -1,6 +1,7 @@
 //! The cxx bridge: everything C++ may ask of Rust, in flat values. C++ calls Rust, never the reverse.
 //!
-//! Open models are in `bridge/models.rs`, loads in `loading.rs`, saves in `packing.rs`. Errors become `rust::Error`
+//! Open models are in `bridge/models.rs`, what loads are asked for in `asking.rs`, loads in `loading.rs`, saves in
+//! `packing.rs`. Errors become `rust::Error`
 //! whose text ends in the tag of [`Error::to_tagged_string`]; so do panics.
 
 use std::{
@@ -17,13 +18,12 @@ use serde_json::Value;
 use crate::{
     device::cuda::{self, Relaxed},
     error::{Error, ErrorKind, Result},
-    jobs::load::{self, Block},
-    model::{SEPARATOR, opened},
-    plan::{Cut, Ignore, Place, Selection},
+    jobs::load::Block,
     progress::Progress,
     stats::Report,
 };
 
+mod asking;
 mod loading;
 mod models;
 mod packing;
@@ -208,7 +208,8 @@ mod ffi {
     }
 }
 
-use ffi::{GivenTensor, LoadOptions, PinnedUsage, ProgressWords};
+use asking::{load_blocks, load_except, load_fitting, load_names, load_payload};
+use ffi::{PinnedUsage, ProgressWords};
 use loading::{Load, begin_on_cuda, check_exchange, is_bound_to_thread};
 use models::{Opened, footer, open_model, verify};
 use packing::{PackInProgress, finish, pack};
@@ -278,117 +279,10 @@ fn strings(values: &CxxVector<CxxString>) -> Vec<String> {
     values.iter().map(|value| value.to_string_lossy().into_owned()).collect()
 }
 
-const fn choice(value: i8) -> Option<bool> {
-    match value {
-        0 => Some(false),
-        1 => Some(true),
-        _ => None,
-    }
-}
-
-fn wanted(options: &LoadOptions) -> load::Options {
-    let place = match (options.in_place, options.on_cuda) {
-        (false, false) => Place::Host,
-        (false, true) => Place::Device,
-        (true, false) => Place::GivenHost,
-        (true, true) => Place::GivenDevice,
-    };
-    load::Options { eager: choice(options.eager), verify: choice(options.verify), place }
-}
-
 /// Refuses lists that do not belong together.
 fn check_counts(count: usize, what: &str, tensors: usize) -> Result<()> {
     if count == tensors {
         return Ok(());
     }
     Err(Error::argument(format!("{count} {what} were given for {tensors} tensors")))
-}
-
-fn load(model: i64, selection: Selection<'_>, options: &LoadOptions) -> Result<Box<Load>> {
-    let prepared = load::prepare(&*opened::find(model)?, selection, wanted(options))?;
-    Ok(Box::new(Load::new(prepared)))
-}
-
-/// A load of all tensors if `names`, which [`SEPARATOR`] divides, are theirs, or with `partly` of those that have one
-/// of the names; else of none.
-fn load_fitting(
-    model: i64,
-    names: &str,
-    partly: bool,
-    options: &LoadOptions,
-) -> std::result::Result<Box<Load>, Tagged> {
-    guarded(|| {
-        let names: Vec<&str> = names.split(SEPARATOR).collect();
-        let model = opened::find(model)?;
-        let (prepared, fit) = load::prepare_fitting(&model, &names, partly, wanted(options))?;
-        Ok(Box::new(prepared.map_or_else(Load::default, Load::new).fitting(&fit, &model.index)))
-    })
-}
-
-/// `cuts` are four numbers each: of a name, of a dimension, the first index and the one after the last.
-fn load_names(
-    model: i64,
-    names: &CxxVector<CxxString>,
-    cuts: &[i64],
-    options: &LoadOptions,
-) -> std::result::Result<Box<Load>, Tagged> {
-    guarded(|| {
-        let (quadruples, []) = cuts.as_chunks::<4>() else {
-            return Err(Error::argument(
-                "slices are not a list of tensor, dimension, start and stop in turn",
-            ));
-        };
-        let cut = |&[tensor, dim, start, stop]: &[i64; 4]| {
-            let place = usize::try_from(tensor).ok().zip(usize::try_from(dim).ok());
-            let range = u64::try_from(start).ok().zip(u64::try_from(stop).ok());
-            match (place, range) {
-                (Some((tensor, dim)), Some((start, stop))) => Ok(Cut { tensor, dim, range: start..stop }),
-                _ => Err(Error::argument(format!(
-                    "a slice has a negative number: tensor {tensor}, dimension {dim}, {start}..{stop}"
-                ))),
-            }
-        };
-        let cuts = quadruples.iter().map(cut).collect::<Result<Vec<_>>>()?;
-        load(model, Selection::Slices { names: &strings(names), cuts: &cuts }, options)
-    })
-}
-
-/// For each tensor, of bytes, those from its offset on.
-fn load_payload(
-    model: i64,
-    offsets: &[i64],
-    tensors: &[GivenTensor],
-    options: &LoadOptions,
-) -> std::result::Result<Box<Load>, Tagged> {
-    guarded(|| {
-        check_counts(offsets.len(), "offsets", tensors.len())?;
-        let range = |(&offset, tensor): (&i64, &GivenTensor)| {
-            let end = offset.checked_add(tensor.sizes.iter().product());
-            let end = end.ok_or_else(|| Error::argument("an offset is larger than any file"))?;
-            let bounds = u64::try_from(offset).ok().zip(u64::try_from(end).ok());
-            let (start, end) =
-                bounds.ok_or_else(|| Error::argument("a range begins or ends before the file"))?;
-            Ok(start..end)
-        };
-        let ranges = offsets.iter().zip(tensors).map(range).collect::<Result<Vec<_>>>()?;
-        load(model, Selection::Payload(&ranges), options)
-    })
-}
-
-fn load_except(
-    model: i64,
-    names: &CxxVector<CxxString>,
-    prefixes: &CxxVector<CxxString>,
-    suffixes: &CxxVector<CxxString>,
-    options: &LoadOptions,
-) -> std::result::Result<Box<Load>, Tagged> {
-    guarded(|| {
-        let (names, prefixes, suffixes) = (strings(names), strings(prefixes), strings(suffixes));
-        let ignore = Ignore { names: &names, prefixes: &prefixes, suffixes: &suffixes };
-        load(model, Selection::Except(&ignore), options)
-    })
-}
-
-fn load_blocks(model: i64, options: &LoadOptions) -> std::result::Result<Box<Load>, Tagged> {
-    guarded(|| load(model, Selection::Blocks, options))
 }

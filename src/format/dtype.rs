@@ -93,7 +93,19 @@ impl DType {
             }
             Self::Float16 | Self::Bfloat16 | Self::Complex32 => Some(Element::Two),
             Self::Float32 | Self::Complex64 => Some(Element::Four),
-            _ => None,
+            Self::Float64
+            | Self::Complex128
+            | Self::Float8E8m0fnu
+            | Self::Float4E2m1fnX2
+            | Self::Uint8
+            | Self::Int8
+            | Self::Int16
+            | Self::Int32
+            | Self::Int64
+            | Self::Bool
+            | Self::Uint16
+            | Self::Uint32
+            | Self::Uint64 => None,
         }
     }
 

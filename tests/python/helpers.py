@@ -31,6 +31,9 @@ DTYPES = [
     *(torch.bool, torch.complex32, torch.complex64, torch.complex128),
 ]
 
+# The release has no way to pack these.
+NOT_IN_0_4_5 = [torch.float4_e2m1fn_x2]
+
 SAFETENSORS_DTYPES = [
     dtype
     for dtype in DTYPES

@@ -14,7 +14,7 @@ import torch
 import upstream
 from flashpack import commands, deserialization, parallel_read, utils
 from flashpack.deserialization import MacroblockSpec
-from helpers import assert_same, bits, noise, read_footer, read_payload
+from helpers import NOT_IN_0_4_5, assert_same, bits, dtype_id, noise, read_footer, read_payload
 from processes import environment, python, succeed
 from torch import nn
 
@@ -41,8 +41,10 @@ print(json.dumps({
 def test_dtypes_as_the_release_gives_them() -> None:
     theirs = json.loads(upstream.run(upstream.install(), DTYPES))
     ours = json.loads(succeed(python("-c", DTYPES)))
-    assert ours.pop("float4_e2m1fn_x2") == ["torch.uint8", "uint8"]  # the release has no way to pack it
-    assert theirs.pop("float4_e2m1fn_x2") == ["torch.float4_e2m1fn_x2", "ValueError"]
+    for dtype in NOT_IN_0_4_5:
+        name, packed = dtype_id(dtype), f"uint{8 * dtype.itemsize}"
+        assert ours.pop(name) == [f"torch.{packed}", packed]
+        assert theirs.pop(name) == [f"torch.{name}", "ValueError"]
     assert ours == theirs
 
 

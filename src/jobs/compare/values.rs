@@ -103,7 +103,7 @@ fn decoder(dtype: DType) -> Option<Decode> {
             decode!(u8, |value| if value == 255 { f64::NAN } else { two_to(i32::from(value) - 127) })
         }
         DType::Uint8 | DType::Bool => decode!(u8, |value| f64::from(value)),
-        _ => return None,
+        DType::Float4E2m1fnX2 | DType::Complex32 | DType::Complex64 | DType::Complex128 => return None,
     })
 }
 
@@ -120,7 +120,19 @@ fn whole_decoder(dtype: DType) -> Option<DecodeWhole> {
         DType::Uint32 => decode!(u32, |value| value.into()),
         DType::Uint16 => decode!(u16, |value| value.into()),
         DType::Uint8 | DType::Bool => decode!(u8, |value| value.into()),
-        _ => return None,
+        DType::Float64
+        | DType::Float32
+        | DType::Float16
+        | DType::Bfloat16
+        | DType::Float8E5m2
+        | DType::Float8E4m3fn
+        | DType::Float8E5m2fnuz
+        | DType::Float8E4m3fnuz
+        | DType::Float8E8m0fnu
+        | DType::Float4E2m1fnX2
+        | DType::Complex32
+        | DType::Complex64
+        | DType::Complex128 => return None,
     })
 }
 

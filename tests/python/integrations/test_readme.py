@@ -42,7 +42,15 @@ TEXT = "".join((ROOT / page).read_text() for page in PAGES)
 def test_no_page_is_left_out() -> None:
     folders = ("docs/guides", "docs/reference")
     found = {str(page.relative_to(ROOT)) for folder in folders for page in (ROOT / folder).glob("*.md")}
-    assert found == set(PAGES[1:])
+    assert found == set(PAGES[1:]), "each page has its turn in PAGES"
+
+
+def test_each_page_is_found_from_the_readme_and_in_the_site() -> None:
+    readme, site = (ROOT / "README.md").read_text(), (ROOT / "mkdocs.yml").read_text()
+    for page in PAGES[1:]:
+        if page != "docs/reference/api.md":  # which only the site can show
+            assert f"]({page})" in readme, f"no link of README.md leads to {page}"
+        assert f"- {page.removeprefix('docs/')}\n" in site, f"the nav of mkdocs.yml lacks {page}"
 
 
 def snippets(language: str) -> list[str]:
