@@ -14,6 +14,7 @@ import site
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def torch_version(folder):
 def cargo_build(feature):
     """Builds the crate's library with one feature and returns its path.
 
-    Each has its own target folder: cargo names all files alike and would rebuild them in turn.
+    Each has its own target folder: cargo names all files alike, and builds in one folder wait for each other.
     """
     cargo = os.environ.get("CARGO") or shutil.which("cargo")
     if not cargo:
@@ -113,9 +114,11 @@ class BuildLibraries(build_ext):
         package = ROOT / "python" if self.inplace or self.editable_mode else Path(self.build_lib)
         folder = package / "flashpack" / "_lib"
         folder.mkdir(parents=True, exist_ok=True)
-        for feature, name in LIBRARIES.items():
+        with ThreadPoolExecutor() as pool:  # the end of each build keeps one processor busy
+            built = list(pool.map(cargo_build, LIBRARIES))
+        for library, name in zip(built, LIBRARIES.values(), strict=True):
             # A running process may have the old file mapped: replace it, never write into it.
-            new = Path(shutil.copy(cargo_build(feature), folder / f"{name}.new"))
+            new = Path(shutil.copy(library, folder / f"{name}.new"))
             new.replace(folder / name)
 
     def get_source_files(self):
