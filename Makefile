@@ -37,7 +37,7 @@ WINDOWS_TESTS := codec compression conversion explaining fixtures hardening mode
 WINE ?= /usr/lib/wine/wine64
 MIRI := nightly-2026-05-20
 
-.PHONY: help build test thorough slow lint fmt demo fuzz fuzzbuild models asan valgrind miri aarch64 portable windows audit mutations bench
+.PHONY: help build test rust thorough slow lint fmt demo fuzz fuzzbuild models asan valgrind miri aarch64 portable windows audit mutations bench
 .PHONY: hardware parity reliability wheel wheel-test oldest matrix sdist tch sglang vllm docs clean
 
 help: ## list the tasks
@@ -45,9 +45,11 @@ help: ## list the tasks
 
 build: $(VENV)/.built ## make $(VENV) with pinned tools and install the package into it, editable
 
-test: build ## run the Rust tests, then the Python tests on the installed package
-	cargo test --quiet --features cuda,remote
+test: build rust ## run the Rust tests, then the Python tests on the installed package
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
+
+rust: # its own target, so that `make --jobs=2 test` builds these tests while pip installs
+	cargo test --quiet --features cuda,remote
 
 thorough: build ## run what takes long: other releases, 0.4.5's own tests, interleavings, fuzzing
 	$(MAKE) --jobs=2 slow models fuzz FUZZ_SECONDS=30

@@ -1,6 +1,8 @@
 """`python -m flashpack` and the `flashpack` command."""
 
-from .cli import convert, main, metadata, revert
+from ._cli.convert import convert, revert
+from ._cli.look import metadata
+from .cli import main
 
 __all__ = ["convert", "main", "metadata", "revert"]
 

@@ -15,23 +15,6 @@ from ._cli.look import diff, ls, metadata
 from ._cli.measure import bench, explain
 from ._cli.output import tell
 
-__all__ = [  # as plain as type checkers want it
-    "bench",
-    "convert",
-    "diff",
-    "edit_metadata",
-    "explain",
-    "extract",
-    "ls",
-    "main",
-    "merge",
-    "metadata",
-    "rename",
-    "revert",
-    "sign",
-    "verify",
-]
-
 _INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
 
 

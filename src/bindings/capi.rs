@@ -95,8 +95,8 @@ enum Request {
     Resolve { path: NativePath },
     /// The weights in a folder, of the first of these kinds: a file, or the index of shards.
     Find { path: NativePath, variant: Option<String>, kinds: Vec<String> },
-    /// The objects in the folder that a URL names.
-    List { path: NativePath },
+    /// The objects in the folder that a URL names; if `deep` those below it, too.
+    List { path: NativePath, deep: bool },
     /// Copy a file or an object to a file.
     Copy { path: NativePath, destination: NativePath },
     /// The weights that a conversion reads.
@@ -226,7 +226,7 @@ unsafe fn run(request: Request, progress: Progress<'_>) -> Result<String> {
         Request::Shards { path } => json!(read_shards(&Input::open(&path, None)?)?.weight_map),
         Request::Resolve { path } => native(&folder::resolve(&path)?),
         Request::Find { path, variant, kinds } => find(&path, variant.as_deref(), &kinds)?,
-        Request::List { path } => json!(list(&path)?),
+        Request::List { path, deep } => json!(list(&path, deep)?),
         Request::Copy { path, destination } => json!(copy(&path, &destination, progress)?),
         Request::Source { path, variant } => native(&convert::find_weights(&path, variant.as_deref())?),
         Request::Names { path } => json!(convert::tensor_names(&path)?),
@@ -275,9 +275,9 @@ fn find(folder: &Path, variant: Option<&str>, kinds: &[String]) -> Result<Value>
     Ok(native(&found))
 }
 
-fn list(folder: &Path) -> Result<Vec<Entry>> {
+fn list(folder: &Path, deep: bool) -> Result<Vec<Entry>> {
     let url = remote::url(folder).ok_or_else(|| Error::argument("is no URL").at(folder))?;
-    remote::stores()?.list(url)
+    remote::stores()?.list(url, deep)
 }
 
 /// # Safety

@@ -69,7 +69,7 @@ fn run(request: Request) -> Result<Value> {
             let bytes = object.len();
             json(&Opened { number: OBJECTS.keep(object), bytes })
         }
-        Request::List { url } => json(&stores()?.list(&url)?),
+        Request::List { url, deep } => json(&stores()?.list(&url, deep)?),
         Request::Create { url, expected_bytes } => {
             let upload = stores()?.create(&url, expected_bytes)?;
             json(&Opened { number: UPLOADS.keep(upload), bytes: 0 })

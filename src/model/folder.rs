@@ -76,7 +76,7 @@ pub fn find(folder: &Path, variant: Option<&str>, kinds: &[&str]) -> Result<Path
 /// As [`find`], and those of [`Stores::list`](crate::remote::Stores::list).
 pub fn find_url(url: &str, variant: Option<&str>, kinds: &[&str]) -> Result<PathBuf> {
     let label = remote::shown(url);
-    let names = remote::stores()?.list(url)?.into_iter().map(|entry| entry.name).collect();
+    let names = remote::stores()?.list(url, false)?.into_iter().map(|entry| entry.name).collect();
     let found = choose(&names, &middle(variant), kinds).at(Path::new(&label))?;
     let missing =
         || Error::not_found(format!("No {} weights in the folder", kinds.join(" or "))).at(Path::new(&label));

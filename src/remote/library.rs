@@ -90,8 +90,8 @@ impl Stores for Library {
         Ok(Arc::new(Handle { library: *self, opened: self.call(&request)? }))
     }
 
-    fn list(&self, url: &str) -> Result<Vec<Entry>> {
-        self.call(&Request::List { url: url.to_owned() })
+    fn list(&self, url: &str, deep: bool) -> Result<Vec<Entry>> {
+        self.call(&Request::List { url: url.to_owned(), deep })
     }
 
     fn remove(&self, url: &str) -> Result<()> {
@@ -239,6 +239,6 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Io);
         let text = error.to_string();
         assert!(text.starts_with("http://127.0.0.1:1/x: ") && !text.contains("secret"), "{text}");
-        assert_eq!(library.list("ftp://x/").unwrap_err().kind(), ErrorKind::Argument);
+        assert_eq!(library.list("ftp://x/", false).unwrap_err().kind(), ErrorKind::Argument);
     }
 }

@@ -33,11 +33,11 @@ pub trait Stores: Sync {
     /// access; [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a URL that names none.
     fn open(&self, url: &str, opening: &Opening) -> Result<Arc<dyn Object>>;
 
-    /// The objects in the folder at `url`, sorted by name, without those in folders below it.
+    /// The objects in the folder at `url`, sorted by name; if `deep` also those in folders below it, by their paths there.
     ///
     /// # Errors
     /// As [`Stores::open`]; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if the store has no listings.
-    fn list(&self, url: &str) -> Result<Vec<Entry>>;
+    fn list(&self, url: &str, deep: bool) -> Result<Vec<Entry>>;
 
     /// Removes the object at `url`; that there is none is no error.
     ///

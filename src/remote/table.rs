@@ -43,7 +43,7 @@ pub(crate) enum Request {
     /// Gives an [`Opened`].
     Open { url: String, opening: Opening },
     /// Gives a list of [`Entry`](super::Entry).
-    List { url: String },
+    List { url: String, deep: bool },
     /// Gives an [`Opened`] upload.
     Create { url: String, expected_bytes: u64 },
     /// Removes an object.

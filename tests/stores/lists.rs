@@ -13,7 +13,7 @@ use crate::{
 /// What is in the folder at `url` of the store that these settings lead to.
 fn list(url: &str, settings: &[(&str, &str)]) -> Result<Vec<(String, u64)>> {
     let names = |entries: Vec<Entry>| entries.into_iter().map(|entry| (entry.name, entry.bytes)).collect();
-    stores(settings).list(url).map(names)
+    stores(settings).list(url, false).map(names)
 }
 
 fn expected() -> Vec<(String, u64)> {
@@ -92,6 +92,31 @@ fn the_hub_lists_a_folder_of_a_revision() {
     let tree = "/api/models/org/repo/tree/v1/f";
     assert_eq!(targets(&server), [tree.to_owned(), format!("{tree}?cursor=n%3D")]);
     assert!(server.requests().iter().all(|request| request.header("authorization") == Some("Bearer secret")));
+}
+
+/// The names below the folder at `url`.
+fn deep_list(url: &str, settings: &[(&str, &str)]) -> Vec<String> {
+    let entries = stores(settings).list(url, true).unwrap();
+    entries.into_iter().map(|entry| entry.name).collect()
+}
+
+#[test]
+fn a_deep_list_has_what_lies_below() {
+    let server = Server::new(|_, _| {
+        let keys = ["f/", "f/g/", "f/g/b", "f/a", "fg/c"];
+        let files = keys.map(|key| format!("<Contents><Key>{key}</Key><Size>1</Size></Contents>"));
+        Reply::new(200, format!("<ListBucketResult>{}</ListBucketResult>", files.concat()))
+    });
+    let endpoint = server.url("");
+    let settings = [("AWS_ENDPOINT_URL", &*endpoint), ("AWS_NO_SIGN_REQUEST", "1")];
+    assert_eq!(deep_list("s3://bucket/f/", &settings), ["a", "g/b"]);
+    assert_eq!(targets(&server), ["/bucket/?list-type=2&prefix=f%2F"]);
+    let server = Server::new(|_, _| Reply::new(200, r#"{"items": [{"name": "g/b", "size": "1"}]}"#));
+    assert_eq!(deep_list("gs://bucket", &[("STORAGE_EMULATOR_HOST", &server.url(""))]), ["g/b"]);
+    assert_eq!(targets(&server), ["/storage/v1/b/bucket/o"]);
+    let server = Server::new(|_, _| Reply::new(200, r#"[{"type": "file", "path": "f/g/b", "size": 1}]"#));
+    assert_eq!(deep_list("hf://org/repo/f", &[("HF_ENDPOINT", &server.url(""))]), ["g/b"]);
+    assert_eq!(targets(&server), ["/api/models/org/repo/tree/main/f?recursive=true"]);
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn what_is_no_store_is_an_argument_that_is_wrong() {
         assert_eq!(error.kind(), ErrorKind::Argument, "{url}");
         assert!(error.to_string().contains(what), "{error}");
     }
-    let error = stores(&[]).list("https://host/folder/").unwrap_err();
+    let error = stores(&[]).list("https://host/folder/", false).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     let error = stores(&[]).remove("https://host/x").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);

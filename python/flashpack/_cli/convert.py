@@ -60,8 +60,9 @@ def revert(path: str, destination_path: str | None, verbose: bool) -> None:
         from .._convert.revert import revert_from_flashpack
         from .._core.index import unverified_note
         from .._core.native import read_index
+        from .._files.sources import shown_path
 
         result = revert_from_flashpack(path, destination_path, silent=silence(verbose))
-        if verbose and (note := unverified_note(path, read_index(path))):
+        if verbose and (note := unverified_note(shown_path(path), read_index(path))):
             show(printable(note))
         succeed(f"Saved to {whole(result)}")

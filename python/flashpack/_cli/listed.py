@@ -1,4 +1,4 @@
-"""A listing as lines."""
+"""A listing as lines, and a footer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Any
 
 import click
 
+from .._core.index import blocks_of
 from .._core.text import counted, human_num_elements, printable, size_text
 from .._inspect.listing import Listing, Total
+from .._save.sign import fingerprint_of
 from .output import table
 
 _LONGEST_VALUE = 200
+_LISTS = ("macroblocks", "index")
+_DIGITS = {"xxh3_64": 16, "blake3": 64}  # of a digest
 
 
 def one_by_one(listing: Listing, is_long: bool) -> Iterator[str]:
@@ -95,3 +99,95 @@ def by_dtype(total: Total) -> str:
     """The bytes of each dtype, the largest first."""
     sizes = sorted(total.dtypes.items(), key=lambda item: -item[1])
     return ", ".join(f"{dtype} {size_text(size)}" for dtype, size in sizes)
+
+
+def describe(footer: dict[str, Any]) -> Iterator[str]:
+    """Keys and values, then macroblocks (bytes) and, when the footer has it, the index (elements).
+
+    What is not printable in the file's own words is escaped.
+    """
+    for key, value in footer.items():
+        if key not in _LISTS:
+            yield f"{_key(key)}: {printable(_brief(key, value))}"
+    if "macroblocks" in footer:
+        yield f"{_key('macroblocks')}:"
+        yield from _macroblocks(footer["macroblocks"], footer.get("encoding"))
+    if "index" in footer:
+        yield f"{_key('index')}:"
+        yield from _index(footer)
+
+
+def _key(text: str) -> str:
+    return click.style(printable(text), fg="green")
+
+
+def _number(value: int) -> str:
+    return click.style(str(value), fg="magenta")
+
+
+def _brief(key: str, value: Any) -> Any:
+    """The digests of a large file would fill the screen: say how many. Of a signature say whose."""
+    if key == "checksums" and value:
+        count = len(value["digests"]) // _DIGITS.get(value["algorithm"], 16)
+        return f"{value['algorithm']}, {counted(count, 'digest')} of {value['chunk_bytes']} bytes each"
+    if key == "encoding" and value:
+        lengths = [length for run in value["frames"] for length in run["lengths"]]
+        return (
+            f"{sum(lengths)} bytes in {counted(len(lengths), 'frame')}"
+            f" of {value['chunk_bytes']} bytes of payload each"
+        )
+    if key == "signature" and value and value["algorithm"] == "ed25519":
+        signer = fingerprint_of(value["public_key"])
+        return f"ed25519, said to be by the key {signer} (`flashpack verify --key` tells)"
+    return value
+
+
+class Chunks:
+    """The chunks of a compressed payload: the codec of each and the length of its frame."""
+
+    def __init__(self, encoding: dict[str, Any], payload: int) -> None:
+        self._frames = [(run["codec"], length) for run in encoding["frames"] for length in run["lengths"]]
+        self._bytes: int = encoding["chunk_bytes"]
+        self._payload = payload
+
+    def summary(self, start: int, end: int) -> str:
+        """How many times fewer bytes than from `start` to `end` are stored, and by which codecs.
+
+        Of a frame that a chunk of two macroblocks is stored in, each has its part.
+        """
+        stored, codecs = 0.0, set()
+        for number in range(start // self._bytes, (end - 1) // self._bytes + 1):
+            first = number * self._bytes
+            last = min(first + self._bytes, self._payload)
+            codec, length = self._frames[number]
+            stored += length * (min(end, last) - max(start, first)) / (last - first)
+            codecs.add(codec)
+        return f"{(end - start) / stored:.2f} times fewer bytes by {', '.join(sorted(codecs))}"
+
+
+def _macroblocks(blocks: list[dict[str, Any]], encoding: dict[str, Any] | None) -> Iterator[str]:
+    payload = max((block["offset_bytes"] + block["length_bytes"] for block in blocks), default=0)
+    chunks = None if encoding is None else Chunks(encoding, payload)
+    width = len(str(payload))
+    dtype_width = max((len(block["dtype"]) for block in blocks), default=0)
+    for number, block in enumerate(blocks):
+        start = block["offset_bytes"]
+        end = start + block["length_bytes"]
+        stored = "" if chunks is None or start == end else f" {chunks.summary(start, end)}"
+        yield f"  {_number(number)}: {block['dtype']:{dtype_width}} {start:0{width}}:{end:0{width}}{stored}"
+
+
+def _index(footer: dict[str, Any]) -> Iterator[str]:
+    """Records in the order they lie in the file, under a line for each macroblock."""
+    blocks = blocks_of(footer)
+    width = len(str(max((block.length for block in blocks), default=0)))
+    current = None
+    records = sorted(footer["index"], key=lambda record: (record.get("macroblock", 0), record["offset"]))
+    for number, record in enumerate(records):
+        block = record.get("macroblock", 0)
+        if block != current:
+            current = block
+            yield f"  {click.style(f'macroblock{block}', fg='cyan')}: {blocks[block].dtype}"
+        start, end = record["offset"], record["offset"] + record["length"]
+        name = click.style(printable(record["name"]), fg="blue")
+        yield f"  {_number(number)}: {start:0{width}}:{end:0{width}} {name} {record['shape']}"

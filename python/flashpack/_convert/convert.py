@@ -13,7 +13,6 @@ from .._core.dtypes import dtype_name, dtype_to_string, string_to_dtype
 from .._core.errors import may_need_torch
 from .._core.names import filter_state_dict, listed, name_tuple, warn, warn_of_unmatched
 from .._core.paths import StrPath, is_url, refuse_source, shown_url, text_path
-from .._core.progress import run
 from .._core.text import parse_size
 from .._files.folder import (
     INDEX_SUFFIX,
@@ -25,7 +24,7 @@ from .._files.folder import (
     copy_companions,
     find_companions,
     index_path,
-    names_folder,
+    placed,
     stem_of,
 )
 from .._files.sources import (
@@ -35,8 +34,7 @@ from .._files.sources import (
     is_flashpack,
     refuse_own_source,
     shown_path,
-    size_of,
-    watched_size,
+    watched,
 )
 from .repack import Output, recode, rewrite
 from .source import Source, find_source
@@ -94,24 +92,23 @@ def convert_to_flashpack(
     an index promises but that are missing, a whole pipeline; ImportError for a library that is missing;
     TypeError for arguments that nothing takes; for repositories what huggingface_hub raises; OSError.
     """
+    options = ("ignore_names", "ignore_prefixes", "ignore_suffixes")
+    ignored = zip(options, (ignore_names, ignore_prefixes, ignore_suffixes), strict=True)
     request = _Request(
-        None if dtype is None else _name_of(dtype),
-        {
-            "ignore_names": name_tuple("ignore_names", ignore_names),
-            "ignore_prefixes": name_tuple("ignore_prefixes", ignore_prefixes),
-            "ignore_suffixes": name_tuple("ignore_suffixes", ignore_suffixes),
-        },
-        silent,
-        checksum,
-        None if max_shard_size is None else parse_size(max_shard_size),
-        compress,
-        key,
+        dtype=None if dtype is None else _name_of(dtype),
+        checksum=checksum,
+        shard_bytes=None if max_shard_size is None else parse_size(max_shard_size),
+        silent=silent,
+        compress=compress,
+        destination=destination_path,
+        ignore={option: name_tuple(option, names) for option, names in ignored},
+        key=key,
+        library=_library(use_transformers, use_diffusers),
+        arguments=kwargs,
     )
     source = model_or_state_dict_or_path_or_repo_id
     if isinstance(source, str | os.PathLike):
-        library = _library(use_transformers, use_diffusers)
-        convert = _convert_url if is_url(source) else _convert_path
-        return convert(text_path(source), destination_path, library, request, kwargs)
+        return (_convert_url if is_url(source) else _convert_path)(text_path(source), request)
     if destination_path is None:
         raise ValueError("destination_path is required for a model or a state dict")
     destination = text_path(destination_path)
@@ -142,17 +139,15 @@ def _library(use_transformers: bool, use_diffusers: bool) -> Library | None:
     return "transformers" if use_transformers else "diffusers" if use_diffusers else None
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What a conversion does on the way: cast, leave out, show progress, bound the bytes of a file."""
+@dataclass(frozen=True, kw_only=True)
+class _Request(Output):
+    """A conversion to `destination`: what it leaves out, and what reads its source."""
 
-    dtype: str | None
-    ignore: Mapping[str, tuple[str, ...]]
-    silent: bool | None
-    checksum: str | None
-    shard_bytes: int | None = None
-    compress: str | None = None
-    key: str | None = None
+    destination: StrPath | None
+    ignore: Mapping[str, Any]
+    key: str | None
+    library: Library | None
+    arguments: dict[str, Any]
 
 
 def _name_of(dtype: torch.dtype | str) -> str:
@@ -162,15 +157,9 @@ def _name_of(dtype: torch.dtype | str) -> str:
     return name
 
 
-def _convert_url(
-    url: str,
-    destination_path: StrPath | None,
-    library: Library | None,
-    request: _Request,
-    arguments: dict[str, Any],
-) -> str:
+def _convert_url(url: str, request: _Request) -> str:
     """Convert safetensors that a URL names, or those of a folder there, to a file or an object."""
-    shown = shown_url(url)
+    shown, library, arguments = shown_url(url), request.library, request.arguments
     if library is not None:
         raise ValueError(f"{shown}: {library} loads local folders and repositories, not URLs")
     variant = arguments.pop("variant", None)
@@ -181,24 +170,17 @@ def _convert_url(
     weights = url if is_file else find_url(url, variant, [SAFETENSORS])
     default = PurePosixPath(shown_url(weights)).name.removesuffix(".json").removesuffix(".index")
     made = default.removesuffix(SAFETENSORS).removesuffix(SUFFIX) + SUFFIX
-    destination = made if destination_path is None else text_path(destination_path)
-    if names_folder(destination) and not is_url(destination):
-        destination = str(Path(destination, made))
+    destination = made if request.destination is None else placed(request.destination, made)
     refuse_own_source(destination, [weights])
     write = _rewrite if name.endswith((SUFFIX, SUFFIX + INDEX_SUFFIX)) else _convert_files
     write(weights, destination, request)
     return _made(destination)
 
 
-def _convert_path(
-    text: str,
-    destination_path: StrPath | None,
-    library: Library | None,
-    request: _Request,
-    arguments: dict[str, Any],
-) -> str:
+def _convert_path(text: str, request: _Request) -> str:
     if is_flashpack(Path(text)):
-        return _rewrite_path(text, destination_path, library, request, arguments)
+        return _rewrite_path(text, request)
+    destination_path, library, arguments = request.destination, request.library, request.arguments
     source = find_source(text, arguments, request.silent)
     if arguments and library is None:
         raise TypeError(f"unexpected arguments without use_transformers or use_diffusers: {[*arguments]}")
@@ -207,15 +189,16 @@ def _convert_path(
     if is_url(destination_path):
         if weights is None:
             raise ValueError(f"{library} converts to files: copy the result to {shown_url(destination_path)}")
-        _convert_files(str(weights), destination_path, request)
-        return destination_path
+        url = placed(destination_path, source.destination(None, stem).name)
+        _convert_files(str(weights), url, request)
+        return url
     destination = source.destination(destination_path, stem)
     refuse_source(destination, source.files())
     companions = find_companions(source.place, stem) if source.makes_folder(destination_path) else None
     if weights:
         _convert_files(str(weights), str(destination), request)
     elif library:
-        _convert_by_class(source, library, destination, request, arguments)
+        _convert_by_class(source, library, destination, request)
     if companions is None:
         if source.place.is_dir() and (left := adapters_beside(source.place, stem)):
             warn(
@@ -226,22 +209,15 @@ def _convert_path(
     return str(destination.parent)
 
 
-def _rewrite_path(
-    text: str,
-    destination_path: StrPath | None,
-    library: Library | None,
-    request: _Request,
-    arguments: Mapping[str, Any],
-) -> str:
+def _rewrite_path(text: str, request: _Request) -> str:
     """Write a FlashPack file, or shards, anew."""
-    if library is not None or (given := [name for name, value in arguments.items() if value is not None]):
-        what = f"use_{library}" if library else listed(given)
+    given = [name for name, value in request.arguments.items() if value is not None]
+    if request.library or given:
+        what = f"use_{request.library}" if request.library else listed(given)
         raise ValueError(f"{text}: is a FlashPack file, and {what} is for other sources")
-    if destination_path is None:
+    if request.destination is None:
         raise ValueError(f"{text}: is already a FlashPack file: name a new file to write it anew")
-    destination = text_path(destination_path)
-    if names_folder(destination):
-        destination = str(Path(destination, Path(text).name.removesuffix(INDEX_SUFFIX)))
+    destination = placed(request.destination, Path(text).name.removesuffix(INDEX_SUFFIX))
     refuse_own_source(destination, [text])
     _rewrite(text, destination, request)
     return _made(destination)
@@ -254,8 +230,7 @@ def _rewrite(weights: str, destination: str, request: _Request) -> None:
         weights, destination, request.compress, request.silent
     ):
         return
-    output = Output(request.dtype, request.checksum, request.shard_bytes, request.silent, request.compress)
-    if not rewrite(weights, destination, request.ignore, output):
+    if not rewrite(weights, destination, request.ignore, request):
         _pack_opened(weights, destination, request)
 
 
@@ -293,16 +268,14 @@ def _pack_opened(weights: str, destination: str, request: _Request) -> None:
         _pack(file.get_tensors(), destination, request, file.metadata())
 
 
-def _convert_by_class(
-    source: Source, library: Library, destination: Path, request: _Request, arguments: Mapping[str, Any]
-) -> None:
+def _convert_by_class(source: Source, library: Library, destination: Path, request: _Request) -> None:
     if request.key is not None:
         raise ValueError(f"key chooses a state dict of a torch file, and {library} loads the model")
     if not source.place.is_dir():
         raise ValueError(f"{source.place}: {library} loads model folders, not files")
     from .model_classes import load_model
 
-    model = load_model(source.place, library, source.variant, arguments)
+    model = load_model(source.place, library, source.variant, request.arguments)
     _pack(model.state_dict(), destination, request, {"format": "pt"})
 
 
@@ -311,21 +284,17 @@ def _stream(weights: str, destination: str, request: _Request) -> bool:
 
     Returns whether it did: there are casts that only torch makes.
     """
-    done = run(
-        lambda counter: native.call(
-            "convert",
-            counter,
-            path=weights,
-            destination=destination,
-            dtype=request.dtype,
-            checksum=request.checksum,
-            shard_bytes=request.shard_bytes,
-            compress=request.compress,
-            **request.ignore,
-        ),
-        label="Converting",
-        size=watched_size(size_of(weights), destination),
+    done = watched(
+        "convert",
+        "Converting",
         silent=request.silent,
+        path=weights,
+        destination=destination,
+        dtype=request.dtype,
+        checksum=request.checksum,
+        shard_bytes=request.shard_bytes,
+        compress=request.compress,
+        **request.ignore,
     )
     return done is not None
 

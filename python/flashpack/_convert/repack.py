@@ -13,9 +13,8 @@ from .._core import native
 from .._core.constants import SET_KEY
 from .._core.names import included, is_ignored_tensor_name, listed, warn, warn_of_unmatched
 from .._core.paths import StrPath, is_url, shown_url, text_path
-from .._core.progress import run
 from .._files.folder import INDEX_SUFFIX, SAFETENSORS
-from .._files.sources import ModelPath, model_path, refuse_own_source, shown_path, size_of, watched_size
+from .._files.sources import ModelPath, model_path, refuse_own_source, shown_path, watched, watched_size
 
 # A tensor to take: the number of its model, its name there, and its name in the new file.
 _Take = tuple[int, str, str]
@@ -93,25 +92,21 @@ class Output:
         """
         if any("signature" in source.index for source in sources):
             warn(f"{shown_path(destination)}: signatures are not kept: sign the new file")
-        done = run(
-            lambda counter: native.call(
-                "repack",
-                counter,
-                models=[source.model for source in sources],
-                tensors=takes,
-                destination=destination,
-                metadata=metadata,
-                dtype=self.dtype,
-                checksum=self.checksum or _checksum_of(sources),
-                shard_bytes=self.shard_bytes,
-                compress=_compression_of(sources) if self.compress == _KEPT else self.compress,
-                replaces=replaces,
-            ),
-            label="Writing",
-            size=watched_size(
-                sum(source.bytes for source in sources), destination, *(source.shown for source in sources)
-            ),
+        size = sum(source.bytes for source in sources)
+        done = watched(
+            "repack",
+            "Writing",
             silent=self.silent,
+            size=watched_size(size, *(source.shown for source in sources)),
+            models=[source.model for source in sources],
+            tensors=takes,
+            destination=destination,
+            metadata=metadata,
+            dtype=self.dtype,
+            checksum=self.checksum or _checksum_of(sources),
+            shard_bytes=self.shard_bytes,
+            compress=_compression_of(sources) if self.compress == _KEPT else self.compress,
+            replaces=replaces,
         )
         return done is not None
 
@@ -138,12 +133,7 @@ def recode(path: str, destination: str, compress: str | None, silent: bool | Non
 
     Returns whether it did: shards are written anew.
     """
-    done = run(
-        lambda counter: native.call("recode", counter, path=path, destination=destination, compress=compress),
-        label="Writing",
-        size=watched_size(size_of(path), destination),
-        silent=silent,
-    )
+    done = watched("recode", "Writing", silent=silent, path=path, destination=destination, compress=compress)
     return done is not None
 
 

@@ -7,7 +7,6 @@ from pathlib import Path, PurePosixPath
 from .._core import native
 from .._core.errors import may_need_torch
 from .._core.paths import StrPath, is_url, refuse_source, text_path, with_suffix
-from .._core.progress import run
 from .._files.folder import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -19,10 +18,11 @@ from .._files.folder import (
     is_weights_name,
     library_weights_name,
     names_folder,
+    placed,
     stem_of,
 )
 from .._files.new_file import replacing
-from .._files.sources import find_weights, shown_path, size_of, watched_size
+from .._files.sources import find_weights, shown_path, watched
 from .._inspect.verify import verify_file
 
 # Names of other formats than torch's, which is written under any other.
@@ -68,9 +68,7 @@ def revert_from_flashpack(
 def _revert_by_url(source: str, wished: StrPath | None, silent: bool | None) -> str:
     """`revert_from_flashpack` from a URL, to a URL, or both: of weights alone."""
     name = with_suffix(Path(PurePosixPath(shown_path(source)).name), _OWN_SUFFIX, SAFETENSORS).name
-    destination = name if wished is None else text_path(wished)
-    if names_folder(destination):
-        destination += name
+    destination = name if wished is None else placed(wished, name)
     _write(source, destination, silent)
     return destination
 
@@ -81,12 +79,7 @@ def _write(source: str, destination: str, silent: bool | None) -> None:
     if suffix.lower() in _FOREIGN_SUFFIXES:
         raise ValueError(f"{shown}: cannot write {suffix}, only .safetensors and torch's own format")
     if suffix.lower() == SAFETENSORS:
-        run(
-            lambda counter: native.call("revert", counter, path=source, destination=destination),
-            label="Reverting",
-            size=watched_size(size_of(source), destination),
-            silent=silent,
-        )
+        watched("revert", "Reverting", silent=silent, path=source, destination=destination)
     elif is_url(destination):
         raise ValueError(f"{shown}: only .safetensors are written to a URL")
     else:

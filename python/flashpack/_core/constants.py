@@ -4,7 +4,6 @@ import struct
 
 FILE_FORMAT_V3 = "flashpack_v3"  # one dtype
 FILE_FORMAT_V4 = "flashpack_v4"  # several dtypes
-FILE_FORMAT_V5 = "flashpack_v5"  # compressed
 
 MAGIC = b"FLASHPK\0"  # the last 8 bytes of a file
 U64LE = struct.Struct("<Q")  # the footer's length in bytes, just before the magic

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .constants import FILE_FORMAT_V3
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One macroblock: `length` elements of `dtype` (torch's name), `offset_bytes` into the file."""
+class Block(NamedTuple):
+    """One macroblock: `length` elements of `dtype` (torch's name)."""
 
     dtype: str
-    offset_bytes: int
     length: int
 
 
@@ -30,11 +27,8 @@ def unverified_note(shown: str, footer: Mapping[str, Any]) -> str | None:
 def blocks_of(footer: dict[str, Any]) -> list[Block]:
     """The macroblocks of any format, in the order that records count them."""
     if footer.get("format") != FILE_FORMAT_V3:
-        return [
-            Block(block["dtype"], int(block["offset_bytes"]), int(block["length_elems"]))
-            for block in footer["macroblocks"]
-        ]
-    return [Block(footer["target_dtype"], 0, int(footer["total_elems"]))]
+        return [Block(block["dtype"], int(block["length_elems"])) for block in footer["macroblocks"]]
+    return [Block(footer["target_dtype"], int(footer["total_elems"]))]
 
 
 def records_of(footer: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...], str]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,6 @@ from torch.nn.parameter import is_lazy
 
 from .names import is_utf8
 from .native import dtypes
-
-P = TypeVar("P", bound=nn.Parameter)
 
 # Whose bytes are as they seem: no subclass has a say.
 PLAIN_TYPES = (Tensor, nn.Parameter)
@@ -95,3 +93,20 @@ def is_on(tensor: Tensor, device: torch.device) -> bool:
 def bump_versions(tensors: Sequence[Tensor]) -> None:
     """As load_state_dict: a backward pass that saved the old values must notice that they are gone."""
     torch.autograd.graph.increment_version(tensors)  # inference tensors have none and are passed over
+
+
+def hooks_of(module: nn.Module) -> Iterator[Any]:
+    """accelerate's hooks of a module, of which one may hold several."""
+    waiting = [vars(module).get("_hf_hook")]
+    while waiting:
+        if (hook := waiting.pop()) is not None:
+            yield hook
+            waiting.extend(getattr(hook, "hooks", ()))
+
+
+def shown_memory(tensor: Tensor) -> Hashable:
+    """The same for tensors that show the same elements; of shapes, where they are row-major, any will do."""
+    if tensor.numel() == 0 or tensor.is_meta:
+        return id(tensor)
+    layout = (tensor.numel(),) if tensor.is_contiguous() else (tensor.shape, tensor.stride())
+    return (tensor.data_ptr(), tensor.dtype, tensor.is_conj(), tensor.is_neg(), layout)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias
 
-from .._core.paths import StrPath, text_path
+from .._core.paths import StrPath, is_url, text_path
 from .new_file import replacing
 
 SUFFIX = ".flashpack"
@@ -43,11 +43,6 @@ _CHAT_TEMPLATES = "additional_chat_templates"  # of transformers
 _INDEXES = ("*.index.json", "*.index.*.json", PIPELINE)  # they would speak of files that are not there
 
 Library: TypeAlias = Literal["diffusers", "transformers"]
-_STEMS: dict[Library | None, str] = {
-    "diffusers": "diffusion_pytorch_model",
-    "transformers": STEM,
-    None: STEM,
-}
 
 
 def weights_name(variant: str | None = None, suffix: str = SUFFIX, stem: str = STEM) -> str:
@@ -63,9 +58,9 @@ def weights_name(variant: str | None = None, suffix: str = SUFFIX, stem: str = S
 def library_weights_name(path: Path) -> str:
     """What the library of the model in the folder of the FlashPack file `path` names it as safetensors."""
     stem = stem_of(path)
-    return weights_name(
-        variant_of(path), SAFETENSORS, _STEMS[library_of(path.parent)] if stem == STEM else stem
-    )
+    if stem == STEM and library_of(path.parent) == "diffusers":
+        stem = "diffusion_pytorch_model"
+    return weights_name(variant_of(path), SAFETENSORS, stem)
 
 
 def index_path(destination: Path) -> Path:
@@ -99,6 +94,14 @@ def is_plain_name(name: str) -> bool:
 def names_folder(destination: StrPath) -> bool:
     """Whether it is an existing folder, or ends as only a folder's path or URL does."""
     return Path(text_path(destination)).is_dir() or text_path(destination).endswith(os.sep)
+
+
+def placed(destination: StrPath, name: str) -> str:
+    """`destination`, or of a folder the file or object `name` in it."""
+    text = text_path(destination)
+    if not names_folder(text):
+        return text
+    return f"{text.rstrip('/')}/{name}" if is_url(text) else str(Path(text, name))
 
 
 def checked_subfolder(subfolder: str | None) -> str:

@@ -23,13 +23,6 @@ _MAPPINGS: dict[str, Callable[[Iterable[Any]], Any]] = {
     "OrderedDict": OrderedDict,
     "Counter": lambda pairs: Counter(dict(pairs)),
 }
-_NAMES: dict[type[Any], str] = {
-    tuple: "tuple",
-    torch.Size: "Size",
-    dict: "dict",
-    OrderedDict: "OrderedDict",
-    Counter: "Counter",
-}
 
 
 class _AbsentError(Exception):
@@ -72,7 +65,7 @@ def _encode(value: Any, where: str, name: str, tensors: dict[str, Tensor] | None
     if kind is list:
         return _items(value, where, name, tensors)
     if kind in (tuple, torch.Size):
-        return {_MARK: _NAMES[kind], _OF: _items(value, where, name, tensors)}
+        return {_MARK: kind.__name__, _OF: _items(value, where, name, tensors)}
     if kind in (dict, OrderedDict, Counter):
         return _mapping(value, where, name, tensors)
     if kind in (torch.dtype, torch.device):
@@ -106,7 +99,7 @@ def _mapping(
         return dict(pairs)
     versions = getattr(value, "_metadata", None)  # a state dict's, by which modules read older ones
     extra = {} if versions is None else {"metadata": _encode(versions, f"{where}._metadata", "", None)}
-    return {_MARK: _NAMES[type(value)], _OF: [list(pair) for pair in pairs], **extra}
+    return {_MARK: type(value).__name__, _OF: [list(pair) for pair in pairs], **extra}
 
 
 def _named(name: str, value: Tensor, tensors: dict[str, Tensor]) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from .._core import native
 from .._core.constants import MAGIC
 from .._core.errors import local_path
 from .._core.paths import SEPARATOR, StrPath, has_url, is_url, refuse_source, shown_url, text_path
-from .._core.progress import INLINE_BYTES
+from .._core.progress import INLINE_BYTES, Silent, run
 from .folder import INDEX_SUFFIX, SAFETENSORS, SUFFIX, index_path
 
 KINDS = (SAFETENSORS, ".bin")  # what is converted: safetensors go before what is pickled
@@ -53,6 +53,18 @@ def size_of(text: str) -> int:
 def watched_size(size: int, *paths: str) -> int:
     """`size`, for `run`; no less than what it watches if a path is a URL, as servers may be slow."""
     return max(size, INLINE_BYTES) if any(map(has_url, paths)) else size
+
+
+def watched(op: str, label: str, *, silent: Silent, size: int | None = None, **fields: Any) -> Any:
+    """The result of a native operation with these fields, with progress as `run` shows it.
+
+    `size` defaults to the bytes of the models at `path` and `other`.
+    """
+    paths = {name: fields[name] for name in ("path", "other", "destination") if name in fields}
+    if size is None:
+        size = sum(size_of(text) for name, text in paths.items() if name != "destination")
+    size = watched_size(size, *paths.values())
+    return run(lambda counter: native.call(op, counter, **fields), label=label, size=size, silent=silent)
 
 
 def shards_of(index: Path) -> dict[str, str]:

@@ -21,21 +21,25 @@ from .._files.folder import is_plain_name
 def fetch_objects(url: str, patterns: Iterable[str]) -> Path:
     """A local folder with the objects of the folder at `url` that match `patterns`, relative to it.
 
-    It is removed when the process ends. Raises FileNotFoundError if none matches, and what opening a URL
-    raises.
+    Patterns are those of huggingface_hub, where `*` stands for slashes as well, if one has a folder that is a
+    pattern; else each is for its own folder alone, which is all that is listed then. The local folder is
+    removed when the process ends. Raises FileNotFoundError if none matches, and what opening a URL raises.
     """
     base, _, query = url.partition("?")
     query = f"?{query}" if query else ""
     wanted: dict[str, list[str]] = {}
-    for pattern in patterns:
-        wanted.setdefault(posixpath.dirname(pattern), []).append(posixpath.basename(pattern))
+    split = [posixpath.split(pattern) for pattern in patterns]
+    deep = any("*" in inside for inside, _ in split)
+    for inside, last in split:
+        wanted.setdefault("" if deep else inside, []).append(posixpath.join(inside, last) if deep else last)
     folder, found = _copies_of(url), False
     for inside, names in wanted.items():
         place = posixpath.join(base.rstrip("/"), inside)
-        for entry in native.call("list", path=f"{place.rstrip('/')}/{query}"):
+        for entry in native.call("list", path=f"{place.rstrip('/')}/{query}", deep=deep):
             name: str = entry["name"]
             # A server may list anything: what is no plain name would be written outside of the folder.
-            if is_plain_name(name) and any(fnmatch.fnmatchcase(name, each) for each in names):
+            is_plain = all(map(is_plain_name, name.split("/") if deep else [name]))
+            if is_plain and any(fnmatch.fnmatchcase(name, each) for each in names):
                 found, source = True, f"{place.rstrip('/')}/{name}{query}"
                 native.call("copy", path=source, destination=str(folder / inside / name))
     if not found:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._core import native
-from .._core.progress import run
-from .._files.sources import ModelPath, model_path, shown_path, size_of
+from .._files.sources import ModelPath, model_path, shown_path, watched
 
 
 def compare(first: ModelPath, second: ModelPath, *, silent: bool | None = True) -> dict[str, Any]:
@@ -17,11 +15,6 @@ def compare(first: ModelPath, second: ModelPath, *, silent: bool | None = True) 
     difference that is a number (None for complex values), and how many are `unbounded`: infinite
     or NaN in one of the two. Raises as `load_file` before it reads, and OSError.
     """
-    texts = [model_path(first), model_path(second)]
-    found: dict[str, Any] = run(
-        lambda counter: native.call("compare", counter, path=texts[0], other=texts[1]),
-        label="Comparing",
-        size=sum(map(size_of, texts)),
-        silent=silent,
-    )
-    return {"first": shown_path(texts[0]), "second": shown_path(texts[1]), **found}
+    one, other = model_path(first), model_path(second)
+    found: dict[str, Any] = watched("compare", "Comparing", silent=silent, path=one, other=other)
+    return {"first": shown_path(one), "second": shown_path(other), **found}

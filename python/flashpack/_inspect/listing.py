@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -98,12 +99,9 @@ class Listing:
 
     def groups(self, depth: int) -> dict[str, Total]:
         """Totals by the first `depth` parts of the names, between dots; names with fewer are their own."""
-        groups: dict[str, Total] = {}
+        groups: dict[str, Total] = defaultdict(Total)
         for tensor in self.tensors:
-            prefix = ".".join(tensor[0].split(".")[:depth])
-            if (group := groups.get(prefix)) is None:
-                group = groups[prefix] = Total()
-            group.add(tensor)
+            groups[".".join(tensor[0].split(".")[:depth])].add(tensor)
         return groups
 
     def as_json(self) -> dict[str, Any]:

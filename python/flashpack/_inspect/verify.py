@@ -8,8 +8,7 @@ from typing import Any
 from .._core import native
 from .._core.errors import FlashPackError
 from .._core.paths import StrPath, text_path
-from .._core.progress import run
-from .._files.sources import ModelPath, model_path, size_of
+from .._files.sources import ModelPath, model_path, watched
 from .._load.report import remember
 
 
@@ -53,13 +52,7 @@ def verify_file(path: ModelPath, key: StrPath | None = None, *, silent: bool | N
     `sign_file`. `last_load` then tells where its time went. Raises ChecksumError naming the damaged range,
     SignatureError, FlashPackError for a broken structure, ValueError for what is no such key, OSError.
     """
-    text = model_path(path)
-    keys = {} if key is None else {"key": text_path(key)}
-    result = run(
-        lambda counter: native.call("verify", counter, path=text, **keys),
-        label="Verifying",
-        size=size_of(text),
-        silent=silent,
-    )
+    keys: dict[str, Any] = {} if key is None else {"key": text_path(key)}
+    result = watched("verify", "Verifying", silent=silent, path=model_path(path), **keys)
     remember(result.pop("load"))
     return Verification(**result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from .._core.dtypes import is_castable, string_to_dtype
 from .._core.index import blocks_of
 from .._core.progress import Silent
+from .._core.tensors import shown_memory
 
 # "file": as it is there. "model": as the model's tensor has it. Else that of all floating tensors.
 DtypeLike: TypeAlias = torch.dtype | str
@@ -34,13 +35,10 @@ def requested_dtype(dtype: DtypeLike) -> Dtype:
 
 def duplicate(tensors: Iterable[Tensor], copy: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """A copy of every tensor by `copy`, made once for each distinct range of memory."""
-    copies: dict[tuple[int, int, torch.dtype], Tensor] = {}
+    copies: dict[Hashable, Tensor] = {}
     result = []
     for tensor in tensors:
-        key = (tensor.data_ptr(), tensor.numel(), tensor.dtype)
-        if tensor.numel() == 0:  # no memory to share: every empty tensor has the same address
-            result.append(copy(tensor))
-            continue
+        key = shown_memory(tensor)
         if key not in copies:
             copies[key] = copy(tensor)
         result.append(copies[key].view(tensor.shape))
@@ -119,19 +117,23 @@ def _groups(footer: Mapping[str, Any], dtypes: Mapping[str, torch.dtype]) -> Ite
             cast_later.append(((number, record["offset"]), size, name))
     if kept:
         yield kept, kept_bytes
-    yield from _in_groups(sorted(cast_later))
+    sizes: dict[str, int] = {}
+    last = None
+    for place, size, name in sorted(cast_later):
+        sizes[name] = 0 if place == last else size  # those of one place are tied, and come in one group
+        last = place
+    yield from in_groups(sizes.items(), GROUP_BYTES)
 
 
-def _in_groups(records: Iterable[tuple[tuple[int, int], int, str]]) -> Iterator[tuple[list[str], int]]:
-    """Those of one place, which are tied, come in one group."""
+def in_groups(sizes: Iterable[tuple[str, int]], most: int) -> Iterator[tuple[list[str], int]]:
+    """Names in groups of `most` bytes, or of one that is larger; those of no bytes follow the one before."""
     names: list[str] = []
-    held, last = 0, None
-    for place, size, name in records:
-        if names and held + size > GROUP_BYTES and place != last:
+    held = 0
+    for name, size in sizes:
+        if names and size and held + size > most:
             yield names, held
             names, held = [], 0
         names.append(name)
-        held += size if place != last else 0
-        last = place
+        held += size
     if names:
         yield names, held

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -63,7 +62,7 @@ class TensorSlice:
         part = part_of(self._mapped.shape, index)
         if part is None:
             return self._source.given(self._source.whole(self._name)[index].clone())
-        loaded = self._source.read(self._name, part.cuts)
+        loaded = self._source.read([self._name], {self._name: part.cuts})[self._name]
         kept = [size for dim, size in enumerate(loaded.shape) if dim not in part.dropped]
         return self._source.given(loaded.reshape(kept))
 
@@ -78,24 +77,20 @@ class _Source:
     verify: bool | None
     as_numpy: bool
 
-    def read(self, name: str, cuts: Cuts) -> Tensor:
-        """That part of a tensor."""
-        loaded = load_tensors(
-            self.model, self.device, names=[name], slices={name: cuts}, eager=True, verify=self.verify
+    def read(self, names: list[str] | None, slices: Mapping[str, Cuts] | None = None) -> dict[str, Tensor]:
+        """The tensors, parts of them, or all."""
+        return load_tensors(
+            self.model, self.device, names=names, slices=slices, eager=True, verify=self.verify
         )
-        return loaded[name]
 
     def whole(self, name: str) -> Tensor:
         """A tensor with its data: what is not mapped is read now."""
         tensor = self.tensors[name]
-        return self._read([name])[name] if tensor.is_meta else tensor
+        return self.read([name])[name] if tensor.is_meta else tensor
 
     def all(self) -> dict[str, Tensor]:
         """Every tensor with its data."""
-        return self._read(None) if any(each.is_meta for each in self.tensors.values()) else self.tensors
-
-    def _read(self, names: list[str] | None) -> dict[str, Tensor]:
-        return load_tensors(self.model, self.device, names=names, eager=True, verify=self.verify)
+        return self.read(None) if any(each.is_meta for each in self.tensors.values()) else self.tensors
 
     def given(self, tensor: Tensor) -> Any:
         """`tensor` on the device, or as an array on the same memory."""
@@ -201,9 +196,7 @@ class FlashPackFile:
     def __enter__(self) -> FlashPackFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __iter__(self) -> Iterator[str]:

@@ -152,12 +152,17 @@ def surely_maps(model: OpenModel, eager: bool | None, verify: bool | None) -> bo
 
 
 def described(footer: dict[str, Any], ignore: Mapping[str, Iterable[str]]) -> dict[str, Tensor]:
-    """The tensors that are not ignored, without data."""
-    return {
-        name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
-        for name, shape, dtype in records_of(footer)
-        if not is_ignored_tensor_name(name, **ignore)
-    }
+    """The tensors that are not ignored, without data; those that are stored once are one tensor."""
+    made: dict[tuple[object, ...], Tensor] = {}
+    result = {}
+    for record, (name, shape, dtype) in zip(footer["index"], records_of(footer), strict=True):
+        if not is_ignored_tensor_name(name, **ignore):
+            # What has no elements may lie where another begins.
+            key = (record.get("macroblock", 0), record["offset"], shape, None if record["length"] else name)
+            if key not in made:
+                made[key] = torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+            result[name] = made[key]
+    return result
 
 
 class Reading(TypedDict, total=False):
@@ -183,12 +188,7 @@ def load_tensors(
     if names is not None:
         listed = load_list(model, names, device, slices=_ops_slices(names, slices or {}), **reading)
         return dict(zip(names, listed, strict=True))
-    native = native_device(device)
-    loaded = run_load(
-        lambda how: ops.load_all(model.handle, ignore or {}, device=native, **how), model, native, reading
-    )
-    if native.type == device.type:
-        return loaded
+    loaded = _loaded(ops.load_all, (ignore or {},), model, device, reading)
     return dict(zip(loaded, _to_device(list(loaded.values()), device), strict=True))
 
 
@@ -201,18 +201,19 @@ def load_list(
     **reading: Unpack[Reading],
 ) -> list[Tensor]:
     """Load each of `names`, of which some may occur more than once, or `slices` of them."""
-    native = native_device(device)
-    loaded = run_load(
-        lambda how: ops.load(model.handle, names, slices, device=native, **how), model, native, reading
-    )
-    return _to_device(loaded, device)
+    return _to_device(_loaded(ops.load, (names, slices), model, device, reading), device)
 
 
 def load_blocks(model: OpenModel, device: torch.device, **reading: Unpack[Reading]) -> list[Tensor]:
     """The macroblocks of the model, each a 1-D tensor on `device`."""
+    return _to_device(_loaded(ops.load_blocks, (), model, device, reading), device)
+
+
+def _loaded(
+    op: Callable[..., T], asked: tuple[Any, ...], model: OpenModel, device: torch.device, reading: Reading
+) -> T:
     native = native_device(device)
-    blocks = run_load(lambda how: ops.load_blocks(model.handle, device=native, **how), model, native, reading)
-    return _to_device(blocks, device)
+    return run_load(lambda how: op(model.handle, *asked, device=native, **how), model, native, reading)
 
 
 def run_load(work: Callable[[ops.How], T], model: OpenModel, device: torch.device, reading: Reading) -> T:

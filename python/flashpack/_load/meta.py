@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,8 +17,6 @@ from .._core.tensors import has_own_dispatch, is_uninitialized, rebuild, swapped
 
 # The parameters already moved inside the current `with`, so that one registered twice stays one.
 _moved: ContextVar[WeakTensorKeyDictionary | None] = ContextVar("flashpack_meta_parameters", default=None)
-_install_lock = threading.Lock()
-_installed = False
 
 
 @contextmanager
@@ -39,13 +37,10 @@ def parameters_on_meta() -> Iterator[None]:
         _moved.reset(token)
 
 
+@functools.cache  # twice does no harm: what is on the meta device stays as it is
 def _install_hook() -> None:
-    global _installed
-    with _install_lock:
-        if not _installed:
-            # torch's annotation leaves out that a hook may return the parameter to hold instead
-            register_module_parameter_registration_hook(cast("Callable[..., None]", _move_to_meta))
-            _installed = True
+    # torch's annotation leaves out that a hook may return the parameter to hold instead
+    register_module_parameter_registration_hook(cast("Callable[..., None]", _move_to_meta))
 
 
 def _move_to_meta(_module: nn.Module, _name: str, parameter: nn.Parameter) -> nn.Parameter | None:

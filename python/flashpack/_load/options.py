@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 from .._core.constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS, SHARD_STRATEGIES
 from .._core.index import records_of
@@ -12,9 +12,8 @@ from .._core.names import include_tuple, included, is_ignored_tensor_name, name_
 from .._core.native import environment
 from .._core.paths import StrPath
 from .._core.progress import Silent
-from .._files.opened import OpenModel
 from .cast import DtypeLike, requested_dtype
-from .load import Device, Reading, as_device, surely_maps
+from .load import Device, Reading, as_device
 
 
 def resolve_shard_strategy(strategy: str | None = None) -> str:
@@ -29,18 +28,6 @@ def resolve_shard_strategy(strategy: str | None = None) -> str:
             f"expected {' or '.join(SHARD_STRATEGIES)}"
         )
     return name
-
-
-class Described(Protocol):
-    """An open model, whoever opened it."""
-
-    @property
-    def shown(self) -> str:
-        """What messages call it."""
-
-    @property
-    def footer(self) -> dict[str, Any]:
-        """Its footer."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +111,10 @@ class LoadOptions:
             **({} if self.include is None else {"include": self.include}),
         }
 
-    def check_include(self, weights: Described) -> None:
+    def check_include(self, shown: str, footer: dict[str, Any]) -> None:
         """Raise ValueError for a pattern of `include` that fits no tensor of the file."""
         if self.include is not None:
-            included(weights.shown, [name for name, _, _ in records_of(weights.footer)], self.include)
+            included(shown, [name for name, _, _ in records_of(footer)], self.include)
 
     def ignores(self, name: str) -> bool:
         """Whether the record or the model's tensor of this name is left alone."""
@@ -157,10 +144,6 @@ class LoadOptions:
     def reading(self) -> Reading:
         """How it reads."""
         return {"eager": self.eager, "verify": self.verify, "silent": self.shown}
-
-    def surely_map(self, model: OpenModel) -> bool:
-        """A CPU load of `model` with these options only maps the file: it reads no payload."""
-        return surely_maps(model, self.eager, self.verify)
 
 
 _BY_CLASS = ("ignore_names", "ignore_prefixes", "ignore_suffixes", "coerce_dtype")

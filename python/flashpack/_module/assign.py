@@ -17,7 +17,7 @@ from .._core.text import human_num_elements, say
 from .._files.opened import OpenModel
 from .._files.sources import ModelPath, model_path, shown_path
 from .._load.cast import cast, load_cast, part_of
-from .._load.load import Reading, described, load_tensors
+from .._load.load import Reading, described, load_tensors, surely_maps
 from .._load.options import LoadOptions
 from .._load.storage import FlashTensorStorage, iterate_from_flash_tensor, read_blocks
 from .._ranks.group import world_size_of
@@ -142,7 +142,7 @@ def _assign(
             tensors = dict(zip(*find_tensors(model)[:2], strict=True))
             _report(_all_but(model, incompatible), tensors, weights)
         return incompatible
-    options.check_include(weights)
+    options.check_include(weights.shown, weights.footer)
     if loads_flat(model):
         return hand_over(model, weights, options)
     note_own_blocks(model)
@@ -181,7 +181,7 @@ class _Load:
         """What goes where, the tensors for it, and the blocks that stay. In place, they are filled."""
         options, weights, device = self.options, self.weights, self.device
         on_cpu = device.type == "cpu" and not self.places
-        maps = on_cpu and options.surely_map(weights) and not options.in_place
+        maps = on_cpu and surely_maps(weights, options.eager, options.verify) and not options.in_place
         read, mapped = not weights.can_be_mapped, self._mapped(maps)
         if roots := own_roots(self.model, mapped):
             return *self._read_own_way(roots), None
@@ -233,7 +233,7 @@ class _Load:
             }
             size = sum(mapped[name].nbytes for name in some)
             silent = part_of(self.options.shown, done, size, whole)
-            loaded |= self._load_to(device, {name: match.slots[name] for name in some}, mapped, some, silent)
+            loaded |= self._load_to(device, {name: match.slots[name] for name in some}, some, silent)
             done += size
         return {name: loaded[name] for name in dtypes}
 
@@ -241,7 +241,6 @@ class _Load:
         self,
         device: torch.device,
         slots: Mapping[str, Slot],
-        mapped: Mapping[str, Tensor],
         dtypes: Mapping[str, torch.dtype],
         silent: Silent,
     ) -> dict[str, Tensor]:
@@ -256,8 +255,6 @@ class _Load:
             some = {name: slots[name].tensor for name in names}
             return load_local(self.weights, some, device, packed=packed, **reading)
 
-        if all(mapped[name].dtype == dtype for name, dtype in dtypes.items()):
-            return load(list(dtypes), silent)
         return load_cast(load, self.weights.footer, dtypes, silent)
 
     def _read_own_way(self, roots: Mapping[str, nn.Module]) -> tuple[Match, dict[str, Tensor]]:
@@ -279,7 +276,7 @@ def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, op
     with load_together(path, device, options) as file:
         held, slots, retained = find_held(model), find_slots(model), None
         ranks, described = file.ranks, file.described(options.ignore)
-        ranks.agree(lambda: options.check_include(file))
+        ranks.agree(lambda: options.check_include(shown, file.footer))
         match = ranks.agree(lambda: _match_together(model, described, slots, held, device, shown, options))
         dtypes = dtypes_of(match.slots, described, options)
         if options.keep_flash_ref_on_model:

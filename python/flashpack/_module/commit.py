@@ -36,34 +36,25 @@ def commit_to(
     slots: Iterable[Slot],
     held: Mapping[str, Held],
 ) -> None:
-    """`commit`, and let the model's modules and hooks know."""
-    commit(match.slots, tensors, slots, held)
-    refresh_groups(model, {id(slot.tensor): slot.tensor for slot in match.slots.values()})
-    call_post_hooks(children_first(model), match.incompatible)
+    """Put `tensors` in their paired places, and let the model's modules and hooks know.
 
-
-def commit(
-    paired: Mapping[str, Slot],
-    tensors: Mapping[str, Tensor],
-    slots: Iterable[Slot],
-    held: Mapping[str, Held],
-) -> None:
-    """Put `tensors` in their paired places; `slots` are all of the model's, so that ties follow along.
-
-    Those of the names in `held` go where the model's weights wait.
+    `slots` are all of the model's, so that ties follow along. Those of the names in `held` go where the
+    model's weights wait.
     """
     # Clones and parameters made in inference mode could never be trained.
     with torch.inference_mode(False), torch.no_grad():
-        changes = _prepare({name: slot for name, slot in paired.items() if name not in held}, tensors)
+        changes = _prepare({name: slot for name, slot in match.slots.items() if name not in held}, tensors)
         for memory, value in changes.filled:
             memory.copy_(value)
     if changes.live:
         ops.set_data(changes.live, changes.values)
         bump_versions(changes.live)
     _replace(slots, changes.replaced)
-    for name, slot in paired.items():
+    for name, slot in match.slots.items():
         if name in held:
             slot.put(held[name].replace(slot, tensors[name].cpu()))
+    refresh_groups(model, {id(slot.tensor): slot.tensor for slot in match.slots.values()})
+    call_post_hooks(children_first(model), match.incompatible)
 
 
 def _replace(slots: Iterable[Slot], replaced: Mapping[int, Tensor]) -> None:

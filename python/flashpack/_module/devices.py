@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._core.tensors import is_on, rebuild
+from .._core.tensors import hooks_of, is_on, rebuild
 from .._load.load import as_device
 from .._load.options import LoadOptions
 from .dtensors import is_dtensor
@@ -95,7 +95,7 @@ def find_held(model: nn.Module) -> dict[str, Held]:
                 f"{path or type(model).__name__}: diffusers has offloaded its weights to files in {group!r}, "
                 "which a load does not change: load before offloading is enabled"
             )
-        for hook in _hooks_of(module):
+        for hook in hooks_of(module):
             if getattr(hook, "offload", None) is True and getattr(hook, "weights_map", None) is not None:
                 weights, inner = _innermost(hook.weights_map, prefix)
                 for name in _names_held(module, hook):
@@ -108,7 +108,7 @@ def refuse_to_move(model: nn.Module, device: torch.device) -> None:
     if "accelerate.hooks" not in sys.modules:
         return
     for path, module in model.named_modules():
-        for hook in _hooks_of(module):
+        for hook in hooks_of(module):
             if getattr(hook, "execution_device", None) is None or getattr(hook, "offload", None) is not False:
                 continue
             for tensor in module.parameters(recurse=hook.place_submodules):
@@ -173,9 +173,3 @@ def _groups_of(module: nn.Module) -> Iterator[Any]:
         group = getattr(hook, "group", None)
         if hasattr(group, "cpu_param_dict"):
             yield group
-
-
-def _hooks_of(module: nn.Module) -> list[Any]:
-    """accelerate's hooks of a module, of which one may hold several."""
-    hook = vars(module).get("_hf_hook")
-    return list(getattr(hook, "hooks", [] if hook is None else [hook]))

@@ -19,7 +19,7 @@ from .._core.paths import SEPARATOR
 from .._core.progress import wants_bar
 from .._core.tensors import PLAIN_TYPES, bump_versions, is_on
 from .._files.opened import OpenModel
-from .._load.load import native_device, run_load
+from .._load.load import native_device, run_load, surely_maps
 from .._load.options import LoadOptions
 from .devices import is_grouped
 from .match import IncompatibleKeys
@@ -138,7 +138,7 @@ def _fill(
 def _replace(
     weights: OpenModel, names: str, tensors: list[Tensor], options: LoadOptions, *, partly: bool
 ) -> Outcome:
-    maps = options.surely_map(weights) and tensors[0].device.type == "cpu"
+    maps = surely_maps(weights, options.eager, options.verify) and tensors[0].device.type == "cpu"
     # Who watches may fail, or cancel the load, when all has been read: nothing may have changed then.
     if not maps and (options.progress is not None or wants_bar(options.silent)):
         return _FAILED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from .._core import ops
 from .._core.names import clipped, listed, quoted
 from .._core.progress import Silent
-from .._core.tensors import bump_versions, is_on, is_uninitialized
+from .._core.tensors import bump_versions, is_on, is_uninitialized, shown_memory
 from .._files.opened import OpenModel
 from .._load.cast import cast_parts, part_of
 from .._load.load import Reading, load_tensors, run_load
@@ -68,8 +68,8 @@ def _targets(
         reason = _refusal(slot.tensor, dtypes[name], device)
         if reason is not None:
             raise ValueError(f"{shown}: in_place=True cannot fill {quoted(name)}: {reason}")
-    check_ties(shown, match.slots, mapped, options, _shown_memory)
-    last = {_shown_memory(slot.tensor): name for name, slot in match.slots.items()}
+    check_ties(shown, match.slots, mapped, options, shown_memory)
+    last = {shown_memory(slot.tensor): name for name, slot in match.slots.items()}
     targets = {name: match.slots[name].tensor.detach() for name in last.values()}
     if names := _overlapping(targets):
         raise ValueError(
@@ -135,15 +135,6 @@ def _is_injective(tensor: Tensor) -> bool:
 def _takes_bytes(tensor: Tensor) -> bool:
     """Whether the file's bytes can go into the tensor's memory as they are."""
     return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
-
-
-def _shown_memory(tensor: Tensor) -> Hashable:
-    """The same for tensors that show the same elements."""
-    if tensor.numel() == 0:
-        return id(tensor)
-    flat = tensor.is_contiguous()
-    layout = (tensor.numel(),) if flat else (tensor.shape, tensor.stride())
-    return (tensor.data_ptr(), tensor.dtype, tensor.is_conj(), tensor.is_neg(), layout)
 
 
 def _overlapping(targets: Mapping[str, Tensor]) -> list[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import _IncompatibleKeys
 
 from .._core.dtypes import is_castable
 from .._core.names import clipped, listed, naming_hint, quoted, warn
@@ -15,18 +15,7 @@ from .._load.options import LoadOptions
 from .dtensors import is_dtensor
 from .slots import Slot
 
-
-class IncompatibleKeys(NamedTuple):
-    """What `torch.nn.Module.load_state_dict` returns: the names of the model that the file lacks, and the
-    names of the file that the model lacks."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
-
-    def __repr__(self) -> str:
-        if not self.missing_keys and not self.unexpected_keys:
-            return "<All keys matched successfully>"
-        return f"IncompatibleKeys(missing_keys={self.missing_keys}, unexpected_keys={self.unexpected_keys})"
+IncompatibleKeys = _IncompatibleKeys  # what load_state_dict returns
 
 
 @dataclass(frozen=True)
@@ -156,15 +145,11 @@ def check_names(path: str, discarded: Sequence[str], missing: Sequence[Slot], op
     """Raise ValueError for names without a counterpart, as strict as the options are."""
     params = [slot.name for slot in missing if slot.is_parameter and options.demands_params]
     buffers = [slot.name for slot in missing if not slot.is_parameter and options.demands_buffers]
+    lacking = {kind: names for kind, names in (("parameters", params), ("buffers", buffers)) if names}
     faults = []
-    if params and buffers:
-        faults.append(
-            f"Missing {len(params)} parameters and {len(buffers)} buffers: {listed(params)} {listed(buffers)}"
-        )
-    elif params:
-        faults.append(f"Missing {len(params)} parameters: {listed(params)}")
-    elif buffers:
-        faults.append(f"Missing {len(buffers)} buffers: {listed(buffers)}")
+    if lacking:
+        counts = " and ".join(f"{len(names)} {kind}" for kind, names in lacking.items())
+        faults.append(f"Missing {counts}: {' '.join(map(listed, lacking.values()))}")
     if discarded and options.refuses_unknown_names:
         faults.append(f"Could not assign {len(discarded)} names: {listed(discarded)}")
     if faults:

@@ -68,13 +68,6 @@ def blocks_by(style: Any, attribute: str, shape: Sequence[int], module: nn.Modul
     return Blocks(dim, tuple(share * unit for share in shares))
 
 
-def note_blocks(module: nn.Module, style: Any) -> None:
-    """Let later loads know how `module` is packed."""
-    named = module.named_parameters(recurse=False)
-    blocks = {name: blocks_by(style, name, tensor.shape, module) for name, tensor in named}
-    setattr(module, _NOTE, {name: each for name, each in blocks.items() if each is not None})
-
-
 def noted_blocks(module: nn.Module, attribute: str) -> Blocks | None:
     """The blocks of a parameter, if it is packed."""
     noted: dict[str, Blocks] = getattr(module, _NOTE, {})
@@ -114,4 +107,6 @@ def note_plan(model: nn.Module, plan: Plan) -> None:
     for name, module in model.named_modules():
         for pattern, style in packed.items():
             if matches(name, pattern):
-                note_blocks(module, style)
+                named = module.named_parameters(recurse=False)
+                blocks = {name: blocks_by(style, name, tensor.shape, module) for name, tensor in named}
+                setattr(module, _NOTE, {name: each for name, each in blocks.items() if each is not None})

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .._core.index import records_of
+from .._core.names import warn
 from .._files.opened import OpenModel
 from .._files.sources import ModelPath, model_path
-from .._load.load import as_device
+from .._load.load import as_device, described
 from .._module.assign import assign_from_file
 from .._module.dtensors import is_dtensor, load_local, local_of, with_local
 from .._module.packed import Blocks, Plan
@@ -78,20 +77,18 @@ def _load_by_plan(
 
     wanted: dict[str, Tensor] = {}
     packed: dict[str, Blocks] = {}
-    records = list(records_of(weights.footer))
-    names = [name for name, _, _ in records]
-    unknown = unmatched(plan, [*names, *(name.rpartition(".")[0] for name in names)])
+    wholes = described(weights.footer, {})
+    unknown = unmatched(plan, [*wholes, *(name.rpartition(".")[0] for name in wholes)])
     if len(unknown) == len(plan):
         raise ValueError(f"{weights.shown}: the file holds nothing that the tensor-parallel plan names")
     if unknown:  # a library's plan has rules for layers that not every model has
-        warnings.warn(f"{weights.shown} holds nothing of the plan's {unknown}", stacklevel=3)
-    for name, shape, dtype in records:
-        whole = torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+        warn(f"{weights.shown} holds nothing of the plan's {unknown}")
+    for name, whole in wholes.items():
         rule = rule_of(plan, name)
         if rule is None:
             wanted[name] = whole
             continue
-        split = rule.split(name.rpartition(".")[2], shape)
+        split = rule.split(name.rpartition(".")[2], whole.shape)
         placement = split.placement if split else Replicate()
         wanted[name] = distribute_tensor(whole, mesh, [placement], src_data_rank=None)
         if split and split.blocks:

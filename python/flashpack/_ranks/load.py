@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -50,8 +50,8 @@ def read_flashpack_file_distributed(
     """
     if world_size_of() == 1:
         return read_flashpack_file(path, device, chunk_bytes, num_streams, silent, metadata)
-    own = as_device(device)
-    with _shared(path, own, src=src, sharded=sharded, strategy=shard_strategy, footer=metadata) as file:
+    options = LoadOptions(distributed_sharded=sharded, distributed_shard_strategy=shard_strategy)
+    with load_together(path, as_device(device), options, src=src, footer=metadata) as file:
         return FlashTensorStorage(file.blocks()), file.footer
 
 
@@ -174,50 +174,28 @@ def _same_file(weights: OpenModel, sharing: _Sharing, rank: int) -> OpenModel:
     return weights
 
 
-def load_together(
-    path: ModelPath, device: torch.device, options: LoadOptions
-) -> AbstractContextManager[SharedFile]:
-    """The file at `path`, for all ranks as `options` say."""
-    return _shared(
-        path,
-        device,
-        place=(options.rank, options.local_rank, options.world_size),
-        sharded=options.distributed_sharded,
-        strategy=options.distributed_shard_strategy,
-        verify=options.verify,
-        progress=options.progress,
-    )
-
-
 @contextmanager
-def _shared(
+def load_together(
     path: ModelPath,
     device: torch.device,
+    options: LoadOptions,
     *,
-    place: tuple[int | None, int | None, int | None] = (None, None, None),
     src: int = 0,
-    sharded: bool = False,
-    strategy: str | None = None,
     footer: dict[str, Any] | None = None,
-    verify: bool | None = None,
-    progress: Progress | None = None,
 ) -> Iterator[SharedFile]:
-    """The file for all ranks, which agree on the footer and the sharing mode of rank `src`.
-
-    `place`: rank, local rank and number of ranks, as far as they are known.
-    """
+    """The file for all ranks, which agree on the footer and the sharing mode of rank `src`."""
+    place = (options.rank, options.local_rank, options.world_size)
 
     def mine() -> OpenModel | None:
         if not 0 <= src < ranks.size:
             raise ValueError(f"src must be a rank from 0 to {ranks.size - 1}, not {src}")
-        if strategy is not None:
-            resolve_shard_strategy(strategy)
         return OpenModel(text) if ranks.rank == src else None
 
     def settled() -> _Sharing | None:
         if weights is None:
             return None
-        shared = resolve_shard_strategy(strategy) if sharded else None
+        strategy = options.distributed_shard_strategy
+        shared = resolve_shard_strategy(strategy) if options.distributed_sharded else None
         window_bytes = native.environment()["FLASHPACK_SHARD_BYTES"]
         return _Sharing(footer or weights.footer, weights.files > 1, shared, src, window_bytes)
 
@@ -230,7 +208,7 @@ def _shared(
         assert sharing is not None
         if sharing.strategy is not None:
             weights = ranks.agree(lambda: _same_file(weights or OpenModel(text), sharing, ranks.rank))
-        yield SharedFile(ranks, text, weights, own, sharing, verify, progress)
+        yield SharedFile(ranks, text, weights, own, sharing, options.verify, options.progress)
 
 
 def _allocate(size: int, device: torch.device) -> Tensor:

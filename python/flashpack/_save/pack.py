@@ -15,10 +15,9 @@ from .._core.dtypes import is_castable
 from .._core.names import is_utf8
 from .._core.paths import StrPath, text_path
 from .._core.progress import run
-from .._core.tensors import packable
+from .._core.tensors import hooks_of, packable
 from .._core.text import parse_size
 from .._files.sources import watched_size
-from .offloaded import whole_state_dict
 
 
 def pack_to_file(
@@ -127,3 +126,34 @@ def _checked_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
         if not is_utf8(key) or not is_utf8(value):
             raise ValueError(f"metadata must be UTF-8 text: {key!r} maps to {value!r}")
     return metadata
+
+
+def whole_state_dict(module: nn.Module) -> Mapping[str, Any]:
+    """`module.state_dict()`, in which offloaded tensors are what the hooks would put in their place.
+
+    Tensors on the meta device that no hook holds stay there. Reads what is offloaded to disk into memory.
+    """
+    state: dict[str, Any] = module.state_dict()
+    offloaded = [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]
+    if not offloaded:
+        return state
+    own = module.state_dict(keep_vars=True)
+    held: dict[int, Tensor] = {}  # by the tensor that stands for it: of tied names, hooks may hold one alone
+    for name in offloaded:
+        value = None if id(own[name]) in held else _held_by_hooks(module, name)
+        if value is not None:
+            held[id(own[name])] = value.to(own[name].dtype)
+    return {**state, **{name: held[id(own[name])] for name in offloaded if id(own[name]) in held}}
+
+
+def _held_by_hooks(module: nn.Module, name: str) -> Tensor | None:
+    parts = name.split(".")
+    for depth in reversed(range(len(parts))):
+        for hook in hooks_of(module.get_submodule(".".join(parts[:depth]))):
+            weights = getattr(hook, "weights_map", None) or {}
+            try:
+                value: Tensor = weights[".".join(parts[depth:])]
+            except KeyError:
+                continue
+            return value
+    return None

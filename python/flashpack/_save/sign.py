@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
-from .._core import native
 from .._core.paths import StrPath, text_path
-from .._core.progress import run
-from .._files.sources import size_of
+from .._files.sources import watched
 
 _DER_PREFIX = "302a300506032b6570032100"  # what is before the key in the DER of every Ed25519 one
 
@@ -22,13 +20,7 @@ def sign_file(path: StrPath, key: StrPath, *, silent: bool | None = True) -> str
     Raises ChecksumError for a damaged file, FlashPackError for one that is not sound, ValueError for one
     without BLAKE3 checksums and for what is no such key, OSError. The file is then what it was.
     """
-    text, key_text = text_path(path), text_path(key)
-    fingerprint: str = run(
-        lambda counter: native.call("sign", counter, path=text, key=key_text),
-        label="Signing",
-        size=size_of(text),
-        silent=silent,
-    )
+    fingerprint: str = watched("sign", "Signing", silent=silent, path=text_path(path), key=text_path(key))
     return fingerprint
 
 

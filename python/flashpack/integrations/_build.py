@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .._convert.revert import revert_from_flashpack
-from .._core.index import records_of
+from .._core.tensors import shown_memory
+from .._load.load import described
 from .._load.meta import left_on_meta, parameters_on_meta
 from .._load.options import LoadOptions
 from .._module.assign import assign
@@ -47,11 +48,8 @@ def build_and_load(
     `assign_from_file` raises, and ValueError for tensors that are left without data.
     """
     options, tensors = request.options, request.tensors
-    if tensors is None:
-        records = records_of(request.weights.footer)
-        dtypes = {name: getattr(torch, dtype) for name, _, dtype in records}
-    else:
-        dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    held = described(request.weights.footer, {}) if tensors is None else tensors
+    dtypes = {name: tensor.dtype for name, tensor in held.items()}
     model = _built(build, dtypes, options)
     if mend is not None and not find_slots(model).keys() >= dtypes.keys():
         tensors = request.load() if tensors is None else dict(tensors)
@@ -120,4 +118,4 @@ def _settle(model: M, match: Match, request: LoadRequest) -> tuple[M, dict[str, 
 
 def range_of(tensor: Tensor) -> tuple[object, ...]:
     """What names of one tied weight have in common."""
-    return (tensor.data_ptr(), tensor.dtype, tensor.shape)
+    return tensor.shape, shown_memory(tensor)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._core.dtypes import dtype_name
 from .._core.paths import StrPath, is_url
 from .._files.opened import OpenModel
 from .._files.sources import shown_path
@@ -31,12 +32,12 @@ _STRICTNESS = ("strict", "strict_params", "strict_buffers")
 
 @dataclass(frozen=True)
 class Unpacked:
-    """A model whose configuration lies in `folder`, and whose tensors were loaded from `path`.
+    """A model whose configuration lies in `folder`, and whose tensors were loaded from what `shown` names.
 
     `parts` are the tensors of this model and others by the names of their folders.
     """
 
-    path: Path
+    shown: str
     folder: Path
     parts: Mapping[str, Mapping[str, Tensor]]
 
@@ -89,7 +90,7 @@ class LoadRequest:
         own = {name: arguments.pop(name, None) for name in library}
         own = {name: value for name, value in own.items() if value}
         if isinstance(source, Unpacked):
-            name, path, folder = str(source.path), str(source.path), source.folder
+            name, path, folder = source.shown, source.shown, source.folder
             tensors = source.parts[folder.name]
         else:
             folder, path = fetch_weights(source, hub, requested["subfolder"], requested["variant"], beside)
@@ -101,7 +102,7 @@ class LoadRequest:
     def weights(self) -> OpenModel:
         """The file at `path`, opened once."""
         model = OpenModel(self.path, self.options.cache_dir)
-        self.options.check_include(model)
+        self.options.check_include(model.shown, model.footer)
         return model
 
     @property
@@ -148,7 +149,7 @@ def one_dtype(dtype: Any, torch_dtype: Any) -> torch.dtype | None:
 
 
 def _dtype(given: Any) -> torch.dtype:
-    dtype = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
+    dtype = getattr(torch, dtype_name(given), None) if isinstance(given, str) else given
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f'dtype must be a floating torch.dtype, its name, or "auto", not {given!r}')
     return dtype

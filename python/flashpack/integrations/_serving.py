@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -11,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core.index import records_of
 from .._core.paths import StrPath, is_url, text_path
 from .._files.folder import INDEX_SUFFIX, SUFFIX
 from .._files.opened import OpenModel
 from .._files.sources import find_url, find_weights
 from .._hub.client import HubOptions, fetch
-from .._load.load import load_tensors
+from .._load.cast import in_groups
+from .._load.load import described, load_tensors
 from .._ranks.group import world_size_of
 
 # What is read at a time where tensors are not mapped: large beside the cost of a load (about a millisecond),
@@ -88,30 +87,13 @@ def checkpoint_tensors(
     Raises what `load_file` raises.
     """
     weights = OpenModel(text_path(path))
-    sizes = {
-        name: math.prod(shape) * getattr(torch, dtype).itemsize
-        for name, shape, dtype in records_of(weights.footer)
-        if wanted(name)
-    }
+    sizes = {name: each.nbytes for name, each in described(weights.footer, {}).items() if wanted(name)}
     mapped = options.maps(device) and weights.can_be_mapped
     target, eager = (torch.device("cpu"), None) if mapped else (device, True)
-    for window in [list(sizes)] if mapped else _windows(sizes):
+    windows = [(list(sizes), 0)] if mapped else in_groups(sizes.items(), WINDOW_BYTES)
+    for window, _ in windows:
         tensors = load_tensors(weights, target, names=window, eager=eager, verify=options.verify)
         yield from _given_away(tensors)
-
-
-def _windows(sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """The names in windows of WINDOW_BYTES, or of one that is larger."""
-    window: list[str] = []
-    filled = 0
-    for name, size in sizes.items():
-        if window and filled + size > WINDOW_BYTES:
-            yield window
-            window, filled = [], 0
-        window.append(name)
-        filled += size
-    if window:
-        yield window
 
 
 def _given_away(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

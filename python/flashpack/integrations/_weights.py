@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,9 +17,21 @@ def _weights_in(folder: Path, variant: str | None) -> Path | None:
     return next((each for each in (path, index_path(path)) if each.is_file()), None)
 
 
-def has_weights(folder: Path, variant: str | None = None) -> bool:
-    """Whether `folder` has weights, whole or as shards."""
-    return _weights_in(folder, variant) is not None
+def has_weights(source: StrPath, inside: str, variant: str | None = None) -> bool:
+    """Whether the folder `inside` another, which may be at a URL, has weights, whole or as shards."""
+    if not is_url(source):
+        return _weights_in(Path(source, inside), variant) is not None
+    try:
+        find_url(_url_below(source, inside), variant, [SUFFIX])
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _url_below(url: str, inside: str) -> str:
+    """The URL of the folder `inside` that at `url`, which keeps its query."""
+    place, mark, query = url.partition("?")
+    return f"{place.rstrip('/')}/{inside}{'/' if inside else ''}{mark}{query}"
 
 
 def find_weights(folder: Path, variant: str | None = None) -> Path:
@@ -52,8 +63,6 @@ def fetch_weights(
     prefix = f"{inside}/" if inside else ""
     names = [prefix + name for name in beside]
     if is_url(source):
-        url, mark, query = os.fspath(source).partition("?")
-        place = f"{url.rstrip('/')}/{prefix}{mark}{query}"
-        return fetch(source, hub, names) / inside, find_url(place, variant, [SUFFIX])
+        return fetch(source, hub, names) / inside, find_url(_url_below(source, inside), variant, [SUFFIX])
     folder = fetch(source, hub, [*names, *(prefix + name for name in weights_patterns(variant))])
     return folder / inside, str(find_weights(folder / inside, variant))

@@ -17,6 +17,7 @@ from torch import nn
 
 from .._core.paths import StrPath, text_path
 from .._files.opened import OpenModel
+from .._load.load import Device
 from .._load.options import LoadOptions
 from .._module.assign import assign, assign_from_file, assign_to
 from .._module.slots import find_slots
@@ -25,7 +26,6 @@ __all__ = ["disk_offload", "load_checkpoint_and_dispatch", "load_checkpoint_in_m
 
 M = TypeVar("M", bound=nn.Module)
 
-Device = int | str | torch.device
 _OFFLOADED = ("cpu", "disk")
 
 

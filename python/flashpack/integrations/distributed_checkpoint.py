@@ -35,13 +35,12 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from .._core.errors import FlashPackError
-from .._core.index import records_of
 from .._core.names import clipped
-from .._core.paths import StrPath, is_url
+from .._core.paths import StrPath, is_url, shown_url
 from .._files.new_file import replacing
 from .._files.opened import OpenModel
 from .._files.plain import from_json, to_json
-from .._load.load import load_file
+from .._load.load import described, load_file
 from .._save.pack import save_file
 from ._saving import folder_to_save
 
@@ -78,13 +77,23 @@ class _Folder:
         """Another folder from now on, if one is given."""
         if checkpoint_id is not None:
             if is_url(checkpoint_id):
-                raise ValueError(f"{checkpoint_id}: checkpoints of several ranks are in local folders")
+                raise ValueError(
+                    f"{shown_url(checkpoint_id)}: checkpoints of several ranks are in local folders"
+                )
             self.path = Path(checkpoint_id)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: StrPath) -> bool:
         """Whether a folder can have this path."""
         return not is_url(checkpoint_id)
+
+    def prepare_local_plan(self, plan: Any) -> Any:
+        """Nothing to prepare."""
+        return plan
+
+    def prepare_global_plan(self, plans: Any) -> Any:
+        """Nothing to prepare."""
+        return plans
 
 
 class FlashPackStorageWriter(_Folder, StorageWriter):
@@ -104,14 +113,6 @@ class FlashPackStorageWriter(_Folder, StorageWriter):
             raise ValueError(f"{self.path}: ranks save together: leave use_collectives=True")
         self._rank = kwargs.get("rank", 0)
         folder_to_save(self.path).mkdir(parents=True, exist_ok=True)
-
-    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """Nothing to prepare."""
-        return plan
-
-    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Nothing to prepare."""
-        return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this rank's tensors to its file. Raises ValueError for what is neither tensor nor plain."""
@@ -198,14 +199,6 @@ class FlashPackStorageReader(_Folder, StorageReader):
         """Take the places of the chunks."""
         self._places: dict[MetadataIndex, _Stored | str] = metadata.storage_data
 
-    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Nothing to prepare."""
-        return plan
-
-    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """Nothing to prepare."""
-        return plans
-
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Read the parts that this rank needs, and copy them to where the planner wants them."""
         for item in plan.items:
@@ -285,9 +278,9 @@ def _of_model(path: Path) -> Metadata:
     """The metadata of a model whose tensors are whole."""
     held: dict[str, Any] = {}
     places = {}
-    for name, shape, dtype in records_of(OpenModel(str(path)).footer):
-        size, zeros = torch.Size(shape), torch.Size([0] * len(shape))
-        properties = TensorProperties(dtype=getattr(torch, dtype))
-        held[name] = TensorStorageMetadata(properties, size, [ChunkStorageMetadata(zeros, size)])
-        places[MetadataIndex(name, zeros)] = _Stored("", name, shape)
+    for name, each in described(OpenModel(str(path)).footer, {}).items():
+        zeros, chunk = torch.Size([0] * each.dim()), each.shape
+        properties = TensorProperties(dtype=each.dtype)
+        held[name] = TensorStorageMetadata(properties, chunk, [ChunkStorageMetadata(zeros, chunk)])
+        places[MetadataIndex(name, zeros)] = _Stored("", name, tuple(chunk))
     return Metadata(held, storage_data=places)

@@ -5,7 +5,6 @@ The package ml_dtypes gives NumPy bfloat16, the float8 types and complex32: file
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,9 +15,8 @@ from .._core import native
 from .._core.dtypes import numpy_dtype
 from .._core.index import records_of
 from .._core.paths import StrPath, text_path
-from .._core.progress import run
 from .._files.readable import Content, Readable, Source, as_path, readable, saved_bytes
-from .._files.sources import watched_size
+from .._files.sources import watched, watched_size
 from .._load.report import remember
 
 __all__ = ["load", "load_file", "save", "save_file"]
@@ -39,10 +37,15 @@ def load_file(path: Source, *, verify: bool | None = None) -> Arrays:
                 name: np.empty(shape, numpy_dtype(name, dtype))
                 for name, shape, dtype in records_of(opened["index"])
             }
-            fill = functools.partial(
-                native.call, "fill", model=opened["model"], arrays=_described(arrays), verify=verify
+            told = watched(
+                "fill",
+                "Loading",
+                silent=True,
+                size=watched_size(opened["bytes"], text),
+                model=opened["model"],
+                arrays=_described(arrays),
+                verify=verify,
             )
-            told = run(fill, label="Loading", size=watched_size(opened["bytes"], text), silent=True)
         finally:
             native.call("close", model=opened["model"])
     remember(told["load"])
@@ -66,19 +69,18 @@ def save_file(
 
     Raises ValueError for no arrays and for a dtype that the format has no name for.
     """
-    destination = text_path(path)
     stored = {name: _storable(name, array) for name, array in arrays.items()}
-    notes = dict(metadata or {})
-    pack = functools.partial(
-        native.call,
+    watched(
         "pack",
-        path=destination,
+        "Packing",
+        silent=True,
+        size=sum(array.nbytes for array in stored.values()),
+        path=text_path(path),
         arrays=_described(stored),
-        metadata=notes,
+        metadata=dict(metadata or {}),
         checksum=checksum,
         compress=compress,
     )
-    run(pack, label="Packing", size=sum(array.nbytes for array in stored.values()), silent=True)
 
 
 def save(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> bytes:

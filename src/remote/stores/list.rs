@@ -16,10 +16,14 @@ use crate::{
 
 /// How a kind of store lists what has a prefix.
 pub(super) struct Kind {
-    /// The query, to which a prefix is added; empty if that is in the address.
-    pub query: &'static str,
+    /// The query.
+    query: &'static str,
+    /// What it has besides for a folder alone, and for all below it.
+    depths: [&'static str; 2],
+    /// Whether the folder is in the address, and not a prefix in the query.
+    is_in_address: bool,
     /// Reads an answer.
-    pub page: fn(&HeaderMap, &str) -> Result<Page>,
+    page: fn(&HeaderMap, &str) -> Result<Page>,
 }
 
 /// A part of a list.
@@ -32,36 +36,57 @@ pub(super) struct Page {
 }
 
 /// S3's.
-pub(super) const S3: Kind = Kind { query: "list-type=2&delimiter=%2F", page: s3_page };
+pub(super) const S3: Kind =
+    Kind { query: "list-type=2", depths: [DELIMITER, ""], is_in_address: false, page: s3_page };
 /// Google's.
-pub(super) const GOOGLE: Kind = Kind { query: "delimiter=%2F", page: google_page };
+pub(super) const GOOGLE: Kind =
+    Kind { query: "", depths: [DELIMITER, ""], is_in_address: false, page: google_page };
 /// Azure's.
-pub(super) const AZURE: Kind = Kind { query: "restype=container&comp=list&delimiter=%2F", page: azure_page };
-/// The Hub's, whose address has the folder.
-pub(super) const HUB: Kind = Kind { query: "", page: hub_page };
+pub(super) const AZURE: Kind = Kind {
+    query: "restype=container&comp=list",
+    depths: [DELIMITER, ""],
+    is_in_address: false,
+    page: azure_page,
+};
+/// The Hub's.
+pub(super) const HUB: Kind =
+    Kind { query: "", depths: ["", "recursive=true"], is_in_address: true, page: hub_page };
 
-/// The objects in the folder `key` of what `address` is, sorted by name, as a store of this `kind` lists them.
+const DELIMITER: &str = "delimiter=%2F";
+
+/// The objects in the folder `key` of what `address` is, sorted by name, as a store of this `kind` lists them; if `deep`
+/// those below it, too.
 ///
 /// # Errors
 /// Those of [`Exchange::text`], and an answer that is no list.
-pub(super) fn list(client: &Client, address: &dyn Address, kind: &Kind, key: &str) -> Result<Vec<Entry>> {
+pub(super) fn list(
+    client: &Client,
+    address: &dyn Address,
+    kind: &Kind,
+    key: &str,
+    deep: bool,
+) -> Result<Vec<Entry>> {
     let folder = key.trim_end_matches('/');
     let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
-    let mut first = kind.query.to_owned();
-    if !first.is_empty() && !prefix.is_empty() {
-        first.extend(["&prefix=", &encoded_whole(&prefix)]);
-    }
+    let wanted = if kind.is_in_address || prefix.is_empty() {
+        String::new()
+    } else {
+        format!("prefix={}", encoded_whole(&prefix))
+    };
+    let first = joined([kind.query, kind.depths[usize::from(deep)], &wanted]);
     let (mut entries, mut query, meter) = (Vec::new(), first.clone(), Meter::default());
     loop {
         let ask = Ask::query(Method::GET, &*query);
         let (headers, text) = Exchange::new(client, address, &meter).text(&ask)?;
         let page = (kind.page)(&headers, &text)?;
         let files = page.files.into_iter().filter_map(|(key, bytes)| {
-            let name = key.strip_prefix(&prefix).filter(|name| !name.is_empty() && !name.contains('/'))?;
-            Some(Entry { name: name.to_owned(), bytes })
+            let name = key.strip_prefix(&prefix)?;
+            let is_wanted = !name.is_empty() && !name.ends_with('/') && (deep || !name.contains('/'));
+            is_wanted.then(|| Entry { name: name.to_owned(), bytes })
         });
         entries.extend(files);
-        let next = page.next.map(|next| if first.is_empty() { next } else { format!("{first}&{next}") });
+        // The Hub's next query is whole.
+        let next = page.next.map(|next| if kind.is_in_address { next } else { joined([&first, &next]) });
         match next.filter(|next| *next != query) {
             Some(next) => query = next,
             None => break,
@@ -69,6 +94,12 @@ pub(super) fn list(client: &Client, address: &dyn Address, kind: &Kind, key: &st
     }
     entries.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(entries)
+}
+
+/// Those that are not empty, as one query.
+fn joined<const N: usize>(parts: [&str; N]) -> String {
+    let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    parts.join("&")
 }
 
 fn xml<T: DeserializeOwned>(text: &str) -> Result<T> {

@@ -81,7 +81,7 @@ impl AllStores {
         self.kept(object, &*address, version.as_deref(), opening)
     }
 
-    fn list_at(&self, url: &str) -> Result<Vec<Entry>> {
+    fn list_at(&self, url: &str, deep: bool) -> Result<Vec<Entry>> {
         let address = self.address(url, Part::List)?;
         let key = bucket_and_key(url).map_or("", |(_, key)| key);
         let (kind, folder) = match scheme(url)? {
@@ -90,7 +90,7 @@ impl AllStores {
             "az" => (list::AZURE, azure_parts(url).map_or("", |(.., key)| key).to_owned()),
             _ => (list::HUB, Hub::path(url)?),
         };
-        list::list(&self.client, &*address, &kind, &folder)
+        list::list(&self.client, &*address, &kind, &folder, deep)
     }
 
     fn remove_at(&self, url: &str) -> Result<()> {
@@ -145,8 +145,8 @@ impl Stores for AllStores {
         self.open_at(url, opening).at(Path::new(&shown(url)))
     }
 
-    fn list(&self, url: &str) -> Result<Vec<Entry>> {
-        self.list_at(url).at(Path::new(&shown(url)))
+    fn list(&self, url: &str, deep: bool) -> Result<Vec<Entry>> {
+        self.list_at(url, deep).at(Path::new(&shown(url)))
     }
 
     fn remove(&self, url: &str) -> Result<()> {

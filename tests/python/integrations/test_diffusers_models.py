@@ -391,6 +391,9 @@ def test_an_automatic_class_reads_the_config(tmp_path: Path) -> None:
     assert (type(loaded), loaded.dtype) == (AutoencoderKL, torch.float16)
     loaded = AutoFlashPackModel.from_pretrained(tmp_path / "vae", use_flashpack=True)
     assert_same(loaded.state_dict(), model.state_dict())
+    options = {"flashpack_kwargs": {"dtype": "bf16"}}
+    loaded = AutoFlashPackModel.from_pretrained(tmp_path / "vae", use_flashpack=True, **options)
+    assert loaded.dtype == torch.bfloat16
     model.save_pretrained(tmp_path / "safetensors")
     assert type(AutoFlashPackModel.from_pretrained(tmp_path / "safetensors")) is AutoencoderKL
 

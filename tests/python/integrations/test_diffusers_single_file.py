@@ -211,7 +211,7 @@ def test_files_are_embedded_as_text_or_base64(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"\xff\x00\r\n")
     embedded = embed_files(tmp_path)
     assert embedded == {"file:a/b/text.txt": "ä\r\n", "base64:model.bin": "/wANCg=="}
-    restore_files({**embedded, "author": "me", "other:file": "x"}, tmp_path / "new", tmp_path)
+    restore_files({**embedded, "author": "me", "other:file": "x"}, tmp_path / "new", str(tmp_path))
     assert listing(tmp_path / "new") == {"a", "model.bin"}
     assert (tmp_path / "new" / "a" / "b" / "text.txt").read_bytes() == "ä\r\n".encode()
     assert (tmp_path / "new" / "model.bin").read_bytes() == b"\xff\x00\r\n"
@@ -229,11 +229,11 @@ def test_names_that_leave_the_folder_are_refused(kind: str, name: str, tmp_path:
     folder = tmp_path / "inside" / "folder"
     folder.mkdir(parents=True)
     with pytest.raises(FlashPackError, match="not below the pipeline"):
-        restore_files({f"{kind}:{name}": ""}, folder, tmp_path / "some.flashpack")
+        restore_files({f"{kind}:{name}": ""}, folder, str(tmp_path / "some.flashpack"))
     assert listing(tmp_path) == {"inside"}
     assert listing(folder) == set()
 
 
 def test_an_embedded_file_that_is_not_base64(tmp_path: Path) -> None:
     with pytest.raises(FlashPackError, match=r"some\.flashpack: the embedded file 'a' is not base64"):
-        restore_files({"base64:a": "%"}, tmp_path, tmp_path / "some.flashpack")
+        restore_files({"base64:a": "%"}, tmp_path, str(tmp_path / "some.flashpack"))

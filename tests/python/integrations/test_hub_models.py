@@ -202,6 +202,17 @@ def test_a_pipeline_is_pushed_and_loaded(hub: Hub, pipeline: Any, tmp_path: Path
     assert len(hub.requests) == asked
 
 
+def test_a_pipeline_goes_to_the_cache_that_is_named(hub: Hub, pipeline: Any, tmp_path: Path) -> None:
+    save(pipeline, tmp_path / "saved")
+    vocabulary = tmp_path / "saved/tokenizer/words.tiktoken"
+    vocabulary.write_text("YQ== 0\n")
+    hub.add("tiny/sd", tmp_path / "saved")
+    named = tmp_path / "named"
+    FlashPackDiffusionPipeline.from_pretrained_flashpack("tiny/sd", cache_dir=named)
+    assert len(list(named.rglob("unet/model.flashpack"))) == 1
+    assert len(list(named.rglob(vocabulary.name))) == 1, "no kind of vocabulary stays behind"
+
+
 def test_a_pipeline_is_proposed(hub: Hub, tmp_path: Path) -> None:
     hub.add("tiny/ddpm", {"README.md": b"# Old\n"})
     options = {"repo_id": "tiny/ddpm", "token": OWNER_TOKEN, "create_pr": True, "commit_message": "Please"}

@@ -9,9 +9,13 @@ from types import MappingProxyType
 import accelerate
 import flashpack
 import pytest
+import tiny_pipelines
 import torch
 from diffusers.hooks.group_offloading import ModuleGroup, apply_group_offloading
 from flashpack.integrations.accelerate import disk_offload
+from flashpack.integrations.diffusers import FlashPackDiffusionPipeline
+from flashpack.integrations.diffusers.pipeline import save_pipeline
+from helpers import assert_same
 from torch import Tensor, nn
 
 X = torch.randn(3, 4)
@@ -141,3 +145,13 @@ def test_copies_that_diffusers_keeps_are_renewed(new: nn.Sequential, path: Path)
     copies: dict[Tensor, Tensor] = hook.group.cpu_param_dict
     assert torch.equal(copies[model[0].weight], new[0].weight)
     assert torch.equal(copies[model[0].bias], new[0].bias)
+
+
+def test_a_pipeline_of_offloaded_models_is_saved_to_one_file(tmp_path: Path) -> None:
+    pipeline = tiny_pipelines.ddpm()
+    expected = tiny_pipelines.states(pipeline)
+    accelerate.cpu_offload(pipeline.unet, CPU)
+    assert next(pipeline.unet.parameters()).is_meta
+    save_pipeline(pipeline, tmp_path / "one.flashpack")
+    loaded = FlashPackDiffusionPipeline.from_pretrained_flashpack(tmp_path / "one.flashpack")
+    assert_same(tiny_pipelines.states(loaded), expected)

@@ -108,6 +108,22 @@ def test_safetensors_are_converted_from_a_url(tmp_path: Path, monkeypatch: pytes
     assert flashpack.load_file("whole.flashpack").keys() == tensors().keys() - {"t1"}
     run("revert", SHARDS, "back.safetensors")
     assert_same(safetensors.torch.load_file("back.safetensors"), tensors())
+    Path("out").mkdir()
+    run("revert", SHARDS, "out")
+    assert_same(safetensors.torch.load_file("out/model.safetensors"), tensors())
+
+
+@pytest.mark.usefixtures("model")
+def test_what_goes_to_a_folder_of_a_store_has_a_name_there(tmp_path: Path) -> None:
+    named = tmp_path / "named.safetensors"
+    safetensors.torch.save_file(tensors(), named)
+    run("convert", str(named), "s3://bucket/folders/a/")
+    run("convert", SAFETENSORS, "s3://bucket/folders/b/")
+    flashpack.save_file(tensors(), tmp_path / "own.flashpack")
+    run("convert", str(tmp_path / "own.flashpack"), "s3://bucket/folders/c/", "--compress", "fast")
+    run("revert", URL, "s3://bucket/folders/d/")
+    for made in ("a/named.flashpack", "b/model.flashpack", "c/own.flashpack", "d/model.safetensors"):
+        assert_same(flashpack.load_file(f"s3://bucket/folders/{made}"), tensors())
 
 
 def test_a_conversion_and_a_save_go_to_a_url(s3: Store, tmp_path: Path) -> None:
@@ -192,17 +208,23 @@ def test_a_server_without_ranges_is_told_of(model: Store) -> None:
     assert told.note in str(told)
 
 
-@pytest.mark.parametrize("name", ["../evil.json", "/tmp/evil.json", "..", "a/b.json"])
-def test_a_listing_leads_out_of_no_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        *(("*", name) for name in ("../evil.json", "/tmp/evil.json", "..", "a/b.json")),
+        *(("*/*", name) for name in ("../evil.json", "/tmp/evil.json", "..")),
+    ],
+)
+def test_a_listing_leads_out_of_no_folder(pattern: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def call(op: str, **_: object) -> list[dict[str, object]]:
         asked.append(op)
-        return [{"name": name, "bytes": 1}]
+        return [{"name": f"below/{name}" if pattern == "*/*" else name, "bytes": 1}]
 
     monkeypatch.setattr(objects.native, "call", call)
     with pytest.raises(FileNotFoundError):
-        objects.fetch_objects("s3://bucket/hostile/", ["*"])
+        objects.fetch_objects("s3://bucket/hostile/", [pattern])
     assert asked == ["list"]
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import flashpack
 import pytest
+from click.testing import CliRunner
 from faultstore import SECRET, Store
+from flashpack import cli
+from flashpack.integrations.distributed_checkpoint import FlashPackStorageReader
+from helpers import FIXTURES
 from patience import within
 from remote_model import URL, module
 
@@ -30,6 +35,18 @@ def said_by(call: Callable[[], Any]) -> str:
     return out.getvalue()
 
 
+def command(*arguments: str) -> Callable[[str], Any]:
+    """A command line, in which URL and OUT stand for the URL and for a new file."""
+
+    def invoke(url: str) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            places = {"URL": url, "OUT": f"{folder}/out.safetensors"}
+            result = CliRunner().invoke(cli.main, [places.get(each, each) for each in arguments])
+        return f"{result.output}{result.stderr}{result.exception!r}"
+
+    return invoke
+
+
 CALLS: dict[str, Callable[[str], Any]] = {
     "open": lambda url: repr(flashpack.open(url)),
     "load": flashpack.load_file,
@@ -39,6 +56,16 @@ CALLS: dict[str, Callable[[str], Any]] = {
     "verify": lambda url: flashpack.verify_file(url),
     "assign": lambda url: flashpack.assign_from_file(module(), url),
     "metadata": lambda url: flashpack.get_flashpack_file_metadata(url),
+    "checkpoint of ranks": lambda url: FlashPackStorageReader(url),
+    "flashpack ls": command("ls", "URL"),
+    "flashpack metadata": command("metadata", "URL"),
+    "flashpack verify": command("verify", "URL"),
+    "flashpack explain": command("explain", "URL"),
+    "flashpack diff": command("diff", "-v", "URL", "s3://bucket/shards/model.flashpack"),
+    "flashpack diff, other way": command("diff", "-v", str(FIXTURES / "small.flashpack"), "URL"),
+    "flashpack revert": command("revert", "-v", "URL", "OUT"),
+    "flashpack extract": command("extract", "URL", "OUT", "t0"),
+    "flashpack rename": command("rename", "URL", "a", "b"),
 }
 FAULTS: dict[str, list[dict[str, Any]]] = {
     "nothing": [],

@@ -20,7 +20,7 @@ from torch import nn
 from ..._files.folder import CONFIG, require_config
 
 # What a file may have imported: a module of any other name would run whatever goes by that name here.
-_IMPORTED = ("diffusers", "transformers")
+LIBRARIES = ("diffusers", "transformers")
 _SEVERAL = (("controlnets",), ("adapters",))  # the arguments of classes that hold several models
 PREFIX = "FlashPack"  # of the classes that 0.4.5 derived from others as it loaded them
 
@@ -114,10 +114,10 @@ def model_class(folder: Path, entry: Entry | None = None) -> Any:
     return found
 
 
-def component_class(place: Path, component: str, entry: Entry, hints: Mapping[str, tuple[type, ...]]) -> type:
+def component_class(shown: str, component: str, entry: Entry, hints: Mapping[str, tuple[type, ...]]) -> type:
     """The class to load: the one the pipeline asks for, where it can stand in for the one that was saved.
 
-    Raises ValueError when there is neither; `place` is where the component was to be loaded from.
+    Raises ValueError when there is neither; `shown` is what the component was to be loaded from.
     """
     library, name = entry.library, entry.name
     saved = saved_class(entry)
@@ -127,7 +127,7 @@ def component_class(place: Path, component: str, entry: Entry, hints: Mapping[st
             return hint
     if saved is None:
         raise ValueError(
-            f"{place}: the class {name!r} of the component {component!r} is not in {library!r}, or that "
+            f"{shown}: the class {name!r} of the component {component!r} is not in {library!r}, or that "
             f"is not imported yet: import it, or pass the component as {component}=..."
         )
     return saved
@@ -166,7 +166,7 @@ def _module(library: str) -> ModuleType | None:
     own = getattr(diffusers.pipelines, library, None)
     if isinstance(own, ModuleType):
         return own
-    if library.partition(".")[0] not in _IMPORTED:
+    if library.partition(".")[0] not in LIBRARIES:
         return sys.modules.get(library)
     try:
         return importlib.import_module(library)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..._core.paths import StrPath
-from ..._files.folder import PIPELINE, require_config
+from ..._core.paths import StrPath, is_url
+from ..._files.folder import COMPANIONS, PIPELINE, require_config
+from ..._files.sources import KINDS, shown_path
 from ..._hub.client import HubOptions, fetch
 from .._weights import has_weights, weights_patterns
 from ._classes import (
+    LIBRARIES,
     Entry,
     exact_class,
     holds_several,
@@ -28,11 +31,6 @@ from ._classes import (
 )
 
 Dtypes = torch.dtype | Mapping[str, Any] | None
-
-_CHECKED_LIBRARIES = ("diffusers", "transformers")
-_LIBRARY_WEIGHTS = (".safetensors", ".bin")
-# Configs, tokenizers (vocabularies, merges, sentencepiece models, chat templates), code of custom components.
-_SMALL = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def as_diffusers_reads(folder: Path, index: Index, given: Collection[str]) -> It
 
 
 def _is_plain(entry: Entry) -> bool:
-    return entry.library in _CHECKED_LIBRARIES and exact_class(*entry) is not None
+    return entry.library in LIBRARIES and exact_class(*entry) is not None
 
 
 def _as_resolved(entry: Entry) -> list[str]:
@@ -88,28 +86,36 @@ def _as_resolved(entry: Entry) -> list[str]:
     if found is None or exact_class(*entry) is found:
         return [*entry]
     library = found.__module__.split(".")[0]
-    return [library if library in _CHECKED_LIBRARIES else found.__module__, found.__name__]
+    return [library if library in LIBRARIES else found.__module__, found.__name__]
 
 
 def fetch_pipeline(source: StrPath, hub: HubOptions, variant: str | None) -> tuple[Path, Index]:
     """The local folder of a pipeline and its index; what it lacks of a repository is downloaded.
 
-    Raises what `fetch` and `read_index` raise.
+    Of a URL, FlashPack files stay there. Raises what `fetch` and `read_index` raise.
     """
-    folder = fetch(source, hub, [*_SMALL, *_packed("*", variant)])
+    small = [*COMPANIONS, *(f"*/{pattern}" for pattern in COMPANIONS)]
+    folder = fetch(source, hub, small if is_url(source) else [*COMPANIONS, *_packed("*", variant)])
     index = read_index(folder)
     if Path(source).is_dir():
         return folder, index
+    place = source if is_url(source) else folder
 
     def fetch_more(names: Iterable[str], files_of: Callable[[str], list[str]]) -> Path:
         patterns = [pattern for name in names for pattern in files_of(name)]
-        return fetch(source, hub, patterns) if patterns else folder
+        try:
+            return fetch(source, hub, patterns) if patterns else folder
+        except FileNotFoundError:
+            if is_url(source):  # which has none of them
+                return folder
+            raise
 
     if variant is not None:
-        unpacked = _unpacked(folder, index, variant)
+        unpacked = _unpacked(place, index, variant)
         folder = fetch_more(unpacked, lambda name: _of_variant(name, variant))
-        folder = fetch_more(_lacking(folder, unpacked), lambda name: _packed(name, None))
-    unpacked = _unpacked(folder, index, variant, None)
+        if not is_url(source):
+            folder = fetch_more(_lacking(folder, unpacked), lambda name: _packed(name, None))
+    unpacked = _unpacked(place, index, variant, None)
     return fetch_more(_lacking(folder, unpacked), _plain), index
 
 
@@ -117,15 +123,15 @@ def _packed(component: str, variant: str | None) -> list[str]:
     return [f"{component}/{name}" for name in weights_patterns(variant)]
 
 
-def _unpacked(folder: Path, index: Index, *variants: str | None) -> list[str]:
-    """The components that are models and have no FlashPack file of these variants.
+def _unpacked(place: StrPath, index: Index, *variants: str | None) -> list[str]:
+    """The components that are models and have no FlashPack file of these variants in their folder at `place`.
 
     One that holds several models comes with a pattern for the folders of all but the first.
     """
     names: list[str] = []
     for component, entry in index.entries.items():
         cls = saved_class(entry)
-        if _is_model(cls) and not any(has_weights(folder / component, variant) for variant in variants):
+        if _is_model(cls) and not any(has_weights(place, component, variant) for variant in variants):
             names += [component, f"{component}_*"] if cls and holds_several(cls) else [component]
     return names
 
@@ -147,21 +153,23 @@ def _plain(component: str) -> list[str]:
     return [f"{component}/{stem}{rest}.safetensors" for stem in stems for rest in ("", "-*-of-*")]
 
 
-def packed_variants(folder: Path, names: Iterable[str], variant: str | None) -> dict[str, str | None]:
-    """Which of the components have a FlashPack file, and of which variant it is to be loaded.
+def packed_variants(
+    place: StrPath, folder: Path, names: Iterable[str], variant: str | None
+) -> dict[str, str | None]:
+    """Which of the components have a FlashPack file at `place`, and of which variant it is to be loaded.
 
     The plain file stands in where a component has no weights of the variant, in any format. Raises
     FileNotFoundError when no component has any.
     """
     chosen: dict[str, str | None] = {}
     for name in names:
-        if variant is not None and has_weights(folder / name, variant):
+        if variant is not None and has_weights(place, name, variant):
             chosen[name] = variant
-        elif has_weights(folder / name) and not _library_variant(folder / name, variant):
+        elif has_weights(place, name) and not _library_variant(folder / name, variant):
             chosen[name] = None
     if variant is not None and variant not in chosen.values() and not library_variant(folder, names, variant):
         raise FileNotFoundError(
-            errno.ENOENT, f"No component has weights of the variant {variant!r}", str(folder)
+            errno.ENOENT, f"No component has weights of the variant {variant!r}", shown_path(os.fspath(place))
         )
     return chosen
 
@@ -174,7 +182,7 @@ def library_variant(folder: Path, names: Iterable[str], variant: str | None) -> 
 def _library_variant(folder: Path, variant: str | None) -> bool:
     if variant is None or not folder.is_dir():
         return False
-    names = [path.name for path in folder.iterdir() if path.suffix in _LIBRARY_WEIGHTS]
+    names = [path.name for path in folder.iterdir() if path.suffix in KINDS]
     return any(f".{variant}." in name or f".{variant}-" in name for name in names)
 
 

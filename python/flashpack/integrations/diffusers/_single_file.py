@@ -15,10 +15,12 @@ from torch import Tensor
 
 from ..._core.errors import FlashPackError
 from ..._core.index import records_of
+from ..._core.paths import StrPath
 from ..._files.folder import PIPELINE
 from ..._files.opened import OpenModel
+from ..._load.cast import cast
 from ..._load.load import load_tensors
-from ..._save.pack import pack_to_file
+from ..._save.pack import pack_to_file, whole_state_dict
 from .._request import Unpacked, load_options
 from ._classes import is_transformers_model
 from ._folder import Index, Loading, Part, dtype_of, save_parts
@@ -37,7 +39,11 @@ def save_single_file(pipeline: Any, parts: Iterable[Part], path: Path, packing: 
 
     def save(part: Part, folder: Path) -> None:
         _save_config(part.model, folder)
-        state = _cast(part.model.state_dict(), dtype_of(packing["target_dtype"], part.component))
+        state, dtype = whole_state_dict(part.model), dtype_of(packing["target_dtype"], part.component)
+        floats = {name for name, tensor in state.items() if tensor.is_floating_point()}
+        state = cast(
+            state, {name: dtype if dtype and name in floats else each.dtype for name, each in state.items()}
+        )
         tensors.update({f"{part.place}.{key}": value for key, value in state.items()})
 
     with TemporaryDirectory(prefix="flashpack-") as scratch:
@@ -58,17 +64,19 @@ def _save_config(model: Any, folder: Path) -> None:
 
 
 @contextmanager
-def unpacked(path: Path) -> Iterator[tuple[OpenModel, Path]]:
-    """The file `path`, open, and a temporary folder with the files of the pipeline in it but the weights.
+def unpacked(path: str, cache_dir: StrPath | None) -> Iterator[tuple[OpenModel, Path]]:
+    """The file at `path`, open, and a temporary folder with the files of the pipeline in it but the weights.
 
     Raises FlashPackError for an unsound file and for one that holds no pipeline.
     """
-    weights = OpenModel(str(path))
+    weights = OpenModel(path, cache_dir)
     with TemporaryDirectory(prefix="flashpack-") as scratch:
         folder = Path(scratch)
-        restore_files(weights.footer.get("metadata", {}), folder, path)
+        restore_files(weights.footer.get("metadata", {}), folder, weights.shown)
         if not (folder / PIPELINE).is_file():
-            raise FlashPackError(f"{path}: the file holds no pipeline: its metadata has no {PIPELINE}")
+            raise FlashPackError(
+                f"{weights.shown}: the file holds no pipeline: its metadata has no {PIPELINE}"
+            )
         yield weights, folder
 
 
@@ -87,26 +95,13 @@ def load_components(
     for name, tensor in tensors.items():
         place, _, rest = name.partition(".")
         parts.setdefault(place, {})[rest] = tensor
-        components[owners[name]] = Unpacked(Path(weights.path), folder / owners[name], parts)
+        components[owners[name]] = Unpacked(weights.shown, folder / owners[name], parts)
     return components
 
 
 def _component_of(place: str, index: Index) -> str:
     """The component that a part belongs to: of several models in one, all but the first have numbers."""
     return place if place in index.entries else place.rpartition("_")[0]
-
-
-def _cast(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """`state` with its floating tensors in `dtype`; tied ones stay tied."""
-    copies: dict[tuple[object, ...], Tensor] = {}
-    cast = {}
-    for name, tensor in state.items():
-        if dtype is None or not tensor.is_floating_point():
-            cast[name] = tensor
-            continue
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        cast[name] = copies.setdefault(key, tensor.to(dtype)) if tensor.numel() else tensor.to(dtype)
-    return cast
 
 
 def embed_files(folder: Path) -> dict[str, str]:
@@ -122,7 +117,7 @@ def embed_files(folder: Path) -> dict[str, str]:
     return embedded
 
 
-def restore_files(metadata: Mapping[str, str], folder: Path, source: Path) -> None:
+def restore_files(metadata: Mapping[str, str], folder: Path, source: str) -> None:
     """Write the files embedded in the metadata of `source` back into `folder`, never outside of it.
 
     Raises FlashPackError for a name that is not a plain relative path, or for data that is not base64.
@@ -136,7 +131,7 @@ def restore_files(metadata: Mapping[str, str], folder: Path, source: Path) -> No
         target.write_bytes(value.encode() if kind + colon == _TEXT else _decoded(name, value, source))
 
 
-def _parts(name: str, source: Path) -> tuple[str, ...]:
+def _parts(name: str, source: str) -> tuple[str, ...]:
     path = PurePosixPath(name)
     unsafe = path.is_absolute() or any(letter in name for letter in "\\:\0")
     if unsafe or not path.parts or ".." in path.parts or str(path) != name:
@@ -144,7 +139,7 @@ def _parts(name: str, source: Path) -> tuple[str, ...]:
     return path.parts
 
 
-def _decoded(name: str, value: str, source: Path) -> bytes:
+def _decoded(name: str, value: str, source: str) -> bytes:
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:

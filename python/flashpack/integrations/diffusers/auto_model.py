@@ -10,6 +10,7 @@ import diffusers
 from ..._core.paths import StrPath
 from ..._files.folder import CONFIG, PIPELINE
 from ..._hub.client import HubOptions, fetch
+from .._request import add_switch
 from ._classes import model_class
 from ._folder import read_index
 from .model import load_weights
@@ -32,7 +33,8 @@ def load_any_model(
     is found.
     """
     options = HubOptions.take(dict(arguments))
-    folder = fetch(pretrained_model_or_path, options, [CONFIG, f"*/{CONFIG}", PIPELINE])
+    configs = [CONFIG, PIPELINE, *([f"{subfolder}/{CONFIG}"] if subfolder else [])]
+    folder = fetch(pretrained_model_or_path, options, configs)
     entry = None
     if subfolder and (folder / PIPELINE).is_file():
         entry = read_index(folder).entries.get(subfolder)
@@ -48,7 +50,8 @@ class AutoFlashPackModel(diffusers.AutoModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_or_path: StrPath, **kwargs: Any) -> Any:
         """`diffusers.AutoModel.from_pretrained`, or with `use_flashpack=True` from a FlashPack file."""
-        if kwargs.pop("use_flashpack", False):
-            return cls.from_pretrained_flashpack(pretrained_model_or_path, **kwargs)
         load: Any = super().from_pretrained
         return load(os.fspath(pretrained_model_or_path), **kwargs)
+
+
+add_switch(AutoFlashPackModel, load_any_model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,13 +16,13 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from ..._core.names import filter_kwargs_for_method, initialiser, keywords_of, warn_of_unused
-from ..._core.paths import StrPath
+from ..._core.paths import StrPath, is_url
 from ..._files.folder import CONFIG, checked_subfolder, require_config, weights_name
+from ..._files.sources import shown_path
 from ..._hub.client import CARD_NAME, HubOptions, PushOptions, fetch, push
 from ..._load.options import OPTION_NAMES
 from ..._module.slots import find_slots
-from ..._save.offloaded import whole_state_dict
-from ..._save.pack import pack_to_file
+from ..._save.pack import pack_to_file, whole_state_dict
 from ...mixin import FlashPackMixin
 from .._build import BUILDING, FileDtypes, as_safetensors, build_and_load
 from .._request import REQUEST_NAMES, LoadRequest, Unpacked
@@ -233,14 +234,24 @@ def _load_several(
     if isinstance(source, Unpacked):
         folder = source.folder
     else:
-        inside = checked_subfolder(subfolder)
-        patterns = [f"{inside}*/{name}" for name in (CONFIG, *weights_patterns(variant))]
-        folder = fetch(source, HubOptions.take(arguments), patterns) / inside
-        find_weights(folder, variant)
+        inside, hub = checked_subfolder(subfolder), HubOptions.take(arguments)
+        if is_url(source) and not inside:
+            raise ValueError(f"{shown_path(source)}: name the folder of the first model by subfolder=")
+        names = [CONFIG] if is_url(source) else [CONFIG, *weights_patterns(variant)]
+        folder = fetch(source, hub, [f"{inside}*/{name}" for name in names]) / inside
+        if is_url(source):
+            arguments["cache_dir"] = hub.cache_dir
+        else:
+            find_weights(folder, variant)
     members = []
     for place in itertools.takewhile(lambda place: (place / CONFIG).is_file(), member_folders(folder)):
-        member = replace(source, folder=place) if isinstance(source, Unpacked) else place
-        members.append(load_model(model_class(place), member, device, variant=variant, **arguments))
+        member: StrPath | Unpacked = place
+        how = {"variant": variant, **arguments}
+        if isinstance(source, Unpacked):
+            member = replace(source, folder=place)
+        elif is_url(source):
+            member, how["subfolder"] = source, str(Path(inside).with_name(place.name))
+        members.append(load_model(model_class(place), member, device, **how))
     return cls(members)
 
 
@@ -279,7 +290,7 @@ def load_weights(cls: type, source: StrPath | Unpacked, device: Any, **arguments
         return load_transformers_model(cls, source, device, **arguments)
     if is_diffusers_module(cls) or holds_several(cls):
         return load_model(cls, source, device, **arguments)
-    shown = source.path if isinstance(source, Unpacked) else source
+    shown = source.shown if isinstance(source, Unpacked) else shown_path(os.fspath(source))
     raise TypeError(f"{shown}: {cls.__name__} is neither a transformers model nor a diffusers.ConfigMixin")
 
 

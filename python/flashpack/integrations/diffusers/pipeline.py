@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from torch import nn
 
 from ..._core.constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from ..._core.names import keywords_of, warn_of_unused
-from ..._core.paths import StrPath, text_path
+from ..._core.paths import StrPath, is_url, text_path
 from ..._files.folder import PIPELINE, SUFFIX
+from ..._files.sources import shown_path
 from ..._hub.client import HubOptions
 from ..._load.options import OPTION_NAMES
 from .._build import BUILDING
@@ -175,17 +177,21 @@ def load_pipeline(
         dtypes = {"default": torch.float32, **dtypes}  # as in diffusers
     else:
         dtypes = one_dtype(dtype, torch_dtype)
-    options, hub = take_load_options(arguments), HubOptions.take(arguments)
+    hub, options = HubOptions.take(arguments), take_load_options(arguments)
+    if is_url(pretrained_model_name_or_path):
+        options["cache_dir"] = hub.cache_dir
     arguments.pop("use_flashpack", None)  # of what diffusers' own loader is to load, nothing is FlashPack
     loading = Loading(one_device(device, device_map), dtypes, variant, options, arguments)
-    path = Path(text_path(pretrained_model_name_or_path))
-    if path.is_file() and path.suffix == SUFFIX:
-        pipeline = _load_file(cls, path, loading)
+    source = text_path(pretrained_model_name_or_path)
+    shown = shown_path(source)
+    if shown.endswith(SUFFIX) and (is_url(source) or Path(source).is_file()):
+        pipeline = _load_file(cls, source, loading)
     else:
-        pipeline = _load_folder(cls, *fetch_pipeline(pretrained_model_name_or_path, hub, variant), loading)
+        folder, index = fetch_pipeline(source, hub, variant)
+        pipeline = _load_folder(cls, source if is_url(source) else folder, folder, index, loading)
     if loading.device is not None:
         pipeline.to(loading.device)
-    pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+    pipeline.register_to_config(_name_or_path=shown)
     return pipeline
 
 
@@ -207,44 +213,46 @@ def _class_of(cls: Any, arguments: dict[str, Any], index: Index) -> Any:
     return cls
 
 
-def _load_file(cls: Any, path: Path, loading: Loading) -> Any:
+def _load_file(cls: Any, path: str, loading: Loading) -> Any:
     if loading.variant is not None:
-        raise ValueError(f"{path}: a single file has no variants")
-    with unpacked(path) as (weights, folder):
+        raise ValueError(f"{shown_path(path)}: a single file has no variants")
+    with unpacked(path, loading.options.get("cache_dir")) as (weights, folder):
         index = read_index(folder)
         cls = _class_of(cls, loading.arguments, index)
         wanted = index.entries.keys() - loading.arguments.keys()
         components = load_components(weights, folder, index, wanted, loading)
-        return _assemble(cls, path, folder, index, components, {}, loading)
+        return _assemble(cls, weights.shown, folder, index, components, {}, loading)
 
 
-def _load_folder(cls: Any, folder: Path, index: Index, loading: Loading) -> Any:
-    """Load what is packed, and have diffusers load the rest."""
+def _load_folder(cls: Any, place: StrPath, folder: Path, index: Index, loading: Loading) -> Any:
+    """Load what is packed, at `place`, and have diffusers load the rest."""
     cls = _class_of(cls, loading.arguments, index)
     wanted = [name for name in index.entries if name not in loading.arguments]
-    variants = packed_variants(folder, wanted, loading.variant)
-    components = {name: folder / name for name in variants}
-    return _assemble(cls, folder, folder, index, components, variants, loading)
+    variants = packed_variants(place, folder, wanted, loading.variant)
+    components = {name: place if is_url(place) else folder / name for name in variants}
+    return _assemble(cls, shown_path(os.fspath(place)), folder, index, components, variants, loading)
 
 
 def _assemble(
     cls: Any,
-    place: Path,
+    shown: str,
     folder: Path,
     index: Index,
-    components: Mapping[str, Path | Unpacked],
+    components: Mapping[str, StrPath | Unpacked],
     variants: Mapping[str, str | None],
     loading: Loading,
 ) -> Any:
-    """The pipeline in `place`, with these components of it, and what else there is in `folder`.
+    """The pipeline that is `shown` so, with components of these sources, and what else there is in `folder`.
 
     Components come one after the other: reads use every core as it is, and building modules holds the GIL
     (Stable Diffusion 1.5's three: 0.21 s, and 0.26 s in three threads on two cores).
     """
     given, hints = dict(loading.arguments), class_hints(cls)
     for name, source in components.items():
-        found = component_class(place, name, index.entries[name], hints)
+        found = component_class(shown, name, index.entries[name], hints)
         how = {"variant": variants.get(name), "dtype": dtype_of(loading.dtype, name), **loading.options}
+        if is_url(source):
+            how["subfolder"] = name
         given[name] = load_weights(found, source, loading.device, **how)
     rest = [name for name in index.entries if name not in given]
     others = {"dtype": loading.dtype, "variant": library_variant(folder, rest, loading.variant)}

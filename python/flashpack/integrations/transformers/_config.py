@@ -6,15 +6,13 @@ import copy
 import os
 from typing import Any
 
-import torch
 import transformers
 from transformers import PretrainedConfig
 
 from ..._core.paths import StrPath
 from ..._files.folder import CONFIG, require_config
+from ..._load.load import Device
 from .._request import LoadRequest, Unpacked
-
-Device = str | int | torch.device
 
 GENERATION_CONFIG = "generation_config.json"
 # Arguments of what transformers' own loader must do, as it changes how names, shapes or modules are treated.

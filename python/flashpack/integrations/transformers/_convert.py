@@ -106,7 +106,7 @@ def _without_aliases(names: Iterable[str], tensors: Mapping[str, Tensor]) -> set
     kept: dict[object, str] = {}
     for name in sorted(names, key=lambda name: places.get(name, -1)):
         tensor = tensors.get(name)
-        kept.setdefault(name if tensor is None or not tensor.numel() else range_of(tensor), name)
+        kept.setdefault(name if tensor is None else range_of(tensor), name)
     return set(kept.values())
 
 

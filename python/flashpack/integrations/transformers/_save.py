@@ -18,8 +18,7 @@ from transformers.utils.hub import create_and_tag_model_card
 from ..._core.paths import StrPath
 from ..._files.folder import CONFIG, weights_name
 from ..._hub.client import CARD_NAME, push
-from ..._save.offloaded import whole_state_dict
-from ..._save.pack import pack_to_file
+from ..._save.pack import pack_to_file, whole_state_dict
 from .._saving import SaveOptions, folder_to_save, refuse_adapters, written_weights
 from ._config import GENERATION_CONFIG, architecture_of
 

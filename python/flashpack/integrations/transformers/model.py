@@ -14,13 +14,13 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ..._core.names import initialiser
 from ..._core.paths import StrPath
-from ..._load.load import described, load_tensors
+from ..._load.load import Device, described, load_tensors
 from ..._load.meta import parameters_on_meta
 from ..._module.slots import Slot, find_slots
 from ...mixin import FlashPackMixin
 from .._build import BUILDING, build_and_load, range_of
 from .._request import LoadRequest, Unpacked
-from ._config import FOR_TRANSFORMERS, GENERATION_CONFIG, Device, is_quantized, read_config, take_request
+from ._config import FOR_TRANSFORMERS, GENERATION_CONFIG, is_quantized, read_config, take_request
 from ._convert import load_through_transformers
 from ._save import save_model
 
@@ -164,7 +164,7 @@ def _model_names(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[
                 names |= {other: None, name: other}
     known = {range_of(tensor) for name, tensor in tensors.items() if name in own or name in names}
     for name, tensor in tensors.items():
-        if name not in own and name not in names and tensor.numel() and range_of(tensor) in known:
+        if name not in own and name not in names and range_of(tensor) in known:
             names[name] = None
     return names
 

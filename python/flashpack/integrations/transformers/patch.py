@@ -14,9 +14,10 @@ import transformers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ..._core.paths import StrPath
+from ..._load.load import Device
 from .._build import BUILDING
 from .._request import add_switch
-from ._config import Device, architectures_in, read_config, take_request
+from ._config import architectures_in, read_config, take_request
 from ._save import save_model
 from .model import load_from, load_model
 

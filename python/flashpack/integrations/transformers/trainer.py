@@ -43,7 +43,7 @@ class FlashPackTrainerMixin(_Base):
         if (folder / WEIGHTS).is_file():
             with plain_adapter(folder) as plain:
                 super()._load_from_checkpoint(plain, model)
-        elif has_weights(folder):
+        elif has_weights(folder, ""):
             into: Any = self.model if model is None else model
             # As lenient as the Trainer, which warns.
             keys = assign_from_file(into, find_weights(folder), strict=False, dtype="model")
@@ -53,7 +53,7 @@ class FlashPackTrainerMixin(_Base):
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint or "")
-        if (best / WEIGHTS).is_file() or has_weights(best):
+        if (best / WEIGHTS).is_file() or has_weights(best, ""):
             self._load_from_checkpoint(os.fspath(best))
         else:
             super()._load_best_model()
