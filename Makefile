@@ -14,7 +14,7 @@ WHEEL = dist/flashpack-*-py3-none-manylinux_2_28_$(MACHINE).whl
 MATRIX = $(BIN)/python tests/matrix.py $(WHEEL)
 PIP_WHEEL = $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir
 # One more than processors, as tests wait for processes; each holds torch and the model libraries in memory.
-# In the order of their names, as few tests of a file may be the longest.
+# Files run in the order of their names: xdist would begin those with few tests last, and they may take the longest.
 WORKERS ?= -n 3 --dist loadfile --no-loadscope-reorder
 TCH ?= .venv-tch
 SGLANG ?= .venv-sglang

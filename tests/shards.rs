@@ -118,7 +118,6 @@ fn what_earlier_saves_left_is_swept() {
         (5, SHARDS_OF_TWO, Some(&SET[..])),
         (5, Some(1 << 20), Some(&["model.flashpack"][..])),
         (5, SHARDS_OF_TWO, Some(&SET)),
-        (5, None, Some(&["model.flashpack"])),
     ] {
         save(&path, count, shard_bytes).unwrap();
         is_sound(&path, count);
@@ -126,17 +125,6 @@ fn what_earlier_saves_left_is_swept() {
             assert_eq!(names(folder.path()), with_others(expected));
         }
     }
-}
-
-#[test]
-fn shards_of_another_library_stay() {
-    let (folder, _) = place();
-    let shards = ["model-00001-of-00002.safetensors", "model.safetensors.index.json"];
-    for name in shards {
-        fs::write(folder.path().join(name), "").unwrap();
-    }
-    save(&folder.path().join("model.safetensors"), 3, None).unwrap();
-    assert_eq!(names(folder.path()), ["model-00001-of-00002.safetensors", "model.safetensors", shards[1]]);
 }
 
 #[test]

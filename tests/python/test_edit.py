@@ -228,6 +228,17 @@ def test_nothing_is_written_onto_the_shards_that_it_is_made_of(
     assert {each: (folder / each).read_bytes() for each in listing(folder)} == before
 
 
+@pytest.mark.parametrize("command", ["extract SOURCE OUT head*", "convert SOURCE OUT --dtype bf16"])
+def test_a_part_of_shards_does_not_take_the_place_of_them_all(tmp_path: Path, command: str) -> None:
+    whole = tmp_path / "model.flashpack"
+    flashpack.save_file(tensors(), whole, max_shard_size=1600)
+    before = {each: (tmp_path / each).read_bytes() for each in listing(tmp_path)}
+    for shard in tmp_path.glob("*-of-*"):
+        words = {"SOURCE": str(shard), "OUT": str(whole), "head*": next(iter(flashpack.load_file(shard)))}
+        assert_failure(run(*(words.get(word, word) for word in command.split())), "is its own source")
+    assert {each: (tmp_path / each).read_bytes() for each in listing(tmp_path)} == before
+
+
 def test_one_model_alone_is_not_merged(packed: Path, tmp_path: Path) -> None:
     other = saved(tmp_path / "other.flashpack")
     content = other.read_bytes()

@@ -123,6 +123,11 @@ fn what_is_set_up_and_fails_is_an_error_unless_a_later_place_has_credentials() {
     let container = Server::new(move |_, _| Reply::new(200, given));
     let opened = open(&server, &[config, ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &container.url("/"))]);
     assert_eq!(read(&opened.unwrap(), 0, 10).unwrap(), object()[..10]);
+
+    let named =
+        [config, ("AWS_PROFILE", "default"), ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &container.url("/"))];
+    let text = open(&server, &named).unwrap_err().to_string();
+    assert!(text.contains("cannot run /nowhere/keys: "), "a profile that is named is meant: {text}");
 }
 
 #[test]

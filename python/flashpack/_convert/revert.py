@@ -121,7 +121,7 @@ def _save_with_torch(source: str, destination: Path) -> None:
     verify_file(source)  # the new file has no checksums to find damage by
     tensors = load_file(source)
     # torch.save stores whole storages, and refuses one that holds several dtypes: each tensor needs its own.
-    own = dict(zip(tensors, duplicate(tensors.values(), torch.Tensor.clone), strict=True))
+    own = dict(zip(tensors, duplicate([*tensors.values()], torch.Tensor.clone), strict=True))
     with replacing(destination) as file:  # ours, so that a full disk is an OSError
         try:
             torch.save(own, file)

@@ -105,7 +105,10 @@ def hooks_of(module: nn.Module) -> Iterator[Any]:
 
 
 def shown_memory(tensor: Tensor) -> Hashable:
-    """The same for tensors that show the same elements; of shapes, where they are row-major, any will do."""
+    """Equal for tensors that show the same elements; of contiguous ones the shape does not matter.
+
+    Empty tensors, and those on the meta device, equal only themselves.
+    """
     if tensor.numel() == 0 or tensor.is_meta:
         return id(tensor)
     layout = (tensor.numel(),) if tensor.is_contiguous() else (tensor.shape, tensor.stride())

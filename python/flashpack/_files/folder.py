@@ -97,11 +97,13 @@ def names_folder(destination: StrPath) -> bool:
 
 
 def placed(destination: StrPath, name: str) -> str:
-    """`destination`, or of a folder the file or object `name` in it."""
+    """`destination`, or of a folder or a bucket the file or object `name` in it."""
     text = text_path(destination)
-    if not names_folder(text):
-        return text
-    return f"{text.rstrip('/')}/{name}" if is_url(text) else str(Path(text, name))
+    if is_url(text):
+        place, mark, query = text.partition("?")
+        is_folder = place.endswith("/") or "/" not in place.partition("://")[2]
+        return f"{place.rstrip('/')}/{name}{mark}{query}" if is_folder else text
+    return str(Path(text, name)) if names_folder(text) else text
 
 
 def checked_subfolder(subfolder: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,6 +15,7 @@ from .._core.paths import SEPARATOR, StrPath, has_url, is_url, refuse_source, sh
 from .._core.progress import INLINE_BYTES, Silent, run
 from .folder import INDEX_SUFFIX, SAFETENSORS, SUFFIX, index_path
 
+_SHARD = re.compile(r"-\d{5}-of-\d{5}(\.\w+)$")
 KINDS = (SAFETENSORS, ".bin")  # what is converted: safetensors go before what is pickled
 # A file, a folder, the index of shards, the name they were saved under, or a list of files.
 ModelPath: TypeAlias = StrPath | Sequence[StrPath]
@@ -99,9 +101,10 @@ def _objects_behind(url: str) -> list[str]:
 
 
 def _files_behind(weights: Path) -> list[Path]:
+    """The files of a model, and what replaces some of them: a save under the name that its shards have."""
     files = [weights, *files_of(weights)]
-    named = weights.name.removesuffix(INDEX_SUFFIX)
-    return files if named == weights.name else [*files, weights.with_name(named)]
+    names = {_SHARD.sub(r"\1", each.name.removesuffix(INDEX_SUFFIX)) for each in files}
+    return [*files, *(weights.with_name(name) for name in names)]
 
 
 def are_safetensors(weights: Path) -> bool:

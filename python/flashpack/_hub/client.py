@@ -12,7 +12,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from .._core.paths import StrPath, is_url, text_path
+from .._core.names import listed
+from .._core.paths import StrPath, is_url, shown_url, text_path
 from .objects import fetch_objects
 
 _REPO_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
@@ -42,16 +43,27 @@ class HubOptions:
         given = {name: arguments.pop(name) for name in names}
         return cls(**{name: value for name, value in given.items() if value is not None})
 
+    def refuse_for(self, url: str) -> None:
+        """Raise ValueError for options that a URL leaves without meaning: all but `cache_dir`."""
+        given = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+        if meaningless := [name for name in given if name != "cache_dir"]:
+            raise ValueError(
+                f"{shown_url(url)}: {listed(meaningless)} are for repositories: a URL has its revision "
+                "(hf://owner/name@revision), and the environment its token"
+            )
+
 
 def fetch(source: StrPath, options: HubOptions, patterns: Iterable[str], *, quiet: bool = False) -> Path:
     """The local folder `source`, or the files of `patterns` of the repository of that id, or of a URL.
 
     The client shows its progress unless `quiet`.
-    Raises NotADirectoryError for a path to a file, FileNotFoundError for what can only be a path and is not
-    there, and what `huggingface_hub.snapshot_download` raises, in a sentence that names the repository.
+    Raises ValueError for options that say nothing of a URL, NotADirectoryError for a path to a file,
+    FileNotFoundError for what can only be a path and is not there, and what
+    `huggingface_hub.snapshot_download` raises, in a sentence that names the repository.
     """
     text = text_path(source)
     if is_url(text):
+        options.refuse_for(text)
         return fetch_objects(text, patterns)
     folder = Path(text)
     if folder.is_dir():

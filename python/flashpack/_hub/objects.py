@@ -21,9 +21,9 @@ from .._files.folder import is_plain_name
 def fetch_objects(url: str, patterns: Iterable[str]) -> Path:
     """A local folder with the objects of the folder at `url` that match `patterns`, relative to it.
 
-    Patterns are those of huggingface_hub, where `*` stands for slashes as well, if one has a folder that is a
-    pattern; else each is for its own folder alone, which is all that is listed then. The local folder is
-    removed when the process ends. Raises FileNotFoundError if none matches, and what opening a URL raises.
+    Only the folders that patterns name are listed. If the name of one has `*`, all below `url` is listed, and
+    `*` stands for slashes as well, as it does for huggingface_hub. The local folder is removed when the
+    process ends. Raises FileNotFoundError if none matches, and what opening a URL raises.
     """
     base, _, query = url.partition("?")
     query = f"?{query}" if query else ""

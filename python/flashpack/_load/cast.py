@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -33,7 +33,7 @@ def requested_dtype(dtype: DtypeLike) -> Dtype:
     return named
 
 
-def duplicate(tensors: Iterable[Tensor], copy: Callable[[Tensor], Tensor]) -> list[Tensor]:
+def duplicate(tensors: Sequence[Tensor], copy: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """A copy of every tensor by `copy`, made once for each distinct range of memory."""
     copies: dict[Hashable, Tensor] = {}
     result = []
@@ -52,7 +52,7 @@ def cast(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> di
     with torch.inference_mode(False), torch.no_grad():
         for dtype in set(dtypes.values()):
             names = [name for name, tensor in result.items() if dtypes[name] == dtype != tensor.dtype]
-            made = duplicate((tensors[name] for name in names), lambda tensor: tensor.to(dtype))  # noqa: B023
+            made = duplicate([tensors[name] for name in names], lambda tensor: tensor.to(dtype))  # noqa: B023
             result.update(zip(names, made, strict=True))
     return result
 

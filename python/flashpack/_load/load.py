@@ -189,6 +189,8 @@ def load_tensors(
         listed = load_list(model, names, device, slices=_ops_slices(names, slices or {}), **reading)
         return dict(zip(names, listed, strict=True))
     loaded = _loaded(ops.load_all, (ignore or {},), model, device, reading)
+    if native_device(device).type == device.type:
+        return loaded
     return dict(zip(loaded, _to_device(list(loaded.values()), device), strict=True))
 
 

@@ -57,7 +57,7 @@ def build_and_load(
     if tensors is None:
         match = assign(model, request.weights, options)
     else:
-        match = assign_records(model, tensors, str(request.path), options, request.target)
+        match = assign_records(model, tensors, request.shown, options, request.target)
     return _settle(model, match, request)
 
 
@@ -105,7 +105,7 @@ def _cast_buffers(model: nn.Module, dtypes: FileDtypes) -> None:
 def _settle(model: M, match: Match, request: LoadRequest) -> tuple[M, dict[str, Any]]:
     if leftovers := left_on_meta(model):
         what = f"{len(leftovers)} tensors of the model are left without data: {leftovers}"
-        raise ValueError(f"{request.path}: {what}")
+        raise ValueError(f"{request.shown}: {what}")
     model.to(request.target)  # the buffers that the file does not hold
     info = {
         "missing_keys": match.missing,
@@ -116,6 +116,6 @@ def _settle(model: M, match: Match, request: LoadRequest) -> tuple[M, dict[str, 
     return model.eval(), info
 
 
-def range_of(tensor: Tensor) -> tuple[object, ...]:
+def weight_of(tensor: Tensor) -> tuple[object, ...]:
     """What names of one tied weight have in common."""
     return tensor.shape, shown_memory(tensor)

@@ -32,7 +32,8 @@ _STRICTNESS = ("strict", "strict_params", "strict_buffers")
 
 @dataclass(frozen=True)
 class Unpacked:
-    """A model whose configuration lies in `folder`, and whose tensors were loaded from what `shown` names.
+    """A model whose configuration lies in `folder`, and whose tensors were loaded from what messages call
+    `shown`.
 
     `parts` are the tensors of this model and others by the names of their folders.
     """
@@ -97,6 +98,11 @@ class LoadRequest:
             name, tensors = shown_path(os.fspath(source)), None
             options = replace(options, cache_dir=hub.cache_dir) if is_url(source) else options
         return cls(name, folder, path, tensors, target, dtype, reports, options, own)
+
+    @property
+    def shown(self) -> str:
+        """What messages call the weights."""
+        return shown_path(self.path)
 
     @functools.cached_property
     def weights(self) -> OpenModel:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from .._core.paths import StrPath, is_url
+from .._core import native
+from .._core.paths import StrPath, is_url, shown_url
 from .._files.folder import SUFFIX, checked_subfolder, index_path, weights_name
-from .._files.sources import find_url
 from .._hub.client import HubOptions, fetch
 
 
@@ -19,30 +19,38 @@ def _weights_in(folder: Path, variant: str | None) -> Path | None:
 
 def has_weights(source: StrPath, inside: str, variant: str | None = None) -> bool:
     """Whether the folder `inside` another, which may be at a URL, has weights, whole or as shards."""
-    if not is_url(source):
-        return _weights_in(Path(source, inside), variant) is not None
-    try:
-        find_url(_url_below(source, inside), variant, [SUFFIX])
-    except FileNotFoundError:
-        return False
-    return True
+    if is_url(source):
+        return _object_among(_names_at(_url_below(source, inside)), variant) is not None
+    return _weights_in(Path(source, inside), variant) is not None
 
 
-def _url_below(url: str, inside: str) -> str:
-    """The URL of the folder `inside` that at `url`, which keeps its query."""
+def _names_at(url: str) -> list[str]:
+    return [entry["name"] for entry in native.call("list", path=url, deep=False)]
+
+
+def _object_among(names: Collection[str], variant: str | None) -> str | None:
+    name = Path(weights_name(variant))
+    return next((each for each in (name.name, index_path(name).name) if each in names), None)
+
+
+def _url_below(url: str, *inside: str) -> str:
+    """The URL of what lies `inside` the folder at `url`, which keeps its query."""
     place, mark, query = url.partition("?")
-    return f"{place.rstrip('/')}/{inside}{'/' if inside else ''}{mark}{query}"
+    return "/".join([place.rstrip("/"), *filter(None, inside)]) + mark + query
 
 
 def find_weights(folder: Path, variant: str | None = None) -> Path:
     """The weights in `folder`, or their index. Raises FileNotFoundError, saying what is there instead."""
     found = _weights_in(folder, variant)
     if found is None:
-        others = sorted(entry.name for entry in folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
-        there = f"; there are {', '.join(others)}" if others else ""
-        name = weights_name(variant)
-        raise FileNotFoundError(errno.ENOENT, f"No {name} in the folder{there}", str(folder))
+        raise _missing(variant, [entry.name for entry in folder.glob("*")], str(folder))
     return found
+
+
+def _missing(variant: str | None, names: Iterable[str], shown: str) -> FileNotFoundError:
+    others = sorted(name for name in names if name.endswith(SUFFIX))
+    there = f"; there are {', '.join(others)}" if others else ""
+    return FileNotFoundError(errno.ENOENT, f"No {weights_name(variant)} in the folder{there}", shown)
 
 
 def weights_patterns(variant: str | None = None) -> list[str]:
@@ -63,6 +71,10 @@ def fetch_weights(
     prefix = f"{inside}/" if inside else ""
     names = [prefix + name for name in beside]
     if is_url(source):
-        return fetch(source, hub, names) / inside, find_url(_url_below(source, inside), variant, [SUFFIX])
+        place = _url_below(source, inside)
+        found = _object_among(there := _names_at(place), variant)
+        if found is None:
+            raise _missing(variant, there, shown_url(place))
+        return fetch(source, hub, names) / inside, _url_below(place, found)
     folder = fetch(source, hub, [*names, *(prefix + name for name in weights_patterns(variant))])
     return folder / inside, str(find_weights(folder / inside, variant))

@@ -126,13 +126,9 @@ impl<'a> Save<'a> {
         let destination = &self.request.destination;
         let Some(mut set) = self.set else {
             let bytes = self.packer.complete()?.commit_if(may)?;
-            let index = index_path(destination);
-            // Under another library's suffix an index may be of that library's shards.
-            let is_ours = destination.extension().is_some_and(|suffix| suffix == "flashpack");
             // A store's whole object is found before any index.
-            let is_local = remote::url(destination).is_none();
-            if is_local && (self.request.shard_bytes.is_some() || is_ours && index.exists()) {
-                remove(&index)?;
+            if self.request.shard_bytes.is_some() && remote::url(destination).is_none() {
+                remove(&index_path(destination))?;
                 sweep(destination, &[])?;
             }
             return Ok(bytes);

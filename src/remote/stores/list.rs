@@ -18,7 +18,7 @@ use crate::{
 pub(super) struct Kind {
     /// The query.
     query: &'static str,
-    /// What it has besides for a folder alone, and for all below it.
+    /// What is added to the query for a folder alone, and for all below it.
     depths: [&'static str; 2],
     /// Whether the folder is in the address, and not a prefix in the query.
     is_in_address: bool,

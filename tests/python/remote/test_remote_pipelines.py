@@ -73,6 +73,28 @@ def test_each_component_in_the_variant_and_format_it_has(pipeline: Any, s3: Stor
         FlashPackDiffusionPipeline.from_pretrained_flashpack(url, variant="bf16")
 
 
+def test_another_variant_than_was_asked_for_is_not_taken(pipeline: Any, s3: Store) -> None:
+    url = save(pipeline, s3, "half")
+    unet = s3.folder / "bucket/half/unet"
+    (unet / "model.flashpack").rename(unet / "model.bf16.flashpack")
+    (s3.folder / "bucket/half/vae/model.flashpack").unlink()
+    pipeline.vae.save_pretrained(s3.folder / "bucket/half/vae", variant="fp16")
+    with pytest.raises(FileNotFoundError, match=r"No model\.flashpack in the folder; there are model\.bf16"):
+        AutoFlashPackModel.from_pretrained_flashpack(url, subfolder="unet")
+    pipeline.unet.save_pretrained(unet)
+    pipeline.vae.save_pretrained(s3.folder / "bucket/half/vae")
+    for variant in ("fp16", None):  # what the first fetches is no reason for the second to fetch nothing
+        loaded = FlashPackDiffusionPipeline.from_pretrained_flashpack(url, variant=variant)
+        assert_same(states(loaded), states(pipeline))
+
+
+@pytest.mark.parametrize("option", [{"revision": "v2"}, {"token": "secret"}, {"force_download": True}])
+def test_options_of_repositories_say_nothing_of_a_url(option: dict[str, Any], s3: Store) -> None:
+    with pytest.raises(ValueError, match=f"s3://bucket/any: .*{next(iter(option))}.* are for repositories"):
+        FlashPackDiffusionPipeline.from_pretrained_flashpack("s3://bucket/any", **option)
+    assert s3.take() == []
+
+
 def test_a_pipeline_in_one_object(pipeline: Any, s3: Store, copies: Path) -> None:
     url = save(pipeline, s3, "one.flashpack")
     loaded = FlashPackDiffusionPipeline.from_pretrained_flashpack(url, dtype={"unet": torch.float16})

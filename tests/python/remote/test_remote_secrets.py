@@ -6,6 +6,7 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import flashpack
@@ -13,10 +14,13 @@ import pytest
 from click.testing import CliRunner
 from faultstore import SECRET, Store
 from flashpack import cli
+from flashpack.integrations._request import LoadRequest
 from flashpack.integrations.distributed_checkpoint import FlashPackStorageReader
 from helpers import FIXTURES
 from patience import within
 from remote_model import URL, module
+
+from flashpack._load.options import LoadOptions  # isort: skip
 
 WORD = "hidden-word"  # in the query of a URL
 TOKEN = "hf_hidden_token"
@@ -85,3 +89,9 @@ def test_nothing_secret_is_said(model: Store, call: str, fault: str, monkeypatch
     for url in (URL, f"{web}?X-Amz-Signature={WORD}"):
         said = said_by(lambda url=url: CALLS[call](url))
         assert [secret for secret in SECRETS if secret in said] == []
+
+
+def test_messages_of_models_have_no_query() -> None:
+    path = f"az://container/model.flashpack?sig={WORD}"
+    request = LoadRequest("az://container", Path(), path, None, None, None, False, LoadOptions(), {})
+    assert request.shown == "az://container/model.flashpack"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -94,12 +95,17 @@ def fetch_pipeline(source: StrPath, hub: HubOptions, variant: str | None) -> tup
 
     Of a URL, FlashPack files stay there. Raises what `fetch` and `read_index` raise.
     """
-    small = [*COMPANIONS, *(f"*/{pattern}" for pattern in COMPANIONS)]
-    folder = fetch(source, hub, small if is_url(source) else [*COMPANIONS, *_packed("*", variant)])
-    index = read_index(folder)
+    if is_url(source):
+        place: StrPath = source
+        folder = fetch(source, hub, [PIPELINE])
+        index = read_index(folder)
+        small = [f"{name}/{pattern}" for name in index.entries for pattern in COMPANIONS]
+        fetch(source, hub, [*COMPANIONS, *small])
+    else:
+        place = folder = fetch(source, hub, [*COMPANIONS, *_packed("*", variant)])
+        index = read_index(folder)
     if Path(source).is_dir():
         return folder, index
-    place = source if is_url(source) else folder
 
     def fetch_more(names: Iterable[str], files_of: Callable[[str], list[str]]) -> Path:
         patterns = [pattern for name in names for pattern in files_of(name)]
@@ -110,13 +116,15 @@ def fetch_pipeline(source: StrPath, hub: HubOptions, variant: str | None) -> tup
                 return folder
             raise
 
+    library = _plain
     if variant is not None:
+        library = functools.partial(_of_variant, variant)
         unpacked = _unpacked(place, index, variant)
-        folder = fetch_more(unpacked, lambda name: _of_variant(name, variant))
+        folder = fetch_more(unpacked, library)
         if not is_url(source):
-            folder = fetch_more(_lacking(folder, unpacked), lambda name: _packed(name, None))
+            folder = fetch_more(_lacking(folder, unpacked, library), functools.partial(_packed, variant=None))
     unpacked = _unpacked(place, index, variant, None)
-    return fetch_more(_lacking(folder, unpacked), _plain), index
+    return fetch_more(_lacking(folder, unpacked, library), _plain), index
 
 
 def _packed(component: str, variant: str | None) -> list[str]:
@@ -140,11 +148,12 @@ def _is_model(cls: type | None) -> bool:
     return cls is None or is_transformers_model(cls) or is_diffusers_module(cls) or holds_several(cls)
 
 
-def _lacking(folder: Path, names: Iterable[str]) -> list[str]:
-    return [name for name in names if not any((folder / name).glob("*.safetensors"))]
+def _lacking(folder: Path, names: Iterable[str], files_of: Callable[[str], list[str]]) -> list[str]:
+    """Those of the components that have none of their files."""
+    return [name for name in names if not any(any(folder.glob(pattern)) for pattern in files_of(name))]
 
 
-def _of_variant(component: str, variant: str) -> list[str]:
+def _of_variant(variant: str, component: str) -> list[str]:
     return [f"{component}/*.{variant}.safetensors", f"{component}/*.{variant}-*.safetensors"]
 
 

@@ -40,10 +40,9 @@ def save_single_file(pipeline: Any, parts: Iterable[Part], path: Path, packing: 
     def save(part: Part, folder: Path) -> None:
         _save_config(part.model, folder)
         state, dtype = whole_state_dict(part.model), dtype_of(packing["target_dtype"], part.component)
-        floats = {name for name, tensor in state.items() if tensor.is_floating_point()}
-        state = cast(
-            state, {name: dtype if dtype and name in floats else each.dtype for name, each in state.items()}
-        )
+        if dtype is not None:
+            dtypes = {name: dtype if each.is_floating_point() else each.dtype for name, each in state.items()}
+            state = cast(state, dtypes)
         tensors.update({f"{part.place}.{key}": value for key, value in state.items()})
 
     with TemporaryDirectory(prefix="flashpack-") as scratch:

@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 
 from ..._core.paths import StrPath
-from ..._files.folder import CONFIG, PIPELINE
+from ..._files.folder import CONFIG, PIPELINE, checked_subfolder
 from ..._hub.client import HubOptions, fetch
 from .._request import add_switch
 from ._classes import model_class
@@ -33,7 +33,7 @@ def load_any_model(
     is found.
     """
     options = HubOptions.take(dict(arguments))
-    configs = [CONFIG, PIPELINE, *([f"{subfolder}/{CONFIG}"] if subfolder else [])]
+    configs = [CONFIG, PIPELINE, *([f"{checked_subfolder(subfolder)}/{CONFIG}"] if subfolder else [])]
     folder = fetch(pretrained_model_or_path, options, configs)
     entry = None
     if subfolder and (folder / PIPELINE).is_file():

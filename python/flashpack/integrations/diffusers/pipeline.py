@@ -242,7 +242,7 @@ def _assemble(
     variants: Mapping[str, str | None],
     loading: Loading,
 ) -> Any:
-    """The pipeline that is `shown` so, with components of these sources, and what else there is in `folder`.
+    """The pipeline that messages call `shown`: components of these sources, and what else is in `folder`.
 
     Components come one after the other: reads use every core as it is, and building modules holds the GIL
     (Stable Diffusion 1.5's three: 0.21 s, and 0.26 s in three threads on two cores).

@@ -18,7 +18,7 @@ from ..._load.load import Device, described, load_tensors
 from ..._load.meta import parameters_on_meta
 from ..._module.slots import Slot, find_slots
 from ...mixin import FlashPackMixin
-from .._build import BUILDING, build_and_load, range_of
+from .._build import BUILDING, build_and_load, weight_of
 from .._request import LoadRequest, Unpacked
 from ._config import FOR_TRANSFORMERS, GENERATION_CONFIG, is_quantized, read_config, take_request
 from ._convert import load_through_transformers
@@ -162,9 +162,9 @@ def _model_names(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[
         for other in (bare, prefix + name):
             if name not in own and other in own and (other == bare or other not in tensors):
                 names |= {other: None, name: other}
-    known = {range_of(tensor) for name, tensor in tensors.items() if name in own or name in names}
+    known = {weight_of(tensor) for name, tensor in tensors.items() if name in own or name in names}
     for name, tensor in tensors.items():
-        if name not in own and name not in names and range_of(tensor) in known:
+        if name not in own and name not in names and weight_of(tensor) in known:
             names[name] = None
     return names
 
@@ -178,7 +178,7 @@ def _fits(model: PreTrainedModel, tensors: Mapping[str, Tensor], request: LoadRe
         return False
     ranges: dict[int, tuple[object, ...]] = {}
     for name, tensor in tensors.items():
-        if ranges.setdefault(id(slots[name].tensor), range_of(tensor)) != range_of(tensor):
+        if ranges.setdefault(id(slots[name].tensor), weight_of(tensor)) != weight_of(tensor):
             return False  # tied in the model, though two tensors in the file
     lacks = any(slot.is_parameter and id(slot.tensor) not in ranges for slot in slots.values())
     return not lacks and not _needs_cast(model, tensors, request.dtype)

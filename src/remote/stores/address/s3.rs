@@ -7,6 +7,7 @@ use std::{
 
 use http::{Request, StatusCode, Uri};
 use reqsign_aws_v4::{Credential, RequestSigner};
+use reqsign_core::SigningCredential as _;
 
 use super::{Address, Part, bucket_and_key, encoded, links::parsed};
 use crate::{
@@ -131,6 +132,11 @@ impl Address for S3 {
             return Ok(false);
         }
         let (keys, before) = (self.keys(), self.credential()?);
+        // Those that a service has given until a certain time are good until then: what is denied to them stays so.
+        let is_expired = refusal.element("Code").is_some_and(|code| code.contains("Expired"));
+        if !is_expired && before.as_ref().is_some_and(|it| it.expires_in.is_some() && it.is_valid()) {
+            return Ok(false);
+        }
         keys.forget();
         let id = |credential: Option<Credential>| credential.map(|it| (it.access_key_id, it.session_token));
         Ok(id(self.credential()?) != id(before))

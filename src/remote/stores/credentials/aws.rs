@@ -10,9 +10,9 @@ use crate::remote::stores::{profile, settings::Settings};
 impl Default for Places<aws::Credential> {
     fn default() -> Self {
         Self {
+            asked: vec![Box::new(aws::EnvCredentialProvider), Box::new(Profile { is_named: true })],
             set_up: vec![
-                Box::new(aws::EnvCredentialProvider),
-                Box::new(ChosenProfile),
+                Box::new(Profile { is_named: false }),
                 Box::new(aws::AssumeRoleWithWebIdentityCredentialProvider::default()),
                 Box::new(aws::ECSCredentialProvider::default()),
             ],
@@ -21,20 +21,25 @@ impl Default for Places<aws::Credential> {
     }
 }
 
-/// The profile that the user has chosen.
+/// The profile that `AWS_PROFILE` names, or if it names none the default one.
 #[derive(Debug)]
-pub(super) struct ChosenProfile;
+struct Profile {
+    is_named: bool,
+}
 
-impl ProvideCredential for ChosenProfile {
+impl ProvideCredential for Profile {
     type Credential = aws::Credential;
 
     async fn provide_credential(&self, context: &Context) -> Result<Option<aws::Credential>, Error> {
         let settings: Settings = context.env_vars().into_iter().collect();
+        if settings.get("AWS_PROFILE").is_some() != self.is_named {
+            return Ok(None);
+        }
         let (roles, source) = chain(&settings)?;
         let mut found = source.provide_credential_dyn(context).await?;
         for role in roles.into_iter().rev() {
             let credential =
-                found.ok_or_else(|| role.wrong("has a role, but no credentials to ask for it"))?;
+                found.ok_or_else(|| role.wrong("has a role, but there are no credentials to ask for it"))?;
             found = role.provider(context, &credential).provide_credential(context).await?;
         }
         Ok(found)
@@ -76,9 +81,18 @@ fn own(settings: &Settings, name: &str) -> Place<aws::Credential> {
     if let (Some(arn), Some(file)) = (setting("role_arn"), setting("web_identity_token_file")) {
         let web =
             aws::AssumeRoleWithWebIdentityCredentialProvider::with_config(arn, settings.expanded(&file));
-        set_up.insert(0, Box::new(web.with_role_session_name(session(settings, name))));
+        let web = web.with_role_session_name(session(settings, name)).with_region(region(settings, name));
+        set_up.insert(0, Box::new(web));
     }
-    Box::new(Places { set_up, tried: Vec::new() })
+    Box::new(Places { asked: set_up, ..Places::nowhere() })
+}
+
+/// Where the role of `profile` is asked for.
+fn region(settings: &Settings, profile: &str) -> String {
+    let told = settings.first(&["AWS_REGION", "AWS_DEFAULT_REGION"]).map(ToOwned::to_owned);
+    told.or_else(|| profile::setting(settings, profile, "region"))
+        .or_else(|| profile::setting(settings, profile::chosen(settings), "region"))
+        .unwrap_or_else(|| "us-east-1".to_owned())
 }
 
 /// The name by which AWS's logs know a session of the role of `profile`.
@@ -103,19 +117,22 @@ impl Role {
         let Some(arn) = setting("role_arn").filter(|_| setting("web_identity_token_file").is_none()) else {
             return Ok(None);
         };
-        let region = settings.first(&["AWS_REGION", "AWS_DEFAULT_REGION"]).map(ToOwned::to_owned);
-        let role = Self {
+        let mut role = Self {
             profile: name.to_owned(),
             arn,
             session: session(settings, name),
             external_id: setting("external_id"),
-            seconds: setting("duration_seconds").and_then(|text| text.parse().ok()),
-            region: region.or_else(|| setting("region")).unwrap_or_else(|| "us-east-1".to_owned()),
+            seconds: None,
+            region: region(settings, name),
         };
+        if let Some(text) = setting("duration_seconds") {
+            role.seconds =
+                Some(text.parse().map_err(|_| role.wrong("has duration_seconds that are no number"))?);
+        }
         if setting("mfa_serial").is_some() {
             return Err(role.wrong(
-                "has mfa_serial: its role wants a code, which nobody is asked for; set AWS_ACCESS_KEY_ID and the \
-                 like to what `aws configure export-credentials` prints",
+                "has mfa_serial: its role needs a code of MFA, for which FlashPack does not ask; set \
+                 AWS_ACCESS_KEY_ID and the like to what `aws configure export-credentials` prints",
             ));
         }
         Ok(Some(role))
@@ -199,7 +216,7 @@ mod tests {
         let service = Service::default();
         let asked = Arc::clone(&service.0);
         let context = Context::new().with_env(settings.env()).with_file_read(Files).with_http_send(service);
-        let found = block_on(ChosenProfile.provide_credential(&context));
+        let found = block_on(Profile { is_named: true }.provide_credential(&context));
         let asked = std::mem::take(&mut *asked.lock().unwrap());
         (found.map(|found| found.map(|it| it.access_key_id)).map_err(|error| error.to_string()), asked)
     }
@@ -227,13 +244,14 @@ mod tests {
     #[test]
     fn a_role_may_be_asked_for_by_another() {
         let config = format!(
-            "[profile it]\nrole_arn = arn:aws:iam::123456789012:role/a\nsource_profile = b\n\
+            "[profile it]\nrole_arn = arn:aws:iam::123456789012:role/a\nsource_profile = b\nregion = eu-west-1\n\
              [profile b]\nrole_arn = arn:aws:iam::123456789012:role/b\nsource_profile = b\n{KEYS}"
         );
         let (found, asked) = found(&config, &[]);
         assert_eq!(found, Ok(Some("ASIA00000000000a".to_owned())));
         let by: Vec<_> = asked.iter().map(|asked| asked.split(' ').next().unwrap()).collect();
         assert_eq!(by, ["AKIA", "ASIA00000000000b"]);
+        assert!(asked.iter().all(|asked| asked.contains("//sts.eu-west-1.")), "{asked:?}");
     }
 
     #[test]
@@ -259,6 +277,7 @@ mod tests {
             (format!("[profile it]\n{role}"), "no source_profile or known credential_source"),
             (format!("[profile it]\n{role}credential_source = Moon\n"), "known credential_source"),
             (format!("[profile it]\n{role}source_profile = none\n"), "no credentials to ask for it"),
+            (format!("[profile it]\n{role}source_profile = it\nduration_seconds = x\n{KEYS}"), "no number"),
             (
                 format!("[profile it]\n{role}source_profile = b\n[profile b]\n{role}source_profile = it\n"),
                 "is reached by its own source_profile",

@@ -9,6 +9,8 @@ use reqsign_google as google;
 /// Places that are asked one after the other.
 #[derive(Debug)]
 pub(in crate::remote::stores) struct Places<C> {
+    /// What the user names: a failure there is an error.
+    pub(super) asked: Vec<Place<C>>,
     /// What the user sets up: a failure there is an error, unless a later place has credentials.
     pub(super) set_up: Vec<Place<C>>,
     /// What is there or not, such as a machine's own service: a failure means that there are none.
@@ -17,10 +19,22 @@ pub(in crate::remote::stores) struct Places<C> {
 
 pub(super) type Place<C> = Box<dyn ProvideCredentialDyn<Credential = C>>;
 
+impl<C> Places<C> {
+    /// None.
+    pub(super) const fn nowhere() -> Self {
+        Self { asked: Vec::new(), set_up: Vec::new(), tried: Vec::new() }
+    }
+}
+
 impl<C: Debug + Send + Sync + Unpin + 'static> ProvideCredential for Places<C> {
     type Credential = C;
 
     async fn provide_credential(&self, context: &Context) -> Result<Option<C>, Error> {
+        for place in &self.asked {
+            if let Some(found) = place.provide_credential_dyn(context).await? {
+                return Ok(Some(found));
+            }
+        }
         let mut failure = None;
         for place in &self.set_up {
             match place.provide_credential_dyn(context).await {
@@ -46,6 +60,7 @@ impl Default for Places<google::Credential> {
                 Box::new(google::WellKnownCredentialProvider::default()),
             ],
             tried: vec![Box::new(google::VmMetadataCredentialProvider::default())],
+            ..Self::nowhere()
         }
     }
 }
@@ -64,6 +79,7 @@ impl Default for Places<azure::Credential> {
                 Box::new(azure::AzureCliCredentialProvider::default()),
                 Box::new(azure::ImdsCredentialProvider::default()),
             ],
+            ..Self::nowhere()
         }
     }
 }
