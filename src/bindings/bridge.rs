@@ -1,8 +1,7 @@
 //! The cxx bridge: everything C++ may ask of Rust, in flat values. C++ calls Rust, never the reverse.
 //!
 //! Open models are in `bridge/models.rs`, what loads are asked for in `asking.rs`, loads in `loading.rs`, saves in
-//! `packing.rs`. Errors become `rust::Error`
-//! whose text ends in the tag of [`Error::to_tagged_string`]; so do panics.
+//! `packing.rs`. Errors become `rust::Error` whose text ends in the tag of [`Error::to_tagged_string`]; so do panics.
 
 use std::{
     ffi::OsStr,
