@@ -131,6 +131,17 @@ fn what_is_set_up_and_fails_is_an_error_unless_a_later_place_has_credentials() {
 }
 
 #[test]
+fn a_role_that_is_denied_access_is_not_asked_for_again() {
+    let given = r#"{"AccessKeyId": "role", "SecretAccessKey": "secret", "Token": "token",
+        "Expiration": "2999-01-01T00:00:00Z"}"#;
+    let container = Server::new(move |_, _| Reply::new(200, given));
+    let server = Server::new(|_, _| Reply::new(403, "<Error><Code>AccessDenied</Code></Error>"));
+    let error = open(&server, &[("AWS_CONTAINER_CREDENTIALS_FULL_URI", &container.url("/"))]).unwrap_err();
+    assert_eq!(error.errno(), Some(13));
+    assert_eq!((server.requests().len(), container.requests().len()), (1, 1));
+}
+
+#[test]
 fn machines_and_containers_with_a_role_need_no_keys() {
     let given = r#"{"Code": "Success", "Message": "", "AccessKeyId": "role", "SecretAccessKey": "secret", "Token": "token",
         "RoleArn": "arn", "Expiration": "2999-01-01T00:00:00Z"}"#;

@@ -132,7 +132,7 @@ impl Address for S3 {
             return Ok(false);
         }
         let (keys, before) = (self.keys(), self.credential()?);
-        // Those that a service has given until a certain time are good until then: what is denied to them stays so.
+        // Temporary credentials that have not expired are denied for good: others of the same role get the same answer.
         let is_expired = refusal.element("Code").is_some_and(|code| code.contains("Expired"));
         if !is_expired && before.as_ref().is_some_and(|it| it.expires_in.is_some() && it.is_valid()) {
             return Ok(false);

@@ -1,5 +1,5 @@
-//! Where credentials of AWS are looked for, in the order that its own tools keep. A profile has its own, or names a role,
-//! whose credentials others are exchanged for.
+//! Where credentials of AWS are looked for, in the order that its own tools keep. A profile has credentials of its own, or
+//! names a role, which is assumed with those of another place.
 
 use reqsign_aws_v4 as aws;
 use reqsign_core::{Context, Error, ProvideCredential, Signer};
@@ -46,8 +46,7 @@ impl ProvideCredential for Profile {
     }
 }
 
-/// The roles that lead to the chosen profile, its own first, and where the credentials are that the last one is asked
-/// for with.
+/// The roles to assume for the chosen profile, its own first, and where the credentials for the last one are.
 fn chain(settings: &Settings) -> Result<(Vec<Role>, Place<aws::Credential>), Error> {
     let mut roles: Vec<Role> = Vec::new();
     let mut name = profile::chosen(settings).to_owned();
@@ -70,10 +69,10 @@ fn chain(settings: &Settings) -> Result<(Vec<Role>, Place<aws::Credential>), Err
     Ok((roles, own(settings, &name)))
 }
 
-/// The credentials that a profile has without those of another.
+/// Where a profile has credentials of its own.
 fn own(settings: &Settings, name: &str) -> Place<aws::Credential> {
     let setting = |key| profile::setting(settings, name, key);
-    let mut set_up: Vec<Place<_>> = vec![
+    let mut places: Vec<Place<_>> = vec![
         Box::new(aws::ProfileCredentialProvider::default().with_profile(name)),
         Box::new(aws::SSOCredentialProvider::default().with_profile(name)),
         Box::new(aws::ProcessCredentialProvider::default().with_profile(name)),
@@ -82,9 +81,9 @@ fn own(settings: &Settings, name: &str) -> Place<aws::Credential> {
         let web =
             aws::AssumeRoleWithWebIdentityCredentialProvider::with_config(arn, settings.expanded(&file));
         let web = web.with_role_session_name(session(settings, name)).with_region(region(settings, name));
-        set_up.insert(0, Box::new(web));
+        places.insert(0, Box::new(web));
     }
-    Box::new(Places { asked: set_up, ..Places::nowhere() })
+    Box::new(Places { asked: places, ..Places::nowhere() })
 }
 
 /// Where the role of `profile` is asked for.
