@@ -22,9 +22,9 @@ use crate::{
 };
 
 /// Elements that are compared at a time: a piece of either model is in the core's cache then.
-const PIECE_ELEMS: u64 = 256 << 10;
+const PIECE_ELEMS: u64 = 64 << 10;
 /// Bytes of both models that a thread reads at a time. Of a store each piece is a request.
-const NEAR_BATCH_BYTES: u64 = 4 << 20;
+const NEAR_BATCH_BYTES: u64 = 512 << 10;
 const FAR_BATCH_BYTES: u64 = 32 << 20;
 
 /// What differs.

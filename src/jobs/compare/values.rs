@@ -1,12 +1,13 @@
 //! Values of two tensors, one by one.
 
-use half::{bf16, f16};
+use half::f16;
 use serde::Serialize;
 
 use crate::format::DType;
 
-/// Elements that are decoded at a time.
+/// Elements that are decoded at a time; a `u16` counts them.
 const BLOCK_ELEMS: usize = 1024;
+const _: () = assert!(BLOCK_ELEMS <= u16::MAX as usize);
 
 /// How the values of a tensor differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -87,7 +88,8 @@ fn decoder(dtype: DType) -> Option<Decode> {
         DType::Float64 => decode!(f64, |value| value),
         DType::Float32 => decode!(f32, |value| f64::from(value)),
         DType::Float16 => decode!(f16, |value| f64::from(value)),
-        DType::Bfloat16 => decode!(bf16, |value| f64::from(value)),
+        // The conversion of `bf16` looks for NaNs, which keeps the compiler from making vectors.
+        DType::Bfloat16 => decode!(u16, |value| f64::from(f32::from_bits(u32::from(value) << 16))),
         DType::Int64 => decode!(i64, |value| value as f64),
         DType::Int32 => decode!(i32, |value| f64::from(value)),
         DType::Int16 => decode!(i16, |value| f64::from(value)),
@@ -158,7 +160,7 @@ pub(super) fn compare(dtypes: [DType; 2], bytes: [&[u8]; 2]) -> Values {
     let [first, second] = blocks;
     for (one, other) in first.zip(second).filter(|(one, other)| !same_type || one != other) {
         if same_type {
-            all.different += count_different(sizes[0], one, other);
+            all.different += u64::from(count_different(sizes[0], one, other));
         }
         if let [Some(decode_one), Some(decode_other)] = whole_decoders {
             let mut numbers = [vec![0; BLOCK_ELEMS], vec![0; BLOCK_ELEMS]];
@@ -169,21 +171,17 @@ pub(super) fn compare(dtypes: [DType; 2], bytes: [&[u8]; 2]) -> Values {
             let mut numbers = [[0.0; BLOCK_ELEMS]; 2];
             decode_one(one, &mut numbers[0]);
             decode_other(other, &mut numbers[1]);
-            all.add(differences(&numbers, same_type));
+            all.add(if same_type { differences::<true>(&numbers) } else { differences::<false>(&numbers) });
         }
     }
     all
 }
 
-/// Without those that the caller has counted: `bits_count` says that other bits are, of which NaNs have many.
-fn differences(numbers: &[[f64; BLOCK_ELEMS]; 2], bits_count: bool) -> Values {
-    let (largest, different, unbounded) = finite(numbers).unwrap_or_else(|| any(numbers));
-    Values {
-        elements: 0,
-        different: if bits_count { 0 } else { different },
-        largest: Some(largest),
-        unbounded,
-    }
+/// Without those that the caller has counted: `COUNTED` says that other bits are, of which NaNs have many.
+fn differences<const COUNTED: bool>(numbers: &[[f64; BLOCK_ELEMS]; 2]) -> Values {
+    let (largest, different, unbounded) = finite::<COUNTED>(numbers).unwrap_or_else(|| any(numbers));
+    let different = if COUNTED { 0 } else { different };
+    Values { elements: 0, different, largest: Some(largest), unbounded }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a difference beyond 2^53 is shown, not used")]
@@ -197,9 +195,9 @@ fn whole_differences([first, second]: &[Vec<i128>; 2], bits_count: bool) -> Valu
     Values { elements: 0, different, largest: Some(largest as f64), unbounded: 0 }
 }
 
-/// The largest difference, how many are not 0, and how many are no finite number; none if any may be none. The compiler
-/// makes vectors of the lanes.
-fn finite([first, second]: &[[f64; BLOCK_ELEMS]; 2]) -> Option<(f64, u64, u64)> {
+/// The largest difference, how many are not 0 unless they are `COUNTED`, and how many are no finite number; none if any
+/// may be none. The compiler makes vectors of the lanes.
+fn finite<const COUNTED: bool>([first, second]: &[[f64; BLOCK_ELEMS]; 2]) -> Option<(f64, u64, u64)> {
     const LANES: usize = 8;
     let (mut largest, mut sum, mut different) = ([0.0_f64; LANES], [0.0_f64; LANES], [0_u64; LANES]);
     for (one, other) in first.as_chunks::<LANES>().0.iter().zip(second.as_chunks::<LANES>().0) {
@@ -207,7 +205,7 @@ fn finite([first, second]: &[[f64; BLOCK_ELEMS]; 2]) -> Option<(f64, u64, u64)> 
             let difference = (one[lane] - other[lane]).abs();
             largest[lane] = if difference > largest[lane] { difference } else { largest[lane] };
             sum[lane] += difference; // not finite from the first on that is not
-            different[lane] += u64::from(difference != 0.0);
+            different[lane] += u64::from(!COUNTED && difference != 0.0);
         }
     }
     let all = sum.iter().all(|sum| sum.is_finite());
@@ -230,10 +228,11 @@ fn any([first, second]: &[[f64; BLOCK_ELEMS]; 2]) -> (f64, u64, u64) {
     (largest, different, unbounded)
 }
 
-fn count_different(size: usize, one: &[u8], other: &[u8]) -> u64 {
-    fn count<const SIZE: usize>(one: &[u8], other: &[u8]) -> u64 {
+/// How many elements of a block differ. A narrow sum makes wide vectors.
+fn count_different(size: usize, one: &[u8], other: &[u8]) -> u16 {
+    fn count<const SIZE: usize>(one: &[u8], other: &[u8]) -> u16 {
         let elements = one.as_chunks::<SIZE>().0.iter().zip(other.as_chunks::<SIZE>().0);
-        elements.map(|(one, other)| u64::from(one != other)).sum()
+        elements.map(|(one, other)| u16::from(one != other)).sum()
     }
     let count = match size {
         1 => count::<1>,
@@ -247,6 +246,8 @@ fn count_different(size: usize, one: &[u8], other: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     fn floats(values: &[f32]) -> Vec<u8> {
