@@ -170,14 +170,14 @@ def table(heads: Sequence[str], columns: Sequence[Sequence[str]], numbers: Colle
         widths[0] = max(min(widths[0], terminal - others), min(widths[0], _LEAST_NAME))
         columns[0] = [_shortened(name, widths[0]) for name in names]
 
-    def padded(number: int, column: Sequence[str]) -> Sequence[str]:
+    def field(number: int) -> str:
         if number in numbers:
-            return [text.rjust(widths[number]) for text in column]
-        is_last = number == len(columns) - 1
-        return column if is_last else [text.ljust(widths[number]) for text in column]
+            return f"%{widths[number]}s"
+        return "%s" if number == len(columns) - 1 else f"%-{widths[number]}s"
 
-    yield click.style(_GAP.join(padded(n, [head])[0] for n, head in enumerate(heads)), bold=True)
-    yield from map(_GAP.join, zip(*(padded(n, column) for n, column in enumerate(columns)), strict=True))
+    line = _GAP.join(map(field, range(len(columns)))).__mod__
+    yield click.style(line(tuple(heads)), bold=True)
+    yield from map(line, zip(*columns, strict=True))
 
 
 def _shortened(text: str, size: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from .._core import native
@@ -32,22 +32,22 @@ class File(NamedTuple):
     compressed: bool
 
 
-@dataclass(slots=True)
-class Total:
+class Total(NamedTuple):
     """Several tensors together: their number, elements, bytes, and bytes by dtype."""
 
-    tensors: int = 0
-    elements: int = 0
-    bytes: int = 0
-    dtypes: dict[str, int] = field(default_factory=dict)
+    tensors: int
+    elements: int
+    bytes: int
+    dtypes: dict[str, int]
 
-    def add(self, tensor: list[Any] | Listed) -> None:
-        """Count one more."""
-        _, dtype, shape, size, *_ = tensor
-        self.tensors += 1
-        self.elements += math.prod(shape)
-        self.bytes += size
-        self.dtypes[dtype] = self.dtypes.get(dtype, 0) + size
+    @classmethod
+    def of(cls, tensors: list[list[Any]]) -> Total:
+        """Those of a listing."""
+        dtypes: dict[str, int] = defaultdict(int)
+        for tensor in tensors:
+            dtypes[tensor[1]] += tensor[3]
+        elements = sum(math.prod(tensor[2]) for tensor in tensors)
+        return cls(len(tensors), elements, sum(dtypes.values()), dict(dtypes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +92,14 @@ class Listing:
 
     def total(self) -> Total:
         """All together."""
-        total = Total()
-        for tensor in self.tensors:
-            total.add(tensor)
-        return total
+        return Total.of(self.tensors)
 
     def groups(self, depth: int) -> dict[str, Total]:
         """Totals by the first `depth` parts of the names, between dots; names with fewer are their own."""
-        groups: dict[str, Total] = defaultdict(Total)
+        groups: dict[str, list[list[Any]]] = defaultdict(list)
         for tensor in self.tensors:
-            groups[".".join(tensor[0].split(".")[:depth])].add(tensor)
-        return groups
+            groups[".".join(tensor[0].split(".")[:depth])].append(tensor)
+        return {prefix: Total.of(tensors) for prefix, tensors in groups.items()}
 
     def as_json(self) -> dict[str, Any]:
         """All of it, with the names of what it is."""
