@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import limits
 import measure
 import peers
 import report
@@ -148,6 +149,15 @@ def to_device() -> Callable[[Any], dict[str, Any]]:
         return state
 
     return load
+
+
+def check(result: Any, job: Row) -> None:
+    """Raise ValueError unless the load gave what was written."""
+    if isinstance(result, memoryview):
+        return limits.check(Path(job["source"]), result)
+    import models
+
+    return models.check({name: tensor.cpu() for name, tensor in result.items()}, *job["model"])
 
 
 def pinned() -> int:

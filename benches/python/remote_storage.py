@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import bare_client
 import contests
-import limits
 import loads
 import measure
 import peers
@@ -193,17 +192,8 @@ def run(job: Row) -> Row:
         work = functools.partial(call, address)
     result, spent = contests.cost(work, Path(job["source"]).stat().st_size, touched=False)
     if job["check"]:
-        check(result, job)
+        contests.check(result, job)
     return {**spent, "pinned": contests.pinned() if contender.name == DEVICE else ""}
-
-
-def check(result: Any, job: Row) -> None:
-    """Raise ValueError unless the load gave what was written."""
-    if isinstance(result, memoryview):
-        return limits.check(Path(job["source"]), result)
-    import models
-
-    return models.check({name: tensor.cpu() for name, tensor in result.items()}, *job["model"])
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def run(job: Row) -> Row:
     result, spent = contests.cost(work, size, touched=contender.touched)
     told = json.loads(report.read_text())
     if job["check"]:
-        check(result, job)
+        contests.check(result, job)
     return {
         **spent,
         "requests": told["requests"],
@@ -204,15 +204,6 @@ def of_load(contender: Contender, job: Row) -> Callable[[], Any]:
     # What is imported, opened and started only on first use is so now.
     call(Path(job["tiny"], f"model{contender.load.suffix}"))
     return lambda: call(path)
-
-
-def check(result: Any, job: Row) -> None:
-    """Raise ValueError unless the load gave what was written."""
-    if isinstance(result, memoryview):
-        return limits.check(Path(job["source"]), result)
-    import models
-
-    return models.check({name: tensor.cpu() for name, tensor in result.items()}, *job["model"])
 
 
 if __name__ == "__main__":
