@@ -30,10 +30,10 @@ fn object() -> Vec<u8> {
     (0..BYTES).map(|at| u8::try_from(at * 31 % 251).unwrap()).collect()
 }
 
-/// Tries that follow at once, and do not wait long.
+/// Tries that follow at once, and wait no longer than a busy machine may need.
 fn hasty() -> Patience {
     Patience {
-        stall: Duration::from_millis(200),
+        stall: Duration::from_secs(2),
         first_wait: Duration::from_millis(1),
         longest_wait: Duration::from_millis(2),
         ..Patience::default()
