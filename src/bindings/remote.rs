@@ -66,13 +66,13 @@ fn run(request: Request) -> Result<Value> {
     match request {
         Request::Open { url, opening } => {
             let object = stores()?.open(&url, &opening)?;
-            let bytes = object.len();
-            json(&Opened { number: OBJECTS.keep(object), bytes })
+            let (bytes, pinned) = (object.len(), object.pinned());
+            json(&Opened { number: OBJECTS.keep(object), bytes, pinned })
         }
         Request::List { url, deep } => json(&stores()?.list(&url, deep)?),
         Request::Create { url, expected_bytes } => {
             let upload = stores()?.create(&url, expected_bytes)?;
-            json(&Opened { number: UPLOADS.keep(upload), bytes: 0 })
+            json(&Opened { number: UPLOADS.keep(upload), bytes: 0, pinned: None })
         }
         Request::Remove { url } => json(&stores()?.remove(&url)?),
         Request::Finish { upload } => json(&UPLOADS.take(upload)?.finish()?),

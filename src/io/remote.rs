@@ -40,6 +40,12 @@ impl RemoteFile {
         self.object.note()
     }
 
+    /// As [`Object::pinned`].
+    #[must_use]
+    pub fn pinned(&self) -> Option<String> {
+        self.object.pinned()
+    }
+
     /// What reads of it have taken so far.
     #[must_use]
     pub fn traffic(&self) -> Traffic {

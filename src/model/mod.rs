@@ -23,7 +23,7 @@ use crate::{
         safetensors::{self, Header},
         shards::Shards,
     },
-    io::{Files, Input, Pages, Source, file::Shelf, read::in_parallel},
+    io::{Files, Input, Pages, RemoteFile, Source, file::Shelf, read::in_parallel},
     model::reader::{Reader, recognise},
     numa::{Node, Nodes},
     os, remote,
@@ -108,7 +108,7 @@ impl Model {
     fn open_shards(path: &Path, index: &Input, cache: Option<&Path>) -> Result<Self> {
         let shards = read_shards(index)?;
         // Only then: a look at each would take as long as to open it.
-        let files = open_files(&paths_of(&shards, path), cache)
+        let files = open_files(&paths_of(&shards, path, index), cache)
             .map_err(|error| missing(&shards, path).unwrap_or(error))?;
         Self::join(&remote::label(path), shards.files().iter().map(ToString::to_string), files, Some(&shards))
     }
@@ -192,16 +192,18 @@ pub fn weight_files(path: &Path) -> Result<(Vec<PathBuf>, Option<Shards>)> {
     if remote::label(path).extension() != Some(OsStr::new("json")) {
         return Ok((vec![path.to_owned()], None));
     }
-    let shards = read_shards(&Input::open(path, None)?)?;
+    let index = Input::open(path, None)?;
+    let shards = read_shards(&index)?;
     match missing(&shards, path) {
         Some(error) => Err(error),
-        None => Ok((paths_of(&shards, path), Some(shards))),
+        None => Ok((paths_of(&shards, path, &index), Some(shards))),
     }
 }
 
-/// The files that the index at `path` lists, sorted.
-fn paths_of(shards: &Shards, path: &Path) -> Vec<PathBuf> {
-    let beside = |name: &&str| match remote::url(path) {
+/// The files that the `index` at `path` lists, sorted; where versions have URLs, of the version that `index` is of.
+fn paths_of(shards: &Shards, path: &Path, index: &Input) -> Vec<PathBuf> {
+    let pinned = index.remote().and_then(RemoteFile::pinned);
+    let beside = |name: &&str| match pinned.as_deref().or_else(|| remote::url(path)) {
         Some(url) => remote::beside(url, name).into(),
         None => path.with_file_name(name),
     };

@@ -137,6 +137,10 @@ impl Object for Handle {
     fn note(&self) -> Option<String> {
         self.library.call(&Request::Note { object: self.opened.number }).unwrap_or_default()
     }
+
+    fn pinned(&self) -> Option<String> {
+        self.opened.pinned.clone()
+    }
 }
 
 impl Drop for Handle {

@@ -87,6 +87,11 @@ pub trait Object: Debug + Send + Sync {
     fn note(&self) -> Option<String> {
         None
     }
+
+    /// The URL of this version, whatever comes later, if it has one: of `hf://` that with the commit.
+    fn pinned(&self) -> Option<String> {
+        None
+    }
 }
 
 /// An object that is being written, and appears whole with [`Upload::finish`] or not at all. What is dropped is given up.

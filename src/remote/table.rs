@@ -67,6 +67,8 @@ pub(crate) enum Request {
 pub(crate) struct Opened {
     pub number: u64,
     pub bytes: u64,
+    /// As [`Object::pinned`](super::Object::pinned).
+    pub pinned: Option<String>,
 }
 
 /// The version of this crate, as a table has it.

@@ -122,7 +122,7 @@ impl AllStores {
         let is_offline =
             settings.first(&["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]).is_some_and(settings::is_yes);
         if let Some(path) = hub.cached(settings, is_offline) {
-            return Ok(Arc::new(Stored::open(&path, Path::new(&shown))?));
+            return Ok(Arc::new(Stored::open(&path, Path::new(&shown), hub.pinned())?));
         }
         if is_offline {
             let what = "is not in the cache of huggingface_hub, and HF_HUB_OFFLINE is set: unset it, or download the file";
@@ -133,7 +133,7 @@ impl AllStores {
         // The Hub has said by now which commit it is; or it is out of reach.
         let is_unreachable = opened.as_ref().is_err_and(|error| error.errno().is_none());
         if let Some(path) = hub.cached(settings, is_unreachable) {
-            return Ok(Arc::new(Stored::open(&path, Path::new(&shown))?));
+            return Ok(Arc::new(Stored::open(&path, Path::new(&shown), hub.pinned())?));
         }
         let (object, version) = opened?;
         self.kept(object, &*address, version.as_deref(), opening)

@@ -65,8 +65,10 @@ pub(super) fn open(
     let (answer, range, len) = match first(&mut exchange, &ask)? {
         First::Range(answer, range, len) => (answer, range, len),
         First::Whole(answer) => {
+            address.pin(answer.headers());
             let file = stored::copy(&mut exchange, answer)?;
-            return Ok((Arc::new(Stored::copied(file, Arc::clone(&meter), shown)?), None));
+            let stored = Stored::copied(file, Arc::clone(&meter), shown, address.pinned())?;
+            return Ok((Arc::new(stored), None));
         }
     };
     let object = Ranged {
@@ -217,6 +219,10 @@ impl Object for Ranged {
 
     fn traffic(&self) -> Traffic {
         self.meter.traffic()
+    }
+
+    fn pinned(&self) -> Option<String> {
+        self.address.pinned()
     }
 }
 

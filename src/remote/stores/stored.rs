@@ -33,11 +33,12 @@ pub(super) struct Stored {
     meter: Arc<Meter>,
     note: &'static str,
     shown: PathBuf,
+    pinned: Option<String>,
 }
 
 impl Stored {
     /// The file at `path`, which a cache of others holds.
-    pub(super) fn open(path: &Path, shown: &Path) -> Result<Self> {
+    pub(super) fn open(path: &Path, shown: &Path, pinned: Option<String>) -> Result<Self> {
         let file = File::open(path).during("cannot open", path)?;
         let len = file.metadata().during("cannot stat", path)?.len();
         Ok(Self {
@@ -46,14 +47,20 @@ impl Stored {
             meter: Arc::default(),
             note: "read from the cache of huggingface_hub",
             shown: shown.to_owned(),
+            pinned,
         })
     }
 
     /// A file without a name that `file` holds, into which the whole object was copied.
-    pub(super) fn copied(file: File, meter: Arc<Meter>, shown: &Path) -> Result<Self> {
+    pub(super) fn copied(
+        file: File,
+        meter: Arc<Meter>,
+        shown: &Path,
+        pinned: Option<String>,
+    ) -> Result<Self> {
         let note = "its server gives no ranges: it was copied to a temporary file first";
         let len = file.metadata().during("cannot stat the copy of", shown)?.len();
-        Ok(Self { file, len, meter, note, shown: shown.to_owned() })
+        Ok(Self { file, len, meter, note, shown: shown.to_owned(), pinned })
     }
 }
 
@@ -79,6 +86,10 @@ impl Object for Stored {
 
     fn note(&self) -> Option<String> {
         Some(self.note.to_owned())
+    }
+
+    fn pinned(&self) -> Option<String> {
+        self.pinned.clone()
     }
 }
 

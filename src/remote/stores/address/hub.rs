@@ -129,6 +129,10 @@ impl Address for Hub {
         Ok(self.links.first())
     }
 
+    fn pinned(&self) -> Option<String> {
+        self.commit.get().map(|commit| self.file.at(commit))
+    }
+
     fn advice(&self, refusal: &Refusal) -> Option<String> {
         let page = format!("{}/{}", shown(&self.endpoint), self.file.page());
         let token = if self.has_token {

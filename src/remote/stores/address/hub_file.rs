@@ -49,6 +49,11 @@ impl File {
         })
     }
 
+    /// The URL of the file as it is in `commit`.
+    pub(super) fn at(&self, commit: &str) -> String {
+        format!("hf://{}/{}@{commit}/{}", self.kind, self.repository, self.path)
+    }
+
     /// Where its page is, below the endpoint.
     pub(super) fn page(&self) -> String {
         let kind = if self.kind == "models" { String::new() } else { format!("{}/", self.kind) };

@@ -50,6 +50,11 @@ pub(super) trait Address: Debug + Send + Sync {
     /// The URL that the object has for all who may read it.
     fn place(&self) -> Result<Uri>;
 
+    /// As [`Object::pinned`](crate::remote::Object::pinned), once the store has answered.
+    fn pinned(&self) -> Option<String> {
+        None
+    }
+
     /// What a user can do about a refusal.
     fn advice(&self, refusal: &Refusal) -> Option<String>;
 

@@ -153,6 +153,10 @@ impl Object for Cached {
         Traffic { cached_bytes: traffic.cached_bytes + self.served.load(Ordering::Relaxed), ..traffic }
     }
 
+    fn pinned(&self) -> Option<String> {
+        self.object.pinned()
+    }
+
     fn note(&self) -> Option<String> {
         let stopped = self.behind.stopped();
         self.object.note().or_else(|| Some(format!("not all of it is kept in the cache: {}", stopped?)))
