@@ -14,6 +14,9 @@ use crate::{
 
 /// Pieces this close are read as one.
 const GAP_BYTES: u64 = 4096;
+/// Bytes that are read at a time, multiples of all elements' sizes: several readers' work, and of a store many's.
+const NEAR_BATCH_BYTES: u64 = 8 << 20;
+const FAR_BATCH_BYTES: u64 = 32 << 20;
 
 /// Pieces of one model at a time.
 #[derive(Debug, Default)]
@@ -74,6 +77,30 @@ impl Pieces {
         let place = self.places[&range.start];
         &self.memory[place..place + length(range)]
     }
+}
+
+/// The bytes of numbered `ranges`, in their order, as many together as are to be read at a time, of stores if `far`.
+pub(super) fn in_batches(
+    ranges: impl Iterator<Item = (usize, Range<u64>)>,
+    far: bool,
+) -> Vec<Vec<(usize, Range<u64>)>> {
+    let most = if far { FAR_BATCH_BYTES } else { NEAR_BATCH_BYTES };
+    let mut batches = vec![Vec::new()];
+    let mut room = most;
+    for (number, Range { mut start, end }) in ranges {
+        while start < end {
+            // What is left of a batch may be no multiple of the element.
+            let step = if end - start <= room { end - start } else { most.min(end - start) };
+            if step > room {
+                batches.push(Vec::new());
+                room = most;
+            }
+            batches.last_mut().expect("there is one").push((number, start..start + step));
+            start += step;
+            room -= step;
+        }
+    }
+    batches
 }
 
 fn length(range: &Range<u64>) -> usize {

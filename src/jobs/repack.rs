@@ -19,16 +19,13 @@ use crate::{
     io::{Source as _, write::refuse_changed},
     jobs::{
         convert::{Cast, Converted, cast_between},
-        pieces::Pieces,
+        pieces::{Pieces, in_batches},
         shards::{self, Save},
     },
     model::Model,
     plan,
     progress::Progress,
 };
-
-/// Bytes that are read at a time: a multiple of all elements' sizes, and many readers' work.
-const BATCH_BYTES: u64 = 32 << 20;
 
 /// A tensor to take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,11 +70,7 @@ pub struct Request {
 /// have, and for no tensors; those of loads and of [`Save`]; [`ErrorKind::Io`](crate::ErrorKind::Io) if what is to be
 /// replaced is changed meanwhile, and stays.
 pub fn repack(request: Request, progress: Progress<'_>) -> Result<Option<Converted>> {
-    let Some(sources) = request.tensors.iter().map(|take| request.source(take)).collect::<Result<_>>()?
-    else {
-        return Ok(None);
-    };
-    let sources: Vec<Source> = sources;
+    let Some(sources) = request.sources()? else { return Ok(None) };
     let specs = specs(&sources);
     let replaced = request.replaced()?;
     let Request { models, destination, metadata, algorithm, shard_bytes, compress, .. } = request;
@@ -93,19 +86,20 @@ pub fn repack(request: Request, progress: Progress<'_>) -> Result<Option<Convert
     let mut save = Save::begin(&specs, wanted, progress).at(&destination)?;
     let mut memory: Vec<Pieces> = models.iter().map(|_| Pieces::default()).collect();
     let mut cast_bytes = Vec::new();
-    for batch in batches(save.order(), &sources) {
+    let ranges = save.order().iter().map(|&tensor| (tensor, sources[tensor].range.clone()));
+    for batch in in_batches(ranges, models.iter().any(|model| model.files.is_far())) {
         for (number, (model, memory)) in models.iter().zip(&mut memory).enumerate() {
             let own = batch.iter().filter(|(tensor, _)| sources[*tensor].model == number);
             memory.read(model, own.map(|(_, range)| range.clone()), true)?;
         }
         for (tensor, range) in &batch {
             let Source { model, cast, .. } = &sources[*tensor];
-            let mut bytes = memory[*model].of(range);
-            if let Some(cast) = cast {
-                cast_bytes.clear();
+            let bytes = memory[*model].of(range);
+            cast_bytes.clear();
+            let bytes = cast.map_or(bytes, |cast| {
                 cast(bytes, &mut cast_bytes);
-                bytes = &cast_bytes;
-            }
+                &cast_bytes
+            });
             save.write(bytes)?;
         }
     }
@@ -131,6 +125,10 @@ impl Request {
     }
 
     /// `None` for a cast that only torch makes.
+    fn sources(&self) -> Result<Option<Vec<Source>>> {
+        self.tensors.iter().map(|take| self.source(take)).collect()
+    }
+
     fn source(&self, take: &Take) -> Result<Option<Source>> {
         let none = || Error::argument(format!("no model {}", take.model));
         let model = self.models.get(take.model).ok_or_else(none)?;
@@ -158,25 +156,4 @@ fn specs(sources: &[Source]) -> Vec<TensorSpec> {
         TensorSpec { tied_to: (root != number).then_some(root), ..source.spec.clone() }
     };
     sources.iter().enumerate().map(spec).collect()
-}
-
-/// The bytes of tensors in `order`, as many at a time as are about [`BATCH_BYTES`].
-fn batches(order: &[usize], sources: &[Source]) -> Vec<Vec<(usize, Range<u64>)>> {
-    let mut batches = vec![Vec::new()];
-    let mut room = BATCH_BYTES;
-    for &tensor in order {
-        let Range { mut start, end } = sources[tensor].range;
-        while start < end {
-            // What is left of a batch may be no multiple of the element.
-            let step = if end - start <= room { end - start } else { BATCH_BYTES.min(end - start) };
-            if step > room {
-                batches.push(Vec::new());
-                room = BATCH_BYTES;
-            }
-            batches.last_mut().expect("there is one").push((tensor, start..start + step));
-            start += step;
-            room -= step;
-        }
-    }
-    batches
 }

@@ -1,6 +1,6 @@
 //! FlashPack to safetensors.
 
-use std::{cmp::Reverse, collections::HashMap, ops::Range, path::Path};
+use std::{cmp::Reverse, collections::HashMap, path::Path};
 
 use safetensors::tensor::{Metadata, TensorInfo};
 
@@ -8,22 +8,20 @@ use super::Converted;
 use crate::{
     error::{At, Error, ErrorKind, Result},
     format::{Index, Record, safetensors::MAX_HEADER_BYTES},
-    io::{Files, read::InOrder, write::Growing},
-    jobs::verify::verify_source,
+    io::{Source as _, write::Growing},
+    jobs::pieces::{Pieces, in_batches},
     model::{Model, expect_flashpack},
     progress::Progress,
 };
 
-/// Bytes held in memory at a time: still in the cache when they are written.
-const BUFFER_BYTES: u64 = 256 << 10;
 /// safetensors headers are padded with spaces to a multiple of this.
 const HEADER_ALIGN_BYTES: usize = 8;
 
-/// Writes the tensors of the model at `path`, as [`Model::open`] takes it, to a safetensors file at `destination`, a few megabytes at a time.
+/// Writes the tensors of the model at `path`, as [`Model::open`] takes it, to a safetensors file at `destination`, some megabytes at a time.
 /// Tied tensors are written once for each name, as safetensors has no way to say that they are one.
 ///
 /// # Errors
-/// Those of [`verify`](crate::jobs::verify::verify); [`ErrorKind::Format`] for a file that is safetensors already;
+/// Those of [`Model::open`]; [`ErrorKind::Checksum`]: a file of digests is damaged; [`ErrorKind::Format`] for a file that is safetensors already;
 /// [`ErrorKind::Unsupported`] for a type that safetensors does not have; [`ErrorKind::Io`].
 pub fn to_safetensors(path: &Path, destination: &Path, progress: Progress<'_>) -> Result<Converted> {
     let model = Model::open(path)?;
@@ -38,15 +36,19 @@ pub fn to_safetensors(path: &Path, destination: &Path, progress: Progress<'_>) -
         (Reverse(index.blocks()[record.block()].dtype().to_safetensors()), record.name())
     });
     let (header, payload_bytes) = header(index, &records).at(path)?;
-    // The new file has no digests: damage has to show here or never.
-    verify_source(&model.files, index, progress)?;
     let total_bytes = (header.len() as u64).checked_add(payload_bytes).ok_or_else(too_large).at(path)?;
     let mut file = Growing::create(destination, total_bytes)?;
     progress.start(payload_bytes);
     file.write(&header)?;
-    let mut input = InOrder::new(&model.files);
-    for record in &records {
-        copy(index.file_range(record), &mut input, &mut file, progress)?;
+    let mut memory = Pieces::default();
+    let ranges = records.iter().map(|record| index.file_range(record)).enumerate();
+    for batch in in_batches(ranges, model.files.is_far()) {
+        // The new file has no digests: damage has to show here or never.
+        memory.read(&model, batch.iter().map(|(_, range)| range.clone()), true)?;
+        for (_, range) in &batch {
+            file.write(memory.of(range))?;
+            progress.advance(range.end - range.start)?;
+        }
     }
     Ok(Converted { tensors: records.len(), bytes: file.finish()?.commit()? })
 }
@@ -107,23 +109,4 @@ fn fits(value: u64) -> Result<usize> {
 
 fn too_large() -> Error {
     Error::argument("is too large for this machine's address space")
-}
-
-fn copy(
-    Range { start, end }: Range<u64>,
-    input: &mut InOrder<'_, Files>,
-    file: &mut Growing,
-    progress: Progress<'_>,
-) -> Result<()> {
-    let bytes = end - start;
-    let mut buffer = vec![0; usize::try_from(BUFFER_BYTES.min(bytes)).expect("bounded")];
-    let mut done = 0;
-    while done < bytes {
-        let step = buffer.len().min(usize::try_from(bytes - done).unwrap_or(usize::MAX));
-        input.read_exact_at(&mut buffer[..step], start + done, end)?;
-        file.write(&buffer[..step])?;
-        progress.advance(step as u64)?;
-        done += step as u64;
-    }
-    Ok(())
 }

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import flashpack
 import pytest
 import torch
 from faultstore import Store, sent
 from flashpack._convert.convert import convert_to_flashpack
+from flashpack._convert.revert import revert_from_flashpack
 from helpers import MIB, assert_same, bits, noise
 from patience import within
 from remote_model import SAFETENSORS, SHARDS, URL, tensors
+from safetensors.torch import load_file
 
 OPENING = 64 << 10  # bytes that come with the footer or the header
 DIGESTED = MIB  # a digest is of so many bytes
@@ -50,6 +54,14 @@ def test_columns_cost_their_bytes_and_the_gaps_that_are_cheaper_than_requests(
     requests = s3.take()
     assert sent(requests) <= rows.nbytes + OPENING
     assert len(requests) <= 16  # not one for each of the 256 runs
+
+
+def test_a_revert_reads_what_it_verifies_once(model: Store, tmp_path: Path) -> None:
+    """What came a second time could be damaged, and safetensors has no digest that would tell."""
+    within(lambda: revert_from_flashpack(URL, tmp_path / "model.safetensors"))
+    size = sum(tensor.nbytes for tensor in tensors().values())
+    assert size <= sent(model.take()) <= size + 2 * OPENING
+    assert_same(load_file(tmp_path / "model.safetensors"), tensors())
 
 
 def test_metadata_costs_the_footer(model: Store) -> None:
