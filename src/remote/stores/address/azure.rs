@@ -22,6 +22,9 @@ const PLACES: &str = "set AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN or 
                       `az login`, or give this machine an identity";
 /// The version of the interface that is spoken, which azurite knows too.
 const VERSION: &str = "2023-11-03";
+/// How the hosts of Azure's clouds end, and of accounts that have a DNS zone of their own.
+const SUFFIXES: [&str; 4] =
+    [".core.windows.net", ".core.chinacloudapi.cn", ".core.usgovcloudapi.net", ".storage.azure.net"];
 /// What all emulators have: https://learn.microsoft.com/azure/storage/common/storage-use-azurite
 const EMULATED_ACCOUNT: &str = "devstoreaccount1";
 const EMULATED_KEY: &str =
@@ -34,6 +37,8 @@ pub(in crate::remote::stores) struct Azure {
     /// The server, container and key.
     target: String,
     is_anonymous: bool,
+    /// Whether the host is neither Azure's nor named by the settings: a URL alone must not decide who is told secrets.
+    is_foreign: bool,
 }
 
 impl Azure {
@@ -49,13 +54,14 @@ impl Azure {
         let (host, container, key) = split(url).ok_or_else(wrong)?;
         let key = part.key(key).ok_or_else(wrong)?;
         let account = Account::of(settings, host)?;
-        if parsed(&account.endpoint).is_err() {
+        let Ok(place) = parsed(&account.endpoint) else {
             return Err(Error::argument("cannot be asked for: AZURE_STORAGE_ENDPOINT is not http(s)://host"));
-        }
+        };
+        let is_foreign = host.is_some() && !place.host().is_some_and(|host| is_trusted(host, settings));
         let target = format!("{}/{container}/{}", account.endpoint, encoded(key));
         let target = target.trim_end_matches('/').to_owned();
-        let is_anonymous = settings.is_on("AZURE_SKIP_SIGNATURE");
-        Ok(Self { client, settings: account.settings(settings), target, is_anonymous })
+        let is_anonymous = is_foreign || settings.is_on("AZURE_SKIP_SIGNATURE");
+        Ok(Self { client, settings: account.settings(settings), target, is_anonymous, is_foreign })
     }
 
     fn uri(&self, query: &str) -> Result<Uri> {
@@ -110,7 +116,9 @@ impl Address for Azure {
         // Without credentials a container that is not public is said not to exist.
         let is_hidden = refusal.status.as_u16() == 404 && !has_token;
         let is_refused = matches!(refusal.status.as_u16(), 401 | 403 | 409) || is_hidden;
-        is_refused.then(|| advice(has_token, PLACES))
+        let foreign = "credentials go to hosts of Azure alone, and to the one that AZURE_STORAGE_ENDPOINT names: \
+                       set it to https://host if this one may have them";
+        is_refused.then(|| if self.is_foreign { foreign.to_owned() } else { advice(has_token, PLACES) })
     }
 
     fn has_suffix_ranges(&self) -> bool {
@@ -138,6 +146,29 @@ pub(in crate::remote::stores) fn split(url: &str) -> Option<(Option<&str>, &str,
     (!container.is_empty()).then_some((Some(first), container, key))
 }
 
+/// Whether a `host` that a URL names may be sent credentials: it is Azure's, or the settings name it.
+fn is_trusted(host: &str, settings: &Settings) -> bool {
+    let connection = connection(settings);
+    let own =
+        field(connection, "EndpointSuffix").map(|suffix| format!(".{}", suffix.trim_start_matches('.')));
+    let own = own.as_deref().filter(|suffix| *suffix != ".");
+    let host = host.to_ascii_lowercase();
+    let is_azure = SUFFIXES.into_iter().chain(own).any(|suffix| host.ends_with(&suffix.to_ascii_lowercase()));
+    let named = endpoint(settings, connection).and_then(|endpoint| parsed(endpoint).ok());
+    is_azure || named.is_some_and(|named| named.host().is_some_and(|named| named.eq_ignore_ascii_case(&host)))
+}
+
+fn connection(settings: &Settings) -> &str {
+    settings.get("AZURE_STORAGE_CONNECTION_STRING").unwrap_or_default()
+}
+
+/// The server that the settings name.
+fn endpoint<'a>(settings: &'a Settings, connection: &'a str) -> Option<&'a str> {
+    settings
+        .first(&["AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"])
+        .or_else(|| field(connection, "BlobEndpoint"))
+}
+
 /// The account that variables name, by themselves or in a connection string.
 struct Account {
     name: Option<String>,
@@ -149,7 +180,7 @@ struct Account {
 impl Account {
     /// That of `host`, if the URL has one.
     fn of(settings: &Settings, host: Option<&str>) -> Result<Self> {
-        let connection = settings.get("AZURE_STORAGE_CONNECTION_STRING").unwrap_or_default();
+        let connection = connection(settings);
         let is_emulated = settings.is_on("AZURE_STORAGE_USE_EMULATOR")
             || field(connection, "UseDevelopmentStorage")
                 .is_some_and(|value| value.eq_ignore_ascii_case("true"));
@@ -162,7 +193,7 @@ impl Account {
         let (name, key) =
             (name.or(is_emulated.then_some(EMULATED_ACCOUNT)), key.or(is_emulated.then_some(EMULATED_KEY)));
         let signature = set(&["AZURE_STORAGE_SAS_TOKEN"], "SharedAccessSignature");
-        let named = set(&["AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"], "BlobEndpoint");
+        let named = endpoint(settings, connection);
         let of_host = host.map(|host| format!("https://{host}"));
         let endpoint = match (of_host.as_deref().or(named), name) {
             (Some(endpoint), _) => endpoint.trim_end_matches('/').to_owned(),
@@ -256,5 +287,35 @@ mod tests {
         assert_eq!(by_signature.uri().query(), Some("sv=1&sig=x"));
         let public = request(&[name, ("AZURE_STORAGE_KEY", "a2V5"), ("AZURE_SKIP_SIGNATURE", "true")]);
         assert!(!public.headers().contains_key("authorization"));
+    }
+
+    #[test]
+    fn credentials_go_to_hosts_of_azure_and_of_the_settings_alone() {
+        let connection = |text| ("AZURE_STORAGE_CONNECTION_STRING", text);
+        for (host, pair, is_trusted) in [
+            ("me.blob.core.windows.net", None, true),
+            ("Me.Blob.Core.Windows.Net", None, true),
+            ("me.blob.core.chinacloudapi.cn", None, true),
+            ("me.blob.core.usgovcloudapi.net", None, true),
+            ("me.z1.blob.storage.azure.net", None, true),
+            ("evil.example.com", None, false),
+            ("core.windows.net.example.com", None, false),
+            ("evilcore.windows.net", None, false),
+            ("evil.example.com", Some(("AZURE_STORAGE_ENDPOINT", "https://blobs.example.com/me")), false),
+            ("blobs.example.com", Some(("AZURE_STORAGE_ENDPOINT", "https://Blobs.example.com/me")), true),
+            ("blobs.example.com", Some(connection("BlobEndpoint=https://blobs.example.com/me")), true),
+            ("me.blob.core.example", Some(connection("EndpointSuffix=core.example")), true),
+            ("evilcore.example", Some(connection("EndpointSuffix=core.example")), false),
+            ("evil.example.", Some(connection("EndpointSuffix=")), false),
+        ] {
+            let url = format!("az://{host}/box/key");
+            for secret in [("AZURE_STORAGE_SAS_TOKEN", "sig=x"), ("AZURE_STORAGE_KEY", "a2V5")] {
+                let pairs: Vec<_> = pair.into_iter().chain([secret]).collect();
+                let request = azure(&url, &pairs).unwrap().signed(&Ask::range("bytes=0-9")).unwrap();
+                let is_signed =
+                    request.uri().query().is_some() || request.headers().contains_key("authorization");
+                assert_eq!(is_signed, is_trusted, "{url} {pair:?}");
+            }
+        }
     }
 }
