@@ -6,10 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use http::{
-    HeaderMap, Method, Response, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_RANGE},
-};
+use http::{HeaderMap, Method, Response, StatusCode, header::CONTENT_RANGE};
 use ureq::Body;
 
 use super::{
@@ -17,7 +14,7 @@ use super::{
     client::Client,
     exchange::{Exchange, Fault, Meter, Scatter, changed},
     message::Ask,
-    range::{Pin, content_range},
+    range::{Pin, content_range, length},
     stored::{self, Stored},
 };
 use crate::{
@@ -229,10 +226,6 @@ impl Object for Ranged {
 /// Whether it brings a part of the object: some servers (rclone's) say 200 even so.
 fn is_partial(answer: &Response<Body>) -> bool {
     answer.status() == StatusCode::PARTIAL_CONTENT || answer.headers().contains_key(CONTENT_RANGE)
-}
-
-fn length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
 fn no_length() -> Error {

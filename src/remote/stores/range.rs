@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{CONTENT_RANGE, ETAG, IF_MATCH, IF_UNMODIFIED_SINCE, LAST_MODIFIED},
+    header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_MATCH, IF_UNMODIFIED_SINCE, LAST_MODIFIED},
 };
 
 /// What `Content-Range` says: which bytes come, and how many there are.
@@ -15,6 +15,11 @@ pub(super) fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, u64)> {
     let (first, last, len): (u64, u64, u64) =
         (first.trim().parse().ok()?, last.trim().parse().ok()?, len.trim().parse().ok()?);
     (first <= last && last < len).then_some((first..last + 1, len))
+}
+
+/// What `Content-Length` says.
+pub(super) fn length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
 /// What makes a store give one version of an object only.

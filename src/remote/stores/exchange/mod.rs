@@ -109,9 +109,9 @@ impl<'a> Exchange<'a> {
     }
 
     fn send(&self, request: Request<()>, body: &[u8]) -> std::result::Result<Response<Body>, Fault> {
-        let (begun, has_failed) = (Instant::now(), self.tries.made().0 > 0);
+        let begun = Instant::now();
         let agent = self.client.process().agents.agent(request.uri())?;
-        self.meter.sent(has_failed);
+        self.meter.sent(self.has_failed());
         let takes_body = matches!(*request.method(), Method::PUT | Method::POST);
         let answer = if takes_body { agent.run(request.map(|()| body)) } else { agent.run(request) }?;
         self.meter.answered(begun.elapsed());
@@ -131,6 +131,11 @@ impl<'a> Exchange<'a> {
             return self.failed(Fault::Busy(Box::new(refusal)));
         }
         Err(refused(&refusal, self.address.advice(&refusal).as_deref()))
+    }
+
+    /// Whether a try has failed since the last bytes of an object came: the server may have carried it out.
+    pub(super) fn has_failed(&self) -> bool {
+        self.tries.made().0 > 0
     }
 
     /// Waits until it is time for another try.

@@ -16,6 +16,7 @@ use crate::{
         client::Client,
         exchange::{Exchange, Fault, Meter},
         message::{Ask, Refusal},
+        range::length,
     },
 };
 
@@ -41,6 +42,33 @@ impl S3 {
     fn id(&self) -> String {
         format!("uploadId={}", encoded_whole(self.id.get().map_or("", String::as_str)))
     }
+
+    /// Takes an upload of so many parts and bytes that the store no longer knows for finished, if that is what its object
+    /// looks like: the answer to an earlier try was lost, but the try may have taken effect.
+    ///
+    /// # Errors
+    /// There is no object, or another one.
+    fn recognize(&self, parts: usize, bytes: u64) -> Result<()> {
+        let lost = |why: &str| {
+            let what = "its server did not confirm the end of the upload, and knows it no longer";
+            Error::new(ErrorKind::Io, format!("{what} ({why}): save it again"))
+        };
+        let (_, headers) =
+            self.exchange().status(&Ask::new(Method::HEAD)).map_err(|error| match error.kind() {
+                ErrorKind::Cancelled => error,
+                _ => lost(&error.to_string()),
+            })?;
+        let tag = headers.get(ETAG).and_then(|tag| tag.to_str().ok()).unwrap_or_default();
+        let is_it = length(&headers) == Some(bytes) && parts_of(tag).is_none_or(|counted| counted == parts);
+        if is_it { Ok(()) } else { Err(lost("the object there is not what was sent")) }
+    }
+}
+
+/// The number of parts that an ETag ends with if it is `"<md5 of their md5s>-<number>"`, as not all stores make them.
+fn parts_of(tag: &str) -> Option<usize> {
+    let (digest, parts) = tag.trim_matches('"').rsplit_once('-')?;
+    let is_digest = digest.len() == 32 && digest.bytes().all(|digit| digit.is_ascii_hexdigit());
+    parts.parse().ok().filter(|_| is_digest)
 }
 
 impl Parts for S3 {
@@ -80,7 +108,12 @@ impl Parts for S3 {
         let ask = Ask::query(Method::POST, self.id()).sending(body.as_bytes());
         let mut exchange = self.exchange();
         loop {
-            let (headers, text) = exchange.text(&ask)?;
+            let (headers, text) = match exchange.text(&ask) {
+                Err(error) if error.is_not_found() && exchange.has_failed() => {
+                    return self.recognize(sent.len(), offset + last.len() as u64);
+                }
+                answer => answer?,
+            };
             if !text.contains("<Error>") {
                 return Ok(());
             }
