@@ -230,6 +230,19 @@ fn what_google_is_not_told_to_the_end_is_given_up() {
 }
 
 #[test]
+fn what_google_has_kept_without_being_sent_it_is_an_error() {
+    for last in ["8388608", "18446744073709551615"] {
+        let server = Server::new(move |request, number| match number {
+            0 => Reply::new(200, "")
+                .with("Location", format!("http://{}/session", request.header("host").unwrap())),
+            _ => Reply::new(308, "").with("Range", format!("bytes=0-{last}")),
+        });
+        let text = write(&gs(&server), "gs://bucket/key", 2 * PART).unwrap_err().to_string();
+        assert!(text.contains("kept more than was sent"), "{text}");
+    }
+}
+
+#[test]
 fn azure_is_sent_blocks_and_then_their_names() {
     let server = Server::new(|_, _| Reply::new(201, ""));
     write(&az(&server), "az://box/key", 2 * PART + 5).unwrap();

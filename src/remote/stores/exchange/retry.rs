@@ -46,7 +46,8 @@ impl<'a> Tries<'a> {
         let most =
             if is_unlikely && self.is_new { FEW_TRIES.min(self.patience.tries) } else { self.patience.tries };
         let wait = backoff(self.patience, self.in_vain, random()).max(at_least.unwrap_or_default());
-        (self.in_vain < most && self.since.elapsed() + wait < self.patience.in_all).then_some(wait)
+        (self.in_vain < most && self.since.elapsed().saturating_add(wait) < self.patience.in_all)
+            .then_some(wait)
     }
 }
 
@@ -101,6 +102,9 @@ mod tests {
         let long = Some(Duration::from_secs(119));
         assert_eq!(Tries::new(&patience, true).failed(false, long), long);
         assert_eq!(Tries::new(&patience, true).failed(false, Some(Duration::from_secs(121))), None);
+        let since = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+        let mut later = Tries { since, ..Tries::new(&patience, true) };
+        assert_eq!(later.failed(false, retry_after(&u64::MAX.to_string(), SystemTime::now())), None);
     }
 
     #[test]

@@ -68,7 +68,10 @@ impl Google {
 /// The bytes that the store has by now.
 fn kept(headers: &HeaderMap) -> u64 {
     let range = headers.get(RANGE).and_then(|range| range.to_str().ok()).unwrap_or_default();
-    range.rsplit_once('-').and_then(|(_, last)| last.trim().parse::<u64>().ok()).map_or(0, |last| last + 1)
+    range
+        .rsplit_once('-')
+        .and_then(|(_, last)| last.trim().parse::<u64>().ok())
+        .map_or(0, |last| last.saturating_add(1))
 }
 
 fn failed(what: &str) -> Error {
