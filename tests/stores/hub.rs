@@ -109,3 +109,25 @@ fn a_file_that_was_downloaded_is_read_from_there() {
     assert!(error.to_string().contains("HF_HUB_OFFLINE"), "{error}");
     assert!(network.requests().len() <= 1);
 }
+
+#[test]
+fn a_deep_list_follows_a_repository_to_its_new_name() {
+    let hub = Server::new(|request, _| match request.target.split_once("/old/") {
+        Some((before, after)) => Reply::new(307, "").with("Location", format!("{before}/new/{after}")),
+        None => Reply::new(200, r#"[{"type": "file", "path": "a/b", "size": 1}]"#),
+    });
+    let stores = stores(&[("HF_ENDPOINT", &hub.url(""))]);
+    assert_eq!(stores.list("hf://old/repo", true).unwrap()[0].name, "a/b");
+    let targets: Vec<_> = hub.requests().into_iter().map(|request| request.target).collect();
+    let at = |owner| format!("/api/models/{owner}/repo/tree/main?recursive=true");
+    assert_eq!(targets, [at("old"), at("new")]);
+}
+
+#[test]
+fn a_deep_list_is_refused_once() {
+    for status in [400, 401, 403, 404, 410] {
+        let hub = Server::new(move |_, _| Reply::new(status, ""));
+        stores(&[("HF_ENDPOINT", &hub.url(""))]).list("hf://org/repo", true).unwrap_err();
+        assert_eq!(hub.requests().len(), 1, "{status}");
+    }
+}

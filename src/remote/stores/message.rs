@@ -69,17 +69,19 @@ pub(super) struct Refusal {
     pub headers: HeaderMap,
     /// Where the request went.
     pub uri: Uri,
+    /// The query of what was asked, which an address may have put in the place of its own.
+    pub query: String,
     /// The beginning of its body, where the server may say more.
     pub text: String,
 }
 
 impl Refusal {
-    pub(super) fn read(uri: Uri, response: Response<Body>) -> Self {
+    pub(super) fn read(uri: Uri, ask: &Ask<'_>, response: Response<Body>) -> Self {
         let (parts, mut body) = response.into_parts();
         let mut text = Vec::new();
         let _ = body.as_reader().take(REFUSAL_BYTES).read_to_end(&mut text); // what came is enough
         let text = String::from_utf8_lossy(&text).into_owned();
-        Self { status: parts.status, headers: parts.headers, uri, text }
+        Self { status: parts.status, headers: parts.headers, uri, query: ask.query.clone(), text }
     }
 
     pub(super) fn header(&self, name: &str) -> Option<&str> {

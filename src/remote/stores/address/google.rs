@@ -219,6 +219,7 @@ mod tests {
             status,
             headers: HeaderMap::new(),
             uri: address.place().unwrap(),
+            query: String::new(),
             text: String::new(),
         };
         assert!(!address.learn(&refused(http::StatusCode::FORBIDDEN)).unwrap());

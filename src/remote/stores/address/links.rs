@@ -48,7 +48,8 @@ impl Links {
     /// Follows a redirect, and begins again at the first URL where the one it led to refuses access.
     pub(super) fn learn(&self, refusal: &Refusal) -> Result<bool> {
         let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
-        let is_outdated = refusal.uri != places.current; // another thread has learned meanwhile
+        // Another thread has learned meanwhile.
+        let is_outdated = refusal.uri != with_query(&places.current, &refusal.query);
         if is_outdated {
             return Ok(true);
         }

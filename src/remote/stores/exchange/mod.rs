@@ -74,7 +74,7 @@ impl<'a> Exchange<'a> {
                 Ok(answer) if answer.status().is_success() || ask.also == Some(answer.status()) => {
                     return Ok(answer);
                 }
-                Ok(answer) => self.refused(Refusal::read(uri, answer))?,
+                Ok(answer) => self.refused(Refusal::read(uri, ask, answer))?,
             }
         }
     }

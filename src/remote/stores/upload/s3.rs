@@ -118,8 +118,8 @@ impl Parts for S3 {
                 return Ok(());
             }
             // It begins to answer before it knows how that ends.
-            let (status, uri) = (StatusCode::OK, self.address.place()?);
-            exchange.failed(Fault::Busy(Box::new(Refusal { status, headers, uri, text })))?;
+            let (status, uri, query) = (StatusCode::OK, self.address.place()?, self.id());
+            exchange.failed(Fault::Busy(Box::new(Refusal { status, headers, uri, query, text })))?;
         }
     }
 
