@@ -131,6 +131,22 @@ fn what_is_no_list_is_an_error() {
 }
 
 #[test]
+fn a_list_that_leads_back_is_an_error() {
+    for tokens in [["a", "b"], ["a", "a"]] {
+        let server = Server::new(move |_, number| {
+            let more = format!("<NextContinuationToken>{}</NextContinuationToken>", tokens[number % 2]);
+            let status = if number < 9 { 200 } else { 404 };
+            Reply::new(status, format!("<ListBucketResult>{more}</ListBucketResult>"))
+        });
+        let endpoint = server.url("");
+        let settings = [("AWS_ENDPOINT_URL", &*endpoint), ("AWS_NO_SIGN_REQUEST", "1")];
+        let error = list("s3://bucket/f", &settings).unwrap_err();
+        assert!(error.to_string().contains("list does not end"), "{error}");
+        assert_eq!(server.requests().len(), if tokens[0] == tokens[1] { 2 } else { 3 });
+    }
+}
+
+#[test]
 fn objects_are_removed_and_missing_ones_have_been() {
     for (status, is_removed) in [(204, true), (404, true), (403, false)] {
         let server = Server::new(move |_, _| Reply::new(status, ""));

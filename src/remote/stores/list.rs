@@ -1,5 +1,7 @@
 //! What lies in a folder of a store.
 
+use std::{collections::BTreeSet, mem};
+
 use http::{HeaderMap, Method, header::LINK};
 use serde::{Deserialize, de::DeserializeOwned};
 
@@ -58,7 +60,7 @@ const DELIMITER: &str = "delimiter=%2F";
 /// those below it, too.
 ///
 /// # Errors
-/// Those of [`Exchange::text`], and an answer that is no list.
+/// Those of [`Exchange::text`], an answer that is no list, and a list that leads back to a part of it that has come.
 pub(super) fn list(
     client: &Client,
     address: &dyn Address,
@@ -75,6 +77,7 @@ pub(super) fn list(
     };
     let first = joined([kind.query, kind.depths[usize::from(deep)], &wanted]);
     let (mut entries, mut query, meter) = (Vec::new(), first.clone(), Meter::default());
+    let mut asked = BTreeSet::new();
     loop {
         let ask = Ask::query(Method::GET, &*query);
         let (headers, text) = Exchange::new(client, address, &meter).text(&ask)?;
@@ -87,9 +90,10 @@ pub(super) fn list(
         entries.extend(files);
         // The Hub's next query is whole.
         let next = page.next.map(|next| if kind.is_in_address { next } else { joined([&first, &next]) });
-        match next.filter(|next| *next != query) {
-            Some(next) => query = next,
-            None => break,
+        let Some(next) = next else { break };
+        asked.insert(mem::replace(&mut query, next));
+        if asked.contains(&query) {
+            return Err(endless());
         }
     }
     entries.sort_by(|one, other| one.name.cmp(&other.name));
@@ -113,6 +117,12 @@ fn json<T: DeserializeOwned>(text: &str) -> Result<T> {
 
 fn malformed(why: &str) -> Error {
     Error::new(ErrorKind::Io, format!("its server answered with what is no list ({why})"))
+}
+
+fn endless() -> Error {
+    let what =
+        "its server's list does not end, but leads back to a part that has come: name a file of the folder";
+    Error::new(ErrorKind::Io, what)
 }
 
 fn next(name: &str, token: Option<String>) -> Option<String> {
