@@ -2,15 +2,15 @@
 
 use std::{
     env,
-    fs::File,
+    fs::{self, File},
+    hash::{BuildHasher as _, RandomState},
     io::{self, Read as _, Write as _},
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use http::{Method, Response};
-use rustix::fs::{MemfdFlags, Mode, OFlags};
 use ureq::Body;
 
 use super::{
@@ -18,12 +18,15 @@ use super::{
     message::Ask,
 };
 use crate::{
-    error::{IoContext as _, Result},
+    error::{Error, ErrorKind, IoContext as _, Result},
+    os,
     remote::{Object, Traffic},
 };
 
 /// Bytes that are copied at a time.
 const COPY_BYTES: usize = 256 << 10;
+/// Who may read a copy: its owner.
+const MODE: u32 = 0o600;
 
 /// A file that stands for an object.
 #[derive(Debug)]
@@ -96,14 +99,13 @@ impl Object for Stored {
 /// A file without a name that holds the whole object, which begins to come with `answer`.
 ///
 /// # Errors
-/// There is no room for it, or all tries failed.
+/// The folder of temporary files does not take it, or all tries failed.
 pub(super) fn copy(exchange: &mut Exchange<'_>, mut answer: Response<Body>) -> Result<File> {
     let folder = env::temp_dir();
     loop {
-        let mut file = nameless(&folder).during("cannot make a temporary file in", &folder)?;
-        let Some(fault) =
-            copy_body(answer.body_mut(), &mut file, exchange).during("cannot write to", &folder)?
-        else {
+        let mut file = nameless(&folder).map_err(|error| refused(&folder, &error))?;
+        let copied = copy_body(answer.body_mut(), &mut file, exchange);
+        let Some(fault) = copied.map_err(|error| refused(&folder, &error))? else {
             return Ok(file);
         };
         exchange.failed(fault)?;
@@ -126,11 +128,49 @@ fn copy_body(body: &mut Body, file: &mut File, exchange: &Exchange<'_>) -> io::R
     }
 }
 
-/// A file that is gone when it is closed: in `folder` or, where that has no files without names, in memory.
+/// The error of a `folder` that does not take a copy. It has no number: that would be taken for one about the object.
+fn refused(folder: &Path, error: &io::Error) -> Error {
+    let folder = folder.display();
+    let what = format!("its server gives no ranges, and a copy cannot be written to {folder} ({error})");
+    Error::new(ErrorKind::Io, format!("{what}: set TMPDIR to a folder that has room for it"))
+}
+
+/// A file in `folder` that is gone when it is closed.
 fn nameless(folder: &Path) -> io::Result<File> {
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    if let Ok(file) = rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
-        return Ok(file.into());
+    os::create_nameless(folder, MODE)?.map_or_else(|| unlinked(folder), Ok)
+}
+
+/// The same where the file system has no files without names.
+fn unlinked(folder: &Path) -> io::Result<File> {
+    let name = folder.join(format!("flashpack-{:016x}", RandomState::new().hash_one(0)));
+    let file = File::options().read(true).write(true).create_new(true).mode(MODE).open(&name)?;
+    fs::remove_file(name)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_takes_no_copy_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing");
+        let text = nameless(&missing).map_err(|error| refused(&missing, &error)).unwrap_err().to_string();
+        assert!(text.contains(missing.to_str().unwrap()) && text.contains("TMPDIR"), "{text}");
+        assert!(!refused(&missing, &nameless(&missing).unwrap_err()).is_not_found(), "the object is there");
     }
-    Ok(rustix::fs::memfd_create("flashpack", MemfdFlags::CLOEXEC)?.into())
+
+    #[test]
+    fn copies_leave_no_name() {
+        let folder = tempfile::tempdir().unwrap();
+        for make in [nameless, unlinked] {
+            let mut file = make(folder.path()).unwrap();
+            file.write_all(b"bytes").unwrap();
+            let mut bytes = [0; 5];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            assert_eq!(&bytes, b"bytes");
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        }
+    }
 }
