@@ -48,8 +48,12 @@ impl<T> Held<T> {
         taken.ok_or_else(unknown)
     }
 
-    fn put_back(&self, number: u64, value: T) {
+    /// Does `work` with it, while others are free to be used.
+    fn with(&self, number: u64, work: impl FnOnce(&mut T) -> Result<()>) -> Result<()> {
+        let mut value = self.take(number)?;
+        let done = work(&mut value);
         self.0.lock().unwrap_or_else(PoisonError::into_inner).1.insert(number, value);
+        done
     }
 }
 
@@ -75,6 +79,7 @@ fn run(request: Request) -> Result<Value> {
             json(&Opened { number: UPLOADS.keep(upload), bytes: 0, pinned: None })
         }
         Request::Remove { url } => json(&stores()?.remove(&url)?),
+        Request::Seal { upload } => json(&UPLOADS.with(upload, |open| open.seal())?),
         Request::Finish { upload } => json(&UPLOADS.take(upload)?.finish()?),
         Request::Abandon { upload } => json(&drop(UPLOADS.take(upload)?)),
         Request::Close { object } => json(&drop(OBJECTS.take(object)?)),
@@ -151,13 +156,8 @@ unsafe extern "C" fn read(
 /// # Safety
 /// As [`call`].
 unsafe extern "C" fn write(upload: u64, bytes: Bytes, watched: *mut i64, reply: *mut Bytes) -> i32 {
-    let work = || {
-        let mut open = UPLOADS.take(upload)?;
-        // SAFETY: as the caller says.
-        let written = open.write(unsafe { readable(bytes) });
-        UPLOADS.put_back(upload, open);
-        written.map(|()| Value::Null)
-    };
+    // SAFETY: as the caller says.
+    let work = || UPLOADS.with(upload, |open| open.write(unsafe { readable(bytes) })).map(|()| Value::Null);
     // SAFETY: as the caller says.
     unsafe { answer(watched, reply, work) }
 }

@@ -172,6 +172,10 @@ impl Upload for Begun {
         Ok(())
     }
 
+    fn seal(&mut self) -> Result<()> {
+        self.library.call(&Request::Seal { upload: self.upload.unwrap_or_default() })
+    }
+
     fn finish(mut self: Box<Self>) -> Result<()> {
         let upload = self.upload.take().unwrap_or_default();
         self.library.call(&Request::Finish { upload })

@@ -102,6 +102,13 @@ pub trait Upload: Debug + Send {
     /// [`ErrorKind::Io`](crate::ErrorKind::Io), perhaps of bytes that were appended before.
     fn write(&mut self, bytes: &[u8]) -> Result<()>;
 
+    /// Sends what was appended, after which no more follows, and frees the threads and memory for that: an object may wait
+    /// for others before it is finished.
+    ///
+    /// # Errors
+    /// As [`Upload::write`].
+    fn seal(&mut self) -> Result<()>;
+
     /// Makes it the object at its URL, in place of any other.
     ///
     /// # Errors

@@ -48,6 +48,8 @@ pub(crate) enum Request {
     Create { url: String, expected_bytes: u64 },
     /// Removes an object.
     Remove { url: String },
+    /// Sends what an upload has, which is all.
+    Seal { upload: u64 },
     /// Makes an upload an object.
     Finish { upload: u64 },
     /// Gives an upload up.

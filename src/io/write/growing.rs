@@ -124,6 +124,14 @@ impl NewObject {
         self.upload.write(bytes)
     }
 
+    /// Sends what was appended, which is all, and frees the threads and memory for that until [`NewObject::commit`].
+    ///
+    /// # Errors
+    /// Those of [`Upload::seal`].
+    pub fn seal(&mut self) -> Result<()> {
+        self.upload.seal()
+    }
+
     /// Its length so far.
     #[must_use]
     pub const fn bytes(&self) -> u64 {

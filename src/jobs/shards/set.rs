@@ -74,7 +74,8 @@ impl Set {
                 files.push(file);
                 bytes
             }
-            (Stage::Objects(objects), Finished::Object(object)) => {
+            (Stage::Objects(objects), Finished::Object(mut object)) => {
+                object.seal()?;
                 let bytes = object.bytes();
                 objects.push(object);
                 bytes

@@ -57,7 +57,9 @@ impl Parts for Azure {
     }
 
     fn finish(&self, mut sent: Vec<String>, offset: u64, last: &[u8]) -> Result<()> {
-        sent.push(self.send(sent.len(), offset, last)?);
+        if !last.is_empty() {
+            sent.push(self.send(sent.len(), offset, last)?);
+        }
         let names: String = sent.iter().flat_map(|name| ["<Latest>", name, "</Latest>"]).collect();
         let body = format!("<?xml version=\"1.0\" encoding=\"utf-8\"?><BlockList>{names}</BlockList>");
         self.put(&Ask::query(Method::PUT, "comp=blocklist").sending(body.as_bytes()))

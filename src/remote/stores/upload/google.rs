@@ -18,6 +18,9 @@ use crate::{
     },
 };
 
+/// What all parts but the last are multiples of. That is not empty: it says how long the object is.
+const UNIT_BYTES: usize = 256 << 10;
+
 #[derive(Debug)]
 pub(super) struct Google {
     client: Arc<Client>,
@@ -107,5 +110,9 @@ impl Parts for Google {
 
     fn is_parallel(&self) -> bool {
         false
+    }
+
+    fn held_back(&self, last: usize) -> usize {
+        last - last.saturating_sub(1) / UNIT_BYTES * UNIT_BYTES
     }
 }

@@ -39,7 +39,8 @@ trait Parts: Debug + Send + Sync {
     /// Sends the part of that `number`, from 0 on, whose bytes begin at `offset`. What [`Parts::finish`] is to tell of it.
     fn send(&self, number: usize, offset: u64, bytes: &[u8]) -> Result<String>;
 
-    /// Sends the `last` bytes, which begin at `offset`, and makes an object of all parts, of which `sent` tells.
+    /// Sends the `last` bytes, which begin at `offset`, unless there are none, and makes an object of all parts, of which
+    /// `sent` tells.
     fn finish(&self, sent: Vec<String>, offset: u64, last: &[u8]) -> Result<()>;
 
     /// Gives up what was begun.
@@ -48,6 +49,11 @@ trait Parts: Debug + Send + Sync {
     /// Whether parts may be sent several at a time.
     fn is_parallel(&self) -> bool {
         true
+    }
+
+    /// How many of so many `last` bytes can only be sent by [`Parts::finish`].
+    fn held_back(&self, _last: usize) -> usize {
+        0
     }
 }
 
@@ -83,9 +89,12 @@ struct InParts {
     part_bytes: usize,
     /// What comes next.
     buffer: Vec<u8>,
-    /// Parts that were passed on.
+    /// Parts that were passed on, and their bytes.
     passed: usize,
+    passed_bytes: u64,
     ring: Option<Ring>,
+    /// What is to be told of all parts that were passed on, once they have been sent.
+    sent: Option<Vec<String>>,
     /// Begun, and neither finished nor given up.
     is_open: bool,
     shown: PathBuf,
@@ -100,7 +109,9 @@ impl InParts {
             part_bytes: usize::try_from(part_bytes).unwrap_or(usize::MAX),
             buffer: Vec::new(),
             passed: 0,
+            passed_bytes: 0,
             ring: None,
+            sent: None,
             is_open: false,
             shown: shown.into(),
             process: process::id(),
@@ -110,6 +121,10 @@ impl InParts {
     fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             if self.buffer.len() == self.part_bytes {
+                if self.passed as u64 + 1 == MOST_PARTS {
+                    let what = "is much larger than it was said to be: it would have too many parts";
+                    return Err(Error::new(ErrorKind::Internal, what));
+                }
                 self.pass_on()?;
             }
             let (now, later) = bytes.split_at(bytes.len().min(self.part_bytes - self.buffer.len()));
@@ -119,12 +134,8 @@ impl InParts {
         Ok(())
     }
 
-    /// Hands a full buffer to a thread that sends it. The last one stays for [`Parts::finish`].
+    /// Hands the buffer to a thread that sends it. The last one stays for [`Parts::finish`], unless the upload is sealed.
     fn pass_on(&mut self) -> Result<()> {
-        if self.passed as u64 + 1 == MOST_PARTS {
-            let what = "is much larger than it was said to be: it would have too many parts";
-            return Err(Error::new(ErrorKind::Internal, what));
-        }
         if self.ring.is_none() {
             self.store.begin()?;
             self.is_open = true;
@@ -136,22 +147,43 @@ impl InParts {
         let Some(ring) = &self.ring else { return Ok(()) };
         let mut next = ring.idle()?;
         next.reserve_exact(self.part_bytes);
-        ring.pass(self.passed, self.offset(), mem::replace(&mut self.buffer, next))?;
+        let (bytes, offset) = (self.buffer.len() as u64, self.passed_bytes);
+        ring.pass(self.passed, offset, mem::replace(&mut self.buffer, next))?;
         self.passed += 1;
+        self.passed_bytes += bytes;
         Ok(())
     }
 
-    /// Where the buffer begins.
-    fn offset(&self) -> u64 {
-        self.passed as u64 * self.part_bytes as u64
+    /// Passes on all that the store takes before the end, and ends the threads. What fits a part stays, and is put at once.
+    fn send_all(&mut self) -> Result<()> {
+        if self.ring.is_some() {
+            let held_back = self.store.held_back(self.buffer.len());
+            let rest = self.buffer.split_off(self.buffer.len() - held_back);
+            if !self.buffer.is_empty() {
+                self.pass_on()?;
+            }
+            self.buffer = rest;
+            self.end_ring()?;
+        }
+        self.buffer.shrink_to_fit();
+        Ok(())
+    }
+
+    /// Waits for all parts that were passed on.
+    fn end_ring(&mut self) -> Result<()> {
+        if let Some(ring) = self.ring.take() {
+            self.sent = Some(ring.finish()?);
+        }
+        Ok(())
     }
 
     fn complete(&mut self) -> Result<()> {
-        let Some(ring) = self.ring.take() else {
-            return self.store.whole(&self.buffer);
-        };
-        let sent = ring.finish()?;
-        self.store.finish(sent, self.offset(), &self.buffer)?;
+        self.end_ring()?;
+        match self.sent.take() {
+            Some(sent) => self.store.finish(sent, self.passed_bytes, &self.buffer)?,
+            None if self.is_open => return Err(Error::new(ErrorKind::Internal, "was not sent to its end")),
+            None => self.store.whole(&self.buffer)?,
+        }
         self.is_open = false;
         Ok(())
     }
@@ -160,6 +192,10 @@ impl InParts {
 impl Upload for InParts {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.append(bytes).at(&self.shown)
+    }
+
+    fn seal(&mut self) -> Result<()> {
+        self.send_all().at(&self.shown)
     }
 
     fn finish(mut self: Box<Self>) -> Result<()> {
@@ -194,6 +230,7 @@ mod tests {
     struct Fake {
         told: Mutex<Vec<String>>,
         fails_at: Option<usize>,
+        held_back: usize,
     }
 
     impl Fake {
@@ -228,6 +265,10 @@ mod tests {
         fn abandon(&self) {
             self.tell("abandoned".to_owned());
         }
+
+        fn held_back(&self, _last: usize) -> usize {
+            self.held_back
+        }
     }
 
     fn upload(store: &Arc<Fake>) -> Box<InParts> {
@@ -252,11 +293,40 @@ mod tests {
     }
 
     #[test]
+    fn what_is_sealed_has_neither_threads_nor_buffers() {
+        for (held_back, told) in [
+            (0, "0 at 0 [0, 1, 2] 1 at 3 [3, 4, 5] 2 at 6 [6, 7] last at 8 []"),
+            (1, "0 at 0 [0, 1, 2] 1 at 3 [3, 4, 5] 2 at 6 [6] last at 7 [7]"),
+            (2, "0 at 0 [0, 1, 2] 1 at 3 [3, 4, 5] last at 6 [6, 7]"),
+        ] {
+            let store = Arc::new(Fake { held_back, ..Fake::default() });
+            let mut waiting = [(); 3].map(|()| upload(&store));
+            for upload in &mut waiting {
+                upload.write(&[0, 1, 2, 3, 4, 5, 6, 7]).unwrap();
+                upload.seal().unwrap();
+                assert!(upload.ring.is_none() && upload.buffer.capacity() <= held_back);
+            }
+            assert_eq!(Arc::strong_count(&store), 1 + waiting.len(), "threads have it, too");
+            for upload in waiting {
+                upload.finish().unwrap();
+            }
+            assert_eq!(store.told.lock().unwrap()[3..], [told; 3]);
+        }
+        let store = Arc::new(Fake { fails_at: Some(1), ..Fake::default() });
+        let mut failing = upload(&store);
+        failing.write(&[0; 5]).unwrap();
+        assert_eq!(failing.seal().unwrap_err().to_string(), "s3://bucket/key: refused");
+        failing.finish().unwrap_err();
+        assert_eq!(*store.told.lock().unwrap(), ["begin", "abandoned"]);
+    }
+
+    #[test]
     fn what_fits_a_part_is_put_at_once() {
         for bytes in [&[][..], &[1, 2, 3]] {
             let store = Arc::new(Fake::default());
             let mut upload = upload(&store);
             upload.write(bytes).unwrap();
+            upload.seal().unwrap();
             upload.finish().unwrap();
             assert_eq!(*store.told.lock().unwrap(), [format!("whole {bytes:?}")]);
         }

@@ -98,7 +98,9 @@ impl Parts for S3 {
     }
 
     fn finish(&self, mut sent: Vec<String>, offset: u64, last: &[u8]) -> Result<()> {
-        sent.push(self.send(sent.len(), offset, last)?);
+        if !last.is_empty() {
+            sent.push(self.send(sent.len(), offset, last)?);
+        }
         let mut body = String::from("<CompleteMultipartUpload>");
         for (number, tag) in (1..).zip(&sent) {
             let tag = tag.replace('&', "&amp;").replace('<', "&lt;");
