@@ -142,15 +142,23 @@ fn an_error_after_the_answer_has_begun_is_one() {
 
 /// Writes two parts to a server that answers `lost` to their list, if it is given, and then no longer knows of the upload.
 /// It has an object of `len` bytes with this tag.
-fn write_to_forgetful(lost: Option<&Reply>, len: usize, tag: &'static str) -> (Server, Result<()>) {
+fn write_to_forgetful(
+    lost: Option<&Reply>,
+    len: usize,
+    tag: &'static str,
+    modified: &'static str,
+) -> (Server, Result<()>) {
     let lost = Mutex::new(lost.cloned());
     let server = Server::new(move |request, _| {
         if has(request, "POST", "?uploadId=") {
             let gone = || Reply::new(404, "<Error><Code>NoSuchUpload</Code></Error>");
             return lost.lock().unwrap().take().unwrap_or_else(gone);
         }
-        let is_head = request.method == "HEAD";
-        if is_head { Reply::new(200, bytes(len)).with("ETag", tag) } else { multipart(request) }
+        if request.method != "HEAD" {
+            return multipart(request);
+        }
+        let found = Reply::new(200, bytes(len)).with("ETag", tag);
+        found.with("Date", "Tue, 01 Dec 2026 12:00:00 GMT").with("Last-Modified", modified)
     });
     let written = write(&s3(&server), "s3://bucket/key", PART + 5);
     (server, written)
@@ -159,14 +167,17 @@ fn write_to_forgetful(lost: Option<&Reply>, len: usize, tag: &'static str) -> (S
 #[test]
 fn an_upload_whose_last_answer_was_lost_is_known_by_its_object() {
     let tag = "\"0123456789abcdef0123456789abcdef-2\"";
+    let [now, before] = ["Tue, 01 Dec 2026 12:00:00 GMT", "Tue, 01 Dec 2026 11:00:00 GMT"];
     for lost in [Reply::new(500, ""), Reply::new(200, "<Complete/>").cut(3)] {
-        for (len, tag, is_it) in [
-            (PART + 5, tag, true),
-            (PART + 5, "\"of-another-kind\"", true),
-            (PART + 5, "\"0123456789abcdef0123456789abcdef-3\"", false),
-            (PART + 4, tag, false),
+        for (len, tag, modified, is_it) in [
+            (PART + 5, tag, now, true),
+            (PART + 5, "\"of-another-kind\"", now, true),
+            (PART + 5, "\"0123456789abcdef0123456789abcdef-3\"", now, false),
+            (PART + 4, tag, now, false),
+            (PART + 5, tag, before, false),
+            (PART + 5, tag, "no date", false),
         ] {
-            let (server, written) = write_to_forgetful(Some(&lost), len, tag);
+            let (server, written) = write_to_forgetful(Some(&lost), len, tag, modified);
             assert_eq!(written.is_ok(), is_it, "{len} {tag}: {written:?}");
             let last = if is_it { ("HEAD", "/bucket/key") } else { ("DELETE", "/bucket/key?uploadId=") };
             assert!(has(server.requests().last().unwrap(), last.0, last.1));
@@ -174,7 +185,7 @@ fn an_upload_whose_last_answer_was_lost_is_known_by_its_object() {
             assert!(is_it || text.contains("did not confirm the end of the upload"), "{text}");
         }
     }
-    let (server, written) = write_to_forgetful(None, PART + 5, tag);
+    let (server, written) = write_to_forgetful(None, PART + 5, tag, now);
     assert!(written.unwrap_err().to_string().contains("NoSuchUpload"), "no try has failed before");
     assert!(server.requests().iter().all(|request| request.method != "HEAD"));
 }

@@ -3,9 +3,14 @@
 use std::{
     fmt::Write as _,
     sync::{Arc, OnceLock},
+    time::{Duration, Instant},
 };
 
-use http::{Method, StatusCode, header::ETAG};
+use http::{
+    HeaderMap, Method, StatusCode,
+    header::{DATE, ETAG, HeaderName, LAST_MODIFIED},
+};
+use reqsign_core::time::Timestamp;
 use serde::Deserialize;
 
 use super::Parts;
@@ -20,18 +25,23 @@ use crate::{
     },
 };
 
+/// Dates in headers are whole seconds: two of them together may say so much too much.
+const ROUNDING: Duration = Duration::from_secs(2);
+
 #[derive(Debug)]
 pub(super) struct S3 {
     client: Arc<Client>,
     address: Arc<dyn Address>,
     /// The store's name for the upload, once it has begun.
     id: OnceLock<String>,
+    /// From before the store names the upload: what that makes is no older.
+    since: Instant,
     meter: Meter,
 }
 
 impl S3 {
     pub(super) fn new(client: Arc<Client>, address: Arc<dyn Address>) -> Self {
-        Self { client, address, id: OnceLock::new(), meter: Meter::default() }
+        Self { client, address, id: OnceLock::new(), since: Instant::now(), meter: Meter::default() }
     }
 
     fn exchange(&self) -> Exchange<'_> {
@@ -59,9 +69,19 @@ impl S3 {
                 _ => lost(&error.to_string()),
             })?;
         let tag = headers.get(ETAG).and_then(|tag| tag.to_str().ok()).unwrap_or_default();
-        let is_it = length(&headers) == Some(bytes) && parts_of(tag).is_none_or(|counted| counted == parts);
-        if is_it { Ok(()) } else { Err(lost("the object there is not what was sent")) }
+        let is_new = age(&headers).is_some_and(|age| age <= self.since.elapsed() + ROUNDING);
+        let is_alike =
+            length(&headers) == Some(bytes) && parts_of(tag).is_none_or(|counted| counted == parts);
+        if is_new && is_alike { Ok(()) } else { Err(lost("the object there is not what was sent")) }
     }
+}
+
+/// How long an object has been there, by its store's own clock.
+fn age(headers: &HeaderMap) -> Option<Duration> {
+    let time = |name: HeaderName| {
+        Some(Timestamp::parse_rfc2822(headers.get(name)?.to_str().ok()?).ok()?.as_system_time())
+    };
+    Some(time(DATE)?.duration_since(time(LAST_MODIFIED)?).unwrap_or_default())
 }
 
 /// The number of parts that an ETag ends with if it is `"<md5 of their md5s>-<number>"`, as not all stores make them.
