@@ -22,9 +22,14 @@ const PLACES: &str = "set AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN or 
                       `az login`, or give this machine an identity";
 /// The version of the interface that is spoken, which azurite knows too.
 const VERSION: &str = "2023-11-03";
-/// How the hosts of Azure's clouds end, and of accounts that have a DNS zone of their own.
-const SUFFIXES: [&str; 4] =
-    [".core.windows.net", ".core.chinacloudapi.cn", ".core.usgovcloudapi.net", ".storage.azure.net"];
+/// How the hosts of Azure's clouds end, of accounts that have a DNS zone of their own, and of OneLake.
+const SUFFIXES: [&str; 5] = [
+    ".core.windows.net",
+    ".core.chinacloudapi.cn",
+    ".core.usgovcloudapi.net",
+    ".storage.azure.net",
+    ".fabric.microsoft.com",
+];
 /// What all emulators have: https://learn.microsoft.com/azure/storage/common/storage-use-azurite
 const EMULATED_ACCOUNT: &str = "devstoreaccount1";
 const EMULATED_KEY: &str =
@@ -298,6 +303,7 @@ mod tests {
             ("me.blob.core.chinacloudapi.cn", None, true),
             ("me.blob.core.usgovcloudapi.net", None, true),
             ("me.z1.blob.storage.azure.net", None, true),
+            ("onelake.blob.fabric.microsoft.com", None, true),
             ("evil.example.com", None, false),
             ("core.windows.net.example.com", None, false),
             ("evilcore.windows.net", None, false),
