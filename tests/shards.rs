@@ -2,6 +2,8 @@
 
 mod common;
 
+#[cfg(unix)]
+use std::sync::{Mutex, PoisonError};
 use std::{
     collections::BTreeMap,
     fs,
@@ -138,24 +140,78 @@ fn a_save_that_is_given_up_changes_nothing() {
     assert_eq!(SET.map(|name| fs::read(folder.path().join(name)).unwrap()).to_vec(), before);
 }
 
+/// Does `work` while this process may hold so few files open that 30 shards are written into a folder.
+#[cfg(unix)]
+fn with_few_files(work: impl FnOnce()) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let old = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(99), ..old }).unwrap();
+    work();
+    setrlimit(Resource::Nofile, old).unwrap();
+}
+
 #[cfg(unix)]
 #[test]
 fn more_files_than_a_process_should_hold_open_lie_in_a_folder() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let (folder, path) = place();
-    let old = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: Some(99), ..old }).unwrap();
-    save(&path, 4, SHARDS_OF_TWO).unwrap();
-    let mut unfinished = begun(&path, 60, SHARDS_OF_TWO).unwrap();
-    assert_eq!(names(folder.path()).len(), 4, "a folder for the shards, and the set of two");
-    // A save that lives is left alone.
-    save(&path, 4, SHARDS_OF_TWO).unwrap();
-    assert_eq!(names(folder.path()).len(), 4);
-    unfinished.write(&[59; LENGTH]).unwrap();
-    unfinished.finish().unwrap();
-    setrlimit(Resource::Nofile, old).unwrap();
+    with_few_files(|| {
+        save(&path, 4, SHARDS_OF_TWO).unwrap();
+        let mut unfinished = begun(&path, 60, SHARDS_OF_TWO).unwrap();
+        assert_eq!(names(folder.path()).len(), 4, "a folder for the shards, and the set of two");
+        // A save that lives is left alone.
+        save(&path, 4, SHARDS_OF_TWO).unwrap();
+        assert_eq!(names(folder.path()).len(), 4);
+        unfinished.write(&[59; LENGTH]).unwrap();
+        unfinished.finish().unwrap();
+    });
     is_sound(&path, 60);
     assert_eq!(names(folder.path()).len(), 31, "the folder is gone, and the set before");
+}
+
+#[cfg(unix)]
+#[test]
+fn shards_that_wait_in_a_folder_have_the_modes_and_links_of_those_they_replace() {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    let (folder, path) = place();
+    let shard = |number: u8| folder.path().join(format!("model-{number:05}-of-00030.flashpack"));
+    // Another file system, where there is one.
+    let elsewhere = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let [near, far] = [folder.path().join("shards/near"), elsewhere.path().join("far")];
+    fs::create_dir(near.parent().unwrap()).unwrap();
+    with_few_files(|| {
+        save(&path, 60, SHARDS_OF_TWO).unwrap();
+        fs::set_permissions(shard(1), fs::Permissions::from_mode(0o600)).unwrap();
+        for (number, target) in [(2, &near), (3, &far)] {
+            fs::remove_file(shard(number)).unwrap();
+            fs::write(target, "old").unwrap();
+            fs::set_permissions(target, fs::Permissions::from_mode(0o604)).unwrap();
+            symlink(target, shard(number)).unwrap();
+        }
+        save(&path, 60, SHARDS_OF_TWO).unwrap();
+    });
+    is_sound(&path, 60);
+    let mode = |number| fs::metadata(shard(number)).unwrap().permissions().mode() & 0o777;
+    assert_eq!([1, 2, 3].map(mode), [0o600, 0o604, 0o604]);
+    assert_eq!([2, 3].map(|number| fs::read_link(shard(number)).unwrap()), [near.clone(), far]);
+    assert_eq!((names(near.parent().unwrap()).len(), names(elsewhere.path()).len()), (1, 1));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_folder_in_a_shards_place_is_refused_before_any_shard_is_put_in_place() {
+    let (folder, path) = place();
+    let shard = |number: u8| folder.path().join(format!("model-{number:05}-of-00030.flashpack"));
+    with_few_files(|| {
+        save(&path, 60, SHARDS_OF_TWO).unwrap();
+        fs::remove_file(shard(30)).unwrap();
+        fs::create_dir(shard(30)).unwrap();
+        let before = fs::read(shard(1)).unwrap();
+        assert_eq!(save(&path, 60, SHARDS_OF_TWO).unwrap_err().errno(), Some(21));
+        assert!(fs::read(shard(1)).unwrap() == before);
+    });
+    assert_eq!(names(folder.path()).len(), 31);
 }
 
 #[test]

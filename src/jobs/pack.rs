@@ -47,15 +47,14 @@ impl<'a> Packer<'a> {
     ) -> Result<Self> {
         let layout = Layout::new(tensors, order, align_bytes, metadata)?;
         progress.start(layout.payload_bytes());
-        Self::begin(destination, layout, progress)
+        Self::begin(Growing::create(destination, layout.payload_bytes())?, layout, progress)
     }
 
-    /// [`create`](Self::create) of what is laid out, as a part of what `progress` counts.
+    /// Begins what is laid out in `file`, which has no bytes yet, as a part of what `progress` counts.
     ///
     /// # Errors
-    /// Those of [`Growing::create`].
-    pub fn begin(destination: &Path, layout: Layout, progress: Progress<'a>) -> Result<Self> {
-        let file = Growing::create(destination, layout.payload_bytes())?;
+    /// As [`write`](Self::write).
+    pub fn begin(file: Growing, layout: Layout, progress: Progress<'a>) -> Result<Self> {
         let chunker = Chunker::new(Algorithm::default(), CHUNK_BYTES);
         let mut this =
             Self { file, layout, next: 0, missing: 0, position: 0, chunker, encoder: None, progress };

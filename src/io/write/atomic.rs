@@ -8,13 +8,13 @@ use std::{
 
 use super::{
     behind::WriteBehind,
-    temporary::{create_named, folder_of, is_renaming_refused, name_beside, remove_abandoned},
+    place::{flush_folder, prepare},
+    temporary::{create_named, folder_of, is_renaming_refused, name_beside},
 };
 use crate::{
     environment::Environment,
-    error::{At as _, Error, ErrorKind, IoContext, Result},
-    os::{self, errno},
-    remote,
+    error::{At as _, IoContext, Result},
+    os, remote,
 };
 
 /// A new file that takes the place of `destination` in one step when it is [committed](Self::commit), and vanishes
@@ -42,13 +42,17 @@ impl NewFile {
     /// # Errors
     /// [`ErrorKind::Io`] for a folder or file that cannot be written; [`ErrorKind::Unsupported`] for a URL.
     pub fn create(destination: &Path) -> Result<Self> {
+        Self::create_like(destination, destination)
+    }
+
+    /// [`create`](Self::create) with the mode of `like`, a file that `destination` is to be renamed to.
+    ///
+    /// # Errors
+    /// Those of `create`.
+    pub fn create_like(destination: &Path, like: &Path) -> Result<Self> {
         remote::refuse(destination, "only a file can be written here, not an object")?;
-        let destination = follow_link(destination)?;
-        refuse_irregular(&destination)?;
-        let folder = folder_of(&destination);
-        create_folder(folder).during("cannot create the folder", folder)?;
-        remove_abandoned(&destination);
-        let replaced = fs::metadata(&destination).ok().map(|old| old.permissions());
+        let destination = prepare(destination)?;
+        let replaced = fs::metadata(like).ok().map(|old| old.permissions());
         // At no time by a wider mode than what it replaces, but for its writer.
         let mode = replaced.as_ref().map_or(0o666, |old| os::mode_of(old) & 0o666 | 0o600);
         let (file, temporary) = create(&destination, mode)
@@ -205,7 +209,15 @@ impl AtomicFile {
     /// Those of [`NewFile::create`]; [`ErrorKind::Io`] if the disk is full; [`ErrorKind::Argument`] for a malformed
     /// environment variable.
     pub fn create(destination: &Path, expected_bytes: u64) -> Result<Self> {
-        let new = NewFile::create(destination)?;
+        Self::create_like(destination, destination, expected_bytes)
+    }
+
+    /// [`create`](Self::create) with the mode of `like`, a file that `destination` is to be renamed to.
+    ///
+    /// # Errors
+    /// Those of `create`.
+    pub fn create_like(destination: &Path, like: &Path, expected_bytes: u64) -> Result<Self> {
+        let new = NewFile::create_like(destination, like)?;
         let direct = Environment::read()?.direct_io.unwrap_or(true);
         let same = new.file.try_clone().during("cannot open", &new.destination)?;
         let bytes = WriteBehind::new(same, direct).at(&new.destination)?;
@@ -280,50 +292,22 @@ fn copy(mut from: &File, options: &OpenOptions, to: &Path) -> io::Result<()> {
     to.sync_all()
 }
 
-/// Creates a folder and those above it that are missing; what was created is durable.
-fn create_folder(folder: &Path) -> io::Result<()> {
-    let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
-    let missing: Vec<&Path> = folder.ancestors().take_while(is_missing).collect();
-    fs::create_dir_all(folder)?;
-    missing.into_iter().try_for_each(|created| os::sync_folder(folder_of(created)))
-}
-
-/// Flushes the folder's entries to the disk.
+/// Puts the finished file at `from` in the place of `to`, but leaves their folder to be flushed. What cannot be renamed,
+/// as on another file system, is copied first.
 ///
 /// # Errors
 /// [`ErrorKind::Io`].
-pub fn flush_folder(folder: &Path) -> Result<()> {
-    os::sync_folder(folder).during("cannot flush the folder to disk", folder)
-}
-
-/// Folders cannot be replaced by a file, device nodes and pipes must not be.
-///
-/// # Errors
-/// [`ErrorKind::Io`].
-pub fn refuse_irregular(destination: &Path) -> Result<()> {
-    match fs::metadata(destination) {
-        Ok(old) if old.is_dir() => {
-            Err(Error::io("cannot write", &os::error_of(errno::EISDIR)).at(destination))
+pub fn move_in_place(from: &Path, to: &Path) -> Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if is_renaming_refused(&error) => {
+            let mut new = NewFile::create(to)?;
+            let copied = os::open(from).and_then(|mut from| io::copy(&mut from, &mut new.file));
+            copied.during("cannot write", to)?;
+            new.make_durable()?;
+            new.put_in_place()
         }
-        Ok(old) if !old.is_file() => {
-            Err(Error::new(ErrorKind::Io, "cannot write: is not a regular file").at(destination))
-        }
-        _ => Ok(()),
+        renamed => renamed.during("cannot put the new file in place of", to),
     }
-}
-
-/// The file behind a symbolic link, even one that points to nothing yet.
-fn follow_link(path: &Path) -> Result<PathBuf> {
-    /// As many links as the kernel follows.
-    const MAX_LINKS: usize = 40;
-    let mut path = path.to_owned();
-    for _ in 0..MAX_LINKS {
-        match fs::read_link(&path) {
-            Ok(target) => path = folder_of(&path).join(target),
-            Err(_) => return Ok(path),
-        }
-    }
-    Err(Error::io("cannot write", &os::error_of(errno::ELOOP)).at(&path))
 }
 
 #[cfg(all(test, unix))]

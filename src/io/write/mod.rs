@@ -3,6 +3,7 @@
 mod atomic;
 mod behind;
 mod growing;
+mod place;
 pub mod temporary;
 
 use std::{
@@ -10,8 +11,9 @@ use std::{
     path::Path,
 };
 
-pub use atomic::{AtomicFile, NewFile, flush_folder, refuse_irregular};
+pub use atomic::{AtomicFile, NewFile, move_in_place};
 pub use growing::{Finished, Growing, NewObject};
+pub use place::{flush_folder, prepare, refuse_irregular};
 
 use crate::{
     error::{Error, ErrorKind, IoContext as _, Result},

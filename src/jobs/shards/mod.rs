@@ -16,6 +16,7 @@ use crate::{
         join::SET_KEY,
         layout::{Layout, Order, TensorSpec},
     },
+    io::write::Growing,
     jobs::pack::Packer,
     model::folder::index_path,
     progress::Progress,
@@ -80,13 +81,13 @@ impl<'a> Save<'a> {
             for (part, place) in parts.iter().zip(&new.places) {
                 let layout = Layout::new(&specs_of(tensors, part), order, align_bytes, metadata())?;
                 sequence.extend(layout.writes().iter().map(|write| part[write.tensor]));
-                waiting.push_back((new.stage.path_of(place), layout));
+                waiting.push_back((place.clone(), layout));
             }
             set = Some(new);
         }
         progress.start(waiting.iter().map(|(_, layout)| layout.payload_bytes()).sum());
         let (path, layout) = waiting.pop_front().expect("a layout has tensors");
-        let packer = begin(&path, layout, &request, progress)?;
+        let packer = begin(&path, layout, &request, progress, set.as_mut())?;
         Ok(Self { request, progress, order: sequence, packer, waiting, set })
     }
 
@@ -148,14 +149,26 @@ impl<'a> Save<'a> {
 
     fn next_file(&mut self) -> Result<()> {
         let (path, layout) = self.waiting.pop_front().expect("the caller has looked");
-        let next = begin(&path, layout, &self.request, self.progress)?;
+        let next = begin(&path, layout, &self.request, self.progress, self.set.as_mut())?;
         let done = std::mem::replace(&mut self.packer, next);
         self.set.as_mut().expect("several files are a set").take(done)
     }
 }
 
-fn begin<'a>(path: &Path, layout: Layout, request: &Request, progress: Progress<'a>) -> Result<Packer<'a>> {
-    Packer::begin(path, layout, progress)?.digested_by(request.algorithm).compressed(request.compress)
+/// Begins the file for `path`, a shard of `set` if there is one.
+fn begin<'a>(
+    path: &Path,
+    layout: Layout,
+    request: &Request,
+    progress: Progress<'a>,
+    set: Option<&mut Set>,
+) -> Result<Packer<'a>> {
+    let bytes = layout.payload_bytes();
+    let file = match set {
+        Some(set) => set.stage.begin(path, bytes)?,
+        None => Growing::create(path, bytes)?,
+    };
+    Packer::begin(file, layout, progress)?.digested_by(request.algorithm).compressed(request.compress)
 }
 
 /// The tensors of each file, in order: as many as fit in `limit` bytes, but at least one. Tied tensors stay together.

@@ -14,7 +14,10 @@ use crate::{
     format::{layout::TensorSpec, shards::Shards},
     io::{
         temporary::{TemporaryFolder, folder_of, remove_abandoned},
-        write::{Finished, Growing, NewFile, NewObject, flush_folder, refuse_irregular},
+        write::{
+            AtomicFile, Finished, Growing, NewFile, NewObject, flush_folder, move_in_place, prepare,
+            refuse_irregular,
+        },
     },
     jobs::pack::Packer,
     model::folder::index_path,
@@ -37,8 +40,8 @@ pub(super) enum Stage {
     /// They have no names, so that nothing stays of a writer that is killed.
     Nameless(Vec<NewFile>),
     /// Where the file system needs names, or they are more than a process should hold open, they lie in a folder that
-    /// the next save sweeps.
-    Folder(TemporaryFolder),
+    /// the next save sweeps; and what each is to be renamed to.
+    Folder(TemporaryFolder, Vec<(PathBuf, PathBuf)>),
     /// Objects of a store, which appear when all have been written.
     Objects(Vec<NewObject>),
 }
@@ -94,12 +97,9 @@ impl Set {
             Stage::Objects(objects) => {
                 objects.into_iter().try_for_each(|object| object.commit().map(drop))?;
             }
-            Stage::Folder(ref folder) => {
-                for place in &self.places {
-                    let from = self.stage.path_of(place);
-                    fs::rename(from, place).during("cannot put the new file in place of", place)?;
-                }
-                flush_folder(folder_of(folder.path()))?;
+            Stage::Folder(_folder, moves) => {
+                moves.iter().try_for_each(|(from, to)| move_in_place(from, to))?;
+                flush_folders(moves.iter().map(|(_, to)| &**to))?;
             }
         }
         self.index.commit().map(drop)
@@ -107,12 +107,16 @@ impl Set {
 }
 
 impl Stage {
-    /// Where the shard for `place` is written.
-    pub(super) fn path_of(&self, place: &Path) -> PathBuf {
-        match self {
-            Self::Nameless(_) | Self::Objects(_) => place.to_owned(),
-            Self::Folder(folder) => folder.path().join(place.file_name().expect("places are files")),
-        }
+    /// Begins the shard for `place`, of about `bytes`.
+    pub(super) fn begin(&mut self, place: &Path, bytes: u64) -> Result<Growing> {
+        let Self::Folder(folder, moves) = self else {
+            return Growing::create(place, bytes);
+        };
+        let from = folder.path().join(place.file_name().expect("places are files"));
+        let to = prepare(place)?;
+        let file = AtomicFile::create_like(&from, &to, bytes)?;
+        moves.push((from, to));
+        Ok(Growing::File(file))
     }
 }
 
@@ -124,7 +128,7 @@ fn begin_files(destination: &Path, json: &str, count: usize) -> Result<(Finished
     remove_abandoned(destination);
     let stage = if index.has_name() || are_many(count) {
         let beside = TemporaryFolder::beside(destination);
-        Stage::Folder(beside.during("cannot create a temporary folder in its folder", destination)?)
+        Stage::Folder(beside.during("cannot create a temporary folder in its folder", destination)?, vec![])
     } else {
         Stage::Nameless(vec![])
     };
@@ -140,14 +144,17 @@ fn beside(destination: &Path, name: &str) -> PathBuf {
 }
 
 /// What has the shards' names goes first: to replace it would take temporary names.
-fn put_files_in_place(files: Vec<NewFile>) -> Result<()> {
-    let mut folders = BTreeSet::new();
-    for mut file in files {
+fn put_files_in_place(mut files: Vec<NewFile>) -> Result<()> {
+    for file in &mut files {
         let _ = fs::remove_file(file.destination());
         file.put_in_place()?;
-        folders.insert(folder_of(file.destination()).to_owned());
     }
-    folders.iter().try_for_each(|folder| flush_folder(folder))
+    flush_folders(files.iter().map(NewFile::destination))
+}
+
+/// Flushes the folders that these files lie in.
+fn flush_folders<'a>(files: impl Iterator<Item = &'a Path>) -> Result<()> {
+    files.map(folder_of).collect::<BTreeSet<_>>().into_iter().try_for_each(flush_folder)
 }
 
 /// Whether these are more files than a process should hold open.
