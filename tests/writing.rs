@@ -49,6 +49,49 @@ fn a_new_file_honours_the_umask_and_a_replaced_one_keeps_its_mode() {
     assert_eq!(files_in(path.parent().unwrap()), ["model.flashpack"]);
 }
 
+/// A group that this process may give its files, beside the one that they have anyway.
+#[cfg(unix)]
+fn another_group() -> Option<u32> {
+    let own = rustix::process::getegid().as_raw();
+    let mut groups = rustix::process::getgroups().unwrap().into_iter().map(rustix::process::Gid::as_raw);
+    if rustix::process::geteuid().is_root() { Some(own + 5678) } else { groups.find(|&group| group != own) }
+}
+
+/// A process with one group that is not root cannot show this; the rule for modes has a test of its own in `os::unix`.
+#[cfg(unix)]
+#[test]
+fn a_replaced_file_keeps_its_group() {
+    let Some(group) = another_group() else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.flashpack");
+    pack(&path, &model(), Order::LargestFirst, 128).unwrap();
+    std::os::unix::fs::chown(&path, None, Some(group)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    let group_and_mode = || fs::metadata(&path).map(|file| (file.gid(), file.mode() & 0o777)).unwrap();
+    pack(&path, &model(), Order::LargestFirst, 128).unwrap();
+    assert_eq!(group_and_mode(), (group, 0o640));
+    #[cfg(target_os = "linux")]
+    if rustix::process::geteuid().is_root() {
+        let own = rustix::process::getegid().as_raw();
+        without_changing_owners(|| pack(&path, &model(), Order::LargestFirst, 128).unwrap());
+        assert_eq!(group_and_mode(), (own, 0o600), "another group gets nothing");
+    }
+}
+
+/// Does `work`, in which this thread may not give files to others, as those who are not root may not.
+#[cfg(target_os = "linux")]
+fn without_changing_owners<T>(work: impl FnOnce() -> T) {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let may = capabilities(None).unwrap();
+    let mut less = may;
+    less.effective.remove(CapabilitySet::CHOWN);
+    set_capabilities(None, less).unwrap();
+    work();
+    set_capabilities(None, may).unwrap();
+}
+
 #[cfg(unix)]
 #[test]
 fn a_symbolic_link_is_followed() {

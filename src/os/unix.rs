@@ -9,7 +9,7 @@ use std::{
         fd::AsRawFd as _,
         unix::{
             ffi::OsStrExt as _,
-            fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+            fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown},
         },
     },
     path::{Path, PathBuf},
@@ -52,9 +52,17 @@ pub(crate) fn set_mode(options: &mut OpenOptions, mode: u32) -> &mut OpenOptions
     options.mode(mode)
 }
 
-/// Who may do what with a file.
-pub(crate) fn mode_of(permissions: &Permissions) -> u32 {
-    permissions.mode()
+/// Gives a new file the group and the mode of `old`. If it may not have that group, its own gets no more than others do.
+pub(crate) fn set_access(file: &File, old: &Metadata) -> io::Result<()> {
+    let has_group = file.metadata()?.gid() == old.gid() || fchown(file, None, Some(old.gid())).is_ok();
+    let mode = if has_group { old.mode() } else { mode_for_another_group(old.mode()) };
+    file.set_permissions(Permissions::from_mode(mode))
+}
+
+/// `mode`, with which the members of another group get no more than they had as others.
+const fn mode_for_another_group(mode: u32) -> u32 {
+    let others = mode & 0o007;
+    mode & (!0o070 | others << 3)
 }
 
 /// What a file is known by when it is looked at again: device, inode, length, time of the last change.
@@ -131,4 +139,18 @@ pub(crate) fn map_over(map: &MmapRaw, offset: usize, bytes: usize, file: &File) 
     let mapped =
         unsafe { mmap(map.as_mut_ptr().add(offset).cast(), bytes, protection, flags, file.as_raw_fd(), 0) };
     if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_group_gets_no_more_than_others() {
+        for (mode, expected) in
+            [(0o640, 0o600), (0o660, 0o600), (0o664, 0o644), (0o604, 0o604), (0o755, 0o755)]
+        {
+            assert_eq!(mode_for_another_group(mode), expected, "{mode:o}");
+        }
+    }
 }

@@ -4,7 +4,7 @@
 
 use std::{
     ffi::{CString, OsString},
-    fs::{File, Metadata, OpenOptions, Permissions},
+    fs::{File, Metadata, OpenOptions},
     io,
     os::windows::{
         ffi::{OsStrExt as _, OsStringExt as _},
@@ -68,9 +68,9 @@ pub(crate) fn set_mode(options: &mut OpenOptions, _: u32) -> &mut OpenOptions {
     options
 }
 
-/// As above: that of a file that everybody may use.
-pub(crate) const fn mode_of(_: &Permissions) -> u32 {
-    0o666
+/// As above, but whether it may be written to.
+pub(crate) fn set_access(file: &File, old: &Metadata) -> io::Result<()> {
+    file.set_permissions(old.permissions())
 }
 
 /// Reads and writes at offsets, as Unix does them.

@@ -45,21 +45,21 @@ impl NewFile {
         Self::create_like(destination, destination)
     }
 
-    /// [`create`](Self::create) with the mode of `like`, a file that `destination` is to be renamed to.
+    /// [`create`](Self::create) with the group and the mode of `like`, a file that `destination` is to be renamed to.
     ///
     /// # Errors
     /// Those of `create`.
     pub fn create_like(destination: &Path, like: &Path) -> Result<Self> {
         remote::refuse(destination, "only a file can be written here, not an object")?;
         let destination = prepare(destination)?;
-        let replaced = fs::metadata(like).ok().map(|old| old.permissions());
-        // At no time by a wider mode than what it replaces, but for its writer.
-        let mode = replaced.as_ref().map_or(0o666, |old| os::mode_of(old) & 0o666 | 0o600);
+        let replaced = fs::metadata(like).ok();
+        // Nobody may open it meanwhile who might not open what it replaces.
+        let mode = if replaced.is_some() { 0o600 } else { 0o666 };
         let (file, temporary) = create(&destination, mode)
             .during("cannot create a temporary file in its folder", &destination)?;
         let this = Self { file, temporary, destination };
-        if let Some(permissions) = replaced {
-            let set = this.file.set_permissions(permissions);
+        if let Some(old) = replaced {
+            let set = os::set_access(&this.file, &old);
             set.during("cannot set the permissions of the new file", &this.destination)?;
         }
         Ok(this)
@@ -174,10 +174,11 @@ impl NewFile {
 
     /// Puts a copy of the file, which has a temporary name, in its place.
     fn copied(&mut self) -> io::Result<PathBuf> {
-        let permissions = self.file.metadata()?.permissions();
-        let (file, name) = create_named(&self.destination, os::mode_of(&permissions) & 0o666)?;
-        let copied = file
-            .set_permissions(permissions)
+        let (file, name) = create_named(&self.destination, 0o600)?;
+        let copied = self
+            .file
+            .metadata()
+            .and_then(|old| os::set_access(&file, &old))
             .and_then(|()| copy(&self.file, OpenOptions::new().write(true), &name));
         copied.inspect_err(|_| drop(fs::remove_file(&name)))?;
         self.file = file;
@@ -212,7 +213,7 @@ impl AtomicFile {
         Self::create_like(destination, destination, expected_bytes)
     }
 
-    /// [`create`](Self::create) with the mode of `like`, a file that `destination` is to be renamed to.
+    /// [`create`](Self::create) with the group and the mode of `like`, a file that `destination` is to be renamed to.
     ///
     /// # Errors
     /// Those of `create`.
