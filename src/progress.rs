@@ -4,9 +4,13 @@ use std::{
     cell::Cell,
     ptr::NonNull,
     sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
 };
 
 use crate::error::{Error, ErrorKind, Result};
+
+/// How long to wait for something before looking again whether the work is cancelled.
+pub(crate) const LOOK: Duration = Duration::from_millis(100);
 
 /// Three words that an operation and its watcher share: bytes done, bytes in all, and a request to cancel.
 ///
@@ -68,8 +72,8 @@ impl<'a> Progress<'a> {
         }
     }
 
-    /// Does `work`. What waits for a server in it, on this thread or on those that read for it, ends with
-    /// [`ErrorKind::Cancelled`] soon after the watcher asks for that, and not with the server's next byte.
+    /// Does `work`. What waits for a server or for staging memory in it, on this thread or on those that read for it, ends
+    /// with [`ErrorKind::Cancelled`] soon after the watcher asks for that, and not with the server's next byte.
     pub fn watch<T>(self, work: impl FnOnce() -> T) -> T {
         struct Restore(Option<NonNull<[AtomicI64; 3]>>);
         impl Drop for Restore {
@@ -94,11 +98,10 @@ impl<'a> Progress<'a> {
     }
 }
 
-/// Lets whoever waits for a server go on.
+/// Lets whoever waits for a server or for memory go on.
 ///
 /// # Errors
 /// [`ErrorKind::Cancelled`]: the watcher of what this thread does asked for that.
-#[cfg(feature = "remote")]
 pub(crate) fn check() -> Result<()> {
     Progress::here(|watcher| watcher.advance(0))
 }

@@ -8,7 +8,8 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicI64, AtomicUsize, Ordering},
+        mpsc,
     },
     thread::{self, ThreadId},
     time::Duration,
@@ -55,6 +56,9 @@ struct LateDevice {
     node: Option<Node>,
     /// How long a wait for copies takes.
     delay: Duration,
+    /// Looks for staging memory. Whoever watches these words cancels at the second.
+    looks: AtomicUsize,
+    words: [AtomicI64; 3],
 }
 
 #[derive(Clone, Default)]
@@ -132,6 +136,8 @@ impl Device for LateDevice {
     type Entered = ();
 
     fn staging_node(&self) -> Option<Node> {
+        let looks = self.looks.fetch_add(1, Ordering::Relaxed) + 1;
+        self.words[2].store(i64::from(looks > 1), Ordering::Relaxed);
         self.node
     }
 
@@ -338,6 +344,29 @@ fn the_pool_stays_within_its_limit_and_is_reused() {
     loads(&reader, &plan, &pool);
     pool.clear();
     assert_eq!(pool.usage().bytes, 0);
+}
+
+#[test]
+fn a_load_that_waits_for_memory_of_another_can_be_cancelled() {
+    let reader = Reader::new(MemorySource::new(model())).unwrap();
+    let everything = Ignore::default();
+    let staged = settings(Place::Device, Verify::Never, 1, 64 << 10);
+    let plan = ReadPlan::new(reader.index(), Selection::Except(&everything), staged).unwrap();
+    let pool = Pool::new(1 << 20);
+    let held = pool.acquire(&LateDevice::default(), 1 << 20).unwrap();
+    let device = LateDevice::new(&plan);
+    let outcome = thread::scope(|scope| {
+        let (ended, end) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            let _ = end.recv_timeout(Duration::from_secs(60)); // so that a load that goes on waiting fails
+            drop(held);
+        });
+        let load = || run(&reader, &plan, &device, &pool, Readers::fixed(1));
+        let outcome = Progress::new(&device.words).watch(load);
+        drop(ended);
+        outcome
+    });
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Cancelled);
 }
 
 #[test]

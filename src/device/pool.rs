@@ -11,6 +11,7 @@ use super::{Device, Staging};
 use crate::{
     error::Result,
     numa::Node,
+    progress::{self, LOOK},
     ram::Ram,
     sync::{Condvar, Mutex, MutexGuard},
 };
@@ -163,7 +164,7 @@ impl<B: Staging> Pool<B> {
     /// the other's would wait forever.
     ///
     /// # Errors
-    /// Those of [`Pool::try_acquire`].
+    /// Those of [`Pool::try_acquire`]; [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) while it waits.
     pub fn acquire<D: Device<Staging = B>>(&self, device: &D, bytes: usize) -> Result<Lease<'_, B>> {
         loop {
             let mut state = match self.attempt(device, bytes)? {
@@ -171,7 +172,9 @@ impl<B: Staging> Pool<B> {
                 Attempt::Nothing(state) => state,
             };
             if state.free.is_empty() {
-                drop(self.released.wait(state).unwrap_or_else(PoisonError::into_inner));
+                progress::check()?;
+                let waited = self.released.wait_timeout(state, LOOK);
+                drop(waited.unwrap_or_else(PoisonError::into_inner));
                 continue;
             }
             // The one released first is the first to be idle; one that is too small makes room.

@@ -7,10 +7,10 @@ use ureq::{
     unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport},
 };
 
-use crate::{error::Result, progress};
-
-/// Between two looks at whether the work is cancelled.
-pub(super) const LOOK: Duration = Duration::from_millis(100);
+use crate::{
+    error::Result,
+    progress::{self, LOOK},
+};
 
 /// Waits for so long.
 ///

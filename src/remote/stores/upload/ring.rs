@@ -14,8 +14,7 @@ use std::{
 use super::Parts;
 use crate::{
     error::{Error, ErrorKind, Result},
-    progress::{self, Progress},
-    remote::stores::watched::LOOK,
+    progress::{self, LOOK, Progress},
 };
 
 /// For parts on their way when an upload is given up.
