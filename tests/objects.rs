@@ -6,7 +6,10 @@ mod common;
 use std::{
     ops::Range,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
 use common::{Tensor, check_source, execute, load, models, packed, settings, tensor};
@@ -16,7 +19,7 @@ use flashpack::{
     convert::recode,
     format::{DType, layout::Order},
     io::{self, Files, Input, RemoteFile, read::ChunkReader},
-    plan::{Cut, Ignore, Place, ReadPlan, Selection, Settings, Verify},
+    plan::{Chunk, Cut, Ignore, Place, ReadPlan, Selection, Settings, Verify},
     remote::{Object, Traffic, beside, label, names_folder, shown, url, with_suffix, within},
     stats::Clock,
 };
@@ -136,6 +139,33 @@ fn damaged_bytes_are_fetched_once_more() {
             "that request, and once"
         );
     }
+}
+
+#[test]
+fn bytes_that_are_fetched_once_more_are_counted_once() {
+    let (reader, stored) = opened(&three());
+    let plan =
+        ReadPlan::new(reader.index(), Selection::Except(&Ignore::default()), far(Verify::Whole, 4 << 20))
+            .unwrap();
+    let bytes = |task: &Vec<Chunk>| task.iter().map(Chunk::bytes).sum::<u64>();
+    let total: u64 = plan.tasks.iter().map(bytes).sum();
+    let (words, clock) = ([const { AtomicI64::new(0) }; 3], Clock::default());
+    let (source, index, progress) = (reader.source(), reader.index(), Progress::new(&words));
+    let chunks = ChunkReader { source, index, progress, clock: &clock };
+    for staged in [false, true] {
+        *stored.damaged.lock().unwrap() = ((6 << 20) + 7, 1);
+        progress.start(total);
+        let mut memory = vec![0; total as usize];
+        if staged {
+            for task in &plan.tasks {
+                chunks.read_run(task, &mut memory[..bytes(task) as usize], &mut clock.start()).unwrap();
+            }
+        } else {
+            io::read::read(&chunks, &plan.tasks, vec![&mut memory], plan.readers).unwrap();
+        }
+        assert_eq!(words[0].load(Ordering::Relaxed), total.cast_signed(), "staged: {staged}");
+    }
+    assert_eq!(stored.distrusted.lock().unwrap().len(), 2);
 }
 
 #[test]

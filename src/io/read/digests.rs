@@ -20,8 +20,13 @@ pub(super) struct Digests<'a, S> {
     source: &'a S,
     index: &'a Index,
     progress: Progress<'a>,
+    run: &'a [Chunk],
     chunks: slice::Iter<'a, Chunk>,
     open: Option<OpenChunk<'a>>,
+    /// Bytes of the chunks that have passed since it began.
+    passed: u64,
+    /// The most these ever were: what `progress` was told of.
+    told: u64,
     /// Whether any chunk has one.
     wanted: bool,
 }
@@ -38,7 +43,12 @@ impl<'a, S: Source> Digests<'a, S> {
     /// Those of `run` as `index` has them; `progress` is told of each chunk that has passed.
     pub(super) fn new(source: &'a S, index: &'a Index, progress: Progress<'a>, run: &'a [Chunk]) -> Self {
         let wanted = run.iter().any(|chunk| chunk.digest.is_some());
-        Self { source, index, progress, chunks: run.iter(), open: None, wanted }
+        Self { source, index, progress, run, chunks: run.iter(), open: None, passed: 0, told: 0, wanted }
+    }
+
+    /// Begins again with the first chunk; `progress` is not told twice of those that have passed.
+    pub(super) fn restart(&mut self) {
+        (self.chunks, self.open, self.passed) = (self.run.iter(), None, 0);
     }
 
     pub(super) const fn are_wanted(&self) -> bool {
@@ -71,7 +81,10 @@ impl<'a, S: Source> Digests<'a, S> {
                 self.check(number, chunk.offset, chunk.end(), hasher.finish())?;
                 lap.end(Stage::Hash);
             }
-            self.progress.advance(chunk.bytes())?;
+            self.passed += chunk.bytes();
+            let news = self.passed.saturating_sub(self.told);
+            self.told += news;
+            self.progress.advance(news)?;
         }
     }
 

@@ -153,35 +153,44 @@ impl<S: Source> ChunkReader<'_, S> {
     /// # Errors
     /// As [`read`].
     pub fn read_run(&self, run: &[Chunk], buffer: &mut [u8], lap: &mut Lap<'_>) -> Result<()> {
-        self.again_if_damaged(run, || self.fill(buffer, span(run).start, &mut self.digests(run), lap))
+        self.again_if_damaged(run, |digests| self.fill(buffer, span(run).start, digests, lap))
     }
 
     fn run(&self, mut run: Run<'_, '_>, scratch: &mut Scratch, lap: &mut Lap<'_>) -> Result<()> {
         let Run { chunks, parts } = &mut run;
         if self.source.prefers_runs() {
-            let elsewhere = &mut scratch.elsewhere;
-            return self.again_if_damaged(chunks, || self.read_whole(chunks, parts, elsewhere, lap));
+            let (start, elsewhere) = (span(chunks).start, &mut scratch.elsewhere);
+            let read = |digests: &mut Digests<'_, S>| self.read_whole(start, parts, elsewhere, digests, lap);
+            return self.again_if_damaged(chunks, read);
         }
         self.read_in_parts(chunks, parts, scratch, lap)
     }
 
     /// Does `read`, which reads `run`, once more if digests differ and the source may give other bytes then.
-    fn again_if_damaged(&self, run: &[Chunk], mut read: impl FnMut() -> Result<()>) -> Result<()> {
+    fn again_if_damaged(
+        &self,
+        run: &[Chunk],
+        mut read: impl FnMut(&mut Digests<'_, S>) -> Result<()>,
+    ) -> Result<()> {
         let Range { start, end } = span(run);
-        match read() {
+        let mut digests = self.digests(run);
+        match read(&mut digests) {
             Err(error) if error.kind() == ErrorKind::Checksum && self.source.distrust(start, end - start) => {
-                read()
+                digests.restart();
+                read(&mut digests)
             }
             outcome => outcome,
         }
     }
 
-    /// Reads `parts`, all bytes of `run`, by one request. What memory does not want whole goes to `elsewhere`.
+    /// Reads `parts`, all bytes of a run that begins with byte `start`, by one request. What memory does not want whole goes
+    /// to `elsewhere`.
     fn read_whole(
         &self,
-        run: &[Chunk],
+        start: u64,
         parts: &mut [Bound<'_>],
         elsewhere: &mut Vec<u8>,
+        digests: &mut Digests<'_, S>,
         lap: &mut Lap<'_>,
     ) -> Result<()> {
         let bytes = parts.iter().map(|part| to_usize(part.bytes_elsewhere())).sum::<usize>();
@@ -198,9 +207,8 @@ impl<S: Source> ChunkReader<'_, S> {
                 Bound::Gather(..) | Bound::Skip(_) => now,
             });
         }
-        self.source.read_all_at(&mut buffers, span(run).start)?;
+        self.source.read_all_at(&mut buffers, start)?;
         lap.end(Stage::Read);
-        let mut digests = self.digests(run);
         buffers.iter().try_for_each(|buffer| digests.pass(buffer, lap))?;
         digests.pass(&[], lap)?; // a chunk may be empty
         let mut rest = elsewhere.as_slice();
