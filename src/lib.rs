@@ -45,6 +45,11 @@
 //! | `jobs` | [`load`], [`pack`], [`shards`], [`sign`](mod@sign), [`verify`](mod@verify), [`convert`], [`repack`](mod@repack), [`compare`](mod@compare), [`copy`], [`explain`](mod@explain): each a short composition of the above |
 //! | `bindings` | the C interfaces (features `capi`, `remote`), the cxx bridge to torch (`torch`), tch's variable stores (`tch`) |
 
+#[cfg(target_endian = "big")]
+compile_error!(
+    "FlashPack files are little endian, and their bytes are handed over as they are: build for a little-endian machine"
+);
+
 #[cfg(any(feature = "capi", feature = "remote", feature = "torch", feature = "tch"))]
 mod bindings;
 pub mod codec;
