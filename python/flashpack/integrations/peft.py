@@ -72,9 +72,13 @@ def load_adapter(
 @contextmanager
 def plain_adapter(folder: StrPath) -> Iterator[str]:
     """A temporary folder with the adapter as PEFT itself saves it."""
-    source = Path(text_path(folder))
     with TemporaryDirectory(prefix="flashpack-") as scratch:
-        revert_from_flashpack(source / WEIGHTS, Path(scratch, "adapter_model.safetensors"))
-        for config in source.glob(ADAPTER_CONFIG):
-            shutil.copyfile(config, Path(scratch, config.name))
+        write_plain_adapter(Path(text_path(folder)), Path(scratch))
         yield scratch
+
+
+def write_plain_adapter(source: Path, target: Path) -> None:
+    """Write the adapter in the folder `source` to the folder `target`, as PEFT itself saves it."""
+    revert_from_flashpack(source / WEIGHTS, target / "adapter_model.safetensors")
+    for config in source.glob(ADAPTER_CONFIG):
+        shutil.copyfile(config, target / config.name)

@@ -9,6 +9,7 @@ import flashpack
 import peft
 import pytest
 import torch
+from flashpack.commands import convert_to_flashpack
 from flashpack.integrations.transformers import AutoModelForSequenceClassification
 from flashpack.integrations.transformers.trainer import FlashPackTrainerMixin, _pack
 from helpers import assert_same
@@ -68,6 +69,32 @@ def test_a_training_is_resumed(build: Any, weights: str, tmp_path: Path) -> None
         checkpoint = str(tmp_path / folder / "checkpoint-2")
         trainer(kind, resumed, tmp_path / "resumed").train(resume_from_checkpoint=checkpoint)
         assert_same(resumed.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("names", [("default", "two"), ("one", "two")])
+def test_adapters_are_resumed_under_their_names(names: tuple[str, str], packed: bool, tmp_path: Path) -> None:
+    def two_adapters(seed: int) -> Any:
+        config = peft.LoraConfig(r=2, target_modules=["query"], init_lora_weights=False)
+        torch.manual_seed(seed)
+        model = peft.get_peft_model(bert(), config, adapter_name=names[0])
+        model.add_adapter(names[1], config)
+        model.set_adapter(names[1])
+        return model
+
+    trained = two_adapters(2)
+    trainer(FlashPackTrainer, trained, tmp_path).train()
+    checkpoint = tmp_path / "checkpoint-4"
+    if packed:  # as `flashpack convert` leaves it
+        convert_to_flashpack(checkpoint / "two", checkpoint / "two/adapter_model.flashpack")
+        (checkpoint / "two/adapter_model.safetensors").unlink()
+    resumed = two_adapters(3)
+    training = trainer(FlashPackTrainer, resumed, tmp_path)
+    training._load_from_checkpoint(str(checkpoint))
+    assert_same(resumed.state_dict(), trained.state_dict())
+    assert resumed.active_adapters == trained.active_adapters
+    trainable = [name for name, each in trained.named_parameters() if each.requires_grad]
+    assert [name for name, each in resumed.named_parameters() if each.requires_grad] == trainable
 
 
 def test_checkpoints_load_as_models(tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -13,7 +16,7 @@ from ..._files.folder import weights_name
 from ..._files.sources import files_of
 from ..._module.assign import assign_from_file
 from .._weights import find_weights, has_weights
-from ..peft import WEIGHTS, plain_adapter
+from ..peft import WEIGHTS, write_plain_adapter
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -40,8 +43,8 @@ class FlashPackTrainerMixin(_Base):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        if (folder / WEIGHTS).is_file():
-            with plain_adapter(folder) as plain:
+        if _has_adapters(folder):
+            with _plain_adapters(folder) as plain:
                 super()._load_from_checkpoint(plain, model)
         elif has_weights(folder, ""):
             into: Any = self.model if model is None else model
@@ -53,10 +56,30 @@ class FlashPackTrainerMixin(_Base):
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint or "")
-        if (best / WEIGHTS).is_file() or has_weights(best, ""):
+        if _has_adapters(best) or has_weights(best, ""):
             self._load_from_checkpoint(os.fspath(best))
         else:
             super()._load_best_model()
+
+
+def _has_adapters(folder: Path) -> bool:
+    """Whether a checkpoint has FlashPack adapters: PEFT saves all but "default" to folders of their names."""
+    return (folder / WEIGHTS).is_file() or any(folder.glob(f"*/{WEIGHTS}"))
+
+
+@contextmanager
+def _plain_adapters(checkpoint: Path) -> Iterator[str]:
+    """A temporary folder with all adapters of a checkpoint as PEFT itself saves them."""
+    with TemporaryDirectory(prefix="flashpack-") as scratch:
+        for source in (checkpoint, *filter(Path.is_dir, checkpoint.iterdir())):
+            target = Path(scratch, source.relative_to(checkpoint))
+            target.mkdir(exist_ok=True)
+            if (source / WEIGHTS).is_file():
+                write_plain_adapter(source, target)
+            else:
+                for file in source.glob("adapter_*"):
+                    (target / file.name).symlink_to(file.absolute())
+        yield scratch
 
 
 def _pack(folder: Path) -> None:
