@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,21 @@ def test_converted_shards(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     loaded = type(model).from_pretrained_flashpack(converted(model, tmp_path, max_shard_size="8KB"))
     assert_same(loaded.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_generation_settings_of_the_configuration(given: bool, tmp_path: Path) -> None:
+    model = LlamaForCausalLM(llama_config())
+    model.save_pretrained(tmp_path)
+    convert_to_flashpack(tmp_path)
+    (tmp_path / "generation_config.json").unlink()  # older models have none
+    settings = {"num_beams": 3, "max_length": 12, "no_repeat_ngram_size": 2}
+    (tmp_path / "config.json").write_text(json.dumps(saved_config(tmp_path) | settings))
+    arguments = {"config": llama_config()} if given else {}
+    expected = LlamaForCausalLM.from_pretrained(tmp_path, **arguments).generation_config
+    loaded = load_model(LlamaForCausalLM, tmp_path, **arguments).generation_config
+    assert loaded.to_dict() == expected.to_dict()
+    assert {name: getattr(loaded, name) for name in settings} == settings
 
 
 def test_a_base_models_weights_under_a_head(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from flashpack import FlashPackMixin, cli
 from flashpack.cli import bench
 from flashpack.integrations import accelerate
 from flashpack.integrations._serving import ServingOptions, checkpoint_tensors, find_checkpoint
-from flashpack.integrations.transformers import AutoModel
+from flashpack.integrations.transformers import AutoModel, load_model
 from helpers import MIB, assert_same
 from remote_model import FOLDER, SAFETENSORS, SHARDS, URL, module, tensors
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from flashpack._hub import objects  # isort: skip
 from flashpack._hub.client import HubOptions  # isort: skip
@@ -68,6 +68,20 @@ def test_a_model_of_transformers_is_built_from_a_folder_and_its_weights_stay_the
         "config.json"
     ]
     assert not list(tmp_path.glob("flashpack-objects-*/**/*.flashpack"))
+
+
+def test_generation_settings_of_a_configuration_at_a_url(s3: Store) -> None:
+    folder = s3.folder / "bucket/gpt2"
+    made = GPT2LMHeadModel(GPT2Config(vocab_size=30, n_embd=8, n_layer=1, n_head=2))
+    made.save_pretrained(folder)
+    flashpack.pack_to_file(made, folder / "model.flashpack")
+    (folder / "generation_config.json").unlink()
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_beams": 3}))
+    expected = GPT2LMHeadModel.from_pretrained(folder).generation_config
+    loaded = load_model(GPT2LMHeadModel, "s3://bucket/gpt2/").generation_config
+    assert loaded.to_dict() == expected.to_dict()
+    assert loaded.num_beams == 3
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])

@@ -6,6 +6,7 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ..._core.names import initialiser
 from ..._core.paths import StrPath
+from ..._files.folder import CONFIG
 from ..._load.load import Device, described, load_tensors
 from ..._load.meta import parameters_on_meta
 from ..._module.slots import Slot, find_slots
@@ -88,9 +90,21 @@ def _finished(model: PreTrainedModel, info: dict[str, Any], request: LoadRequest
     if model.can_generate():
         if "generation_config" in request.library:
             model.generation_config = copy.deepcopy(request.library["generation_config"])
-        elif (request.folder / GENERATION_CONFIG).is_file():
-            model.generation_config = GenerationConfig.from_pretrained(request.folder)
+        elif (saved := _saved_generation(request.folder)) is not None:
+            model.generation_config = saved
     return (model, info) if request.output_loading_info else model
+
+
+def _saved_generation(folder: Path) -> GenerationConfig | None:
+    """What the folder says of generation, if anything, found where transformers looks.
+
+    Older models have it in config.json, of which configurations leave it out.
+    """
+    if (folder / GENERATION_CONFIG).is_file():
+        return GenerationConfig.from_pretrained(folder)
+    if (folder / CONFIG).is_file():
+        return GenerationConfig.from_pretrained(folder, config_file_name=CONFIG, _from_model_config=True)
+    return None
 
 
 def _map_tensors(request: LoadRequest) -> Mapping[str, Tensor]:
