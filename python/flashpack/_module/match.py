@@ -69,7 +69,7 @@ def check_ties(
     for name, slot in paired.items():
         names_of.setdefault(key(slot.tensor), []).append(name)
     for first, *others in names_of.values():
-        differing = [name for name in others if not _same(tensors[first], tensors[name])]
+        differing = [name for name in others if not is_same(tensors[first], tensors[name])]
         if not differing:
             continue
         reason = (
@@ -81,7 +81,7 @@ def check_ties(
         warn(f"{clipped(path)}: {reason}: the last one is taken")
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def is_same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same, bit for bit."""
     if (one.numel(), one.dtype) != (other.numel(), other.dtype):
         return False

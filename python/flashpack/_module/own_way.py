@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .._core.names import keywords_of
 from .._core.tensors import PLAIN_TYPES, has_own_dispatch, is_uninitialized, rebuild
+from .match import is_same
 from .slots import Slot, find_slots
 
 # Those of norms differ only for files of old releases.
@@ -124,16 +125,16 @@ def _rehearse_one(
     found._slots += slots.values()
     whole = _overrides_whole(type(module))
     assigns = not whole or _takes(module, "assign")
-    own: dict[int, Tensor] = {}
-    for slot in slots.values():
-        slot.put(own.setdefault(id(slot.tensor), _stand_in(slot.tensor, assigns)))
-    before = {key: _state_of(tensor) for key, tensor in own.items()}
+    lent = _lend(slots.values(), whole)
+    before = {key: _state_of(tensor) for key, tensor in lent.items()}
     missing, unexpected = _load_unnoticed(module, local, whole)
     for name, slot in slots.items():
         now = (slot.module._parameters if slot.is_parameter else slot.module._buffers).get(slot.attribute)
         slot.put(slot.tensor)
         key = id(slot.tensor)
-        changed = now is not None and (now is not own[key] or _state_of(now) != before[key])
+        changed = now is not None and (
+            now is not lent[key] or _state_of(now) != before[key] or _differs(now, slot.tensor)
+        )
         if now is not None and changed and not now.is_meta:
             if slot.takes_shape(now.shape):
                 found.tensors[prefix + name] = now.detach().to(device)
@@ -151,6 +152,18 @@ def _rehearse_one(
     for name in unexpected - {name for name in slots if prefix + name in found.tensors}:
         found.tensors[prefix + name] = local.get(name, torch.empty(0))
         found.settled.discard(prefix + name)
+
+
+def _lend(slots: Collection[Slot], whole: bool) -> dict[int, Tensor]:
+    """Put stand-ins in place of the tensors, and return them by the tensors' ids."""
+    exposed = {id(slot.tensor) for slot in slots if whole or _loads_itself(slot.module)}
+    lent: dict[int, Tensor] = {}
+    for slot in slots:
+        key = id(slot.tensor)
+        if key not in lent:
+            lent[key] = _stand_in(slot.tensor, key in exposed)
+        slot.put(lent[key])
+    return lent
 
 
 def _load_unnoticed(module: nn.Module, local: dict[str, Tensor], whole: bool) -> tuple[set[str], set[str]]:
@@ -178,17 +191,18 @@ def _takes(module: nn.Module, option: str) -> bool:
     return takes_any or option in named
 
 
-def _stand_in(tensor: Tensor, assigns: bool) -> Tensor:
+def _stand_in(tensor: Tensor, exposed: bool) -> Tensor:
     """What the module may replace or change instead of its own tensor.
 
-    Parameters show the same memory, unless the module is to write to it: models are large.
+    Parameters show the same memory unless they are `exposed` to code that may write to it, as torch's own
+    does not: models are large.
     """
     if is_uninitialized(tensor) or has_own_dispatch(tensor):
         return tensor
     with torch.inference_mode(False), torch.no_grad():
         if not isinstance(tensor, nn.Parameter):
             return tensor.clone() if type(tensor) in PLAIN_TYPES else tensor
-        return rebuild(tensor, tensor if assigns else tensor.clone())
+        return rebuild(tensor, tensor.clone() if exposed else tensor)
 
 
 def _state_of(tensor: Tensor) -> tuple[object, ...]:
@@ -199,19 +213,30 @@ def _state_of(tensor: Tensor) -> tuple[object, ...]:
     return version, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
+def _differs(stand_in: Tensor, tensor: Tensor) -> bool:
+    """Whether a stand-in was written to through `.data` or numpy, which no state tells."""
+    if has_own_dispatch(tensor) or is_uninitialized(tensor) or tensor.is_meta or tensor.is_nested:
+        return False
+    if tensor.layout is not torch.strided or stand_in.data_ptr() == tensor.data_ptr():
+        return False
+    one, other = (each.detach().resolve_conj().resolve_neg() for each in (stand_in, tensor))
+    return not (torch.equal(one, other) if one.is_quantized else is_same(one, other))
+
+
 def _roots_below(
     module: nn.Module, prefix: str, records: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, nn.Module]]:
-    if (
-        _overrides(type(module))
-        or not all(_name_of(hook).startswith(_HARMLESS) for hook in _pre_hooks(module))
-        or _lacks_count(module, prefix, records)
-    ):
+    if _loads_itself(module) or _lacks_count(module, prefix, records):
         yield prefix, module
         return
     for name, child in module._modules.items():
         if child is not None:
             yield from _roots_below(child, f"{prefix}{name}.", records)
+
+
+def _loads_itself(module: nn.Module) -> bool:
+    hooks = _pre_hooks(module)
+    return _overrides(type(module)) or not all(_name_of(hook).startswith(_HARMLESS) for hook in hooks)
 
 
 def _overrides(kind: type) -> bool:
