@@ -19,7 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .._core.names import keywords_of
 from .._core.tensors import PLAIN_TYPES, has_own_dispatch, is_uninitialized, rebuild
-from .match import is_same
+from .match import IncompatibleKeys, is_same
 from .slots import Slot, find_slots
 
 # Those of norms differ only for files of old releases.
@@ -70,13 +70,13 @@ class Rehearsal:
     """What modules have made of the records.
 
     `tensors`: by names of the model, and by their own names those records that nobody takes. `settled`: names
-    of the model for which no record is expected. `missing`: extra state that the file lacks. `reshaped`: what
-    takes the place of tensors of other shapes.
+    of the model for which no record is expected. `missing`: what modules miss beside these and those, and
+    whether it is a parameter. `reshaped`: what takes the place of tensors of other shapes.
     """
 
     tensors: dict[str, Tensor]
     settled: set[str] = field(default_factory=set)
-    missing: list[str] = field(default_factory=list)
+    missing: dict[str, bool] = field(default_factory=dict)
     reshaped: list[tuple[Slot, Tensor]] = field(default_factory=list)
     _before: list[tuple[nn.Module, dict[str, Any]]] = field(default_factory=list)
     _slots: list[Slot] = field(default_factory=list)
@@ -96,16 +96,23 @@ class Rehearsal:
 
 
 def rehearse(
-    roots: Mapping[str, nn.Module], records: Mapping[str, Tensor], device: torch.device, path: str
+    roots: Mapping[str, nn.Module],
+    records: Mapping[str, Tensor],
+    device: torch.device,
+    path: str,
+    strict: bool,
 ) -> Rehearsal:
-    """Let `roots` load their records. Raises ValueError, and changes nothing, if one refuses."""
+    """Let `roots` load their records. Raises ValueError, and changes nothing, if one refuses.
+
+    `strict`: so is a `load_state_dict` that does not tell which names it misses.
+    """
     ordered = sorted(records)
     found = Rehearsal(dict(records))
     try:
         for prefix, module in roots.items():
             first, last = (bisect_left(ordered, prefix + end) for end in ("", chr(0x10FFFF)))
             local = {name[len(prefix) :]: found.tensors.pop(name) for name in ordered[first:last]}
-            _rehearse_one(module, prefix, local, found, device)
+            _rehearse_one(module, prefix, local, found, device, strict)
     except RuntimeError as error:
         found.undo()
         raise ValueError(f"Error while assigning from {path}: {str(error)[:2000]}") from error
@@ -116,7 +123,12 @@ def rehearse(
 
 
 def _rehearse_one(
-    module: nn.Module, prefix: str, local: dict[str, Tensor], found: Rehearsal, device: torch.device
+    module: nn.Module,
+    prefix: str,
+    local: dict[str, Tensor],
+    found: Rehearsal,
+    device: torch.device,
+    strict: bool,
 ) -> None:
     for each in module.modules():
         held = {name: dict(vars(each).get(name, {})) for name in ("_parameters", "_buffers", "_modules")}
@@ -127,20 +139,15 @@ def _rehearse_one(
     assigns = not whole or _takes(module, "assign")
     lent = _lend(slots.values(), whole)
     before = {key: _state_of(tensor) for key, tensor in lent.items()}
-    missing, unexpected = _load_unnoticed(module, local, whole)
+    missing, unexpected = _load_unnoticed(module, local, whole, strict)
+    made = _take_back(slots, lent, before)
     for name, slot in slots.items():
-        now = (slot.module._parameters if slot.is_parameter else slot.module._buffers).get(slot.attribute)
-        slot.put(slot.tensor)
-        key = id(slot.tensor)
-        changed = now is not None and (
-            now is not lent[key] or _state_of(now) != before[key] or _differs(now, slot.tensor)
-        )
-        if now is not None and changed and not now.is_meta:
-            if slot.takes_shape(now.shape):
-                found.tensors[prefix + name] = now.detach().to(device)
+        if name in made:
+            if slot.takes_shape(made[name].shape):
+                found.tensors[prefix + name] = made[name].detach().to(device)
             else:
                 found.settled.add(prefix + name)
-                found.reshaped.append((slot, now))
+                found.reshaped.append((slot, made[name]))
         elif name not in missing:
             if slot.tensor.is_meta and not assigns:
                 raise ValueError(
@@ -148,7 +155,8 @@ def _rehearse_one(
                     "cannot fill tensors on the meta device"
                 )
             found.settled.add(prefix + name)
-    found.missing += [prefix + name for name in sorted(missing) if name.rpartition(".")[2] == "_extra_state"]
+    lacking = _lacking(missing, slots)
+    found.missing |= {prefix + name: of for name, of in lacking.items() if name in made or name not in slots}
     for name in unexpected - {name for name in slots if prefix + name in found.tensors}:
         found.tensors[prefix + name] = local.get(name, torch.empty(0))
         found.settled.discard(prefix + name)
@@ -166,24 +174,88 @@ def _lend(slots: Collection[Slot], whole: bool) -> dict[int, Tensor]:
     return lent
 
 
-def _load_unnoticed(module: nn.Module, local: dict[str, Tensor], whole: bool) -> tuple[set[str], set[str]]:
-    """Load without the hooks that follow: they are called when the tensors are in place."""
+def _take_back(
+    slots: Mapping[str, Slot], lent: Mapping[int, Tensor], before: Mapping[int, tuple[object, ...]]
+) -> dict[str, Tensor]:
+    """Put the tensors where they were, and return what modules have made of them or put in their place."""
+    made: dict[str, Tensor] = {}
+    for name, slot in slots.items():
+        now = (slot.module._parameters if slot.is_parameter else slot.module._buffers).get(slot.attribute)
+        slot.put(slot.tensor)
+        key = id(slot.tensor)
+        if now is None or now.is_meta:
+            continue
+        if now is not lent[key] or _state_of(now) != before[key] or _differs(now, slot.tensor):
+            made[name] = now
+    return made
+
+
+def _lacking(missing: Collection[str], slots: Mapping[str, Slot]) -> dict[str, bool]:
+    """Those of the `missing` names that are tied to none that is there, and whether they are parameters'.
+
+    They may lack the name of the module that a `load_state_dict` has delegated to.
+    """
+    places: dict[str, list[Slot]] = {}
+    filled: set[int] = set()
+    for own, slot in slots.items():
+        parts = own.split(".")
+        endings = [".".join(parts[first:]) for first in range(len(parts))]
+        lacked = [name for name in endings if name in missing and (name == own or name not in slots)]
+        if lacked:
+            places.setdefault(lacked[0], []).append(slot)
+        else:
+            filled.add(id(slot.tensor))
+    return {
+        name: not name.endswith("_extra_state") and all(slot.is_parameter for slot in places.get(name, ()))
+        for name in sorted(missing)
+        if name not in places or any(id(slot.tensor) not in filled for slot in places[name])
+    }
+
+
+def _load_unnoticed(
+    module: nn.Module, local: dict[str, Tensor], whole: bool, strict: bool
+) -> tuple[set[str], set[str]]:
+    """Load without the hooks that follow: they are called when the tensors are in place.
+
+    Returns the names that are missing and unexpected. What a `load_state_dict` does not return, hooks see.
+    """
+    seen: dict[int, IncompatibleKeys] = {}  # by the lists' ids: one entry per load of torch's
+    recorder = {0: lambda _, keys: seen.update({id(keys.missing_keys): keys})}
     hooks = [(vars(each), each._load_state_dict_post_hooks) for each in module.modules()]
     for state, kept in hooks:
-        state["_load_state_dict_post_hooks"] = type(kept)()
-    result = _load(module, local, whole)
+        state["_load_state_dict_post_hooks"] = type(kept)(recorder)
+    result = _load(module, local, whole, strict=False)
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        result = _told_by(module, local, list(seen.values()), strict)
     for state, kept in hooks:
         state["_load_state_dict_post_hooks"] = kept
-    missing, unexpected = result or ([], [])
+    missing, unexpected = result
     return set(missing), set(unexpected)
 
 
-def _load(module: nn.Module, local: dict[str, Tensor], whole: bool) -> Any:
+def _told_by(
+    module: nn.Module, local: dict[str, Tensor], seen: Collection[IncompatibleKeys], strict: bool
+) -> tuple[list[str], list[str]]:
+    """What a `load_state_dict` that returns no names misses: none if it loads the same with strict=True."""
+    missing, unexpected = ([name for keys in seen for name in keys[which]] for which in (0, 1))
+    if missing or unexpected or (strict and not seen):
+        try:
+            _load(module, local, True, strict=True)
+        except RuntimeError:
+            if not seen:
+                raise
+        else:
+            return [], []
+    return missing, unexpected
+
+
+def _load(module: nn.Module, local: Mapping[str, Tensor], whole: bool, strict: bool) -> Any:
     """load_state_dict with as many of its options as the module takes."""
     if not whole:
-        return nn.Module.load_state_dict(module, local, strict=False, assign=True)
-    options: dict[str, Any] = {"strict": False, "assign": True}
-    return module.load_state_dict(local, **{key: options[key] for key in options if _takes(module, key)})
+        return nn.Module.load_state_dict(module, local, strict=strict, assign=True)
+    options: dict[str, Any] = {"strict": strict, "assign": True}
+    given = {key: value for key, value in options.items() if _takes(module, key)}
+    return module.load_state_dict(dict(local), **given)
 
 
 def _takes(module: nn.Module, option: str) -> bool:

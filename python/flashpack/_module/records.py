@@ -44,13 +44,16 @@ def match_own_way(
     options: LoadOptions,
 ) -> tuple[Match, dict[str, Tensor]]:
     """What goes where once the modules at `roots` have told what becomes of their records."""
-    found = rehearse(roots, records, device, shown)
+    strict = options.demands_params and not any(options.ignore.values())
+    found = rehearse(roots, records, device, shown, strict)
     try:
         open_slots = {name: slot for name, slot in slots.items() if name not in found.settled}
         match = match_tensors(found.tensors, open_slots, options, shown)
-        match.missing.extend(name for name in found.missing if not options.ignores(name))
-        if found.missing and options.demands_buffers:
-            raise ValueError(f"{shown}: Missing extra state: {listed(found.missing)}")
+        missing = {name: of for name, of in found.missing.items() if not options.ignores(name)}
+        match.missing.extend(missing)
+        demanded = {True: options.demands_params, False: options.demands_buffers}
+        if lacking := [name for name, is_parameter in missing.items() if demanded[is_parameter]]:
+            raise ValueError(f"{shown}: Missing {len(lacking)} names: {listed(lacking)}")
         if options.in_place:
             if found.reshaped:
                 names = [slot.name for slot, _ in found.reshaped]
