@@ -71,15 +71,34 @@ class Rehearsal:
 
     `tensors`: by names of the model, and by their own names those records that nobody takes. `settled`: names
     of the model for which no record is expected. `missing`: what modules miss beside these and those, and
-    whether it is a parameter. `reshaped`: what takes the place of tensors of other shapes.
+    whether it is a parameter. `reshaped`: what takes the place of tensors of other shapes. `tied`: slots
+    that are to hold another one's tensor, by names of the model.
     """
 
     tensors: dict[str, Tensor]
     settled: set[str] = field(default_factory=set)
     missing: dict[str, bool] = field(default_factory=dict)
     reshaped: list[tuple[Slot, Tensor]] = field(default_factory=list)
+    tied: dict[str, Slot] = field(default_factory=dict)
     _before: list[tuple[nn.Module, dict[str, Any]]] = field(default_factory=list)
     _slots: list[Slot] = field(default_factory=list)
+    _trained: list[tuple[Tensor, bool]] = field(default_factory=list)
+
+    def remember(self, root: nn.Module, slots: Iterable[Slot]) -> None:
+        """Note what the modules are, for `undo`."""
+        for module in root.modules():
+            state = vars(module)
+            held = {name: dict(state.get(name, {})) for name in ("_parameters", "_buffers", "_modules")}
+            self._before.append((module, state | held))
+        self._slots += slots
+
+    def take(self, name: str, slot: Slot, made: Tensor, device: torch.device) -> None:
+        """Note what a module has made for a slot, `name` in the model."""
+        if slot.takes_shape(made.shape):
+            self.tensors[name] = made.detach().to(device)
+        else:
+            self.settled.add(name)
+            self.reshaped.append((slot, made))
 
     def undo(self) -> None:
         """Make the modules what they were before, but for what is in containers of their own."""
@@ -88,9 +107,19 @@ class Rehearsal:
             vars(module).update(state)
         for slot in self._slots:
             slot.put(slot.tensor)
+        for tensor, requires_grad in reversed(self._trained):
+            tensor.requires_grad_(requires_grad)
+
+    def train(self, tensor: Tensor, requires_grad: bool) -> None:
+        """Let a parameter require a gradient, or none, until this is undone; integers never do."""
+        if requires_grad != tensor.requires_grad and (tensor.is_floating_point() or tensor.is_complex()):
+            self._trained.append((tensor, tensor.requires_grad))
+            tensor.requires_grad_(requires_grad)
 
     def finish(self) -> None:
-        """Give modules the tensors that they have made of other shapes."""
+        """Give modules the tensors that they have made of other shapes, or tied."""
+        for slot in self.tied.values():
+            slot.put(slot.tensor)
         for slot, tensor in self.reshaped:
             slot.put(tensor)
 
@@ -130,24 +159,26 @@ def _rehearse_one(
     device: torch.device,
     strict: bool,
 ) -> None:
-    for each in module.modules():
-        held = {name: dict(vars(each).get(name, {})) for name in ("_parameters", "_buffers", "_modules")}
-        found._before.append((each, vars(each) | held))
     slots = find_slots(module)
-    found._slots += slots.values()
+    found.remember(module, slots.values())
     whole = _overrides_whole(type(module))
     assigns = not whole or _takes(module, "assign")
     lent = _lend(slots.values(), whole)
     before = {key: _state_of(tensor) for key, tensor in lent.items()}
     missing, unexpected = _load_unnoticed(module, local, whole, strict)
-    made = _take_back(slots, lent, before)
-    for name, slot in slots.items():
+    held = _take_back(slots)
+    made: dict[str, Tensor] = {}
+    for name, now in held.items():
+        own, key = slots[name].tensor, id(slots[name].tensor)
+        if isinstance(now, nn.Parameter):
+            found.train(own, now.requires_grad)
+        if not now.is_meta and (now is not lent[key] or _state_of(now) != before[key] or _differs(now, own)):
+            made[name] = now
+    tied = _tied(slots, held, lent)
+    found.tied |= {prefix + name: slot._replace(name=prefix + name) for name, slot in tied.items()}
+    for name, slot in (slots | tied).items():
         if name in made:
-            if slot.takes_shape(made[name].shape):
-                found.tensors[prefix + name] = made[name].detach().to(device)
-            else:
-                found.settled.add(prefix + name)
-                found.reshaped.append((slot, made[name]))
+            found.take(prefix + name, slot, made[name], device)
         elif name not in missing:
             if slot.tensor.is_meta and not assigns:
                 raise ValueError(
@@ -174,20 +205,31 @@ def _lend(slots: Collection[Slot], whole: bool) -> dict[int, Tensor]:
     return lent
 
 
-def _take_back(
-    slots: Mapping[str, Slot], lent: Mapping[int, Tensor], before: Mapping[int, tuple[object, ...]]
-) -> dict[str, Tensor]:
-    """Put the tensors where they were, and return what modules have made of them or put in their place."""
-    made: dict[str, Tensor] = {}
+def _take_back(slots: Mapping[str, Slot]) -> dict[str, Tensor]:
+    """Put the tensors where they were, and return what modules hold instead."""
+    held: dict[str, Tensor] = {}
     for name, slot in slots.items():
         now = (slot.module._parameters if slot.is_parameter else slot.module._buffers).get(slot.attribute)
+        if now is not None:
+            held[name] = now
         slot.put(slot.tensor)
-        key = id(slot.tensor)
-        if now is None or now.is_meta:
-            continue
-        if now is not lent[key] or _state_of(now) != before[key] or _differs(now, slot.tensor):
-            made[name] = now
-    return made
+    return held
+
+
+def _tied(
+    slots: Mapping[str, Slot], held: Mapping[str, Tensor], lent: Mapping[int, Tensor]
+) -> dict[str, Slot]:
+    """Slots whose modules hold the parameter of another slot now, with that one's tensor."""
+    names_of: dict[int, list[str]] = {}
+    for name, now in held.items():
+        if isinstance(now, nn.Parameter):
+            names_of.setdefault(id(now), []).append(name)
+    tied: dict[str, Slot] = {}
+    for names in names_of.values():
+        at_home = [name for name in names if held[name] is lent[id(slots[name].tensor)]]
+        tensor = slots[[*at_home, *names][0]].tensor
+        tied |= {n: slots[n]._replace(tensor=tensor) for n in names if slots[n].tensor is not tensor}
+    return tied
 
 
 def _lacking(missing: Collection[str], slots: Mapping[str, Slot]) -> dict[str, bool]:

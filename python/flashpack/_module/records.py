@@ -38,14 +38,18 @@ def assign_records(
 def match_own_way(
     shown: str,
     roots: Mapping[str, nn.Module],
-    slots: Mapping[str, Slot],
+    slots: dict[str, Slot],
     records: Mapping[str, Tensor],
     device: torch.device,
     options: LoadOptions,
 ) -> tuple[Match, dict[str, Tensor]]:
-    """What goes where once the modules at `roots` have told what becomes of their records."""
+    """What goes where once the modules at `roots` have told what becomes of their records.
+
+    `slots` are changed where modules have tied them.
+    """
     strict = options.demands_params and not any(options.ignore.values())
     found = rehearse(roots, records, device, shown, strict)
+    slots.update(found.tied)
     try:
         open_slots = {name: slot for name, slot in slots.items() if name not in found.settled}
         match = match_tensors(found.tensors, open_slots, options, shown)
