@@ -122,6 +122,41 @@ def test_what_the_caller_gives_counts(path: Path) -> None:
     assert Sized.from_flashpack(path, 5, "y").seen[1] == ("y",)
 
 
+class Starred(nn.Module, FlashPackMixin):
+    """Has an argument that no file keeps before its `*sizes`."""
+
+    def __init__(self, activation: Any = nn.ReLU, *sizes: int, **options: Any) -> None:
+        super().__init__()
+        self.seen = (activation, sizes, options)
+        self.fc = nn.Linear(2, 2)
+
+
+class Demanding(Starred):
+    def __init__(self, activation: Any, *sizes: int) -> None:
+        super().__init__(activation, *sizes)
+
+
+@pytest.mark.parametrize("sizes", [(), (2, 3, 4)])
+@pytest.mark.parametrize("options", [{}, {"z": 1}])
+def test_sizes_after_an_argument_that_is_not_kept(
+    sizes: tuple[int, ...], options: dict[str, int], path: Path
+) -> None:
+    Starred(nn.ReLU, *sizes, **options).save_flashpack(path)
+    with pytest.warns(UserWarning, match="'activation'"):
+        assert Starred.from_flashpack(path).seen == (nn.ReLU, sizes, options)
+    assert Starred.from_flashpack(path, nn.GELU).seen == (nn.GELU, sizes, options)
+    assert Starred.from_flashpack(path, activation=nn.GELU).seen == (nn.GELU, sizes, options)
+    Starred().save_flashpack(path)
+    assert Starred.from_flashpack(path).seen == (nn.ReLU, (), {})
+
+
+def test_sizes_after_an_argument_that_has_no_default(path: Path) -> None:
+    Demanding(nn.ReLU, 2, 3).save_flashpack(path)
+    with pytest.warns(UserWarning, match="'activation'"), pytest.raises(TypeError, match="activation"):
+        Demanding.from_flashpack(path)
+    assert Demanding.from_flashpack(path, nn.ReLU).seen == (nn.ReLU, (2, 3), {})
+
+
 def test_what_changes_later_is_not_kept(path: Path) -> None:
     given = [1]
     model = Sized(4, given)

@@ -93,7 +93,24 @@ def completed(
         warn(
             f"{shown} could not keep the argument {quoted(name)}, of {lost[name]}: pass it to from_flashpack"
         )
+    _close_gaps(bound)
     return bound
+
+
+def _close_gaps(bound: inspect.BoundArguments) -> None:
+    """Give the defaults to what comes before `*args`, which would be taken for a keyword after a gap.
+
+    Without a default for the gap `*args` is dropped: the constructor tells what it lacks.
+    """
+    parameters = list(bound.signature.parameters.values())
+    stars = [index for index, each in enumerate(parameters) if each.kind is each.VAR_POSITIONAL]
+    if not stars or parameters[stars[0]].name not in bound.arguments:
+        return
+    gaps = [each for each in parameters[: stars[0]] if each.name not in bound.arguments]
+    if any(gap.default is gap.empty for gap in gaps):
+        del bound.arguments[parameters[stars[0]].name]
+    else:
+        bound.arguments.update({gap.name: gap.default for gap in gaps})
 
 
 def _read(footer: Mapping[str, Any], shown: str) -> tuple[dict[str, Any], dict[str, str]]:
