@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -42,7 +43,8 @@ def build_and_load(
     Only if the options allow parameters to be missing or ignored, and some are, is the model built for real,
     so that they have the values which the module gives them. `mend` is called when the file has names that
     the model lacks, with the model and the file's tensors by name, which it renames in place. `request.dtype`
-    is left to the caller: each library has rules of its own for what it casts.
+    is left to the caller: each library has rules of its own for what it casts. Buffers that are not
+    persistent keep what the module computes, as in both libraries: a file's are unexpected, not refused.
 
     Returns the model and what both libraries return for `output_loading_info=True`. Raises what
     `assign_from_file` raises, and ValueError for tensors that are left without data.
@@ -54,11 +56,19 @@ def build_and_load(
     if mend is not None and not find_slots(model).keys() >= dtypes.keys():
         tensors = request.load() if tensors is None else dict(tensors)
         mend(model, tensors)
+    computed = not_persistent(model).intersection(dtypes if tensors is None else tensors)
+    unexpected = sorted(name for name in computed if not options.ignores(name))
+    options = replace(options, ignore_names=(*options.ignore_names, *unexpected))
     if tensors is None:
         match = assign(model, request.weights, options)
     else:
         match = assign_records(model, tensors, request.shown, options, request.target)
-    return _settle(model, match, request)
+    return _settle(model, replace(match, discarded=[*match.discarded, *unexpected]), request)
+
+
+def not_persistent(model: nn.Module) -> set[str]:
+    """The names of the buffers that state dicts leave out, as the module computes them."""
+    return {name for name, slot in find_slots(model).items() if not slot.persistent}
 
 
 @contextmanager
@@ -96,9 +106,9 @@ def _lacking_parameters(model: nn.Module, held: Collection[str]) -> list[str]:
 def _cast_buffers(model: nn.Module, dtypes: FileDtypes) -> None:
     """Give floating buffers the file's dtype, as parameters take it, so that a cast model loads as it was."""
     for name, slot in find_slots(model).items():
-        dtype = dtypes.get(name, slot.tensor.dtype)
-        floats = slot.tensor.is_floating_point() and dtype.is_floating_point
-        if not slot.is_parameter and floats and slot.tensor.dtype != dtype:
+        own, dtype = slot.tensor.dtype, dtypes.get(name, slot.tensor.dtype)
+        is_loaded = not slot.is_parameter and slot.persistent
+        if is_loaded and own.is_floating_point and dtype.is_floating_point and own != dtype:
             slot.tensor.data = slot.tensor.data.to(dtype)
 
 

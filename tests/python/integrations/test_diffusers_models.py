@@ -27,6 +27,7 @@ from flashpack.integrations.diffusers import (
     save_model,
 )
 from helpers import assert_same, flip_byte, listing, place_of, read_footer
+from safetensors.torch import save_file as save_safetensors
 from torch import nn
 
 
@@ -210,17 +211,20 @@ def test_persistent_buffers_have_the_dtype_that_diffusers_gives_them(
     assert_same(loaded.state_dict(), expected.state_dict())
 
 
+class Rotary(ModelMixin, ConfigMixin):
+    """Has a buffer that is not persistent."""
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(self, size: int = 8) -> None:
+        super().__init__()
+        self.fc = nn.Linear(size, size)
+        frequencies = 1.0 / 10000 ** (torch.arange(0, 1, 1 / size))
+        self.register_buffer("table", torch.outer(torch.arange(100.0), frequencies), persistent=False)
+
+
 def test_buffers_of_no_file_are_computed_as_diffusers_computes_them(tmp_path: Path) -> None:
-    class Rotary(ModelMixin, ConfigMixin):
-        config_name = "config.json"
-
-        @register_to_config
-        def __init__(self, size: int = 8) -> None:
-            super().__init__()
-            self.fc = nn.Linear(size, size)
-            frequencies = 1.0 / 10000 ** (torch.arange(0, 1, 1 / size))
-            self.register_buffer("table", torch.outer(torch.arange(100.0), frequencies), persistent=False)
-
     model = Rotary().to(torch.bfloat16)
     save_model(model, tmp_path)
     model.save_pretrained(tmp_path)
@@ -228,6 +232,25 @@ def test_buffers_of_no_file_are_computed_as_diffusers_computes_them(tmp_path: Pa
         loaded = load_model(Rotary, tmp_path, dtype=dtype)
         expected = Rotary.from_pretrained(tmp_path, torch_dtype=dtype or torch.bfloat16)
         assert_same(dict(loaded.named_buffers()), dict(expected.named_buffers()))
+
+
+@pytest.mark.parametrize("rows", [100, 200])
+@pytest.mark.parametrize("ignored", [None, ["tab.e"]])
+def test_buffers_that_are_not_persistent_are_not_loaded(
+    ignored: list[str] | None, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Rotary, "_keys_to_ignore_on_load_unexpected", ignored)
+    model = Rotary().to(torch.bfloat16)
+    state = model.state_dict() | {"table": torch.ones(rows, 8, dtype=torch.bfloat16)}
+    save_model(model, tmp_path, state_dict=state)
+    save_safetensors(state, tmp_path / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    for dtype in (None, torch.float32):
+        told = {"torch_dtype": dtype or torch.bfloat16, "output_loading_info": True}
+        expected, wanted = Rotary.from_pretrained(tmp_path, **told)
+        loaded, info = load_model(Rotary, tmp_path, dtype=dtype, output_loading_info=True)
+        assert_same(dict(loaded.named_buffers()), dict(expected.named_buffers()))
+        assert info["unexpected_keys"] == wanted["unexpected_keys"] == ([] if ignored else ["table"])
+        assert_same(load_model(Rotary, tmp_path, dtype=dtype).state_dict(), model.to(dtype).state_dict())
 
 
 def test_a_dtype_may_be_named(saved: Path) -> None:

@@ -22,6 +22,8 @@ from transformers import (
     BertModel,
     BitNetQuantConfig,
     LlamaForCausalLM,
+    M2M100Config,
+    M2M100Model,
     MixtralConfig,
     MixtralForCausalLM,
     PreTrainedModel,
@@ -46,6 +48,12 @@ from transformers_models import (
     shipped_minilm,
     ties,
 )
+
+
+def m2m_config() -> M2M100Config:
+    sides = ("layers", "attention_heads", "ffn_dim")
+    sizes = {f"{part}_{side}": 2 for part in ("encoder", "decoder") for side in sides}
+    return M2M100Config(vocab_size=VOCABULARY, d_model=16, max_position_embeddings=40, **sizes)
 
 
 def converted(model: PreTrainedModel, folder: Path, **options: Any) -> Path:
@@ -90,6 +98,31 @@ def test_generation_settings_of_the_configuration(given: bool, tmp_path: Path) -
     loaded = load_model(LlamaForCausalLM, tmp_path, **arguments).generation_config
     assert loaded.to_dict() == expected.to_dict()
     assert {name: getattr(loaded, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["bert", "llama", "m2m"])
+def test_buffers_that_are_not_persistent_are_computed(
+    name: str, dtype: torch.dtype | None, tmp_path: Path
+) -> None:
+    configs = {"bert": bert_config(), "llama": llama_config(), "m2m": m2m_config()}
+    kind: Any = {"bert": BertForMaskedLM, "llama": LlamaForCausalLM, "m2m": M2M100Model}[name]
+    model = kind(configs[name]).bfloat16()
+    computed = {each: buffer for each, buffer in model.named_buffers() if each not in model.state_dict()}
+    assert computed
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    # Older checkpoints have them, of other values, dtypes and shapes.
+    older = {each: torch.cat([buffer, buffer + 1]) for each, buffer in computed.items()}
+    save_safetensors(load_safetensors(file) | older, file, {"format": "pt"})
+    convert_to_flashpack(tmp_path)
+    options = {"dtype": dtype, "output_loading_info": True}
+    expected, wanted = kind.from_pretrained(tmp_path, **{**options, "dtype": dtype or torch.bfloat16})
+    loaded, info = load_model(kind, tmp_path, **options)
+    assert_same(dict(loaded.named_buffers()), dict(expected.named_buffers()))
+    assert_same(loaded.state_dict(), expected.state_dict())
+    assert set(info["unexpected_keys"]) == set(wanted["unexpected_keys"])
+    assert_same(load_model(kind, tmp_path, dtype=dtype).state_dict(), loaded.state_dict())
 
 
 def test_a_base_models_weights_under_a_head(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ..._module.match import check_names
 from ..._module.slots import find_slots
 from ..._ranks.group import world_size_of
 from ..._ranks.load import load_together
-from .._build import BUILDING, as_safetensors, weight_of
+from .._build import BUILDING, as_safetensors, not_persistent, weight_of
 from .._request import LoadRequest
 from ._config import FOR_TRANSFORMERS, is_of_another_class, is_quantized
 
@@ -115,4 +115,5 @@ def _check(model: PreTrainedModel, info: Mapping[str, Any], request: LoadRequest
     missing = [slots[name] for name in sorted(info["missing_keys"]) if name in slots]
     expected = [slot for slot in missing if not options.ignores(slot.name)]
     forgiven = options.strict is None and is_of_another_class(type(model), config)
-    check_names(request.shown, [] if forgiven else sorted(info["unexpected_keys"]), expected, options)
+    unexpected = [] if forgiven else sorted(set(info["unexpected_keys"]) - not_persistent(model))
+    check_names(request.shown, unexpected, expected, options)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +20,7 @@ from ..._load.load import Device, described, load_tensors
 from ..._load.meta import parameters_on_meta
 from ..._module.slots import Slot, find_slots
 from ...mixin import FlashPackMixin
-from .._build import BUILDING, build_and_load, weight_of
+from .._build import BUILDING, build_and_load, not_persistent, weight_of
 from .._request import LoadRequest, Unpacked
 from ._config import FOR_TRANSFORMERS, GENERATION_CONFIG, is_quantized, read_config, take_request
 from ._convert import load_through_transformers
@@ -184,8 +184,12 @@ def _model_names(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[
 
 
 def _fits(model: PreTrainedModel, tensors: Mapping[str, Tensor], request: LoadRequest) -> bool:
-    """Whether the file has just what the model needs, so that nothing is to be renamed, made up or cast."""
-    slots = find_slots(model)
+    """Whether the file has just what the model needs, so that nothing is to be renamed, made up or cast.
+
+    What it has of buffers that are not persistent makes no difference: they are not loaded.
+    """
+    slots, computed = find_slots(model), not_persistent(model)
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in computed}
     if any(
         name not in slots or _is_other_kind(slots[name], tensor, request) for name, tensor in tensors.items()
     ):
@@ -221,9 +225,10 @@ def _load_directly(model: Any, request: LoadRequest) -> tuple[Any, dict[str, Any
     """Assign the file to the model that it fits, on the device. Raises what `assign_from_file` raises."""
     loaded, info = build_and_load(lambda _: model, request)
     loaded.tie_weights()
-    ignored = [re.compile(pattern) for pattern in loaded._keys_to_ignore_on_load_missing or ()]
-    missing = [name for name in info["missing_keys"] if not any(each.search(name) for each in ignored)]
-    return loaded, {**info, "missing_keys": missing}
+    told = ("missing_keys", "unexpected_keys")
+    kept = SimpleNamespace(**{keys: set(info[keys]) for keys in told})
+    loaded._adjust_missing_and_unexpected_keys(kept)
+    return loaded, info | {keys: [name for name in info[keys] if name in vars(kept)[keys]] for keys in told}
 
 
 class FlashPackTransformersModelMixin(PreTrainedModel, FlashPackMixin):  # type: ignore[no-untyped-call]
