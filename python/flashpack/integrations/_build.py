@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .._convert.revert import revert_from_flashpack
 from .._core.tensors import shown_memory
+from .._files.folder import ADAPTER_CONFIG
 from .._load.load import described
 from .._load.meta import left_on_meta, parameters_on_meta
 from .._load.options import LoadOptions
@@ -80,6 +81,8 @@ def as_safetensors(request: LoadRequest, name: str, configs: str) -> Iterator[st
     with TemporaryDirectory(prefix="flashpack-") as scratch:
         revert_from_flashpack(request.path, Path(scratch, name))
         for config in request.folder.glob(configs):
+            if config.name == ADAPTER_CONFIG:  # whose weights are not among these
+                continue
             shutil.copyfile(config, Path(scratch, config.name))
         yield scratch
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import tiny_pipelines
 import torch
@@ -156,6 +157,17 @@ def test_a_language_model_with_its_generation_config(hub: Hub, tmp_path: Path) -
     loaded = FlashPackLlama.from_pretrained_flashpack("tiny/llama")
     assert loaded.generation_config.max_length == 7
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+def test_a_model_with_an_adapter_beside_it(hub: Hub, tmp_path: Path) -> None:
+    model = FlashPackLlama(llama_config())
+    model.save_pretrained_flashpack(tmp_path)
+    adapter = peft.LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False)
+    peft.get_peft_model(model, adapter).save_pretrained(tmp_path)
+    hub.add("tiny/adapted", {name: (tmp_path / name).read_bytes() for name in listing(tmp_path)})
+    loaded = FlashPackLlama.from_pretrained_flashpack("tiny/adapted")
+    assert_same(loaded.state_dict(), FlashPackLlama.from_pretrained_flashpack(tmp_path).state_dict())
+    assert loaded.active_adapters() == ["default"]
 
 
 def test_automatic_classes(hub: Hub, model: Any, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import flashpack
+import peft
 import pytest
 import torch
 from flashpack.commands import convert_to_flashpack
@@ -300,6 +301,16 @@ def test_quantised_models_of_plain_tensors(quantised: LlamaForCausalLM, tmp_path
     assert isinstance(loaded.hf_quantizer, HalvesQuantizer)
     assert_same(loaded.state_dict(), quantised.state_dict())
     assert_same_outputs(loaded, quantised)
+
+
+def test_an_adapter_beside_a_quantised_model(quantised: LlamaForCausalLM, tmp_path: Path) -> None:
+    save_model(quantised, tmp_path)
+    adapter = peft.LoraConfig(target_modules=["lm_head"], r=2, init_lora_weights=False)
+    peft.get_peft_model(LlamaForCausalLM(llama_config()), adapter).save_pretrained(tmp_path)
+    loaded = load_model(LlamaForCausalLM, tmp_path)
+    assert loaded.active_adapters() == ["default"]
+    quantised.load_adapter(str(tmp_path))
+    assert_same(loaded.state_dict(), quantised.state_dict())
 
 
 def test_quantised_models_that_cannot_be_serialised(quantised: LlamaForCausalLM, tmp_path: Path) -> None:

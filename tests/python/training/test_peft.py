@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 from flashpack.integrations.peft import load_adapter, save_adapter
+from flashpack.integrations.transformers import AutoModel, load_model
 from helpers import assert_same, read_footer
 from torch import Tensor
 from transformers import BertConfig, BertModel
@@ -119,3 +120,45 @@ def test_a_folder_without_an_adapter(tmp_path: Path) -> None:
         load_adapter(bert(), tmp_path)
     with pytest.raises(ValueError, match="nobody"):
         save_adapter(adapted(CONFIGS["lora"]), tmp_path, "nobody")
+
+
+# Beside a model of transformers
+
+
+@pytest.fixture
+def beside(tmp_path: Path) -> Path:
+    """A folder that transformers loads a model and an adapter from."""
+    folder = tmp_path / "model"
+    bert().save_pretrained(folder)
+    adapted(CONFIGS["lora"]).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_beside_a_model_is_applied(
+    packed: bool, dtype: torch.dtype, beside: Path, tmp_path: Path
+) -> None:
+    flashpack.commands.convert_to_flashpack(beside, f"{tmp_path / 'packed'}/")
+    if packed:
+        weights = tmp_path / "packed/adapter_model.safetensors"
+        flashpack.commands.convert_to_flashpack(weights, weights.with_suffix(".flashpack"))
+        weights.unlink()
+    expected = BertModel.from_pretrained(beside, dtype=dtype)
+    for loaded in (
+        load_model(BertModel, tmp_path / "packed", dtype=dtype),
+        AutoModel.from_pretrained_flashpack(tmp_path / "packed", dtype=dtype),
+    ):
+        assert loaded.active_adapters() == expected.active_adapters() == ["default"]
+        assert_same(loaded.state_dict(), expected.state_dict())
+        assert torch.equal(outputs(loaded), outputs(expected))
+        trained = {name: each.requires_grad for name, each in loaded.named_parameters()}
+        assert trained == {name: each.requires_grad for name, each in expected.named_parameters()}
+
+
+def test_an_adapter_beside_a_model_needs_peft(beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flashpack.commands.convert_to_flashpack(beside)
+    monkeypatch.setattr("flashpack.integrations.transformers.model.is_peft_available", lambda: False)
+    with pytest.warns(UserWarning, match="not applied: peft is not installed"):
+        loaded = load_model(BertModel, beside)
+    assert torch.equal(outputs(loaded), outputs(bert()))

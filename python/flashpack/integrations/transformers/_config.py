@@ -10,11 +10,12 @@ import transformers
 from transformers import PretrainedConfig
 
 from ..._core.paths import StrPath
-from ..._files.folder import CONFIG, require_config
+from ..._files.folder import ADAPTER_CONFIG, CONFIG, require_config
 from ..._load.load import Device
 from .._request import LoadRequest, Unpacked
 
 GENERATION_CONFIG = "generation_config.json"
+ADAPTER_WEIGHTS = "adapter_model.*"
 # Arguments of what transformers' own loader must do, as it changes how names, shapes or modules are treated.
 FOR_TRANSFORMERS = ("ignore_mismatched_sizes", "key_mapping", "quantization_config")
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
@@ -25,7 +26,7 @@ def take_request(
     model_class: type[Any], source: StrPath | Unpacked, device: Device | None, arguments: dict[str, Any]
 ) -> LoadRequest:
     """`LoadRequest.take` for a transformers model."""
-    beside = (CONFIG, GENERATION_CONFIG, "*.py")
+    beside = (CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS, "*.py")
     library = (*FOR_TRANSFORMERS, "generation_config")
     return LoadRequest.take(model_class, source, device, arguments, beside, library)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -12,17 +14,26 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils.import_utils import is_peft_available
 
-from ..._core.names import initialiser
+from ..._core.names import initialiser, warn
 from ..._core.paths import StrPath
-from ..._files.folder import CONFIG
+from ..._files.folder import ADAPTER_CONFIG, CONFIG
 from ..._load.load import Device, described, load_tensors
 from ..._load.meta import parameters_on_meta
 from ..._module.slots import Slot, find_slots
 from ...mixin import FlashPackMixin
 from .._build import BUILDING, build_and_load, not_persistent, weight_of
 from .._request import LoadRequest, Unpacked
-from ._config import FOR_TRANSFORMERS, GENERATION_CONFIG, is_quantized, read_config, take_request
+from ..peft import WEIGHTS, plain_adapter
+from ._config import (
+    ADAPTER_WEIGHTS,
+    FOR_TRANSFORMERS,
+    GENERATION_CONFIG,
+    is_quantized,
+    read_config,
+    take_request,
+)
 from ._convert import load_through_transformers
 from ._save import save_model
 
@@ -47,6 +58,8 @@ def load_model(
     `device_map={"": device}`; `generation_config`; `output_loading_info=True` to get (model, info); the
     options of `assign_from_file`; settings of the configuration such as `attn_implementation`; and what the
     class itself takes, which `model_args` are for, too.
+
+    An adapter in the same folder is applied, as by `from_pretrained`, if peft is installed.
 
     A file with just the model's names is loaded straight to the device. With others (of a head over the model
     or of its base, legacy names, unmerged experts, a quantised model) the tensors go through
@@ -86,12 +99,13 @@ def load_from(
 
 
 def _finished(model: PreTrainedModel, info: dict[str, Any], request: LoadRequest) -> Any:
-    """What the caller gets, with the generation configuration that is given or saved."""
+    """What the caller gets, with the generation configuration that is given or saved, and the adapter."""
     if model.can_generate():
         if "generation_config" in request.library:
             model.generation_config = copy.deepcopy(request.library["generation_config"])
         elif (saved := _saved_generation(request.folder)) is not None:
             model.generation_config = saved
+    _apply_adapter(model, request.folder)
     return (model, info) if request.output_loading_info else model
 
 
@@ -105,6 +119,18 @@ def _saved_generation(folder: Path) -> GenerationConfig | None:
     if (folder / CONFIG).is_file():
         return GenerationConfig.from_pretrained(folder, config_file_name=CONFIG, _from_model_config=True)
     return None
+
+
+def _apply_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Load the adapter that lies beside the model, if one does, as `from_pretrained` does."""
+    if not (folder / ADAPTER_CONFIG).is_file() or not any(folder.glob(ADAPTER_WEIGHTS)):
+        return
+    if not is_peft_available():
+        warn(f"{folder} has an adapter beside the model, which is not applied: peft is not installed")
+        return
+    packed = (folder / WEIGHTS).is_file()
+    with BUILDING, plain_adapter(folder) if packed else nullcontext(os.fspath(folder)) as plain:
+        model.load_adapter(plain)
 
 
 def _map_tensors(request: LoadRequest) -> Mapping[str, Tensor]:
