@@ -21,7 +21,6 @@ from .._load.load import described
 from .._load.meta import left_on_meta, parameters_on_meta
 from .._load.options import LoadOptions
 from .._module.assign import assign
-from .._module.match import Match
 from .._module.records import assign_records
 from .._module.slots import find_slots
 from ._request import LoadRequest
@@ -46,6 +45,7 @@ def build_and_load(
     the model lacks, with the model and the file's tensors by name, which it renames in place. `request.dtype`
     is left to the caller: each library has rules of its own for what it casts. Buffers that are not
     persistent keep what the module computes, as in both libraries: a file's are unexpected, not refused.
+    So do, if `request.library` has `ignore_mismatched_sizes`, tensors that the file has in other shapes.
 
     Returns the model and what both libraries return for `output_loading_info=True`. Raises what
     `assign_from_file` raises, and ValueError for tensors that are left without data.
@@ -53,23 +53,48 @@ def build_and_load(
     options, tensors = request.options, request.tensors
     held = described(request.weights.footer, {}) if tensors is None else tensors
     dtypes = {name: tensor.dtype for name, tensor in held.items()}
-    model = _built(build, dtypes, options)
+    with BUILDING, parameters_on_meta():
+        model = build(dtypes)
     if mend is not None and not find_slots(model).keys() >= dtypes.keys():
         tensors = request.load() if tensors is None else dict(tensors)
         mend(model, tensors)
-    computed = not_persistent(model).intersection(dtypes if tensors is None else tensors)
+        held = tensors
+    computed = not_persistent(model).intersection(held)
     unexpected = sorted(name for name in computed if not options.ignores(name))
-    options = replace(options, ignore_names=(*options.ignore_names, *unexpected))
+    mismatched = _mismatched(model, held, options) if request.library.get("ignore_mismatched_sizes") else []
+    left_out = (*unexpected, *(name for name, _, _ in mismatched))
+    options = replace(options, ignore_names=(*options.ignore_names, *left_out))
+    model = _made_ready(model, lambda: build(dtypes), held, options)
     if tensors is None:
         match = assign(model, request.weights, options)
     else:
         match = assign_records(model, tensors, request.shown, options, request.target)
-    return _settle(model, replace(match, discarded=[*match.discarded, *unexpected]), request)
+    info = {
+        "missing_keys": match.missing,
+        "unexpected_keys": [*match.discarded, *unexpected],
+        "mismatched_keys": mismatched,
+        "error_msgs": [],
+    }
+    return _settle(model, request), info
 
 
 def not_persistent(model: nn.Module) -> set[str]:
     """The names of the buffers that state dicts leave out, as the module computes them."""
     return {name for name, slot in find_slots(model).items() if not slot.persistent}
+
+
+def _mismatched(
+    model: nn.Module, held: Mapping[str, Tensor], options: LoadOptions
+) -> list[tuple[str, torch.Size, torch.Size]]:
+    """What the file has in other shapes than the model: names, the file's shapes, the model's."""
+    return [
+        (name, held[name].shape, slot.tensor.shape)
+        for name, slot in find_slots(model).items()
+        if name in held
+        and slot.persistent
+        and not options.ignores(name)
+        and not slot.takes_shape(held[name].shape)
+    ]
 
 
 @contextmanager
@@ -87,14 +112,13 @@ def as_safetensors(request: LoadRequest, name: str, configs: str) -> Iterator[st
         yield scratch
 
 
-def _built(build: Callable[[FileDtypes], M], dtypes: FileDtypes, options: LoadOptions) -> M:
-    with BUILDING, parameters_on_meta():
-        model = build(dtypes)
-    wanted = {name: dtype for name, dtype in dtypes.items() if not options.ignores(name)}
+def _made_ready(model: M, build: Callable[[], M], held: Mapping[str, Tensor], options: LoadOptions) -> M:
+    """The model, or one built for real if parameters may keep the module's values, its buffers cast."""
+    wanted = {name: tensor.dtype for name, tensor in held.items() if not options.ignores(name)}
     lacking = _lacking_parameters(model, wanted)
     if lacking and (not options.demands_params or all(options.ignores(name) for name in lacking)):
         with BUILDING:
-            model = build(dtypes)
+            model = build()
     if not options.coerce_dtype:
         _cast_buffers(model, wanted)
     return model
@@ -115,18 +139,12 @@ def _cast_buffers(model: nn.Module, dtypes: FileDtypes) -> None:
             slot.tensor.data = slot.tensor.data.to(dtype)
 
 
-def _settle(model: M, match: Match, request: LoadRequest) -> tuple[M, dict[str, Any]]:
+def _settle(model: M, request: LoadRequest) -> M:
     if leftovers := left_on_meta(model):
         what = f"{len(leftovers)} tensors of the model are left without data: {leftovers}"
         raise ValueError(f"{request.shown}: {what}")
     model.to(request.target)  # the buffers that the file does not hold
-    info = {
-        "missing_keys": match.missing,
-        "unexpected_keys": match.discarded,
-        "mismatched_keys": [],
-        "error_msgs": [],
-    }
-    return model.eval(), info
+    return model.eval()
 
 
 def weight_of(tensor: Tensor) -> tuple[object, ...]:

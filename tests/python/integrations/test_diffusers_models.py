@@ -253,6 +253,30 @@ def test_buffers_that_are_not_persistent_are_not_loaded(
         assert_same(load_model(Rotary, tmp_path, dtype=dtype).state_dict(), model.to(dtype).state_dict())
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_tensors_of_other_shapes_may_be_ignored(dtype: torch.dtype | None, tmp_path: Path) -> None:
+    model = tiny_pipelines.unet()
+    model.save_pretrained(tmp_path)
+    state = model.state_dict() | {"conv_in.weight": torch.ones(3, 2, 1, 1), "conv_out.bias": torch.ones(7)}
+    save_model(model, tmp_path, state_dict=state)
+    save_safetensors(state, tmp_path / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"conv_in\.weight.*has shape \[3, 2, 1, 1\]"):
+        load_model(UNet2DModel, tmp_path, dtype=dtype)
+    how = {"torch_dtype": dtype, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    expected, wanted = UNet2DModel.from_pretrained(tmp_path, low_cpu_mem_usage=False, **how)
+    loaded, info = load_model(UNet2DModel, tmp_path, **how)
+    got, theirs = loaded.state_dict(), expected.state_dict()
+    for name in ("conv_in.weight", "conv_out.bias"):  # diffusers leaves what was in the memory
+        fresh, memory = got.pop(name), theirs.pop(name)
+        assert (fresh.dtype, fresh.shape) == (memory.dtype, memory.shape)
+        assert 0 < fresh.abs().max() < 1
+    assert_same(got, theirs)
+    assert sorted(info.pop("mismatched_keys")) == sorted(wanted.pop("mismatched_keys"))
+    assert info == wanted
+    strict = load_model(UNet2DModel, tmp_path, ignore_mismatched_sizes=True)
+    assert_same({"": strict.conv_in.bias}, {"": model.conv_in.bias})
+
+
 def test_a_dtype_may_be_named(saved: Path) -> None:
     assert FlashPackUNet.from_pretrained_flashpack(saved, dtype="float16").dtype == torch.float16
 

@@ -116,7 +116,8 @@ def load_model(
 
     Keyword arguments: `subfolder`, `variant` and hub options; `dtype` (or `torch_dtype`), which casts as
     diffusers does, modules kept in float32 aside, by default the file's dtypes; `device_map={"": device}`;
-    options of `assign_from_file`; `quantization_config`; and values that override the config's. A quantized
+    options of `assign_from_file`; `quantization_config`; `ignore_mismatched_sizes=True`, with which the
+    module initialises what the file has in other shapes; and values that override the config's. A quantized
     model goes through diffusers' own loader. `output_loading_info=True` returns the model and a dict of the
     missing and the unexpected names; parameters that are missing are then initialised by the module instead
     of refused, unless the options say how strict to be.
@@ -129,14 +130,16 @@ def load_model(
     if holds_several(cls):
         return _load_several(cls, pretrained_model_name_or_path, device, **kwargs)
     source = pretrained_model_name_or_path
-    request = LoadRequest.take(cls, source, device, kwargs, [CONFIG], ["quantization_config"])
+    library = ("ignore_mismatched_sizes", "quantization_config")
+    request = LoadRequest.take(cls, source, device, kwargs, [CONFIG], library)
     require_config(request.folder)
     config = cls.load_config(request.folder)
-    if request.library or config.get("quantization_config") is not None:
+    if "quantization_config" in request.library or config.get("quantization_config") is not None:
         return _load_quantized(cls, request, kwargs)
     build = _builder(cls, config, request.dtype, kwargs)
     model, info = build_and_load(build, request, mend=_mend_names)
-    _cast(model, request.dtype, info["missing_keys"])
+    mismatched = [name for name, _, _ in info["mismatched_keys"]]
+    _cast(model, request.dtype, [*info["missing_keys"], *mismatched])
     ignored = getattr(cls, "_keys_to_ignore_on_load_unexpected", None) or ()
     info["unexpected_keys"] = [
         name for name in info["unexpected_keys"] if not any(re.search(pattern, name) for pattern in ignored)
