@@ -124,11 +124,12 @@ impl Request {
         found.during("cannot stat", file.path()).map(Some)
     }
 
-    /// `None` for a cast that only torch makes.
+    /// Where all new tensors come from; `None` for a cast that only torch makes.
     fn sources(&self) -> Result<Option<Vec<Source>>> {
         self.tensors.iter().map(|take| self.source(take)).collect()
     }
 
+    /// That of one.
     fn source(&self, take: &Take) -> Result<Option<Source>> {
         let none = || Error::argument(format!("no model {}", take.model));
         let model = self.models.get(take.model).ok_or_else(none)?;

@@ -17,12 +17,13 @@ use crate::{
 /// safetensors headers are padded with spaces to a multiple of this.
 const HEADER_ALIGN_BYTES: usize = 8;
 
-/// Writes the tensors of the model at `path`, as [`Model::open`] takes it, to a safetensors file at `destination`, some megabytes at a time.
-/// Tied tensors are written once for each name, as safetensors has no way to say that they are one.
+/// Writes the tensors of the model at `path`, as [`Model::open`] takes it, to a safetensors file at `destination`, some
+/// megabytes at a time. Tied tensors are written once for each name, as safetensors has no way to say that they are one.
 ///
 /// # Errors
-/// Those of [`Model::open`]; [`ErrorKind::Checksum`]: a file of digests is damaged; [`ErrorKind::Format`] for a file that is safetensors already;
-/// [`ErrorKind::Unsupported`] for a type that safetensors does not have; [`ErrorKind::Io`].
+/// Those of [`Model::open`]; [`ErrorKind::Checksum`] for bytes that do not match their digest; [`ErrorKind::Format`] for a
+/// file that is safetensors already; [`ErrorKind::Unsupported`] for a type that safetensors does not have;
+/// [`ErrorKind::Io`].
 pub fn to_safetensors(path: &Path, destination: &Path, progress: Progress<'_>) -> Result<Converted> {
     let model = Model::open(path)?;
     expect_flashpack(&model)?;
