@@ -40,7 +40,8 @@ impl NewFile {
     /// its target is meant.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] for a folder or file that cannot be written; [`ErrorKind::Unsupported`] for a URL.
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) for a folder or file that cannot be written;
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a URL.
     pub fn create(destination: &Path) -> Result<Self> {
         Self::create_like(destination, destination)
     }
@@ -86,7 +87,7 @@ impl NewFile {
     /// Writes `bytes` as a part of a small file.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`].
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io).
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).during("cannot write", &self.destination)
     }
@@ -104,7 +105,7 @@ impl NewFile {
     /// after a crash, finds a file without a trailer, and mappings of the old file change.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`]; the destination is then what it was, unless only flushing its folder
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io); the destination is then what it was, unless only flushing its folder
     /// or such a copy failed.
     pub fn commit(self) -> Result<u64> {
         self.commit_if(|| Ok(()))
@@ -125,7 +126,7 @@ impl NewFile {
     /// Flushes the file to the disk; returns its length in bytes.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`].
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io).
     pub fn make_durable(&self) -> Result<u64> {
         let bytes = self.file.metadata().during("cannot stat", &self.destination)?.len();
         self.file.sync_all().during("cannot flush to disk", &self.destination)?;
@@ -135,7 +136,7 @@ impl NewFile {
     /// Puts the file in the destination's place, but leaves their folder to be flushed.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`].
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io).
     pub fn put_in_place(&mut self) -> Result<()> {
         let path = self.destination.clone();
         self.replace().during("cannot put the new file in place of", &path)
@@ -207,8 +208,8 @@ impl AtomicFile {
     /// From a few MiB on it is written past the page cache, unless `FLASHPACK_DIRECT_IO=0` or the file system refuses.
     ///
     /// # Errors
-    /// Those of [`NewFile::create`]; [`ErrorKind::Io`] if the disk is full; [`ErrorKind::Argument`] for a malformed
-    /// environment variable.
+    /// Those of [`NewFile::create`]; [`ErrorKind::Io`](crate::ErrorKind::Io) if the disk is full;
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a malformed environment variable.
     pub fn create(destination: &Path, expected_bytes: u64) -> Result<Self> {
         Self::create_like(destination, destination, expected_bytes)
     }
@@ -236,7 +237,7 @@ impl AtomicFile {
     /// Appends `bytes`.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`], naming the destination, perhaps for bytes that were appended before.
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io), naming the destination, perhaps for bytes that were appended before.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.bytes.write(bytes).at(&self.new.destination)
     }
@@ -260,7 +261,7 @@ impl AtomicFile {
     /// The file with all its bytes, to be put in place.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`], perhaps of bytes that were appended before.
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io), perhaps of bytes that were appended before.
     pub fn finish(mut self) -> Result<NewFile> {
         self.bytes.finish().at(&self.new.destination)?;
         Ok(self.new)
@@ -297,7 +298,7 @@ fn copy(mut from: &File, options: &OpenOptions, to: &Path) -> io::Result<()> {
 /// as on another file system, is copied first.
 ///
 /// # Errors
-/// [`ErrorKind::Io`].
+/// [`ErrorKind::Io`](crate::ErrorKind::Io).
 pub fn move_in_place(from: &Path, to: &Path) -> Result<()> {
     match fs::rename(from, to) {
         Err(error) if is_renaming_refused(&error) => {
