@@ -21,24 +21,17 @@ from diffusers import (
 from flashpack import load_file
 from flashpack.integrations.diffusers import (
     AutoFlashPackModel,
-    FlashPackDiffusersModelMixin,
     patch_diffusers_auto_model,
     save_model,
 )
 from flashpack.integrations.transformers import save_model as save_transformers_model
 from helpers import assert_same, listing
-
-
-class FlashPackUNet(UNet2DModel, FlashPackDiffusersModelMixin):
-    """As the documentation says: the mixin comes second."""
+from packed_unet import FlashPackUNet, save_unet
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """A folder with a UNet of FlashPackUNet."""
-    model = FlashPackUNet.from_config(tiny_pipelines.unet().config)
-    model.save_pretrained_flashpack(tmp_path / "saved")
-    return tmp_path / "saved"
+    return save_unet(tmp_path / "saved")
 
 
 def test_diffusers_own_support_works(tmp_path: Path) -> None:

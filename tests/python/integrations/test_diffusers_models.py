@@ -27,12 +27,9 @@ from flashpack.integrations.diffusers import (
     save_model,
 )
 from helpers import assert_same, flip_byte, listing, place_of, read_footer
+from packed_unet import FlashPackUNet, save_unet
 from safetensors.torch import save_file as save_safetensors
 from torch import nn
-
-
-class FlashPackUNet(UNet2DModel, FlashPackDiffusersModelMixin):
-    """As the documentation says: the mixin comes second."""
 
 
 class FlashPackFirst(FlashPackDiffusersModelMixin, UNet2DModel):
@@ -41,10 +38,7 @@ class FlashPackFirst(FlashPackDiffusersModelMixin, UNet2DModel):
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """A folder with a UNet of FlashPackUNet."""
-    model = FlashPackUNet.from_config(tiny_pipelines.unet().config)
-    model.save_pretrained_flashpack(tmp_path / "saved")
-    return tmp_path / "saved"
+    return save_unet(tmp_path / "saved")
 
 
 # Round trips
