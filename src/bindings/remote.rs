@@ -74,6 +74,7 @@ fn run(request: Request) -> Result<Value> {
             json(&Opened { number: OBJECTS.keep(object), bytes, pinned })
         }
         Request::List { url, deep } => json(&stores()?.list(&url, deep)?),
+        Request::Pinned { url } => json(&stores()?.pinned(&url)?),
         Request::Create { url, expected_bytes } => {
             let upload = stores()?.create(&url, expected_bytes)?;
             json(&Opened { number: UPLOADS.keep(upload), bytes: 0, pinned: None })

@@ -35,11 +35,15 @@ pub fn index_path(destination: &Path) -> PathBuf {
     name.into()
 }
 
-/// The file that loads open for `path`: of a folder its weights, of a name that shards were saved under their index.
+/// The file that loads open for `path`: of a folder its weights, of a name that shards were saved under their index; of a URL
+/// that of the version which lies there now.
 ///
 /// # Errors
 /// Those of [`find`].
 pub fn resolve(path: &Path) -> Result<PathBuf> {
+    if let Some(url) = remote::url(path) {
+        return Ok(remote::stores()?.pinned(url)?.into());
+    }
     if path.is_dir() {
         return find(path, None, &LOADABLE);
     }

@@ -94,6 +94,10 @@ impl Stores for Library {
         self.call(&Request::List { url: url.to_owned(), deep })
     }
 
+    fn pinned(&self, url: &str) -> Result<String> {
+        self.call(&Request::Pinned { url: url.to_owned() })
+    }
+
     fn remove(&self, url: &str) -> Result<()> {
         self.call(&Request::Remove { url: url.to_owned() })
     }

@@ -39,6 +39,13 @@ pub trait Stores: Sync {
     /// As [`Stores::open`]; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if the store has no listings.
     fn list(&self, url: &str, deep: bool) -> Result<Vec<Entry>>;
 
+    /// The URL of what the file or folder at `url` is now, whatever comes later: of `hf://` that with the commit. `url` itself
+    /// if its store has no such URLs, or cannot be asked.
+    ///
+    /// # Errors
+    /// As [`Stores::open`].
+    fn pinned(&self, url: &str) -> Result<String>;
+
     /// Removes the object at `url`; that there is none is no error.
     ///
     /// # Errors

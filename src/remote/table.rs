@@ -44,6 +44,8 @@ pub(crate) enum Request {
     Open { url: String, opening: Opening },
     /// Gives a list of [`Entry`](super::Entry).
     List { url: String, deep: bool },
+    /// Gives a URL.
+    Pinned { url: String },
     /// Gives an [`Opened`] upload.
     Create { url: String, expected_bytes: u64 },
     /// Removes an object.

@@ -131,3 +131,42 @@ fn a_deep_list_is_refused_once() {
         assert_eq!(hub.requests().len(), 1, "{status}");
     }
 }
+
+#[test]
+fn a_revision_is_pinned_once_for_several_openings() {
+    let hub = Server::new(|_, _| Reply::new(200, format!(r#"{{"sha": "{COMMIT}", "private": false}}"#)));
+    let stores = stores(&[("HF_ENDPOINT", &hub.url(""))]);
+    for (url, pinned) in [
+        ("hf://org/repo", format!("hf://models/org/repo@{COMMIT}")),
+        ("hf://org/repo/a/", format!("hf://models/org/repo@{COMMIT}/a")),
+        ("hf://datasets/org/repo@refs/pr/1/a-/-", format!("hf://datasets/org/repo@{COMMIT}/a-/-")),
+    ] {
+        assert_eq!(stores.pinned(url).unwrap(), pinned);
+        assert_eq!(stores.pinned(&pinned).unwrap(), pinned);
+    }
+    let targets: Vec<_> = hub.requests().into_iter().map(|request| request.target).collect();
+    let models = "/api/models/org/repo/revision/main";
+    assert_eq!(targets, [models, models, "/api/datasets/org/repo/revision/refs%2Fpr%2F1"]);
+}
+
+#[test]
+fn what_has_no_revision_to_ask_for_stays() {
+    let unreachable = Server::of(vec![]).url("");
+    let stores = stores(&[("HF_ENDPOINT", &unreachable)]);
+    for url in ["hf://org/repo/file", "s3://bucket/file", "https://host/file?query"] {
+        assert_eq!(stores.pinned(url).unwrap(), url);
+    }
+}
+
+#[test]
+fn a_hub_that_names_no_commit_is_refused() {
+    for (status, body, words) in [
+        (200, r#"{"sha": "main"}"#, "does not say which commit"),
+        (200, "<html>", "does not say which commit"),
+        (404, "", "hf://org/repo"),
+    ] {
+        let hub = Server::new(move |_, _| Reply::new(status, body));
+        let error = stores(&[("HF_ENDPOINT", &hub.url(""))]).pinned("hf://org/repo").unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}

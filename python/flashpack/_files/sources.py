@@ -33,9 +33,18 @@ def model_path(path: ModelPath) -> str:
 def resolved_path(path: ModelPath) -> str:
     """The file that a load opens for `path`, or all of a list, as the native side takes them.
 
+    URLs of hf:// get the commit that their revision is now.
+
     Raises as `model_path` and `find_weights`.
     """
-    return local_path(native.call("resolve", path=model_path(path)))
+    return SEPARATOR.join(
+        local_path(native.call("resolve", path=each)) for each in model_path(path).split(SEPARATOR)
+    )
+
+
+def pinned(source: StrPath) -> StrPath:
+    """`source`; of hf:// with the commit that the revision is now, so that all its files are of one."""
+    return resolved_path(source) if is_url(source) else source
 
 
 def shown_path(text: str) -> str:

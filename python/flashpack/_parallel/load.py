@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from .._core.names import warn
+from .._core.paths import has_url
 from .._files.opened import OpenModel
-from .._files.sources import ModelPath, model_path
+from .._files.sources import ModelPath, model_path, resolved_path
 from .._load.load import as_device, described
 from .._module.assign import assign_from_file
 from .._module.dtensors import is_dtensor, load_local, local_of, with_local
 from .._module.packed import Blocks, Plan
 from .._module.slots import find_slots
+from .._ranks.group import portable
 from .plans import parallelize, rule_of, unmatched
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ def load_sharded(
     is a warning), or blocks that the ranks cannot share evenly, and what `assign_from_file` raises.
     """
     on = as_device(mesh.device_type if device is None else device)
+    path = _agreed(path, mesh)
     if isinstance(target, nn.Module):
         parallelize(target, mesh, tp_plan)
         assign_from_file(target, path, on, eager=eager, verify=verify)
@@ -62,6 +65,29 @@ def load_sharded(
     if not local:
         return tensors
     return {name: local_of(tensor) if is_dtensor(tensor) else tensor for name, tensor in tensors.items()}
+
+
+def _agreed(path: ModelPath, mesh: DeviceMesh) -> ModelPath:
+    """`path`; of a URL that of the version which the first rank of the mesh finds there."""
+    if not has_url(model_path(path)):
+        return path
+    import torch.distributed as dist
+
+    answers: list[str | BaseException | None] = [None] * mesh.size()
+    dist.all_gather_object(answers, _resolved(path) if mesh.get_local_rank() == 0 else None, mesh.get_group())
+    found = answers[0]
+    if isinstance(found, BaseException):
+        raise found
+    assert found is not None
+    return found
+
+
+def _resolved(path: ModelPath) -> str | BaseException:
+    """`resolved_path`, or the error of it, for ranks that wait for either."""
+    try:
+        return resolved_path(path)
+    except Exception as error:  # noqa: BLE001 (raised on all ranks)
+        return portable(error)
 
 
 def _load_by_plan(

@@ -111,7 +111,7 @@ class Ranks:
             result = work()
         except BaseException as error:
             with suppress(RuntimeError):  # another rank is gone: this error is the one to tell
-                self._exchange((_portable(error), None))
+                self._exchange((portable(error), None))
             raise
         outcomes = self._exchange((None, result))
         for rank, (failure, _) in enumerate(outcomes):
@@ -152,7 +152,7 @@ class Ranks:
         return RuntimeError(f"{self._path}: another rank was lost while the file was loaded: {error}")
 
 
-def _portable(error: BaseException) -> BaseException:
+def portable(error: BaseException) -> BaseException:
     """The same error, or one that tells of it if it cannot be sent."""
     try:
         copy: BaseException = pickle.loads(pickle.dumps(error))

@@ -15,6 +15,7 @@ from torch import Tensor
 from .._core import native, ops
 from .._core.constants import DEFAULT_CHUNK_BYTES, DEFAULT_NUM_STREAMS
 from .._core.errors import FlashPackError
+from .._core.paths import has_url
 from .._core.progress import Silent
 from .._files.opened import OpenModel
 from .._files.sources import ModelPath, model_path, resolved_path, shown_path
@@ -186,10 +187,11 @@ def load_together(
     """The file for all ranks, which agree on the footer and the sharing mode of rank `src`."""
     place = (options.rank, options.local_rank, options.world_size)
 
-    def mine() -> OpenModel | None:
+    def resolved() -> str | None:
         if not 0 <= src < ranks.size:
             raise ValueError(f"src must be a rank from 0 to {ranks.size - 1}, not {src}")
-        return OpenModel(text) if ranks.rank == src else None
+        # Of a URL all ranks read the version that one has found.
+        return resolved_path(path) if ranks.rank == src or not has_url(model_path(path)) else None
 
     def settled() -> _Sharing | None:
         if weights is None:
@@ -202,8 +204,9 @@ def load_together(
     join(device, place[0], place[2])
     with Ranks(shown_path(model_path(path))) as ranks:
         own = ranks.agree(lambda: own_device(device, *place))
-        text = ranks.agree(lambda: resolved_path(path))
-        weights = ranks.agree(mine)
+        places = ranks.gather(resolved)
+        text = places[ranks.rank] or str(places[src])
+        weights = ranks.agree(lambda: OpenModel(text) if ranks.rank == src else None)
         sharing = ranks.gather(settled)[src]
         assert sharing is not None
         if sharing.strategy is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from .._core import native
 from .._core.paths import StrPath, is_url, shown_url
 from .._files.folder import SUFFIX, checked_subfolder, index_path, weights_name
+from .._files.sources import resolved_path
 from .._hub.client import HubOptions, fetch
 
 
@@ -71,6 +72,7 @@ def fetch_weights(
     prefix = f"{inside}/" if inside else ""
     names = [prefix + name for name in beside]
     if is_url(source):
+        source = resolved_path(source)
         place = _url_below(source, inside)
         found = _object_among(there := _names_at(place), variant)
         if found is None:

@@ -93,6 +93,19 @@ impl AllStores {
         list::list(&self.client, &*address, &kind, &folder, deep)
     }
 
+    fn pinned_at(&self, url: &str) -> Result<String> {
+        let settings = self.settings();
+        if scheme(url)? != "hf" || is_offline(&settings) {
+            return Ok(url.to_owned());
+        }
+        let Some(hub) = Hub::revision(url, &settings)? else { return Ok(url.to_owned()) };
+        match Exchange::new(&self.client, &hub, &Meter::default()).text(&Ask::new(Method::GET)) {
+            // Out of reach: what the cache of `huggingface_hub` has is opened without its answer.
+            Err(error) if error.errno().is_none() => Ok(url.to_owned()),
+            answer => hub.pinned_by(&answer?.1),
+        }
+    }
+
     fn remove_at(&self, url: &str) -> Result<()> {
         let address = self.address(url, Part::Object)?;
         let meter = Meter::default();
@@ -119,8 +132,7 @@ impl AllStores {
     /// Opens a file of the Hub, or its copy in the cache of `huggingface_hub`.
     fn open_on_hub(&self, url: &str, settings: &Settings, opening: &Opening) -> Result<Arc<dyn Object>> {
         let (hub, shown) = (Arc::new(Hub::new(url, settings)?), shown(url));
-        let is_offline =
-            settings.first(&["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]).is_some_and(settings::is_yes);
+        let is_offline = is_offline(settings);
         if let Some(path) = hub.cached(settings, is_offline) {
             return Ok(Arc::new(Stored::open(&path, Path::new(&shown), hub.pinned())?));
         }
@@ -149,6 +161,10 @@ impl Stores for AllStores {
         self.list_at(url, deep).at(Path::new(&shown(url)))
     }
 
+    fn pinned(&self, url: &str) -> Result<String> {
+        self.pinned_at(url).at(Path::new(&shown(url)))
+    }
+
     fn remove(&self, url: &str) -> Result<()> {
         // What is cancelled removes what it has made.
         Progress::SILENT.watch(|| self.remove_at(url)).at(Path::new(&shown(url)))
@@ -159,6 +175,11 @@ impl Stores for AllStores {
         let create = |scheme| upload::create(&self.client, scheme, address, expected_bytes, &shown(url));
         scheme(url).and_then(create).at(Path::new(&shown(url)))
     }
+}
+
+/// Whether the Hub must not be asked.
+fn is_offline(settings: &Settings) -> bool {
+    settings.first(&["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]).is_some_and(settings::is_yes)
 }
 
 /// What the stores of `scheme` do not do.

@@ -22,6 +22,7 @@ from flashpack._ranks.group import Ranks
 from flashpack.deserialization import iterate_from_flash_tensor
 from helpers import DTYPES, MIB, assert_same, bytes_read, dtype_id, noise
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
 MODES: list[tuple[bool, str | None]] = [(False, None), (True, "contiguous"), (True, "windows")]
 
@@ -304,6 +305,23 @@ def order_of_events(path: str, sharded: bool) -> list[str]:
     _ops.fill_payload, Ranks.broadcast, Ranks.wait = reading, sending, waiting
     flashpack.read_flashpack_file_distributed(path, "cpu", sharded=sharded)
     return events
+
+
+def values_by_url(url: str, sharded: bool, strategy: str | None) -> list[float]:
+    """The values that the tensors have, of a model at a URL."""
+    storage, _ = flashpack.read_flashpack_file_distributed(
+        url, "cpu", sharded=sharded, shard_strategy=strategy
+    )
+    return sorted(
+        {value for block in storage.blocks for value in block.view(torch.float32).unique().tolist()}
+    )
+
+
+def parts_by_url(url: str) -> list[float]:
+    """The same, of this rank's part of a tensor."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    part = flashpack.load_sharded({"l": "colwise"}, url, mesh, local=True)["l.weight"]
+    return sorted(part.unique().tolist())
 
 
 def read_by_url(url: str, sharded: bool, strategy: str | None) -> None:

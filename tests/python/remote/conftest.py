@@ -12,7 +12,7 @@ import pytest
 import remote_model
 from faultstore import Store
 
-sys.path.append(str(Path(__file__).parents[1] / "integrations"))  # the stand-in for a model hub
+sys.path.append(str(Path(__file__).parents[1] / "integrations"))  # what builds tiny pipelines
 
 _ELSEWHERE = (
     *("aws_", "azure_", "google_", "hf_", "ssl_cert_"),

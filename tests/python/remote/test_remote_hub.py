@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import flashpack
 import pytest
-import torch
 from faultstore import Store
 from helpers import assert_same
 from hub_server import connect, serving
 from hub_store import READER_TOKEN, STRANGER_TOKEN, Hub
 from patience import within
 from remote_model import tensors
-from safetensors.torch import save_file
 
 NAME = "model.flashpack"
 URL = f"hf://tiny/model/{NAME}"
@@ -60,36 +57,6 @@ def test_a_push_between_two_reads_changes_nothing(hub: Hub, _written: Path) -> N
         hub.add("tiny/model", {NAME: (_written / "folder/model.flashpack.changed").read_bytes()})
         for name in tensors():
             assert_same({name: within(lambda name=name: file.get_tensor(name))}, {name: tensors()[name]})
-
-
-def test_shards_are_of_the_commit_that_their_index_is_of(hub: Hub, tmp_path: Path) -> None:
-    """Somebody pushes while they are opened."""
-
-    def files(value: float) -> dict[str, bytes]:
-        folder = tmp_path / str(value)
-        folder.mkdir()
-        shards = {f"model-0000{number}-of-00002.safetensors": f"l{number}" for number in (1, 2)}
-        for shard, name in shards.items():
-            save_file({name: torch.full((20_000,), value)}, folder / shard)
-        index = {"metadata": {}, "weight_map": {name: shard for shard, name in shards.items()}}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-        return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-    class Requests(list[tuple[str, str]]):
-        def append(self, request: tuple[str, str], /) -> None:
-            super().append(request)
-            if sum("/resolve/" in path and "-of-" in path for _, path in self) == 2 and newer:
-                hub.add("tiny/shards", newer)
-                newer.clear()
-
-    newer: dict[str, bytes] = {}
-    for value, url in ((1.0, "hf://tiny/shards/model.safetensors.index.json"), (2.0, "hf://tiny/shards")):
-        hub.add("tiny/shards", files(value))
-        newer = files(-value)
-        hub.requests = Requests()
-        loaded = within(lambda url=url: flashpack.load_file(url))
-        assert not newer
-        assert {tensor.unique().item() for tensor in loaded.values()} == {value}
 
 
 def test_private_and_gated_repositories_need_a_token(

@@ -9,6 +9,7 @@ import diffusers
 
 from ..._core.paths import StrPath
 from ..._files.folder import CONFIG, PIPELINE, checked_subfolder
+from ..._files.sources import pinned
 from ..._hub.client import HubOptions, fetch
 from .._request import add_switch
 from ._classes import model_class
@@ -33,6 +34,7 @@ def load_any_model(
     is found.
     """
     options = HubOptions.take(dict(arguments))
+    pretrained_model_or_path = pinned(pretrained_model_or_path)
     configs = [CONFIG, PIPELINE, *([f"{checked_subfolder(subfolder)}/{CONFIG}"] if subfolder else [])]
     folder = fetch(pretrained_model_or_path, options, configs)
     entry = None

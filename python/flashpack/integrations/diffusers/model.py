@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..._core.names import filter_kwargs_for_method, initialiser, keywords_of, warn_of_unused
 from ..._core.paths import StrPath, is_url
 from ..._files.folder import CONFIG, checked_subfolder, require_config, weights_name
-from ..._files.sources import shown_path
+from ..._files.sources import pinned, shown_path
 from ..._hub.client import CARD_NAME, HubOptions, PushOptions, fetch, push
 from ..._load.options import OPTION_NAMES
 from ..._module.slots import find_slots
@@ -245,6 +245,7 @@ def _load_several(
         inside, hub = checked_subfolder(subfolder), HubOptions.take(arguments)
         if is_url(source) and not inside:
             raise ValueError(f"{shown_path(source)}: name the folder of the first model by subfolder=")
+        source = pinned(source)
         names = [CONFIG] if is_url(source) else [CONFIG, *weights_patterns(variant)]
         folder = fetch(source, hub, [f"{inside}*/{name}" for name in names]) / inside
         if is_url(source):

@@ -17,7 +17,7 @@ from ..._core.constants import DEFAULT_ALIGN_BYTES, DEFAULT_NUM_WRITE_WORKERS
 from ..._core.names import keywords_of, warn_of_unused
 from ..._core.paths import StrPath, is_url, text_path
 from ..._files.folder import PIPELINE, SUFFIX
-from ..._files.sources import shown_path
+from ..._files.sources import pinned, shown_path
 from ..._hub.client import HubOptions
 from ..._load.options import OPTION_NAMES
 from .._build import BUILDING
@@ -187,6 +187,7 @@ def load_pipeline(
     if shown.endswith(SUFFIX) and (is_url(source) or Path(source).is_file()):
         pipeline = _load_file(cls, source, loading)
     else:
+        source = text_path(pinned(source))
         folder, index = fetch_pipeline(source, hub, variant)
         pipeline = _load_folder(cls, source if is_url(source) else folder, folder, index, loading)
     if loading.device is not None:

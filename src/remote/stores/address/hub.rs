@@ -7,6 +7,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderValue, Request, Uri};
+use serde::Deserialize;
 
 use super::{
     Address, hub_cache,
@@ -27,6 +28,9 @@ use crate::{
 
 /// Larger files are not given out by HTTP: the Hub has them in parts of a protocol of its own.
 const MOST_BYTES: u64 = 400_000_000_000;
+
+/// Makes the URL of a folder that of a file in it, of any name.
+const BELOW: &str = "/-";
 
 /// A file of the Hub, and what it has said of it.
 pub(in crate::remote::stores) struct Hub {
@@ -58,10 +62,42 @@ impl Hub {
     /// # Errors
     /// As [`Hub::new`].
     pub(in crate::remote::stores) fn folder(url: &str, settings: &Settings) -> Result<Self> {
-        let hub = Self::new(&format!("{}/-", url.trim_end_matches('/')), settings)?;
-        let tree = parsed(&format!("{}/{}", hub.endpoint, hub.file.tree()))?;
-        let links = Links::new(tree, token(settings).as_deref().and_then(bearer));
-        Ok(Self { links, ..hub })
+        Self::new(&below(url), settings)?.asked_at(File::tree, settings)
+    }
+
+    /// What says which commit the revision of `url` is; none if that is one itself.
+    ///
+    /// # Errors
+    /// As [`Hub::new`].
+    pub(in crate::remote::stores) fn revision(url: &str, settings: &Settings) -> Result<Option<Self>> {
+        let hub = Self::new(&below(url), settings)?;
+        let is_commit = hub_cache::is_commit(&hub.file.revision);
+        (!is_commit).then(|| hub.asked_at(File::info, settings)).transpose()
+    }
+
+    fn asked_at(self, place: impl Fn(&File) -> String, settings: &Settings) -> Result<Self> {
+        let first = parsed(&format!("{}/{}", self.endpoint, place(&self.file)))?;
+        Ok(Self { links: Links::new(first, token(settings).as_deref().and_then(bearer)), ..self })
+    }
+
+    /// The URL that [`Hub::revision`] was made of, with the commit that the Hub's `answer` names.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`]: it names none.
+    pub(in crate::remote::stores) fn pinned_by(&self, answer: &str) -> Result<String> {
+        #[derive(Deserialize)]
+        struct Info {
+            sha: String,
+        }
+        let info = serde_json::from_str(answer).ok().filter(|info: &Info| hub_cache::is_commit(&info.sha));
+        let info = info.ok_or_else(|| {
+            Error::new(
+                ErrorKind::Io,
+                "its server does not say which commit the revision is: name one in the URL",
+            )
+        })?;
+        let url = self.file.at(&info.sha);
+        Ok(url.strip_suffix(BELOW).unwrap_or(&url).to_owned())
     }
 
     /// The path of the folder at `url` in its repository.
@@ -69,7 +105,7 @@ impl Hub {
     /// # Errors
     /// As [`Hub::new`].
     pub(in crate::remote::stores) fn path(url: &str) -> Result<String> {
-        Ok(File::parse(&format!("{}/-", url.trim_end_matches('/')))?.folder().to_owned())
+        Ok(File::parse(&below(url))?.folder().to_owned())
     }
 
     /// The file in the cache of `huggingface_hub`, of the commit that the Hub has named. Without its answer that of a
@@ -94,6 +130,11 @@ impl Hub {
             self.links.begin_at(first);
         }
     }
+}
+
+/// The URL of a file in the folder at `url`.
+fn below(url: &str) -> String {
+    format!("{}{BELOW}", url.trim_end_matches('/'))
 }
 
 impl Address for Hub {

@@ -71,6 +71,11 @@ impl File {
         if self.folder().is_empty() { whole } else { format!("{whole}/{}", encoded(self.folder())) }
     }
 
+    /// Where its revision is described, below the endpoint.
+    pub(super) fn info(&self) -> String {
+        format!("api/{}/{}/revision/{}", self.kind, self.repository, encoded_whole(&self.revision))
+    }
+
     /// Where it is given out, below the endpoint.
     pub(super) fn resolve(&self, revision: &str) -> String {
         format!("{}/resolve/{}/{}", self.page(), encoded_whole(revision), encoded(&self.path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +69,23 @@ def blob_id(data: bytes) -> str:
 def is_large(path: str) -> bool:
     """Whether the hub keeps the file outside of git."""
     return path.endswith(LARGE_SUFFIXES)
+
+
+class PushAt(list[tuple[str, str]]):
+    """The requests of `hub`. Before the answer to the first that makes `when` true, `files` are pushed."""
+
+    def __init__(
+        self, hub: Hub, repo_id: str, files: Mapping[str, bytes], when: Callable[[list[str]], bool]
+    ) -> None:
+        super().__init__()
+        self.hub, self.repo_id, self.when = hub, repo_id, when
+        self.files: Mapping[str, bytes] | None = files  # None: they are pushed
+
+    def append(self, request: tuple[str, str], /) -> None:
+        super().append(request)
+        if self.files is not None and self.when([path for _, path in self]):
+            self.hub.add(self.repo_id, self.files)
+            self.files = None
 
 
 class Hub:
