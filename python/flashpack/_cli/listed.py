@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
@@ -23,10 +22,12 @@ _DIGITS = {"xxh3_64": 16, "blake3": 64}  # of a digest
 def one_by_one(listing: Listing, is_long: bool) -> Iterator[str]:
     """A line for each tensor, then all together; if `is_long` with where it lies."""
     heads = ["NAME", "DTYPE", "SHAPE", "SIZE"]
-    size = functools.cache(size_text)  # of many tensors few differ in size
-    facts = zip(*listing.tensors, strict=True) if listing.tensors else [()] * 6
-    names, dtypes, shapes, sizes, files, _ = facts
-    columns = [names, dtypes, [*map(str, shapes)], [*map(size, sizes)]]
+    kinds = [kind for _, kind, _, _ in listing.tensors]
+    dtypes = [kind.dtype for kind in listing.kinds]
+    shapes = [str(kind.shape) for kind in listing.kinds]
+    sizes = [size_text(kind.bytes) for kind in listing.kinds]
+    columns = [[name for name, _, _, _ in listing.tensors]]
+    columns += [[texts[kind] for kind in kinds] for texts in (dtypes, shapes, sizes)]
     if is_long:
         heads.append("OFFSET")
         columns.append(
@@ -35,7 +36,7 @@ def one_by_one(listing: Listing, is_long: bool) -> Iterator[str]:
         if len(listing.files) > 1:
             heads.append("FILE")
             shown = [printable(PurePath(file.path).name) for file in listing.files]
-            columns.append([shown[file] for file in files])
+            columns.append([shown[file] for _, _, file, _ in listing.tensors])
     yield from table(heads, columns, (3, 4))
     yield from closing(listing)
 

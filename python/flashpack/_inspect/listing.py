@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from .._core import native
 from .._core.names import included
 from .._files.sources import ModelPath, model_path, shown_path
 
+# A tensor: its name, the numbers of its kind and of its file among the listing's, and its first byte there.
+Listed: TypeAlias = tuple[str, int, int, int]
 
-class Listed(NamedTuple):
-    """A tensor: sizes in bytes, the number of its file among the listing's, and its first byte there."""
 
-    name: str
+class Kind(NamedTuple):
+    """What tensors have in common; the bytes are those of one."""
+
     dtype: str
     shape: list[int]
     bytes: int
-    file: int
-    offset: int
 
 
 class File(NamedTuple):
@@ -40,26 +40,18 @@ class Total(NamedTuple):
     bytes: int
     dtypes: dict[str, int]
 
-    @classmethod
-    def of(cls, tensors: list[list[Any]]) -> Total:
-        """Those of a listing."""
-        dtypes: dict[str, int] = defaultdict(int)
-        for tensor in tensors:
-            dtypes[tensor[1]] += tensor[3]
-        elements = sum(math.prod(tensor[2]) for tensor in tensors)
-        return cls(len(tensors), elements, sum(dtypes.values()), dict(dtypes))
-
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A model: what errors call each of its `files`, and its bytes; its `tensors`, by name in natural order.
+    """A model: its `files`; its `tensors`, by name in natural order, and the `kinds` that they are of.
 
-    Each tensor is a plain list of what `Listed` has, as there may be hundreds of thousands.
+    There may be hundreds of thousands of tensors, and few kinds.
     """
 
     path: str
     files: list[File]
-    tensors: list[list[Any]]
+    kinds: list[Kind]
+    tensors: list[Listed]
     metadata: dict[str, str]
     checksums: str | None
 
@@ -68,11 +60,15 @@ class Listing:
         """The list of a model, as `load_file` takes its path. Raises as that does before it reads."""
         text = model_path(path)
         told = native.call("tensors", path=text)
-        return cls(shown_path(text), [File(*file) for file in told.pop("files")], **told)
+        files = [File(*file) for file in told.pop("files")]
+        kinds = [Kind(*kind) for kind in told.pop("kinds")]
+        tensors = [*zip(*told.pop("tensors"), strict=True)]
+        return cls(shown_path(text), files, kinds, tensors, **told)
 
-    def offset(self, tensor: list[Any]) -> int | None:
+    def offset(self, tensor: Listed) -> int | None:
         """The first byte of a tensor in its file; None if that is compressed."""
-        return None if self.files[tensor[4]].compressed else tensor[5]
+        _, _, file, offset = tensor
+        return None if self.files[file].compressed else offset
 
     def only(self, patterns: Iterable[str]) -> Listing:
         """Those that a pattern selects, as `include=` of loads does; all without any. Raises ValueError."""
@@ -85,21 +81,32 @@ class Listing:
         """By "name" as they are, by "size", the largest first, or as they lie in the files, for "file"."""
         tensors = self.tensors
         if by == "size":
-            tensors = sorted(tensors, key=lambda tensor: -tensor[3])
+            tensors = sorted(tensors, key=lambda tensor: -self.kinds[tensor[1]].bytes)
         elif by == "file":
-            tensors = sorted(tensors, key=lambda tensor: tensor[4:6])
+            tensors = sorted(tensors, key=lambda tensor: tensor[2:])
         return replace(self, tensors=tensors[::-1] if reverse else tensors)
 
     def total(self) -> Total:
         """All together."""
-        return Total.of(self.tensors)
+        return self._total(kind for _, kind, _, _ in self.tensors)
 
     def groups(self, depth: int) -> dict[str, Total]:
         """Totals by the first `depth` parts of the names, between dots; names with fewer are their own."""
-        groups: dict[str, list[list[Any]]] = defaultdict(list)
-        for tensor in self.tensors:
-            groups[".".join(tensor[0].split(".")[:depth])].append(tensor)
-        return {prefix: Total.of(tensors) for prefix, tensors in groups.items()}
+        groups: dict[str, list[int]] = defaultdict(list)
+        for name, kind, _, _ in self.tensors:
+            groups[".".join(name.split(".")[:depth])].append(kind)
+        return {prefix: self._total(kinds) for prefix, kinds in groups.items()}
+
+    def _total(self, kinds: Iterable[int]) -> Total:
+        """Tensors of these kinds together."""
+        tensors = elements = 0
+        dtypes: dict[str, int] = defaultdict(int)
+        for number, count in Counter(kinds).items():
+            kind = self.kinds[number]
+            tensors += count
+            elements += count * math.prod(kind.shape)
+            dtypes[kind.dtype] += count * kind.bytes
+        return Total(tensors, elements, sum(dtypes.values()), dict(dtypes))
 
     def as_json(self) -> dict[str, Any]:
         """All of it, with the names of what it is."""
@@ -113,8 +120,9 @@ class Listing:
             "bytes_by_dtype": total.dtypes,
             "tensors": [
                 {
-                    **Listed(*tensor)._asdict(),
-                    "file": self.files[tensor[4]].path,
+                    "name": tensor[0],
+                    **self.kinds[tensor[1]]._asdict(),
+                    "file": self.files[tensor[2]].path,
                     "offset": self.offset(tensor),
                 }
                 for tensor in self.tensors

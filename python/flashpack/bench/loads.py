@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .._core import native
 from .._core.paths import is_url
-from .._inspect.listing import Listed, Listing
+from .._inspect.listing import Listing
 from .._load.load import load_file
 
 _PAGE_BYTES = 4096
@@ -109,10 +109,10 @@ def check_bytes(path: str, device: str | None, listing: Listing) -> None:
 
 
 def _compare(shown: str, loaded: object, listing: Listing, files: list[BufferedReader]) -> None:
-    tensors = [Listed(*tensor) for tensor in listing.tensors]
-    if not isinstance(loaded, dict) or loaded.keys() != {tensor.name for tensor in tensors}:
+    if not isinstance(loaded, dict) or loaded.keys() != {name for name, *_ in listing.tensors}:
         raise RuntimeError(f"{shown}: other tensors were loaded than the file lists")
-    for name, _, _, size, file, offset in tensors:
+    for name, kind, file, offset in listing.tensors:
+        size = listing.kinds[kind].bytes
         files[file].seek(offset)
         expected = bytearray(files[file].read(size))
         got = _flat(loaded[name].cpu())
