@@ -4,10 +4,12 @@ use std::{
     env,
     ffi::OsString,
     num::{NonZeroU64, NonZeroUsize},
-    thread,
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    os,
+};
 
 /// Reader threads unless `FLASHPACK_READ_THREADS` says otherwise; through the page cache the processors at hand clamp it.
 const DEFAULT_READ_THREADS: usize = 16;
@@ -62,10 +64,7 @@ impl Environment {
     /// # Errors
     /// [`ErrorKind::Argument`](crate::ErrorKind::Argument), naming a variable whose value is malformed.
     pub fn read() -> Result<Self> {
-        Self::from_lookup(
-            |name| env::var_os(name),
-            thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-        )
+        Self::from_lookup(|name| env::var_os(name), os::parallelism())
     }
 
     fn from_lookup(lookup: impl Fn(&str) -> Option<OsString>, processors: NonZeroUsize) -> Result<Self> {

@@ -34,6 +34,7 @@
 //! | module | what |
 //! | --- | --- |
 //! | `os` | what each operating system does in its own way: Linux, macOS, Windows |
+//! | `simd` | functions compiled for several kinds of processors |
 //! | `error`, `sync`, `progress`, `text`, [`ram`], [`numa`], `environment` | what all use: errors, locks, progress, words for numbers, memory and its nodes, environment variables |
 //! | [`codec`] | chunks of a payload in fewer bytes |
 //! | [`remote`], [`stats`] | objects of stores that a URL names; the time that loads spend |
@@ -66,6 +67,7 @@ pub mod plan;
 mod progress;
 pub mod ram;
 pub mod remote;
+mod simd;
 pub mod stats;
 mod sync;
 mod text;

@@ -1,43 +1,17 @@
 //! The fixed-width code, compiled for several kinds of processors.
 
 use super::fixed;
+use crate::simd::dispatched;
 
-/// Whether this processor has all of these features.
-#[cfg(target_arch = "x86_64")]
-macro_rules! has {
-    ($($feature:tt),*) => { $(std::arch::is_x86_feature_detected!($feature))&&* };
+dispatched! {
+    /// [`fixed::decode`].
+    pub(super) fn fixed<const SIZE: usize>(frame: &[u8], chunk: &mut [u8]) -> Option<()> = fixed::decode::<SIZE>
 }
 
-/// Defines `$name`, which calls `$work` as compiled for the best features that this processor has.
-macro_rules! dispatched {
-    ($name:ident, $work:path, ($($argument:ident: $kind:ty),*) -> $made:ty) => {
-        pub(super) fn $name<const SIZE: usize>($($argument: $kind),*) -> $made {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,bmi1,bmi2,popcnt")]
-                fn avx512<const SIZE: usize>($($argument: $kind),*) -> $made {
-                    $work($($argument),*)
-                }
-                #[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
-                fn avx2<const SIZE: usize>($($argument: $kind),*) -> $made {
-                    $work($($argument),*)
-                }
-                if has!("avx512f", "avx512bw", "avx512vl", "avx2", "bmi1", "bmi2", "popcnt") {
-                    // SAFETY: this processor has the features that the function is compiled for.
-                    return unsafe { avx512::<SIZE>($($argument),*) };
-                }
-                if has!("avx2", "bmi1", "bmi2", "popcnt") {
-                    // SAFETY: as above.
-                    return unsafe { avx2::<SIZE>($($argument),*) };
-                }
-            }
-            $work($($argument),*)
-        }
-    };
+dispatched! {
+    /// [`fixed::encode`].
+    pub(super) fn fixed_encoded<const SIZE: usize>(chunk: &[u8]) -> Vec<u8> = fixed::encode::<SIZE>
 }
-
-dispatched!(fixed, fixed::decode::<SIZE>, (frame: &[u8], chunk: &mut [u8]) -> Option<()>);
-dispatched!(fixed_encoded, fixed::encode::<SIZE>, (chunk: &[u8]) -> Vec<u8>);
 
 #[cfg(test)]
 mod tests {

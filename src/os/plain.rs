@@ -7,9 +7,11 @@ use std::{
     ffi::{CStr, c_void},
     fs::File,
     io::{self, IoSliceMut},
+    num::NonZeroUsize,
     ops::Range,
     path::{Path, PathBuf},
     ptr::NonNull,
+    thread,
 };
 
 use memmap2::{MmapMut, MmapRaw};
@@ -128,6 +130,11 @@ pub(crate) fn link(_: &File, _: &Path) -> io::Result<()> {
 /// Gives a new file its length, for which Windows takes space at once. Elsewhere a full disk shows when it is full.
 pub(crate) fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     file.set_len(bytes)
+}
+
+/// How many threads can run at once.
+pub(crate) fn parallelism() -> NonZeroUsize {
+    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
 /// Threads run where the system has them run.

@@ -1,9 +1,13 @@
 //! Values of two tensors, one by one.
 
+#![allow(clippy::inline_always, reason = "the caller is compiled for several kinds of processors")]
+
+use std::ops::AddAssign;
+
 use half::f16;
 use serde::Serialize;
 
-use crate::format::DType;
+use crate::{format::DType, simd::dispatched};
 
 /// Elements that are decoded at a time; a `u16` counts them.
 const BLOCK_ELEMS: usize = 1024;
@@ -34,18 +38,15 @@ impl Values {
     }
 }
 
-type Decode = fn(&[u8], &mut [f64]);
-
+/// Numbers of elements of a type.
 macro_rules! decode {
-    ($type:ty, |$value:ident| $number:expr) => {
-        |bytes, numbers| {
-            let elements = bytes.as_chunks::<{ size_of::<$type>() }>().0;
-            for (number, element) in numbers.iter_mut().zip(elements) {
-                let $value = <$type>::from_le_bytes(*element);
-                *number = $number;
-            }
+    ($bytes:ident, $numbers:ident, $type:ty, |$value:ident| $number:expr) => {{
+        let elements = $bytes.as_chunks::<{ size_of::<$type>() }>().0;
+        for (number, element) in $numbers.iter_mut().zip(elements) {
+            let $value = <$type>::from_le_bytes(*element);
+            *number = $number;
         }
-    };
+    }};
 }
 
 /// How a floating type of one byte spends its bits.
@@ -81,47 +82,60 @@ fn two_to(exponent: i32) -> f64 {
     f64::from(exponent).exp2()
 }
 
-/// What makes numbers of elements; none for complex numbers and those below a byte.
-#[expect(clippy::cast_precision_loss, reason = "a difference of integers beyond 2^53 is shown, not used")]
-fn decoder(dtype: DType) -> Option<Decode> {
-    Some(match dtype {
-        DType::Float64 => decode!(f64, |value| value),
-        DType::Float32 => decode!(f32, |value| f64::from(value)),
-        DType::Float16 => decode!(f16, |value| f64::from(value)),
-        // The conversion of `bf16` looks for NaNs, which keeps the compiler from making vectors.
-        DType::Bfloat16 => decode!(u16, |value| f64::from(f32::from_bits(u32::from(value) << 16))),
-        DType::Int64 => decode!(i64, |value| value as f64),
-        DType::Int32 => decode!(i32, |value| f64::from(value)),
-        DType::Int16 => decode!(i16, |value| f64::from(value)),
-        DType::Int8 => decode!(i8, |value| f64::from(value)),
-        DType::Uint64 => decode!(u64, |value| value as f64),
-        DType::Uint32 => decode!(u32, |value| f64::from(value)),
-        DType::Uint16 => decode!(u16, |value| f64::from(value)),
-        DType::Float8E4m3fn => decode!(u8, |value| float8(value, 4, 7, Float8::Finite)),
-        DType::Float8E4m3fnuz => decode!(u8, |value| float8(value, 4, 8, Float8::Unsigned)),
-        DType::Float8E5m2 => decode!(u8, |value| float8(value, 5, 15, Float8::Ieee)),
-        DType::Float8E5m2fnuz => decode!(u8, |value| float8(value, 5, 16, Float8::Unsigned)),
-        DType::Float8E8m0fnu => {
-            decode!(u8, |value| if value == 255 { f64::NAN } else { two_to(i32::from(value) - 127) })
-        }
-        DType::Uint8 | DType::Bool => decode!(u8, |value| f64::from(value)),
-        DType::Float4E2m1fnX2 | DType::Complex32 | DType::Complex64 | DType::Complex128 => return None,
-    })
+/// Whether elements are numbers: not complex ones, and not several in a byte.
+fn are_numbers(dtype: DType) -> bool {
+    let others = [DType::Float4E2m1fnX2, DType::Complex32, DType::Complex64, DType::Complex128];
+    !others.contains(&dtype)
 }
 
-type DecodeWhole = fn(&[u8], &mut [i128]);
+/// Makes numbers of elements that are some.
+#[inline(always)]
+#[expect(clippy::cast_precision_loss, reason = "a difference of integers beyond 2^53 is shown, not used")]
+fn decode(dtype: DType, bytes: &[u8], numbers: &mut [f64; BLOCK_ELEMS]) {
+    match dtype {
+        DType::Float64 => decode!(bytes, numbers, f64, |value| value),
+        DType::Float32 => decode!(bytes, numbers, f32, |value| f64::from(value)),
+        DType::Float16 => decode!(bytes, numbers, f16, |value| f64::from(value)),
+        // The conversion of `bf16` looks for NaNs, which keeps the compiler from making vectors.
+        DType::Bfloat16 => {
+            decode!(bytes, numbers, u16, |value| f64::from(f32::from_bits(u32::from(value) << 16)));
+        }
+        DType::Int64 => decode!(bytes, numbers, i64, |value| value as f64),
+        DType::Int32 => decode!(bytes, numbers, i32, |value| f64::from(value)),
+        DType::Int16 => decode!(bytes, numbers, i16, |value| f64::from(value)),
+        DType::Int8 => decode!(bytes, numbers, i8, |value| f64::from(value)),
+        DType::Uint64 => decode!(bytes, numbers, u64, |value| value as f64),
+        DType::Uint32 => decode!(bytes, numbers, u32, |value| f64::from(value)),
+        DType::Uint16 => decode!(bytes, numbers, u16, |value| f64::from(value)),
+        DType::Float8E4m3fn => decode!(bytes, numbers, u8, |value| float8(value, 4, 7, Float8::Finite)),
+        DType::Float8E4m3fnuz => decode!(bytes, numbers, u8, |value| float8(value, 4, 8, Float8::Unsigned)),
+        DType::Float8E5m2 => decode!(bytes, numbers, u8, |value| float8(value, 5, 15, Float8::Ieee)),
+        DType::Float8E5m2fnuz => decode!(bytes, numbers, u8, |value| float8(value, 5, 16, Float8::Unsigned)),
+        DType::Float8E8m0fnu => {
+            decode!(bytes, numbers, u8, |value| if value == 255 {
+                f64::NAN
+            } else {
+                two_to(i32::from(value) - 127)
+            });
+        }
+        DType::Uint8 | DType::Bool => decode!(bytes, numbers, u8, |value| f64::from(value)),
+        DType::Float4E2m1fnX2 | DType::Complex32 | DType::Complex64 | DType::Complex128 => {
+            unreachable!("are no numbers")
+        }
+    }
+}
 
-/// What makes exact numbers of integers; those beyond 2^53 are none for an `f64`.
-fn whole_decoder(dtype: DType) -> Option<DecodeWhole> {
-    Some(match dtype {
-        DType::Int64 => decode!(i64, |value| value.into()),
-        DType::Int32 => decode!(i32, |value| value.into()),
-        DType::Int16 => decode!(i16, |value| value.into()),
-        DType::Int8 => decode!(i8, |value| value.into()),
-        DType::Uint64 => decode!(u64, |value| value.into()),
-        DType::Uint32 => decode!(u32, |value| value.into()),
-        DType::Uint16 => decode!(u16, |value| value.into()),
-        DType::Uint8 | DType::Bool => decode!(u8, |value| value.into()),
+/// Makes exact numbers of integers, as those beyond 2^53 are none for an `f64`; whether they are integers.
+fn decode_whole(dtype: DType, bytes: &[u8], numbers: &mut [i128]) -> bool {
+    match dtype {
+        DType::Int64 => decode!(bytes, numbers, i64, |value| value.into()),
+        DType::Int32 => decode!(bytes, numbers, i32, |value| value.into()),
+        DType::Int16 => decode!(bytes, numbers, i16, |value| value.into()),
+        DType::Int8 => decode!(bytes, numbers, i8, |value| value.into()),
+        DType::Uint64 => decode!(bytes, numbers, u64, |value| value.into()),
+        DType::Uint32 => decode!(bytes, numbers, u32, |value| value.into()),
+        DType::Uint16 => decode!(bytes, numbers, u16, |value| value.into()),
+        DType::Uint8 | DType::Bool => decode!(bytes, numbers, u8, |value| value.into()),
         DType::Float64
         | DType::Float32
         | DType::Float16
@@ -134,58 +148,107 @@ fn whole_decoder(dtype: DType) -> Option<DecodeWhole> {
         | DType::Float4E2m1fnX2
         | DType::Complex32
         | DType::Complex64
-        | DType::Complex128 => return None,
-    })
+        | DType::Complex128 => return false,
+    }
+    true
 }
 
 /// Whether values of these dtypes can be compared: of one dtype bit by bit, of two as numbers.
 pub(super) fn are_comparable(dtypes: [DType; 2]) -> bool {
-    dtypes[0] == dtypes[1] || dtypes.iter().all(|&dtype| decoder(dtype).is_some())
+    dtypes[0] == dtypes[1] || dtypes.iter().all(|&dtype| are_numbers(dtype))
 }
 
 /// Compares elements of dtypes that are comparable.
 pub(super) fn compare(dtypes: [DType; 2], bytes: [&[u8]; 2]) -> Values {
     let sizes = dtypes.map(|dtype| usize::try_from(dtype.size()).expect("a few bytes"));
-    let same_type = dtypes[0] == dtypes[1];
-    let (decoders, whole_decoders) = (dtypes.map(decoder), dtypes.map(whole_decoder));
     let mut all = Values {
         elements: (bytes[0].len() / sizes[0]) as u64,
-        largest: decoders[0].map(|_| 0.0),
+        largest: are_numbers(dtypes[0]).then_some(0.0),
         ..Values::default()
     };
-    if same_type && bytes[0] == bytes[1] {
+    let is_one_type = dtypes[0] == dtypes[1];
+    if is_one_type && bytes[0] == bytes[1] {
         return all;
     }
-    let blocks = [0, 1].map(|side| bytes[side].chunks(BLOCK_ELEMS * sizes[side]));
-    let [first, second] = blocks;
-    for (one, other) in first.zip(second).filter(|(one, other)| !same_type || one != other) {
-        if same_type {
+    let mut wholes = [vec![0; BLOCK_ELEMS], vec![0; BLOCK_ELEMS]];
+    let [first, second] = [0, 1].map(|side| bytes[side].chunks(BLOCK_ELEMS * sizes[side]));
+    for (one, other) in first.zip(second).filter(|(one, other)| !is_one_type || one != other) {
+        if is_one_type {
             all.different += u64::from(count_different(sizes[0], one, other));
         }
-        if let [Some(decode_one), Some(decode_other)] = whole_decoders {
-            let mut numbers = [vec![0; BLOCK_ELEMS], vec![0; BLOCK_ELEMS]];
-            decode_one(one, &mut numbers[0]);
-            decode_other(other, &mut numbers[1]);
-            all.add(whole_differences(&numbers, same_type));
-        } else if let [Some(decode_one), Some(decode_other)] = decoders {
-            let mut numbers = [[0.0; BLOCK_ELEMS]; 2];
-            decode_one(one, &mut numbers[0]);
-            decode_other(other, &mut numbers[1]);
-            all.add(if same_type { differences::<true>(&numbers) } else { differences::<false>(&numbers) });
+        let [whole, other_whole] = wholes.each_mut().map(|numbers| &mut numbers[..one.len() / sizes[0]]);
+        if decode_whole(dtypes[0], one, whole) && decode_whole(dtypes[1], other, other_whole) {
+            all.add(whole_differences(whole, other_whole, is_one_type));
+        } else if are_numbers(dtypes[0]) {
+            all.add(differences(dtypes, one, other));
         }
     }
     all
 }
 
-/// Without those that the caller has counted: `COUNTED` says that other bits are, of which NaNs have many.
-fn differences<const COUNTED: bool>(numbers: &[[f64; BLOCK_ELEMS]; 2]) -> Values {
-    let (largest, different, unbounded) = finite::<COUNTED>(numbers).unwrap_or_else(|| any(numbers));
-    let different = if COUNTED { 0 } else { different };
+dispatched! {
+    /// How a block of numbers differs. Of one dtype the caller has counted them: other bits are, of which NaNs have many.
+    fn differences(dtypes: [DType; 2], one: &[u8], other: &[u8]) -> Values = block_differences
+}
+
+#[inline(always)]
+fn block_differences(dtypes: [DType; 2], one: &[u8], other: &[u8]) -> Values {
+    let is_counted = dtypes[0] == dtypes[1];
+    if is_counted && let Some(largest) = largest_of(dtypes[0], one, other) {
+        return Values { largest: Some(largest), ..Values::default() };
+    }
+    let mut numbers = [[0.0; BLOCK_ELEMS]; 2];
+    decode(dtypes[0], one, &mut numbers[0]);
+    decode(dtypes[1], other, &mut numbers[1]);
+    let (largest, different, unbounded) = finite(&numbers).unwrap_or_else(|| any(&numbers));
+    let different = if is_counted { 0 } else { different };
     Values { elements: 0, different, largest: Some(largest), unbounded }
 }
 
+/// The largest difference of floating numbers of a type that most models have; none if one may be no finite number. An f32
+/// has more digits than bfloat16.
+#[inline(always)]
+fn largest_of(dtype: DType, one: &[u8], other: &[u8]) -> Option<f64> {
+    let wide = |element| f32::from_bits(u32::from(u16::from_le_bytes(element)) << 16);
+    let single = |element| f64::from(f32::from_le_bytes(element));
+    let double = f64::from_le_bytes;
+    match dtype {
+        DType::Bfloat16 => largest(one, other, |one, other| (wide(one) - wide(other)).abs()),
+        DType::Float32 => largest(one, other, |one, other| (single(one) - single(other)).abs()),
+        DType::Float64 => largest(one, other, |one, other| (double(one) - double(other)).abs()),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn largest<const SIZE: usize, Number: Copy + Default + PartialOrd + AddAssign + Into<f64>>(
+    one: &[u8],
+    other: &[u8],
+    difference: impl Fn([u8; SIZE], [u8; SIZE]) -> Number,
+) -> Option<f64> {
+    const LANES: usize = 16;
+    let (ones, last_ones) = one.as_chunks::<SIZE>().0.as_chunks::<LANES>();
+    let (others, last_others) = other.as_chunks::<SIZE>().0.as_chunks::<LANES>();
+    let (mut largest, mut sum) = ([Number::default(); LANES], [Number::default(); LANES]);
+    let mut add = |lane: usize, one, other| {
+        let difference = difference(one, other);
+        largest[lane] = if difference > largest[lane] { difference } else { largest[lane] };
+        sum[lane] += difference; // not finite from the first on that is not
+    };
+    for (one, other) in ones.iter().zip(others) {
+        for lane in 0..LANES {
+            add(lane, one[lane], other[lane]);
+        }
+    }
+    for (lane, (one, other)) in last_ones.iter().zip(last_others).enumerate() {
+        add(lane, *one, *other);
+    }
+    let all = sum.into_iter().all(|sum| sum.into().is_finite());
+    all.then(|| largest.into_iter().map(Into::into).fold(0.0, f64::max))
+}
+
 #[expect(clippy::cast_precision_loss, reason = "a difference beyond 2^53 is shown, not used")]
-fn whole_differences([first, second]: &[Vec<i128>; 2], bits_count: bool) -> Values {
+fn whole_differences(first: &[i128], second: &[i128], bits_count: bool) -> Values {
     let (mut largest, mut different) = (0, 0);
     for (one, other) in first.iter().zip(second) {
         let difference = one.abs_diff(*other);
@@ -195,9 +258,10 @@ fn whole_differences([first, second]: &[Vec<i128>; 2], bits_count: bool) -> Valu
     Values { elements: 0, different, largest: Some(largest as f64), unbounded: 0 }
 }
 
-/// The largest difference, how many are not 0 unless they are `COUNTED`, and how many are no finite number; none if any
-/// may be none. The compiler makes vectors of the lanes.
-fn finite<const COUNTED: bool>([first, second]: &[[f64; BLOCK_ELEMS]; 2]) -> Option<(f64, u64, u64)> {
+/// The largest difference, how many are not 0, and how many are no finite number; none if any may be none. The compiler
+/// makes vectors of the lanes.
+#[inline(always)]
+fn finite([first, second]: &[[f64; BLOCK_ELEMS]; 2]) -> Option<(f64, u64, u64)> {
     const LANES: usize = 8;
     let (mut largest, mut sum, mut different) = ([0.0_f64; LANES], [0.0_f64; LANES], [0_u64; LANES]);
     for (one, other) in first.as_chunks::<LANES>().0.iter().zip(second.as_chunks::<LANES>().0) {
@@ -205,7 +269,7 @@ fn finite<const COUNTED: bool>([first, second]: &[[f64; BLOCK_ELEMS]; 2]) -> Opt
             let difference = (one[lane] - other[lane]).abs();
             largest[lane] = if difference > largest[lane] { difference } else { largest[lane] };
             sum[lane] += difference; // not finite from the first on that is not
-            different[lane] += u64::from(!COUNTED && difference != 0.0);
+            different[lane] += u64::from(difference != 0.0);
         }
     }
     let all = sum.iter().all(|sum| sum.is_finite());

@@ -17,6 +17,7 @@ use crate::{
     io::{Asked, Source as _, prefetch, residency::Residency},
     jobs::load::{self, Options, Prepared},
     model::Model,
+    os,
     plan::{Chunk, Memory, Place, ReadPlan, Selection, View},
     remote::Traffic,
     stats::Limit,
@@ -167,7 +168,7 @@ fn bound(prepared: &Prepared) -> Result<Bound> {
     let plan = prepared.plan();
     let (threads, verified) = (plan.readers.first.max(1), plan.verified_bytes());
     let (from_disk, is_far) = (prepared.route.is_from_disk(), prepared.files.is_far());
-    let copy = measure::copying(threads.min(processors()))?;
+    let copy = measure::copying(threads.min(os::parallelism().get()))?;
     // Of several algorithms the first: files of one model seldom differ.
     let digests = prepared.index.parts().iter().find_map(Part::checksums).filter(|_| verified > 0);
     let hash = digests.map(|digests| measure::hashing(digests.algorithm(), threads)).transpose()?;
@@ -216,10 +217,6 @@ fn reading(prepared: &Prepared) -> Result<(Option<Rate>, f64)> {
     }
     let rate = measure::reading(&prepared.files, payload_bytes, threads, reused)?;
     Ok((Some(rate), rate.seconds(bytes)))
-}
-
-fn processors() -> usize {
-    std::thread::available_parallelism().map_or(1, Into::into)
 }
 
 const fn mode(place: Place) -> &'static str {

@@ -1,8 +1,23 @@
 //! Processors that the calling thread may run on.
 
-use std::{collections::BTreeSet, io};
+use std::{collections::BTreeSet, io, num::NonZeroUsize, sync::LazyLock, thread};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+
+/// How many threads can run at once: as the calling thread may use processors now, and as the quota of the container was at
+/// first. Every load asks, and the files that tell the quota take longer than a small load.
+pub(crate) fn parallelism() -> NonZeroUsize {
+    static QUOTA: LazyLock<NonZeroUsize> = LazyLock::new(|| {
+        let now = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        // The smaller of the two.
+        if allowed() == Some(now) { NonZeroUsize::MAX } else { now }
+    });
+    allowed().map_or_else(|| *QUOTA, |allowed| allowed.min(*QUOTA))
+}
+
+fn allowed() -> Option<NonZeroUsize> {
+    NonZeroUsize::new(sched_getaffinity(None).ok()?.count() as usize)
+}
 
 /// The one that it runs on.
 #[expect(clippy::unnecessary_wraps, reason = "elsewhere nobody tells")]
