@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -292,3 +293,23 @@ def test_slices_are_verified_where_chunks_are_whole(path: Path) -> None:
     assert_same(inner, {"weight": tensors["weight"][:, 100:5000]})
     with pytest.raises(flashpack.ChecksumError, match="weight"):
         flashpack.load_file(path, slices={"weight": (1, 100, 5000)}, verify=True)
+
+
+def test_a_small_part_of_a_large_model_starts_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only work on many bytes is watched from another thread."""
+    from flashpack._core import progress
+
+    path = tmp_path / "model.flashpack"
+    tensor = torch.arange(10_000, dtype=torch.float32).reshape(100, 100)
+    flashpack.save_file({"t": tensor}, path)
+    monkeypatch.setattr(progress, "INLINE_BYTES", 1000)
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (started.append(thread), start(thread)))
+    with flashpack.open(path) as file:
+        assert torch.equal(file.get_slice("t")[3:5, 7:9], tensor[3:5, 7:9])
+        assert not started
+        assert torch.equal(file.get_slice("t")[3:90], tensor[3:90])
+        assert len(started) == 1

@@ -79,8 +79,11 @@ class _Source:
 
     def read(self, names: list[str] | None, slices: Mapping[str, Cuts] | None = None) -> dict[str, Tensor]:
         """The tensors, parts of them, or all."""
+        cuts = slices or {}
+        wanted = self.tensors if names is None else names
+        size = sum(_size_of(self.tensors[name], cuts.get(name, ())) for name in wanted)
         return load_tensors(
-            self.model, self.device, names=names, slices=slices, eager=True, verify=self.verify
+            self.model, self.device, names=names, slices=slices, eager=True, verify=self.verify, size=size
         )
 
     def whole(self, name: str) -> Tensor:
@@ -95,6 +98,14 @@ class _Source:
     def given(self, tensor: Tensor) -> Any:
         """`tensor` on the device, or as an array on the same memory."""
         return to_numpy(tensor) if self.as_numpy else tensor.to(self.device)
+
+
+def _size_of(tensor: Tensor, cuts: Cuts) -> int:
+    """Bytes of what `cuts` leave of a tensor."""
+    size = tensor.nbytes
+    for dim, start, stop in cuts:
+        size = size * (stop - start) // tensor.shape[dim]
+    return size
 
 
 class FlashPackFile:

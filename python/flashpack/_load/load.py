@@ -166,11 +166,15 @@ def described(footer: dict[str, Any], ignore: Mapping[str, Iterable[str]]) -> di
 
 
 class Reading(TypedDict, total=False):
-    """How a load reads: `eager` and `verify` as in `load_file`, `silent` as in `run`."""
+    """How a load reads: `eager` and `verify` as in `load_file`, `silent` as in `run`.
+
+    `size`: bytes of the tensors, from who knows; otherwise they may be all of the model.
+    """
 
     eager: bool | None
     verify: bool | None
     silent: Silent
+    size: int
 
 
 def load_tensors(
@@ -226,7 +230,7 @@ def run_load(work: Callable[[ops.How], T], model: OpenModel, device: torch.devic
     on_cuda = device.type == "cuda"
     eager, verify = reading.get("eager"), reading.get("verify")
     reads = on_cuda or eager is not False or verify or not model.can_be_mapped
-    size = model.bytes if reads else 0
+    size = reading.get("size", model.bytes) if reads else 0
     if model.is_remote:  # however small, it may take long, and Ctrl-C must reach Python
         size = max(model.bytes, INLINE_BYTES)
     # Other threads wait for a stream and queue work on it just as well, as torch's own do, but some streams
