@@ -22,13 +22,15 @@ _DIGITS = {"xxh3_64": 16, "blake3": 64}  # of a digest
 def one_by_one(listing: Listing, is_long: bool) -> Iterator[str]:
     """A line for each tensor, then all together; if `is_long` with where it lies."""
     heads = ["NAME", "DTYPE", "SHAPE", "SIZE"]
+    names = [name for name, _, _, _ in listing.tensors]
     kinds = [kind for _, kind, _, _ in listing.tensors]
-    dtypes = [kind.dtype for kind in listing.kinds]
-    shapes = [str(kind.shape) for kind in listing.kinds]
-    sizes = [size_text(kind.bytes) for kind in listing.kinds]
-    columns = [[name for name, _, _, _ in listing.tensors]]
-    columns += [[texts[kind] for kind in kinds] for texts in (dtypes, shapes, sizes)]
+    columns = [
+        [kind.dtype for kind in listing.kinds],
+        [str(kind.shape) for kind in listing.kinds],
+        [size_text(kind.bytes) for kind in listing.kinds],
+    ]
     if is_long:
+        columns = [[texts[kind] for kind in kinds] for texts in columns]
         heads.append("OFFSET")
         columns.append(
             ["-" if offset is None else str(offset) for offset in map(listing.offset, listing.tensors)]
@@ -37,7 +39,7 @@ def one_by_one(listing: Listing, is_long: bool) -> Iterator[str]:
             heads.append("FILE")
             shown = [printable(PurePath(file.path).name) for file in listing.files]
             columns.append([shown[file] for _, _, file, _ in listing.tensors])
-    yield from table(heads, columns, (3, 4))
+    yield from table(heads, [names, *columns], (3, 4), None if is_long else kinds)
     yield from closing(listing)
 
 

@@ -156,11 +156,16 @@ def width() -> int | None:
     return shutil.get_terminal_size().columns if on_terminal else None
 
 
-def table(heads: Sequence[str], columns: Sequence[Sequence[str]], numbers: Collection[int]) -> Iterator[str]:
+def table(
+    heads: Sequence[str],
+    columns: Sequence[Sequence[str]],
+    numbers: Collection[int],
+    kinds: Sequence[int] | None = None,
+) -> Iterator[str]:
     """Lines of a table, the columns `numbers` flush right. A terminal that is too narrow shortens the first.
 
-    The first column holds names, which are made printable here. Column by column, as there may be hundreds
-    of thousands of rows.
+    The first column holds names, which are made printable here. There may be hundreds of thousands of rows,
+    of few `kinds`: then the other columns have a cell for each kind.
     """
     names = [name if name.isprintable() else printable(name) for name in columns[0]]
     columns = [names, *columns[1:]]
@@ -168,16 +173,18 @@ def table(heads: Sequence[str], columns: Sequence[Sequence[str]], numbers: Colle
     if (terminal := width()) is not None:
         others = sum(widths[1:]) + len(_GAP) * (len(widths) - 1)
         widths[0] = max(min(widths[0], terminal - others), min(widths[0], _LEAST_NAME))
-        columns[0] = [_shortened(name, widths[0]) for name in names]
+        names = [_shortened(name, widths[0]) for name in names]
 
     def field(number: int) -> str:
         if number in numbers:
             return f"%{widths[number]}s"
         return "%s" if number == len(columns) - 1 else f"%-{widths[number]}s"
 
-    line = _GAP.join(map(field, range(len(columns)))).__mod__
-    yield click.style(line(tuple(heads)), bold=True)
-    yield from map(line, zip(*columns, strict=True))
+    rest = _GAP.join(map(field, range(1, len(columns)))).__mod__
+    line = f"{field(0)}{_GAP}%s".__mod__
+    yield click.style(line((heads[0], rest(tuple(heads[1:])))), bold=True)
+    ends = list(map(rest, zip(*columns[1:], strict=True)))
+    yield from map(line, zip(names, ends if kinds is None else map(ends.__getitem__, kinds), strict=True))
 
 
 def _shortened(text: str, size: int) -> str:

@@ -75,7 +75,15 @@ class Listing:
         if not (patterns := tuple(patterns)):
             return self
         kept = set(included(self.path, [tensor[0] for tensor in self.tensors], patterns, ""))
-        return replace(self, tensors=[tensor for tensor in self.tensors if tensor[0] in kept])
+        tensors = [tensor for tensor in self.tensors if tensor[0] in kept]
+        numbers = {
+            kind: number for number, kind in enumerate(dict.fromkeys(kind for _, kind, _, _ in tensors))
+        }
+        return replace(
+            self,
+            kinds=[self.kinds[kind] for kind in numbers],
+            tensors=[(name, numbers[kind], file, offset) for name, kind, file, offset in tensors],
+        )
 
     def ordered(self, by: str, *, reverse: bool = False) -> Listing:
         """By "name" as they are, by "size", the largest first, or as they lie in the files, for "file"."""
