@@ -3,7 +3,7 @@
 use std::{
     cell::RefCell,
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{numa::Node, remote::Traffic};
+use crate::{numa::Node, remote::Traffic, sync::Unpoisoned as _};
 
 /// What a reader thread spends time on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +101,7 @@ impl Clock {
     /// All spans there are so far, thread by thread; none if they are not kept.
     fn timeline(&self) -> Vec<Span> {
         let Some((_, spans)) = &self.timeline else { return Vec::new() };
-        let mut spans = spans.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut spans = spans.lock().unpoisoned().clone();
         spans.sort_by_key(|span| (span.thread, span.began));
         spans
     }
@@ -138,7 +138,7 @@ impl Drop for Lap<'_> {
         }
         self.clock.present.fetch_add(nanos(self.began.elapsed()), Ordering::Relaxed);
         if let Some((_, spans)) = &self.clock.timeline {
-            spans.lock().unwrap_or_else(PoisonError::into_inner).append(&mut self.spans);
+            spans.lock().unpoisoned().append(&mut self.spans);
         }
     }
 }

@@ -11,8 +11,23 @@ pub(crate) use library::{
     thread::{Scope, ScopedJoinHandle},
 };
 
+use std::sync::{LockResult, PoisonError};
+
 #[cfg(not(shuttle))]
 pub(crate) use std::thread::scope;
+
+/// What a lock guards, also after a thread has panicked while it held it: the bindings make an error of the panic, which the
+/// calls that follow need not repeat.
+pub(crate) trait Unpoisoned<T> {
+    /// The guard, or the value itself.
+    fn unpoisoned(self) -> T;
+}
+
+impl<T> Unpoisoned<T> for LockResult<T> {
+    fn unpoisoned(self) -> T {
+        self.unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Runs `work` on a thread of its own: the last thread of a scope to end wakes the one that opened it, in shuttle 0.9
 /// even if that waits for a lock just then.

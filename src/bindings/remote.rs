@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     panic::{self, AssertUnwindSafe},
     ptr, slice,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use serde::Serialize;
@@ -17,6 +17,7 @@ use crate::{
         Object, Upload, stores,
         table::{Bytes, Opened, Request, Table, version},
     },
+    sync::Unpoisoned as _,
 };
 
 /// All functions; they never unwind.
@@ -36,7 +37,7 @@ static UPLOADS: Held<Box<dyn Upload>> = Held(Mutex::new((0, BTreeMap::new())));
 
 impl<T> Held<T> {
     fn keep(&self, value: T) -> u64 {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.0.lock().unpoisoned();
         held.0 += 1;
         let number = held.0;
         held.1.insert(number, value);
@@ -44,7 +45,7 @@ impl<T> Held<T> {
     }
 
     fn take(&self, number: u64) -> Result<T> {
-        let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner).1.remove(&number);
+        let taken = self.0.lock().unpoisoned().1.remove(&number);
         taken.ok_or_else(unknown)
     }
 
@@ -52,13 +53,13 @@ impl<T> Held<T> {
     fn with(&self, number: u64, work: impl FnOnce(&mut T) -> Result<()>) -> Result<()> {
         let mut value = self.take(number)?;
         let done = work(&mut value);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.insert(number, value);
+        self.0.lock().unpoisoned().1.insert(number, value);
         done
     }
 }
 
 fn object(number: u64) -> Result<Arc<dyn Object>> {
-    let held = OBJECTS.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let held = OBJECTS.0.lock().unpoisoned();
     held.1.get(&number).cloned().ok_or_else(unknown)
 }
 

@@ -4,7 +4,7 @@ use std::{
     mem,
     num::NonZeroU64,
     ops::{Deref, DerefMut},
-    sync::{OnceLock, PoisonError},
+    sync::OnceLock,
 };
 
 use super::{Device, Staging};
@@ -13,7 +13,7 @@ use crate::{
     numa::Node,
     progress::{self, LOOK},
     ram::Ram,
-    sync::{Condvar, Mutex, MutexGuard},
+    sync::{Condvar, Mutex, MutexGuard, Unpoisoned as _},
 };
 
 /// Most staging memory of a process unless it is told otherwise: enough to keep the readers of a network and the link busy,
@@ -174,7 +174,7 @@ impl<B: Staging> Pool<B> {
             if state.free.is_empty() {
                 progress::check()?;
                 let waited = self.released.wait_timeout(state, LOOK);
-                drop(waited.unwrap_or_else(PoisonError::into_inner));
+                drop(waited.unpoisoned());
                 continue;
             }
             // The one released first is the first to be idle; one that is too small makes room.
@@ -233,7 +233,7 @@ impl<B: Staging> Pool<B> {
 
     /// No code panics while it holds the lock, so a poisoned state is a sound one.
     fn lock(&self) -> MutexGuard<'_, State<B>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unpoisoned()
     }
 }
 

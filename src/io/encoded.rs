@@ -2,7 +2,7 @@
 
 use std::{
     ops::Range,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use super::{HostBuffer, Input, Source, source::ends_early};
@@ -10,6 +10,7 @@ use crate::{
     error::{Error, ErrorKind, Result, zeroed},
     format::{Encoding, Frame},
     plan::DIRECT_ALIGN_BYTES,
+    sync::Unpoisoned as _,
 };
 
 /// Stored bytes that one request brings, at most, but for a frame that has more. Each reader has memory for so many.
@@ -51,12 +52,12 @@ impl Decoder {
         }
         let mut scratch = self.take();
         let outcome = self.read(input, &mut Places::new(buffers), &wanted, &mut scratch);
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
+        self.idle.lock().unpoisoned().push(scratch);
         outcome
     }
 
     fn take(&self) -> Scratch {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+        self.idle.lock().unpoisoned().pop().unwrap_or_default()
     }
 
     fn read(

@@ -6,13 +6,14 @@ use std::{
     io::{self, IoSliceMut},
     ops::Range,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
 };
 
 use super::Source;
 use crate::{
     error::{Error, ErrorKind, IoContext, Result},
     os::{self, FileExt as _, Identity, errno, is_any_of},
+    sync::Unpoisoned as _,
 };
 
 /// Least descriptors that the files of one model keep, of each possibly two. Else it is a quarter of what the process may have: to
@@ -229,7 +230,7 @@ impl Shelf {
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<(Key, Arc<File>)>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unpoisoned()
     }
 }
 

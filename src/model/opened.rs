@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicI64, Ordering},
     },
 };
@@ -11,6 +11,7 @@ use std::{
 use crate::{
     error::{Error, Result},
     model::Model,
+    sync::Unpoisoned as _,
 };
 
 static OPEN: Mutex<BTreeMap<i64, Arc<Model>>> = Mutex::new(BTreeMap::new());
@@ -19,13 +20,13 @@ static LAST: AtomicI64 = AtomicI64::new(0);
 /// Keeps `model` open, and gives it a number that no other has had.
 pub(crate) fn keep(model: Model) -> i64 {
     let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-    OPEN.lock().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::new(model));
+    OPEN.lock().unpoisoned().insert(number, Arc::new(model));
     number
 }
 
 /// Lets go of a model, which closes it once no load uses it any more.
 pub(crate) fn close(number: i64) {
-    let model = OPEN.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+    let model = OPEN.lock().unpoisoned().remove(&number);
     drop(model); // not under the lock
 }
 
@@ -34,7 +35,7 @@ pub(crate) fn close(number: i64) {
 /// # Errors
 /// [`ErrorKind::Argument`](crate::ErrorKind::Argument): no open model has it.
 pub(crate) fn find(number: i64) -> Result<Arc<Model>> {
-    let open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let open = OPEN.lock().unpoisoned();
     let unknown = || Error::argument("this is no open model: it was closed, or comes from another process");
     open.get(&number).cloned().ok_or_else(unknown)
 }

@@ -5,7 +5,7 @@ use std::{
     num::NonZeroU64,
     process, ptr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicPtr, AtomicUsize, Ordering},
     },
 };
@@ -17,6 +17,7 @@ use super::{
 use crate::{
     device::pool::{self, Pool, Usage},
     error::Result,
+    sync::Unpoisoned as _,
 };
 
 /// Copy streams of a device, which all its lanes share: with two the next copy is queued behind none while one ends, and
@@ -42,7 +43,7 @@ pub(super) struct KeptDevice {
 impl KeptDevice {
     /// Copy stream `number`; the primary context is current.
     pub(super) fn stream(&self, number: usize) -> Result<Arc<Stream>> {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut streams = self.streams.lock().unpoisoned();
         if let Some(stream) = &streams[number] {
             return Ok(Arc::clone(stream));
         }
@@ -64,7 +65,7 @@ impl Kept {
     }
 
     pub(super) fn device(&self, ordinal: i32) -> Result<Arc<KeptDevice>> {
-        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut devices = self.devices.lock().unpoisoned();
         if let Some(device) = devices.get(&ordinal) {
             return Ok(Arc::clone(device));
         }
@@ -117,5 +118,5 @@ pub fn usage() -> Usage {
 /// Frees all that no load uses just now.
 pub fn release() {
     kept().pool.clear();
-    kept().devices.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    kept().devices.lock().unpoisoned().clear();
 }

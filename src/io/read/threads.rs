@@ -2,7 +2,6 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::PoisonError,
     time::Instant,
 };
 
@@ -11,7 +10,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     plan::Readers,
     progress::Progress,
-    sync::{self, Mutex, MutexGuard, Scope},
+    sync::{self, Mutex, MutexGuard, Scope, Unpoisoned as _},
 };
 
 /// The work of several threads: each takes the next item until there are none, or one thread failed.
@@ -59,7 +58,7 @@ pub fn in_parallel<T: Sync, R: Send>(
         }
         Ok(())
     })?;
-    let mut made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut made = made.into_inner().unpoisoned();
     made.sort_unstable_by_key(|(number, _)| *number);
     Ok(made.into_iter().map(|(_, result)| result).collect())
 }
@@ -88,7 +87,7 @@ where
             (1..readers.first).for_each(|number| crew.enlist(scope, number));
             crew.work(scope);
         });
-        crew.outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+        crew.outcome.into_inner().unpoisoned()
     })
 }
 
@@ -123,7 +122,7 @@ impl<W: Fn(&dyn Fn(u64)) -> Result<()> + Sync> Crew<'_, W> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock().unpoisoned()
 }
 
 fn earlier(one: Result<()>, other: Result<()>) -> Result<()> {

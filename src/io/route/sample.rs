@@ -3,13 +3,12 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
-    sync::PoisonError,
     time::Instant,
 };
 
 use crate::{
     io::{FileSource, Source},
-    sync::Mutex,
+    sync::{Mutex, Unpoisoned as _},
 };
 
 /// Pieces of a sample, each of which is timed, and their bytes.
@@ -26,7 +25,7 @@ pub struct Samples(Mutex<HashMap<u64, bool>>);
 impl Samples {
     /// Whether `file`, or one before it of the same device, comes at the speed of memory.
     pub(super) fn is_fast(&self, file: &FileSource) -> bool {
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.0.lock().unpoisoned();
         *taken.entry(file.device()).or_insert_with(|| is_fast(file))
     }
 }

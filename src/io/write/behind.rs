@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io, mem,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver, Sender, TryRecvError},
     },
@@ -15,6 +15,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     io::HostBuffer,
     os::{self, FileExt as _, errno, is_any_of},
+    sync::Unpoisoned as _,
 };
 
 /// Bytes that one request brings to the disk: two huge pages, which a disk takes in a few long pieces.
@@ -195,7 +196,7 @@ impl Ring {
         let start = |number| {
             let (target, to_write, written) = (Arc::clone(target), Arc::clone(&to_write), written.clone());
             let work = move || {
-                let next = || to_write.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                let next = || to_write.lock().unpoisoned().recv();
                 while let Ok((buffer, offset)) = next() {
                     let given_up = target.given_up.load(Ordering::Relaxed);
                     let done = if given_up { Ok(()) } else { target.write(buffer.as_slice(), offset) };

@@ -2,7 +2,7 @@
 
 mod values;
 
-use std::{ops::Range, path::Path, sync::PoisonError};
+use std::{ops::Range, path::Path};
 
 use serde::Serialize;
 
@@ -18,7 +18,7 @@ use crate::{
     jobs::pieces::Pieces,
     model::Model,
     progress::Progress,
-    sync::Mutex,
+    sync::{Mutex, Unpoisoned as _},
 };
 
 /// Elements that are compared at a time: a piece of either model is in the core's cache then.
@@ -152,13 +152,13 @@ fn compare_values(models: [&Model; 2], pairs: &[Pair<'_>], progress: Progress<'_
             for (number, ranges) in batch {
                 let bytes = [0, 1].map(|side| memory[side].of(&ranges[side]));
                 let values = values::compare(pairs[*number].dtypes, bytes);
-                found.lock().unwrap_or_else(PoisonError::into_inner)[*number].add(values);
+                found.lock().unpoisoned()[*number].add(values);
             }
             work.stop_on_error(progress.advance(batch.iter().map(bytes).sum()))?;
         }
         Ok(())
     })?;
-    Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
+    Ok(found.into_inner().unpoisoned())
 }
 
 fn pieces_of(models: [&Model; 2], pairs: &[Pair<'_>]) -> Vec<Piece> {

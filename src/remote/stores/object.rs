@@ -3,7 +3,7 @@
 use std::{
     ops::Range,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use http::{HeaderMap, Method, Response, StatusCode, header::CONTENT_RANGE};
@@ -20,6 +20,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind, Result},
     remote::{Object, Opening, Traffic},
+    sync::Unpoisoned as _,
 };
 
 /// Bytes that come with the opening: the footer or the header of most models.
@@ -79,7 +80,7 @@ pub(super) fn open(
     };
     let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or(0)];
     object.receive(&mut exchange, Some(answer), &mut Scatter::new(&mut [&mut bytes]), range.start)?;
-    *object.first.lock().unwrap_or_else(PoisonError::into_inner) = Some((range.start, bytes.into()));
+    *object.first.lock().unpoisoned() = Some((range.start, bytes.into()));
     let version = object.pin.version.clone();
     Ok((Arc::new(object), version))
 }
@@ -166,7 +167,7 @@ impl Ranged {
     /// Fills with what came with the opening, if that is the beginning or the end of the `target` at `offset`. Where
     /// that begins now.
     fn remembered(&self, target: &mut Scatter<'_, '_>, offset: u64) -> u64 {
-        let held = self.first.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let held = self.first.lock().unpoisoned().clone();
         let Some((start, bytes)) = held else { return offset };
         let end = offset + target.left() as u64;
         let (from, to) = (offset.max(start), end.min(start + bytes.len() as u64));
@@ -205,7 +206,7 @@ impl Object for Ranged {
     }
 
     fn distrust(&self, offset: u64, bytes: u64) {
-        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first = self.first.lock().unpoisoned();
         let is_there = first.as_ref().is_some_and(|(start, held)| {
             offset < start + held.len() as u64 && *start < offset.saturating_add(bytes)
         });

@@ -3,7 +3,7 @@
 use std::{
     fmt, fs,
     path::PathBuf,
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Mutex, OnceLock},
 };
 
 use http::{HeaderMap, HeaderValue, Request, Uri};
@@ -24,6 +24,7 @@ use crate::{
             settings::Settings,
         },
     },
+    sync::Unpoisoned as _,
 };
 
 /// Larger files are not given out by HTTP: the Hub has them in parts of a protocol of its own.
@@ -119,7 +120,7 @@ impl Hub {
     fn note(&self, headers: &HeaderMap) {
         let text = |name: &str| headers.get(name)?.to_str().ok();
         if let Some(bytes) = text("x-linked-size").and_then(|text| text.parse().ok()) {
-            *self.bytes.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
+            *self.bytes.lock().unpoisoned() = Some(bytes);
         }
         let Some(commit) = text("x-repo-commit").filter(|commit| hub_cache::is_commit(commit)) else {
             return;
@@ -147,7 +148,7 @@ impl Address for Hub {
         if self.links.is_first_host(&refusal.uri) {
             self.note(&refusal.headers);
         }
-        match *self.bytes.lock().unwrap_or_else(PoisonError::into_inner) {
+        match *self.bytes.lock().unpoisoned() {
             Some(bytes) if bytes > MOST_BYTES => Err(Error::new(
                 ErrorKind::Unsupported,
                 format!(

@@ -1,9 +1,6 @@
 //! URLs that lead to other URLs.
 
-use std::{
-    fmt,
-    sync::{PoisonError, RwLock},
-};
+use std::{fmt, sync::RwLock};
 
 use http::{HeaderValue, Request, Uri, header::AUTHORIZATION};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
@@ -11,6 +8,7 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use crate::{
     error::{Error, Result},
     remote::stores::message::{Ask, Refusal},
+    sync::Unpoisoned as _,
 };
 
 /// What URLs that people write may hold, though URLs may not.
@@ -35,7 +33,7 @@ impl Links {
     }
 
     pub(super) fn request(&self, ask: &Ask<'_>) -> Request<()> {
-        let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
+        let places = self.places.read().unpoisoned();
         let mut request = ask.at(with_query(&places.current, &ask.query));
         if let Some(secret) =
             self.authorization.as_ref().filter(|_| is_same_host(&places.first, &places.current))
@@ -47,7 +45,7 @@ impl Links {
 
     /// Follows a redirect, and begins again at the first URL where the one it led to refuses access.
     pub(super) fn learn(&self, refusal: &Refusal) -> Result<bool> {
-        let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+        let mut places = self.places.write().unpoisoned();
         // Another thread has learned meanwhile.
         let is_outdated = refusal.uri != with_query(&places.current, &refusal.query);
         if is_outdated {
@@ -68,12 +66,12 @@ impl Links {
 
     /// The URL that requests begin at.
     pub(super) fn first(&self) -> Uri {
-        self.places.read().unwrap_or_else(PoisonError::into_inner).first.clone()
+        self.places.read().unpoisoned().first.clone()
     }
 
     /// From now on begins at `first`, at once unless redirects have led to another host.
     pub(super) fn begin_at(&self, first: Uri) {
-        let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+        let mut places = self.places.write().unpoisoned();
         if is_same_host(&places.first, &places.current) {
             places.current = first.clone();
         }

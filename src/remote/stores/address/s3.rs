@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, RwLock},
 };
 
 use http::{Request, StatusCode, Uri};
@@ -19,6 +19,7 @@ use crate::{
         profile,
         settings::Settings,
     },
+    sync::Unpoisoned as _,
 };
 
 /// Where credentials are looked for, as errors say.
@@ -96,7 +97,7 @@ impl S3 {
     }
 
     fn region(&self) -> String {
-        self.region.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.region.read().unpoisoned().clone()
     }
 
     fn keys(&self) -> Arc<Keys<Aws>> {
@@ -123,7 +124,7 @@ impl Address for S3 {
         let region = region.or_else(|| refusal.element("Region"));
         let may_be_elsewhere = matches!(refusal.status.as_u16(), 301 | 307 | 400 | 403);
         if let Some(region) = region.filter(|region| may_be_elsewhere && *region != self.region()) {
-            *self.region.write().unwrap_or_else(PoisonError::into_inner) = region;
+            *self.region.write().unpoisoned() = region;
             return Ok(true);
         }
         let may_have_expired = matches!(refusal.status.as_u16(), 400 | 401 | 403)

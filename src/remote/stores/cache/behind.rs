@@ -5,7 +5,7 @@ use std::{
     io, mem,
     ops::Range,
     process,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
     thread::{self, JoinHandle},
 };
 
@@ -15,6 +15,7 @@ use super::{
     folder::Folder,
     held::{Budget, Held},
 };
+use crate::sync::Unpoisoned as _;
 
 /// Bytes that are written at a time.
 const PIECE_BYTES: u64 = 4 << 20;
@@ -126,7 +127,7 @@ impl Behind {
             let mut state = self.shared.lock();
             state.drop_pending(blocks);
             while overlap(&state.writing, blocks) {
-                state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self.shared.changed.wait(state).unpoisoned();
             }
         }
         self.shared.entry.forget(blocks)
@@ -153,7 +154,7 @@ impl Drop for Behind {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unpoisoned()
     }
 
     /// Adds `bytes`, which begin at `place` of `block`, to what is there of it.
@@ -224,7 +225,7 @@ impl Shared {
             if state.ended {
                 return None;
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state).unpoisoned();
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
     future::Future,
     pin::pin,
     process::Command,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     task::{Context as TaskContext, Poll, Wake, Waker},
     thread::{self, Thread},
     time::Duration,
@@ -26,7 +26,7 @@ use ureq::http::Response;
 
 use self::places::Places;
 use super::{agents::Agents, settings::Settings};
-use crate::error::Error;
+use crate::{error::Error, sync::Unpoisoned as _};
 
 /// What machines that have no service for metadata may take to say so.
 const METADATA_WAIT: Duration = Duration::from_secs(1);
@@ -120,7 +120,7 @@ impl<P: ProvideCredential<Credential: SigningCredential>> Keys<P> {
 
     /// Those that are valid; they are looked for at the first call and when the last ones expire. None if there are none.
     fn current(&self) -> Result<Option<P::Credential>, Failure> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.lock().unpoisoned();
         match &*held {
             Search::InVain => return Ok(None),
             Search::Found(credential) if credential.is_valid() => return Ok(Some(credential.clone())),
@@ -133,7 +133,7 @@ impl<P: ProvideCredential<Credential: SigningCredential>> Keys<P> {
 
     /// Looks again at the next call of [`Keys::current`].
     pub(super) fn forget(&self) {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Search::Ahead;
+        *self.held.lock().unpoisoned() = Search::Ahead;
     }
 }
 
@@ -148,7 +148,7 @@ pub(super) fn keys<P>(kept: &Kept<P>, settings: &Settings, agents: &Arc<Agents>)
 where
     P: ProvideCredential<Credential: SigningCredential> + Default,
 {
-    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut kept = kept.lock().unpoisoned();
     match &*kept {
         Some(keys) if keys.settings() == settings => Arc::clone(keys),
         _ => Arc::clone(kept.insert(Arc::new(Keys::new(settings.clone(), P::default(), Arc::clone(agents))))),

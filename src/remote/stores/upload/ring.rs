@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicI64, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
@@ -15,6 +15,7 @@ use super::Parts;
 use crate::{
     error::{Error, ErrorKind, Result},
     progress::{self, LOOK, Progress},
+    sync::Unpoisoned as _,
 };
 
 /// For parts on their way when an upload is given up.
@@ -40,7 +41,7 @@ struct Outcome(Mutex<Result<BTreeMap<usize, String>>>);
 
 impl Outcome {
     fn lock(&self) -> MutexGuard<'_, Result<BTreeMap<usize, String>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unpoisoned()
     }
 
     fn check(&self) -> Result<()> {
@@ -75,7 +76,7 @@ impl Ring {
                 Arc::clone(&words),
             );
             let work = move || {
-                let next = || to_send.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                let next = || to_send.lock().unpoisoned().recv();
                 let mut idle = Vec::new();
                 while sent.send(idle).is_ok()
                     && let Ok((number, offset, bytes)) = next()

@@ -4,10 +4,11 @@ use std::{
     env,
     io::{BufRead as _, BufReader, Write as _, stdout},
     process::{Child, Command, Stdio},
-    sync::{PoisonError, RwLock},
+    sync::RwLock,
 };
 
 use super::*;
+use crate::sync::Unpoisoned as _;
 
 /// Written to while a process is being started.
 pub(super) static STARTING: RwLock<()> = RwLock::new(());
@@ -17,7 +18,7 @@ fn start(test: &str, folder: &Path) -> Child {
     let mut child = Command::new(env::current_exe().unwrap());
     child.args(["--exact", &format!("remote::stores::cache::tests::processes::{test}")]);
     child.args(["--ignored", "--nocapture", "--test-threads=1"]).current_dir(folder);
-    let _starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+    let _starting = STARTING.write().unpoisoned();
     child.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap()
 }
 
@@ -64,7 +65,7 @@ fn what_a_killed_process_leaves_is_right_or_missing() {
         assert_eq!(load(folder.path(), &kill_at.to_string(), &object, MIB), 0);
         load(folder.path(), &(kill_at + 1).to_string(), &object, MIB);
         assert_eq!(load(folder.path(), &(kill_at + 1).to_string(), &object, MIB), 0);
-        let _alone = STARTING.read().unwrap_or_else(PoisonError::into_inner);
+        let _alone = STARTING.read().unpoisoned();
         assert!(Folder::open(folder.path(), Some(0)).unwrap().make_room(0).is_ok());
         assert!(files_left(folder.path()).is_empty(), "its locks have gone with it");
     }

@@ -3,15 +3,15 @@
 use std::{
     fs::File,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
-    sync::PoisonError,
     time::{Duration, UNIX_EPOCH},
 };
 
 use super::{processes::STARTING, *};
+use crate::sync::Unpoisoned as _;
 
 /// While no process is started: until it runs its program, it holds the locks of this one.
 fn alone() -> impl Drop {
-    STARTING.read().unwrap_or_else(PoisonError::into_inner)
+    STARTING.read().unpoisoned()
 }
 
 fn load_within(folder: &Path, limit: u64, name: &str, object: &Arc<Fake>) -> Arc<dyn Object> {
