@@ -27,19 +27,19 @@ const MAX_PROBING_THREADS: usize = 16;
 #[derive(Debug)]
 pub struct Files {
     path: PathBuf,
-    parts: Vec<Part>,
+    payloads: Vec<Payload>,
 }
 
 /// A file, and where its payload lies.
 #[derive(Debug)]
-struct Part {
+struct Payload {
     input: Input,
     place: Range<u64>,
     /// If its payload is not stored as it is.
     decoder: Option<Decoder>,
 }
 
-impl Part {
+impl Payload {
     fn new(input: Input, place: Range<u64>, encoding: Option<&Arc<Encoding>>) -> Self {
         Self { input, place, decoder: encoding.cloned().map(Decoder::new) }
     }
@@ -86,15 +86,16 @@ impl Files {
     /// `files`, in the order in which `index` has joined them; errors that concern them all name `path`.
     #[must_use]
     pub fn new(path: &Path, files: Vec<Input>, index: &Index) -> Self {
-        let part =
-            |(input, part): (Input, &format::Part)| Part::new(input, part.range().clone(), part.encoding());
-        Self { path: path.to_owned(), parts: files.into_iter().zip(index.parts()).map(part).collect() }
+        let payload = |(input, part): (Input, &format::Part)| {
+            Payload::new(input, part.range().clone(), part.encoding())
+        };
+        Self { path: path.to_owned(), payloads: files.into_iter().zip(index.parts()).map(payload).collect() }
     }
 
     /// Bytes of all the files, footers and headers included.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
-        self.parts.iter().map(|part| part.input.len()).sum()
+        self.payloads.iter().map(|payload| payload.input.len()).sum()
     }
 
     /// The same files, each read by the way that `asked` takes to it, of whose parts each file has its own.
@@ -103,77 +104,78 @@ impl Files {
     /// [`ErrorKind::Internal`](crate::ErrorKind::Internal) if a thread panicked.
     pub fn choose(&self, asked: Asked<'_>) -> Result<(Self, Route)> {
         let samples = Samples::default();
-        let route = |part: &Part| {
+        let route = |payload: &Payload| {
             let parts = asked.only().into_iter().flatten();
-            let own = parts.filter_map(|range| within(range, &part.place));
-            let own: Vec<_> = own.map(|range| part.stored(range)).collect();
-            let (input, route) = part.input.choose(asked.with_parts(&own), &samples);
-            (Part::new(input, part.place.clone(), part.encoding()), route)
+            let own = parts.filter_map(|range| within(range, &payload.place));
+            let own: Vec<_> = own.map(|range| payload.stored(range)).collect();
+            let (input, route) = payload.input.choose(asked.with_parts(&own), &samples);
+            (Payload::new(input, payload.place.clone(), payload.encoding()), route)
         };
-        let chosen = in_parallel(&self.parts, MAX_PROBING_THREADS, route)?;
-        let (parts, routes): (Vec<_>, Vec<_>) = chosen.into_iter().unzip();
-        Ok((Self { path: self.path.clone(), parts }, Route::of_all(&routes)))
+        let chosen = in_parallel(&self.payloads, MAX_PROBING_THREADS, route)?;
+        let (payloads, routes): (Vec<_>, Vec<_>) = chosen.into_iter().unzip();
+        Ok((Self { path: self.path.clone(), payloads }, Route::of_all(&routes)))
     }
 
     /// What the page cache holds; `None` if a file system cannot tell.
     #[must_use]
     pub fn residency(&self) -> Option<Residency> {
-        Residency::of_all(self.parts.iter().map(|part| part.input.file().and_then(Residency::probe)))
+        Residency::of_all(self.payloads.iter().map(|payload| payload.input.file().and_then(Residency::probe)))
     }
 
     /// Bytes of the largest chunks that are stored as frames, if any are.
     #[must_use]
     pub fn encoded_chunk_bytes(&self) -> Option<u64> {
-        self.parts.iter().filter_map(Part::encoding).map(|encoding| encoding.chunk_bytes()).max()
+        self.payloads.iter().filter_map(Payload::encoding).map(|encoding| encoding.chunk_bytes()).max()
     }
 
     /// The files, each with where its payload lies.
     pub fn iter(&self) -> impl Iterator<Item = (&Input, Range<u64>)> {
-        self.parts.iter().map(|part| (&part.input, part.place.clone()))
+        self.payloads.iter().map(|payload| (&payload.input, payload.place.clone()))
     }
 
     /// What reads of those that are objects have taken so far, together; none if all are files.
     #[must_use]
     pub fn traffic(&self) -> Option<Traffic> {
-        let objects = self.parts.iter().filter_map(|part| part.input.remote());
+        let objects = self.payloads.iter().filter_map(|payload| payload.input.remote());
         objects.map(RemoteFile::traffic).reduce(Traffic::with)
     }
 
     /// What is peculiar about reading one of those that are objects, if anything is.
     #[must_use]
     pub fn note(&self) -> Option<String> {
-        self.parts.iter().filter_map(|part| part.input.remote()).find_map(RemoteFile::note)
+        self.payloads.iter().filter_map(|payload| payload.input.remote()).find_map(RemoteFile::note)
     }
 
     /// For whoever outlives the load: each file that is no object, where it begins, and those of the sorted `ranges` that are its own, as
     /// ranges of the file.
     #[must_use]
     pub fn into_ranges(self, ranges: &[Range<u64>]) -> Vec<(FileSource, u64, Vec<Range<u64>>)> {
-        let own = |Part { input, place, .. }: Part| {
+        let own = |Payload { input, place, .. }: Payload| {
             let within = ranges.iter().filter_map(|range| within(range, &place)).collect();
             Some((input.file()?.clone(), place.start, within))
         };
-        self.parts.into_iter().filter_map(own).collect()
+        self.payloads.into_iter().filter_map(own).collect()
     }
 
-    /// The part that the byte at `offset` lies in or behind, and where the next one begins or all end.
-    fn part(&self, offset: u64) -> (&Part, u64) {
-        let next = self.parts.partition_point(|part| part.place.start <= offset).max(1);
-        let end = self.parts.get(next).map_or_else(|| self.len().max(offset), |part| part.place.start);
-        (&self.parts[next - 1], end)
+    /// The payload that the byte at `offset` lies in or behind, and where the next one begins or all end.
+    fn payload(&self, offset: u64) -> (&Payload, u64) {
+        let next = self.payloads.partition_point(|payload| payload.place.start <= offset).max(1);
+        let end =
+            self.payloads.get(next).map_or_else(|| self.len().max(offset), |payload| payload.place.start);
+        (&self.payloads[next - 1], end)
     }
 
     /// The beginning of `buffer` that a single file, or the gap behind it, has the bytes of; in which file and where.
     /// It is empty at the end of all.
-    fn first<'b>(&self, buffer: &'b mut [u8], offset: u64) -> (&'b mut [u8], Option<(&Part, u64)>) {
-        if let [part] = &*self.parts {
-            return (buffer, Some((part, offset)));
+    fn first<'b>(&self, buffer: &'b mut [u8], offset: u64) -> (&'b mut [u8], Option<(&Payload, u64)>) {
+        if let [payload] = &*self.payloads {
+            return (buffer, Some((payload, offset)));
         }
-        let (part, next) = self.part(offset);
-        let in_part = offset < part.place.end;
-        let end = if in_part { part.place.end } else { next };
+        let (payload, next) = self.payload(offset);
+        let is_within = offset < payload.place.end;
+        let end = if is_within { payload.place.end } else { next };
         let bytes = buffer.len().min(usize::try_from(end - offset).unwrap_or(usize::MAX));
-        (&mut buffer[..bytes], in_part.then(|| (part, offset - part.place.start)))
+        (&mut buffer[..bytes], is_within.then(|| (payload, offset - payload.place.start)))
     }
 }
 
@@ -186,7 +188,7 @@ fn within(range: &Range<u64>, place: &Range<u64>) -> Option<Range<u64>> {
 impl Source for Files {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         match self.first(buffer, offset) {
-            (bytes, Some((part, offset))) => part.read_at(bytes, offset),
+            (bytes, Some((payload, offset))) => payload.read_at(bytes, offset),
             (bytes, None) => {
                 bytes.fill(0);
                 Ok(bytes.len())
@@ -199,7 +201,7 @@ impl Source for Files {
             let (bytes, source) = self.first(buffer, offset);
             let count = bytes.len();
             match source {
-                Some((part, offset)) => part.read_exact_at(bytes, offset)?,
+                Some((payload, offset)) => payload.read_exact_at(bytes, offset)?,
                 None if count == 0 => return Err(ends_early(offset, buffer.len()).at(&self.path)),
                 None => bytes.fill(0),
             }
@@ -211,9 +213,9 @@ impl Source for Files {
 
     fn read_all_at(&self, buffers: &mut [&mut [u8]], offset: u64) -> Result<()> {
         let bytes: u64 = buffers.iter().map(|buffer| buffer.len() as u64).sum();
-        let (part, _) = self.part(offset);
-        if offset + bytes <= part.place.end || self.parts.len() == 1 {
-            return part.read_all_at(buffers, offset - part.place.start);
+        let (payload, _) = self.payload(offset);
+        if offset + bytes <= payload.place.end || self.payloads.len() == 1 {
+            return payload.read_all_at(buffers, offset - payload.place.start);
         }
         let mut position = offset;
         for buffer in buffers {
@@ -224,31 +226,32 @@ impl Source for Files {
     }
 
     fn len(&self) -> u64 {
-        match &*self.parts {
-            [part] => part.len(),
-            parts => parts.last().map_or(0, |part| part.place.end),
+        match &*self.payloads {
+            [payload] => payload.len(),
+            payloads => payloads.last().map_or(0, |payload| payload.place.end),
         }
     }
 
     fn is_direct(&self) -> bool {
-        self.parts.iter().any(|part| part.input.is_direct())
+        self.payloads.iter().any(|payload| payload.input.is_direct())
     }
 
     fn is_far(&self) -> bool {
-        self.parts.iter().any(|part| part.input.is_far())
+        self.payloads.iter().any(|payload| payload.input.is_far())
     }
 
     fn is_encoded(&self) -> bool {
-        self.parts.iter().any(|part| part.decoder.is_some())
+        self.payloads.iter().any(|payload| payload.decoder.is_some())
     }
 
     fn distrust(&self, offset: u64, bytes: u64) -> bool {
         let damaged = offset..offset + bytes;
-        let parts = self.parts.iter().filter_map(|part| Some((part, within(&damaged, &part.place)?)));
+        let payloads =
+            self.payloads.iter().filter_map(|payload| Some((payload, within(&damaged, &payload.place)?)));
         // All of them are told.
-        parts.fold(false, |any, (part, own)| {
-            let own = part.stored(own);
-            part.input.distrust(own.start, own.end - own.start) | any
+        payloads.fold(false, |any, (payload, own)| {
+            let own = payload.stored(own);
+            payload.input.distrust(own.start, own.end - own.start) | any
         })
     }
 
@@ -257,7 +260,7 @@ impl Source for Files {
     }
 
     fn file_at(&self, offset: u64) -> (&Path, u64) {
-        let (part, _) = self.part(offset);
-        (part.input.path(), part.place.start)
+        let (payload, _) = self.payload(offset);
+        (payload.input.path(), payload.place.start)
     }
 }

@@ -10,7 +10,7 @@ pub struct Chunk {
     /// First byte in the file.
     pub offset: u64,
     /// Where they go.
-    pub parts: Vec<Part>,
+    pub parts: Vec<ChunkPart>,
     /// The number of the digest over exactly these bytes among those of their [`Part`](crate::format::Part) of the
     /// index, if they are to be verified.
     pub digest: Option<usize>,
@@ -49,7 +49,7 @@ impl Chunk {
 
 /// Part of a chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct ChunkPart {
     /// Length.
     pub bytes: u64,
     /// Where they go; `None`: only the digest wants them, or they lie between others that are wanted.
@@ -105,7 +105,7 @@ mod tests {
     fn moves_are_what_is_wanted_in_the_order_of_the_file() {
         // Columns 1 and 2 of 3 rows of 4 bytes that begin at byte 100.
         let rows = Arc::new(Rows::new(100, 1, &[3, 4], &[0..3, 1..3]).unwrap());
-        let part = |bytes, target| Part { bytes, target };
+        let part = |bytes, target| ChunkPart { bytes, target };
         let parts = vec![
             part(10, Some(Target::Bytes(7, 50))),
             part(5, None),

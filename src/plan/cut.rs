@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::{
-    Chunk, DIRECT_ALIGN_BYTES, MERGE_GAP_BYTES, Part, Selection, Settings, Target, Verify, place::Segment,
+    Chunk, ChunkPart, DIRECT_ALIGN_BYTES, MERGE_GAP_BYTES, Selection, Settings, Target, Verify,
+    place::Segment,
 };
 use crate::{
     error::{Error, ErrorKind, Result, ensure_memory},
@@ -16,7 +17,7 @@ const WHOLE_CHUNK_SURPLUS_BYTES: u64 = 64 << 10;
 const SLICED_SURPLUS_BYTES: u64 = DIRECT_ALIGN_BYTES;
 
 /// Least memory of a chunk in a plan: its own, one part's, and a task's.
-const CHUNK_PLAN_BYTES: u64 = (size_of::<Chunk>() + size_of::<Part>() + size_of::<Vec<Chunk>>()) as u64;
+const CHUNK_PLAN_BYTES: u64 = (size_of::<Chunk>() + size_of::<ChunkPart>() + size_of::<Vec<Chunk>>()) as u64;
 
 /// Cuts the sorted `segments` of `selection`, which do not overlap, into chunks, and groups those into tasks.
 pub(super) fn cut(
@@ -76,7 +77,7 @@ pub(super) fn bridge(tasks: Vec<Vec<Chunk>>, gap_bytes: u64) -> Vec<Vec<Chunk>> 
             end = Some(chunk.end());
             match (gap, runs.last_mut()) {
                 (Some(bytes), Some(run)) => {
-                    let parts = vec![Part { bytes, target: None }];
+                    let parts = vec![ChunkPart { bytes, target: None }];
                     run.extend((bytes > 0).then(|| Chunk {
                         offset: chunk.offset - bytes,
                         parts,
@@ -178,7 +179,7 @@ fn chunk_of(group: &[Segment], room: Range<u64>, direct: bool) -> Option<Chunk> 
                 let end = file.end.next_multiple_of(DIRECT_ALIGN_BYTES);
                 file.end = if end <= room.end { end } else { file.end };
             }
-            vec![Part { bytes: file.end - file.start, target: first.target.clone() }]
+            vec![ChunkPart { bytes: file.end - file.start, target: first.target.clone() }]
         }
     };
     Some(Chunk { offset: file.start, parts, digest: None })
@@ -198,13 +199,13 @@ fn pieces_within(segments: &[Segment], from: u64, end: u64) -> (Vec<Segment>, us
 }
 
 /// Covers `range` with `pieces` and what lies between them.
-fn parts_of(range: &Range<u64>, pieces: &[Segment]) -> Vec<Part> {
+fn parts_of(range: &Range<u64>, pieces: &[Segment]) -> Vec<ChunkPart> {
     let mut parts = Vec::with_capacity(pieces.len());
     let mut cursor = range.start;
-    let gap = |from: u64, to: u64| (to > from).then_some(Part { bytes: to - from, target: None });
+    let gap = |from: u64, to: u64| (to > from).then_some(ChunkPart { bytes: to - from, target: None });
     for piece in pieces {
         parts.extend(gap(cursor, piece.file.start));
-        parts.push(Part { bytes: piece.file.end - piece.file.start, target: piece.target.clone() });
+        parts.push(ChunkPart { bytes: piece.file.end - piece.file.start, target: piece.target.clone() });
         cursor = piece.file.end;
     }
     parts.extend(gap(cursor, range.end));

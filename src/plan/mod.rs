@@ -13,7 +13,7 @@ mod slices;
 
 use std::{fmt, ops::Range};
 
-pub use chunk::{Chunk, Move, Part, Target};
+pub use chunk::{Chunk, ChunkPart, Move, Target};
 pub(crate) use select::unknown;
 pub use slices::{Cut, Rows};
 
@@ -318,7 +318,7 @@ pub fn every_digest(index: &Index) -> Vec<Vec<Chunk>> {
         (0..count).map(move |digest| {
             let offset = start + digest as u64 * chunk_bytes;
             let bytes = chunk_bytes.min(end - offset);
-            vec![Chunk { offset, parts: vec![Part { bytes, target: None }], digest: Some(digest) }]
+            vec![Chunk { offset, parts: vec![ChunkPart { bytes, target: None }], digest: Some(digest) }]
         })
     };
     index.parts().iter().flat_map(of_part).collect()

@@ -126,9 +126,9 @@ mod tests {
     use super::*;
     use crate::io::Pages;
 
-    struct Part(Range<u64>);
+    struct Piece(Range<u64>);
 
-    impl Window for Part {
+    impl Window for Piece {
         fn place(&self) -> Range<u64> {
             self.0.clone()
         }
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn nothing_is_read_once_the_mapping_is_gone() {
         let (mapping, page) = (Arc::new(()), Pages::here().bytes as u64);
-        let windows = (0..3).map(|number| Part(number * page..(number + 1) * page));
+        let windows = (0..3).map(|number| Piece(number * page..(number + 1) * page));
         let touched = Touched { start: 0, pages: None };
         let mut paced = Paced::new(windows, Ahead::new(8 * page, touched), Arc::downgrade(&mapping));
         assert!(paced.next().is_some());

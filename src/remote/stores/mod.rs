@@ -26,7 +26,7 @@ use http::Method;
 use rustix::io::Errno;
 
 use self::{
-    address::{Address, Azure, Google, Hub, Part, S3, Web, azure_parts, bucket_and_key},
+    address::{Address, Azure, Google, Hub, Resource, S3, Web, azure_parts, bucket_and_key},
     cache::{Cache, cached},
     client::Client,
     exchange::{Exchange, Meter},
@@ -59,16 +59,16 @@ impl AllStores {
         self.settings.clone().unwrap_or_else(Settings::now)
     }
 
-    /// That of the object, or of another `part` of its bucket.
-    fn address(&self, url: &str, part: Part) -> Result<Arc<dyn Address>> {
+    /// That of the object, or of another `resource` of its bucket.
+    fn address(&self, url: &str, resource: Resource) -> Result<Arc<dyn Address>> {
         let (settings, client) = (self.settings(), Arc::clone(&self.client));
         Ok(match scheme(url)? {
-            "s3" => Arc::new(S3::new(url, part, settings, client)?),
-            "gs" => Arc::new(Google::new(url, part, settings, client)?),
-            "az" => Arc::new(Azure::new(url, part, &settings, client)?),
-            "hf" if part == Part::List => Arc::new(Hub::folder(url, &settings)?),
-            "http" | "https" if part == Part::Bytes => Arc::new(Web::new(url)?),
-            other => return Err(refusal(other, part)),
+            "s3" => Arc::new(S3::new(url, resource, settings, client)?),
+            "gs" => Arc::new(Google::new(url, resource, settings, client)?),
+            "az" => Arc::new(Azure::new(url, resource, &settings, client)?),
+            "hf" if resource == Resource::List => Arc::new(Hub::folder(url, &settings)?),
+            "http" | "https" if resource == Resource::Bytes => Arc::new(Web::new(url)?),
+            other => return Err(refusal(other, resource)),
         })
     }
 
@@ -76,13 +76,13 @@ impl AllStores {
         if scheme(url)? == "hf" {
             return self.open_on_hub(url, &self.settings(), opening);
         }
-        let address = self.address(url, Part::Bytes)?;
+        let address = self.address(url, Resource::Bytes)?;
         let (object, version) = object::open(&self.client, &address, Path::new(&shown(url)), opening)?;
         self.kept(object, &*address, version.as_deref(), opening)
     }
 
     fn list_at(&self, url: &str, deep: bool) -> Result<Vec<Entry>> {
-        let address = self.address(url, Part::List)?;
+        let address = self.address(url, Resource::List)?;
         let key = bucket_and_key(url).map_or("", |(_, key)| key);
         let (kind, folder) = match scheme(url)? {
             "s3" => (list::S3, key.to_owned()),
@@ -107,7 +107,7 @@ impl AllStores {
     }
 
     fn remove_at(&self, url: &str) -> Result<()> {
-        let address = self.address(url, Part::Object)?;
+        let address = self.address(url, Resource::Object)?;
         let meter = Meter::default();
         match Exchange::new(&self.client, &*address, &meter).answer(&Ask::new(Method::DELETE)) {
             Err(error) if error.errno() != Some(Errno::NOENT.raw_os_error()) => Err(error),
@@ -171,7 +171,7 @@ impl Stores for AllStores {
     }
 
     fn create(&self, url: &str, expected_bytes: u64) -> Result<Box<dyn Upload>> {
-        let address = |part| self.address(url, part);
+        let address = |resource| self.address(url, resource);
         let create = |scheme| upload::create(&self.client, scheme, address, expected_bytes, &shown(url));
         scheme(url).and_then(create).at(Path::new(&shown(url)))
     }
@@ -183,9 +183,9 @@ fn is_offline(settings: &Settings) -> bool {
 }
 
 /// What the stores of `scheme` do not do.
-fn refusal(scheme: &str, part: Part) -> Error {
-    let what = match part {
-        Part::List => "has no lists: name a file",
+fn refusal(scheme: &str, resource: Resource) -> Error {
+    let what = match resource {
+        Resource::List => "has no lists: name a file",
         _ if scheme == "hf" => "is only read: save to a folder, and upload that with `hf upload`",
         _ => "is only read: save to s3://, gs:// or az://, or to a file",
     };

@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc};
 use http::{HeaderValue, Request, Uri, header::CONTENT_LENGTH};
 use reqsign_azure_storage::{Credential, RequestSigner};
 
-use super::{Address, Part, advice, bucket_and_key, encoded, links::parsed};
+use super::{Address, Resource, advice, bucket_and_key, encoded, links::parsed};
 use crate::{
     error::{Error, Result},
     remote::stores::{
@@ -52,12 +52,12 @@ impl Azure {
     /// is no URL.
     pub(in crate::remote::stores) fn new(
         url: &str,
-        part: Part,
+        resource: Resource,
         settings: &Settings,
         client: Arc<Client>,
     ) -> Result<Self> {
         let (host, container, key) = split(url).ok_or_else(wrong)?;
-        let key = part.key(key).ok_or_else(wrong)?;
+        let key = resource.key(key).ok_or_else(wrong)?;
         let account = Account::of(settings, host)?;
         let Ok(place) = parsed(&account.endpoint) else {
             return Err(Error::argument("cannot be asked for: AZURE_STORAGE_ENDPOINT is not http(s)://host"));
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     fn azure(url: &str, pairs: &[(&str, &str)]) -> Result<Azure> {
-        Azure::new(url, Part::Bytes, &pairs.iter().copied().collect(), Arc::default())
+        Azure::new(url, Resource::Bytes, &pairs.iter().copied().collect(), Arc::default())
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use http::{HeaderMap, Request, Uri};
 use reqsign_google::{Credential, RequestSigner};
 
-use super::{Address, Part, advice, bucket_and_key, encoded_whole, links::parsed};
+use super::{Address, Resource, advice, bucket_and_key, encoded_whole, links::parsed};
 use crate::{
     error::{Error, Result},
     remote::stores::{
@@ -36,13 +36,13 @@ impl Google {
     /// [`ErrorKind::Argument`](crate::ErrorKind::Argument): `url` names no bucket, or the emulator's address is no URL.
     pub(in crate::remote::stores) fn new(
         url: &str,
-        part: Part,
+        resource: Resource,
         settings: Settings,
         client: Arc<Client>,
     ) -> Result<Self> {
         let wrong = || Error::argument("is not gs://bucket/key");
         let (bucket, key) = bucket_and_key(url).ok_or_else(wrong)?;
-        let key = encoded_whole(part.key(key).ok_or_else(wrong)?);
+        let key = encoded_whole(resource.key(key).ok_or_else(wrong)?);
         let emulator = settings.get("STORAGE_EMULATOR_HOST").map(|host| {
             let scheme = if host.contains("://") { "" } else { "http://" };
             format!("{scheme}{}", host.trim_end_matches('/'))
@@ -52,11 +52,11 @@ impl Google {
         }
         let is_emulated = emulator.is_some();
         let host = emulator.unwrap_or_else(|| "https://storage.googleapis.com".to_owned());
-        let target = match part {
-            Part::Bytes => format!("{host}/download/storage/v1/b/{bucket}/o/{key}?alt=media"),
-            Part::Object => format!("{host}/storage/v1/b/{bucket}/o/{key}"),
-            Part::List => format!("{host}/storage/v1/b/{bucket}/o"),
-            Part::New => format!("{host}/upload/storage/v1/b/{bucket}/o?name={key}"),
+        let target = match resource {
+            Resource::Bytes => format!("{host}/download/storage/v1/b/{bucket}/o/{key}?alt=media"),
+            Resource::Object => format!("{host}/storage/v1/b/{bucket}/o/{key}"),
+            Resource::List => format!("{host}/storage/v1/b/{bucket}/o"),
+            Resource::New => format!("{host}/upload/storage/v1/b/{bucket}/o?name={key}"),
         };
         let is_anonymous = is_emulated || settings.is_on("GOOGLE_SKIP_SIGNATURE");
         Ok(Self { client, settings, target, is_emulated, is_anonymous })
@@ -138,19 +138,19 @@ mod tests {
 
     use super::*;
 
-    fn google(url: &str, part: Part, pairs: &[(&str, &str)]) -> Result<Google> {
-        Google::new(url, part, pairs.iter().copied().collect(), Arc::default())
+    fn google(url: &str, resource: Resource, pairs: &[(&str, &str)]) -> Result<Google> {
+        Google::new(url, resource, pairs.iter().copied().collect(), Arc::default())
     }
 
     #[test]
     fn each_part_of_a_bucket_has_its_path() {
-        for (part, target) in [
-            (Part::Bytes, "/download/storage/v1/b/bucket/o/a%20b%2Fc?alt=media&x=1"),
-            (Part::Object, "/storage/v1/b/bucket/o/a%20b%2Fc?x=1"),
-            (Part::List, "/storage/v1/b/bucket/o?x=1"),
-            (Part::New, "/upload/storage/v1/b/bucket/o?name=a%20b%2Fc&x=1"),
+        for (resource, target) in [
+            (Resource::Bytes, "/download/storage/v1/b/bucket/o/a%20b%2Fc?alt=media&x=1"),
+            (Resource::Object, "/storage/v1/b/bucket/o/a%20b%2Fc?x=1"),
+            (Resource::List, "/storage/v1/b/bucket/o?x=1"),
+            (Resource::New, "/upload/storage/v1/b/bucket/o?name=a%20b%2Fc&x=1"),
         ] {
-            let address = google("gs://bucket/a b/c", part, &[]).unwrap();
+            let address = google("gs://bucket/a b/c", resource, &[]).unwrap();
             assert_eq!(address.uri("x=1").unwrap(), *format!("https://storage.googleapis.com{target}"));
         }
     }
@@ -158,27 +158,28 @@ mod tests {
     #[test]
     fn an_emulator_is_asked_without_credentials() {
         for host in ["localhost:9023", "http://localhost:9023/"] {
-            let address = google("gs://b/k", Part::Object, &[("STORAGE_EMULATOR_HOST", host)]).unwrap();
+            let address = google("gs://b/k", Resource::Object, &[("STORAGE_EMULATOR_HOST", host)]).unwrap();
             let request = address.signed(&Ask::new(http::Method::GET)).unwrap();
             assert_eq!(*request.uri(), "http://localhost:9023/storage/v1/b/b/o/k");
             assert!(request.headers().is_empty());
         }
-        let error = google("gs://b/k", Part::Object, &[("STORAGE_EMULATOR_HOST", "ftp://x")]).unwrap_err();
+        let error =
+            google("gs://b/k", Resource::Object, &[("STORAGE_EMULATOR_HOST", "ftp://x")]).unwrap_err();
         assert!(error.to_string().contains("STORAGE_EMULATOR_HOST"), "{error}");
     }
 
     #[test]
     fn what_names_no_object_is_refused() {
         for wrong in ["gs://", "gs:///key", "gs://user@bucket/key", "gs://bucket", "gs://bucket/"] {
-            let error = google(wrong, Part::Bytes, &[]).unwrap_err().to_string();
+            let error = google(wrong, Resource::Bytes, &[]).unwrap_err().to_string();
             assert!(error.contains("gs://bucket/key"), "{error}");
         }
-        google("gs://bucket", Part::List, &[]).unwrap();
+        google("gs://bucket", Resource::List, &[]).unwrap();
     }
 
     #[test]
     fn a_generation_pins_the_version() {
-        let address = google("gs://bucket/key", Part::Bytes, &[]).unwrap();
+        let address = google("gs://bucket/key", Resource::Bytes, &[]).unwrap();
         let pin = address
             .pin(&[("x-goog-generation".parse().unwrap(), "17".parse().unwrap())].into_iter().collect());
         assert_eq!((&*pin.query, pin.version.as_deref()), ("ifGenerationMatch=17", Some("17")));
@@ -209,7 +210,7 @@ mod tests {
     fn tokens_last_until_they_are_refused() {
         let (host, server) = metadata(2);
         let pairs = [("GCE_METADATA_HOST", &*host), ("HOME", "/nowhere")];
-        let address = google("gs://bucket/key", Part::Bytes, &pairs).unwrap();
+        let address = google("gs://bucket/key", Resource::Bytes, &pairs).unwrap();
         let token = || {
             let request = address.signed(&Ask::new(http::Method::GET)).unwrap();
             request.headers()["authorization"].to_str().unwrap().to_owned()

@@ -66,7 +66,7 @@ pub(super) trait Address: Debug + Send + Sync {
 
 /// What is asked for of a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::remote::stores) enum Part {
+pub(in crate::remote::stores) enum Resource {
     /// The bytes of an object.
     Bytes,
     /// An object.
@@ -77,7 +77,7 @@ pub(in crate::remote::stores) enum Part {
     New,
 }
 
-impl Part {
+impl Resource {
     /// The `key` that it has, which the list alone can do without.
     fn key(self, key: &str) -> Option<&str> {
         if self == Self::List { Some("") } else { Some(key).filter(|key| !key.is_empty()) }

@@ -9,7 +9,7 @@ use http::{Request, StatusCode, Uri};
 use reqsign_aws_v4::{Credential, RequestSigner};
 use reqsign_core::SigningCredential as _;
 
-use super::{Address, Part, bucket_and_key, encoded, links::parsed};
+use super::{Address, Resource, bucket_and_key, encoded, links::parsed};
 use crate::{
     error::{Error, Result},
     remote::stores::{
@@ -45,13 +45,13 @@ impl S3 {
     /// [`ErrorKind::Argument`](crate::ErrorKind::Argument): `url` names no bucket, or the endpoint is no URL.
     pub(in crate::remote::stores) fn new(
         url: &str,
-        part: Part,
+        resource: Resource,
         settings: Settings,
         client: Arc<Client>,
     ) -> Result<Self> {
         let wrong = || Error::argument("is not s3://bucket/key");
         let (bucket, key) = bucket_and_key(url).ok_or_else(wrong)?;
-        let key = part.key(key).ok_or_else(wrong)?;
+        let key = resource.key(key).ok_or_else(wrong)?;
         let profile = profile::chosen(&settings);
         let set = |names: &[&str], key| {
             settings.first(names).map(ToOwned::to_owned).or_else(|| profile::setting(&settings, profile, key))
@@ -184,7 +184,7 @@ mod tests {
 
     fn uri(url: &str, pairs: &[(&str, &str)]) -> String {
         let settings = [("AWS_CONFIG_FILE", "/nowhere")].iter().chain(pairs).copied().collect();
-        let address = S3::new(url, Part::Bytes, settings, Arc::default()).unwrap();
+        let address = S3::new(url, Resource::Bytes, settings, Arc::default()).unwrap();
         address.uri("").unwrap().to_string()
     }
 
@@ -216,11 +216,11 @@ mod tests {
             "s3://user@bucket/key",
             "s3://host:9000/bucket/key",
         ] {
-            let error = S3::new(wrong, Part::Object, Settings::default(), Arc::default()).unwrap_err();
+            let error = S3::new(wrong, Resource::Object, Settings::default(), Arc::default()).unwrap_err();
             assert!(error.to_string().contains("s3://bucket/key"), "{error}");
         }
         let settings = [("AWS_ENDPOINT_URL", "minio:9000")].into_iter().collect();
-        let error = S3::new("s3://bucket/key", Part::Bytes, settings, Arc::default()).unwrap_err();
+        let error = S3::new("s3://bucket/key", Resource::Bytes, settings, Arc::default()).unwrap_err();
         assert!(error.to_string().contains("AWS_ENDPOINT_URL"), "{error}");
     }
 }

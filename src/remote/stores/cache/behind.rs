@@ -48,7 +48,7 @@ struct State {
     stopped: Option<String>,
     thread: Option<JoinHandle<()>>,
     /// Blocks of which there are bytes, and not all of them yet.
-    parts: BTreeMap<u64, Part>,
+    partial: BTreeMap<u64, PartialBlock>,
     queue: VecDeque<(Piece, Held)>,
     /// The blocks that are being written.
     writing: Range<u64>,
@@ -59,7 +59,7 @@ struct State {
 
 /// A block, as far as it is there.
 #[derive(Debug)]
-struct Part {
+struct PartialBlock {
     bytes: Vec<u8>,
     /// Sorted, and apart from each other.
     there: Vec<Range<usize>>,
@@ -162,18 +162,20 @@ impl Shared {
         let file = self.entry.blocks.range(block);
         let block_bytes = to_usize(file.end - file.start);
         let mut state = self.lock();
-        if !state.parts.contains_key(&block) {
+        if !state.partial.contains_key(&block) {
             let Some(held) = state.hold(&self.budget, block_bytes) else { return };
-            state.parts.insert(block, Part { bytes: vec![0; block_bytes], there: Vec::new(), held });
+            state
+                .partial
+                .insert(block, PartialBlock { bytes: vec![0; block_bytes], there: Vec::new(), held });
         }
-        let Some(part) = state.parts.get_mut(&block) else { return };
+        let Some(part) = state.partial.get_mut(&block) else { return };
         part.add(place, bytes);
         if !part.is_whole() {
             return;
         }
-        let part = state.parts.remove(&block);
+        let part = state.partial.remove(&block);
         drop(state);
-        if let Some(Part { mut bytes, held, .. }) = part {
+        if let Some(PartialBlock { mut bytes, held, .. }) = part {
             let piece = Piece::copy(self.entry.blocks, block..block + 1, &[&mut bytes], Aligned::default());
             self.pass(piece, held);
         }
@@ -249,14 +251,14 @@ impl State {
         self.drop_pending(&(0..u64::MAX));
     }
 
-    /// Takes `bytes` of the `budget`, for which parts that are not whole make way.
+    /// Takes `bytes` of the `budget`, for which blocks that are not whole make way.
     fn hold(&mut self, budget: &Budget, bytes: usize) -> Option<Held> {
         if self.stopped.is_some() {
             return None;
         }
         loop {
             let held = budget.take(bytes);
-            if held.is_some() || self.parts.pop_first().is_none() {
+            if held.is_some() || self.partial.pop_first().is_none() {
                 return held;
             }
         }
@@ -264,12 +266,12 @@ impl State {
 
     /// Gives up what has yet to be written of `blocks`.
     fn drop_pending(&mut self, blocks: &Range<u64>) {
-        self.parts.retain(|block, _| !blocks.contains(block));
+        self.partial.retain(|block, _| !blocks.contains(block));
         self.queue.retain(|(piece, _)| !overlap(&piece.blocks, blocks));
     }
 }
 
-impl Part {
+impl PartialBlock {
     fn add(&mut self, place: usize, bytes: &[u8]) {
         self.bytes[place..place + bytes.len()].copy_from_slice(bytes);
         self.there.push(place..place + bytes.len());
@@ -348,11 +350,11 @@ mod tests {
         behind.forget(&(1..2)).unwrap();
         behind.forget(&(8..9)).unwrap();
         let state = behind.shared.lock();
-        assert!(state.queue.is_empty() && state.parts.is_empty());
+        assert!(state.queue.is_empty() && state.partial.is_empty());
     }
 
     #[test]
-    fn parts_make_way_and_without_memory_nothing_is_kept() {
+    fn partial_blocks_make_way_and_without_memory_nothing_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let behind = behind(&folder);
         behind.keep(&mut [&mut [1; 5]], &(3..8)); // begins a part
@@ -360,21 +362,21 @@ mod tests {
         let most = 64 << 20;
         assert!(budget.take(most).is_none());
         let mut state = behind.shared.lock();
-        assert_eq!(state.parts.len(), 1);
+        assert_eq!(state.partial.len(), 1);
         let all = state.hold(budget, most).unwrap();
-        assert!(state.parts.is_empty());
+        assert!(state.partial.is_empty());
         drop(state);
         behind.keep(&mut [&mut vec![1; 1 << 20]], &(0..1 << 20));
         behind.keep(&mut [&mut [1; 5]], &(3..8));
         let state = behind.shared.lock();
-        assert!(state.queue.is_empty() && state.parts.is_empty() && state.thread.is_none());
+        assert!(state.queue.is_empty() && state.partial.is_empty() && state.thread.is_none());
         drop((state, all));
     }
 
     #[test]
     fn parts_become_a_block_in_any_order() {
         let held = Budget::default().take(10).unwrap();
-        let mut part = Part { bytes: vec![0; 10], there: Vec::new(), held };
+        let mut part = PartialBlock { bytes: vec![0; 10], there: Vec::new(), held };
         for (place, bytes, there) in [
             (6, &[6, 7][..], &[(6, 8)][..]),
             (0, &[0, 1], &[(0, 2), (6, 8)]),

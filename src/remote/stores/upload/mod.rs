@@ -9,7 +9,7 @@ use std::{fmt::Debug, mem, path::PathBuf, process, sync::Arc};
 
 use self::ring::Ring;
 use super::{
-    address::{Address, Part},
+    address::{Address, Resource},
     client::Client,
 };
 use crate::{
@@ -64,11 +64,11 @@ trait Parts: Debug + Send + Sync {
 pub(super) fn create(
     client: &Arc<Client>,
     scheme: &str,
-    address: impl Fn(Part) -> Result<Arc<dyn Address>>,
+    address: impl Fn(Resource) -> Result<Arc<dyn Address>>,
     expected_bytes: u64,
     shown: &str,
 ) -> Result<Box<dyn Upload>> {
-    let (client, address) = (Arc::clone(client), address(Part::New)?);
+    let (client, address) = (Arc::clone(client), address(Resource::New)?);
     let store: Arc<dyn Parts> = match scheme {
         "s3" => Arc::new(s3::S3::new(client, address)),
         "gs" => Arc::new(google::Google::new(client, address)),
