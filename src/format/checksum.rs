@@ -14,6 +14,16 @@ pub const MIN_CHUNK_BYTES: u64 = 4096;
 /// Largest chunk a reader accepts: on its way to a device a chunk passes whole through one staging buffer.
 pub const MAX_CHUNK_BYTES: u64 = 64 << 20;
 
+/// Refuses chunks of the footer's entry `of` that no reader accepts.
+pub(super) fn check_chunk_bytes(of: &str, bytes: u64) -> Result<()> {
+    if (MIN_CHUNK_BYTES..=MAX_CHUNK_BYTES).contains(&bytes) && bytes.is_power_of_two() {
+        return Ok(());
+    }
+    Err(Error::format(format!(
+        "{of}.chunk_bytes is {bytes}, not a power of two from {MIN_CHUNK_BYTES} to {MAX_CHUNK_BYTES}"
+    )))
+}
+
 /// A digest function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Algorithm {

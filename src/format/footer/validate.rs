@@ -251,14 +251,7 @@ fn check_checksums(raw: &RawChecksums<'_>, index: &Index) -> Result<Option<Check
         return Ok(None);
     };
     let chunk_bytes = raw.chunk_bytes.0;
-    let sizes = checksum::MIN_CHUNK_BYTES..=checksum::MAX_CHUNK_BYTES;
-    if !sizes.contains(&chunk_bytes) || !chunk_bytes.is_power_of_two() {
-        return Err(Error::format(format!(
-            "checksums.chunk_bytes is {chunk_bytes}, not a power of two from {} to {}",
-            sizes.start(),
-            sizes.end()
-        )));
-    }
+    checksum::check_chunk_bytes("checksums", chunk_bytes)?;
     let digests = parse_digests(algorithm, "digests", &raw.digests)?;
     let expected = index.payload_bytes.div_ceil(chunk_bytes);
     if digests.len() as u64 != expected {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::Range};
 use crate::{
     codec::{Codec, MAX_RATIO},
     error::{Error, Result},
-    format::checksum::{MAX_CHUNK_BYTES, MIN_CHUNK_BYTES},
+    format::checksum::check_chunk_bytes,
 };
 
 /// The payload in chunks, each stored as a frame: one behind the other, from the file's first byte on.
@@ -37,14 +37,7 @@ impl Encoding {
         payload_bytes: u64,
         lengths: impl Iterator<Item = (Codec, u64)>,
     ) -> Result<Self> {
-        let sizes = MIN_CHUNK_BYTES..=MAX_CHUNK_BYTES;
-        if !sizes.contains(&chunk_bytes) || !chunk_bytes.is_power_of_two() {
-            return Err(Error::format(format!(
-                "encoding.chunk_bytes is {chunk_bytes}, not a power of two from {} to {}",
-                sizes.start(),
-                sizes.end()
-            )));
-        }
+        check_chunk_bytes("encoding", chunk_bytes)?;
         let (mut frames, mut from, mut end) = (Vec::new(), 0_u64, 0_u64);
         for (codec, length) in lengths {
             let bytes = chunk_bytes.min(payload_bytes - from);
