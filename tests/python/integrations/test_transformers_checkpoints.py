@@ -28,6 +28,8 @@ from transformers import (
     MixtralConfig,
     MixtralForCausalLM,
     PreTrainedModel,
+    T5Config,
+    T5EncoderModel,
 )
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import (
@@ -204,6 +206,17 @@ def test_converted_to_another_dtype(tmp_path: Path) -> None:
     renamed = load_model(BertForMaskedLM, tmp_path, strict=False)
     assert (direct.dtype, renamed.dtype) == (torch.float16, torch.float16)
     assert_same(renamed.bert.state_dict(), direct.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [None, "auto", torch.float16, torch.bfloat16])
+def test_modules_that_a_class_keeps_in_single_precision(dtype: Any, tmp_path: Path) -> None:
+    """The checkpoint is wholly in half precision, in which T5's projections overflow."""
+    config = T5Config(vocab_size=VOCABULARY, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2)
+    T5EncoderModel(config).half().save_pretrained(tmp_path)
+    convert_to_flashpack(tmp_path)
+    loaded = load_model(T5EncoderModel, tmp_path, dtype=dtype)
+    expected = T5EncoderModel.from_pretrained(tmp_path, dtype=dtype or "auto")
+    assert_same(loaded.state_dict(), expected.state_dict())
 
 
 # A real model

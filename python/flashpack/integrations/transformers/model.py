@@ -54,7 +54,8 @@ def load_model(
 
     Keyword arguments: `subfolder`, `variant` and huggingface_hub's `revision`, `token`, `cache_dir`,
     `local_dir`, `local_files_only` and `force_download`; `config`, a configuration or where to read one;
-    `dtype` (or `torch_dtype`), by default or if "auto" the file's own dtypes, else as transformers casts;
+    `dtype` (or `torch_dtype`), by default or if "auto" the file's own dtypes, else as transformers casts
+    (which keeps some modules of some classes in float32, also of a file that is wholly in half precision);
     `device_map={"": device}`; `generation_config`; `output_loading_info=True` to get (model, info); the
     options of `assign_from_file`; settings of the configuration such as `attn_implementation`; and what the
     class itself takes, which `model_args` are for, too.
@@ -240,11 +241,12 @@ def _is_other_kind(slot: Slot, tensor: Tensor, request: LoadRequest) -> bool:
 
 
 def _needs_cast(model: PreTrainedModel, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> bool:
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if dtype is None:
-        return False
-    return bool(model._get_dtype_plan(dtype)) or any(
-        tensor.is_floating_point() and tensor.dtype != dtype for tensor in tensors.values()
-    )
+        if len(dtypes) != 1:  # what is to stay in single precision does so in the file
+            return False
+        (dtype,) = dtypes
+    return bool(model._get_dtype_plan(dtype)) or not dtypes <= {dtype}
 
 
 def _load_directly(model: Any, request: LoadRequest) -> tuple[Any, dict[str, Any]]:
