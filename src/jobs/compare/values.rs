@@ -356,6 +356,30 @@ mod tests {
     }
 
     #[test]
+    fn a_last_block_that_is_shorter_is_compared_alone() {
+        let count = i32::try_from(BLOCK_ELEMS).unwrap();
+        let first: Vec<u8> = (0..count + 3).flat_map(i32::to_le_bytes).collect();
+        let second: Vec<u8> = (0..count + 3)
+            .flat_map(|value| i64::from(value + i32::from(value < count)).to_le_bytes())
+            .collect();
+        let found = compare([DType::Int32, DType::Int64], [&first, &second]);
+        assert_eq!((found.elements, found.different, found.largest), (1027, 1024, Some(1.0)));
+    }
+
+    #[test]
+    fn every_lane_counts() {
+        for dtype in [DType::Bfloat16, DType::Float32, DType::Float64] {
+            let size = usize::try_from(dtype.size()).unwrap();
+            for place in 0..37 {
+                let mut other = vec![0; 37 * size];
+                other[(place + 1) * size - 1] = 0x40; // 2
+                let found = compare([dtype; 2], [&vec![0; 37 * size], &other]);
+                assert_eq!((found.different, found.largest), (1, Some(2.0)), "{dtype:?}, {place}");
+            }
+        }
+    }
+
+    #[test]
     fn blocks_add_up() {
         let mut first = floats(&vec![1.0; 3 * BLOCK_ELEMS]);
         let second = first.clone();
