@@ -150,11 +150,14 @@ fn a_revision_is_pinned_once_for_several_openings() {
 }
 
 #[test]
-fn what_has_no_revision_to_ask_for_stays() {
+fn what_nobody_pins_stays() {
     let unreachable = Server::of(vec![]).url("");
-    let stores = stores(&[("HF_ENDPOINT", &unreachable)]);
-    for url in ["hf://org/repo/file", "s3://bucket/file", "https://host/file?query"] {
-        assert_eq!(stores.pinned(url).unwrap(), url);
+    let mirror = Server::new(|_, _| Reply::new(404, ""));
+    for endpoint in [unreachable, mirror.url("")] {
+        let stores = stores(&[("HF_ENDPOINT", &endpoint)]);
+        for url in ["hf://org/repo/file", "s3://bucket/file", "https://host/file?query"] {
+            assert_eq!(stores.pinned(url).unwrap(), url);
+        }
     }
 }
 
@@ -163,7 +166,7 @@ fn a_hub_that_names_no_commit_is_refused() {
     for (status, body, words) in [
         (200, r#"{"sha": "main"}"#, "does not say which commit"),
         (200, "<html>", "does not say which commit"),
-        (404, "", "hf://org/repo"),
+        (401, "", "hf://org/repo"),
     ] {
         let hub = Server::new(move |_, _| Reply::new(status, body));
         let error = stores(&[("HF_ENDPOINT", &hub.url(""))]).pinned("hf://org/repo").unwrap_err();

@@ -100,8 +100,10 @@ impl AllStores {
         }
         let Some(hub) = Hub::revision(url, &settings)? else { return Ok(url.to_owned()) };
         match Exchange::new(&self.client, &hub, &Meter::default()).text(&Ask::new(Method::GET)) {
-            // Out of reach: what the cache of `huggingface_hub` has is opened without its answer.
-            Err(error) if error.errno().is_none() => Ok(url.to_owned()),
+            // Out of reach, or a mirror that has only files. Opening them says what else is wrong.
+            Err(error) if error.errno().is_none_or(|errno| errno == Errno::NOENT.raw_os_error()) => {
+                Ok(url.to_owned())
+            }
             answer => hub.pinned_by(&answer?.1),
         }
     }
