@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,20 +72,16 @@ def is_large(path: str) -> bool:
 
 
 class PushAt(list[tuple[str, str]]):
-    """The requests of `hub`. Before the answer to the first that makes `when` true, `files` are pushed."""
+    """The requests of `hub`. Before the answer to that of this `number`, from 1 on, `files` are pushed."""
 
-    def __init__(
-        self, hub: Hub, repo_id: str, files: Mapping[str, bytes], when: Callable[[list[str]], bool]
-    ) -> None:
+    def __init__(self, hub: Hub, repo_id: str, files: Mapping[str, bytes], number: int) -> None:
         super().__init__()
-        self.hub, self.repo_id, self.when = hub, repo_id, when
-        self.files: Mapping[str, bytes] | None = files  # None: they are pushed
+        self.hub, self.repo_id, self.files, self.number = hub, repo_id, files, number
 
     def append(self, request: tuple[str, str], /) -> None:
         super().append(request)
-        if self.files is not None and self.when([path for _, path in self]):
+        if len(self) == self.number:
             self.hub.add(self.repo_id, self.files)
-            self.files = None
 
 
 class Hub:

@@ -39,7 +39,7 @@ def test_all_ranks_read_one_commit(how: tuple[bool, str | None] | None, tmp_path
     older, newer = ({name: save({"l.weight": torch.full((6, 100_000), value)})} for value in (1.0, -1.0))
     with serving() as hub:
         hub.add("tiny/model", older)
-        hub.requests = PushAt(hub, "tiny/model", newer, lambda paths: len(paths) == 2)
+        hub.requests = PushAt(hub, "tiny/model", newer, 2)
         url = f"hf://tiny/model/{name}"
         settings = {**hub.environment(tmp_path), "FLASHPACK_SHARD_BYTES": str(MIB)}
         if how is None:
