@@ -2,9 +2,11 @@
 
 use std::{
     collections::BTreeMap,
+    hash::{BuildHasher as _, RandomState},
+    iter, process,
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicI64, Ordering},
+        Arc, LazyLock, Mutex,
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -15,13 +17,22 @@ use crate::{
 };
 
 static OPEN: Mutex<BTreeMap<i64, Arc<Model>>> = Mutex::new(BTreeMap::new());
-static LAST: AtomicI64 = AtomicI64::new(0);
 
-/// Keeps `model` open, and gives it a number that no other has had.
+/// Keeps `model` open, and gives it a number that no other has, neither here nor in another process: who was sent one from
+/// there gets an error, and not another model.
 pub(crate) fn keep(model: Model) -> i64 {
-    let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-    OPEN.lock().unpoisoned().insert(number, Arc::new(model));
+    let mut open = OPEN.lock().unpoisoned();
+    let number = iter::repeat_with(random).find(|number| !open.contains_key(number)).expect("without end");
+    open.insert(number, Arc::new(model));
     number
+}
+
+/// A child process has its parent's state, but an id of its own.
+fn random() -> i64 {
+    static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    static GIVEN: AtomicU64 = AtomicU64::new(0);
+    let bits = STATE.hash_one((process::id(), GIVEN.fetch_add(1, Ordering::Relaxed)));
+    (bits >> 1).cast_signed()
 }
 
 /// Lets go of a model, which closes it once no load uses it any more.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import flashpack
 import pytest
 import torch
 from helpers import MIB, assert_same, bits, flip_byte, mapped_bytes, noise, read_footer, several_chunks
+from processes import python, succeed
 from torch import Tensor
 
 
@@ -111,3 +114,48 @@ def test_a_handle_tells_what_it_holds(path: Path) -> None:
     with flashpack.open(path) as file:
         assert repr(file) == f"<FlashPackFile {str(path)!r}: 2 tensors, 2.01 kB, bfloat16, float32>"
     assert repr(file) == f"<FlashPackFile {str(path)!r}: closed>"
+
+
+def test_handles_are_copied_but_not_pickled(path: Path) -> None:
+    flashpack.save_file({"a": torch.arange(10.0)}, path)
+    file = flashpack.open(path)
+    copied = copy.deepcopy(file)
+    del file
+    assert torch.equal(copied.get_slice("a")[2:5], torch.arange(2.0, 5.0))
+    with pytest.raises(TypeError, match=r"cannot pickle .*model\.flashpack.* open it in the process"):
+        pickle.dumps(copied)
+
+
+FROM_A_CHILD = """
+import os, sys
+import flashpack, torch
+from flashpack._files.opened import OpenModel
+from flashpack._load.load import load_list
+
+def opened(value):
+    path = f"{sys.argv[1]}/{value}.flashpack"
+    flashpack.save_file({"a": torch.tensor([value])}, path)
+    return OpenModel(path)
+
+def value(model):
+    return load_list(model, ["a"], torch.device("cpu"), eager=True)[0].item()
+
+before = opened(1.0)
+reading, writing = os.pipe()
+if os.fork() == 0:
+    os.write(writing, opened(2.0).handle.numpy().tobytes())
+    os._exit(0)
+own = opened(3.0)
+assert (value(before), value(own)) == (1.0, 3.0)
+os.wait()
+sent = opened(4.0)
+sent.handle = torch.frombuffer(bytearray(os.read(reading, 100)), dtype=torch.int64)
+try:
+    value(sent)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_handle_of_a_child_process_is_none_of_this(tmp_path: Path) -> None:
+    assert "comes from another process" in succeed(python("-c", FROM_A_CHILD, tmp_path))

@@ -31,6 +31,12 @@ class OpenModel:
         start = functools.partial(ops.open_model, path, folder)
         self.handle: Tensor = waiting_for_servers(start) if self.is_remote else start(None)
 
+    def __deepcopy__(self, _: dict[int, Any]) -> OpenModel:
+        return self
+
+    def __reduce__(self) -> str:
+        raise TypeError(f"cannot pickle the open model {self.shown!r}: open it in the process that needs it")
+
     @property
     def shown(self) -> str:
         """What messages call the model."""
