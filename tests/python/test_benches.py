@@ -102,6 +102,17 @@ def test_loads_from_object_storage_are_checked_and_told(monkeypatch: pytest.Monk
         assert int(requests) > 0
 
 
+def test_commands_that_look_are_checked_and_timed() -> None:
+    printed = succeed(python(BENCHES / "inspection.py", "--tensors", "60", "--mb", "1", "--rounds", "1"))
+    timed = [line.split("  median ")[0].strip() for line in printed.splitlines() if " median " in line]
+    assert timed == [
+        *("flashpack ls, piped", "flashpack ls, first screen", "flashpack ls, all to the terminal"),
+        *("(start of flashpack)", "safetensors, names"),
+        *("flashpack diff, all values differ", "flashpack diff, equal"),
+        *("(both read into fresh memory)", "(both read into the cache)"),
+    ]
+
+
 def read(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
     """What the file says of the run, and its rows."""
     lines = path.read_text().splitlines()
