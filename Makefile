@@ -154,10 +154,10 @@ parity: build ## compare loads of tiny models with those of the libraries themse
 
 reliability: build ## attack loads and saves, those of 0.4.5 and safetensors too (ten minutes)
 	rm -rf target/faults && mkdir -p target/faults
-	LD_PRELOAD=$$($(BIN)/python tests/python/faultio.py) $(BIN)/python tests/python/fault_programs.py target/faults
-	$(BIN)/python tests/python/hostile_files.py
-	$(BIN)/python tests/python/crash_points.py
-	$(BIN)/python tests/python/torn_reads.py
+	LD_PRELOAD=$$($(BIN)/python tests/python/support/faultio.py) $(BIN)/python tests/python/reliability/fault_programs.py target/faults
+	$(BIN)/python tests/python/reliability/hostile_files.py
+	$(BIN)/python tests/python/reliability/crash_points.py
+	$(BIN)/python tests/python/reliability/torn_reads.py
 
 wheel: $(VENV)/.wheel ## build a manylinux wheel into dist/ (MACHINE=aarch64: with aarch64-linux-gnu-g++)
 	rm -rf target/wheel

@@ -6,7 +6,7 @@ is known, and its assertions on unsafe calls are on. Before the tests, planted m
 A report of any process is a failure, whatever its test makes of it. Takes 20 minutes.
 
     python tests/asan.py                          # TESTS
-    python tests/asan.py tests/python/test_ops.py # these, with any options of pytest
+    python tests/asan.py tests/python/load/test_ops.py # these, with any options of pytest
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matrix
+
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON_TESTS = ROOT / "tests" / "python"
 WORK = ROOT / "target" / "asan"
@@ -25,10 +27,9 @@ PACKAGE = WORK / "python" / "flashpack"
 REPORTS = WORK / "reports"
 TARGET = "x86_64-unknown-linux-gnu"  # of both sanitizers and of gcc's runtime for them
 
-CORE = sorted(PYTHON_TESTS.glob("test_*.py"))
 ENGINE_PARTS = ("engine", "engine_faults", "engine_forms", "engine_slices", "saving")
 ENGINE = [PYTHON_TESTS / "cuda" / f"test_{name}.py" for name in ENGINE_PARTS]
-TESTS = [*CORE, *ENGINE, PYTHON_TESTS / "ranks"]
+TESTS = [*matrix.PACKAGE, *ENGINE, PYTHON_TESTS / "ranks"]
 
 RUST_FLAGS = ["-Zsanitizer=address"]
 CPP_FLAGS = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g1"]

@@ -34,23 +34,19 @@ class Row:
     torch: str | None
 
 
-PACKAGE = sorted(TESTS.glob("test_*.py"))
+# The folders whose tests need no other library than torch and safetensors.
+ROOMS = ("load", "storage", "module", "save", "convert", "cli", "dropin", "reliability", "project")
+PACKAGE = sorted(path for room in ROOMS for path in TESTS.joinpath(room).glob("test_*.py"))
 TORCH = [
-    TESTS / f"test_{part}.py"
-    for part in (
-        *(
-            "ops",
-            "ops_compiled",
-            "load",
-            "load_errors",
-            "handle",
-            "save",
-            "destinations",
-            "assign",
-            "assign_fit",
-        ),
-        *("assign_ties", "in_place", "fast_path", "opens", "mixin", "fixtures"),
-    )
+    TESTS / room / f"test_{part}.py"
+    for room, parts in {
+        "load": ("ops", "ops_compiled", "load", "load_errors", "handle", "fixtures"),
+        "storage": ("opens",),
+        "module": ("assign", "assign_fit", "assign_ties", "in_place", "fast_path"),
+        "save": ("save", "destinations"),
+        "dropin": ("mixin",),
+    }.items()
+    for part in parts
 ]
 ENGINE = [TESTS / "cuda" / "test_engine.py"]
 INSTALLED = Row(HERE, None)
@@ -72,7 +68,7 @@ def main() -> None:
     failed = False
     rows, package, engine = JOBS[arguments.job]
     for program in ("faultio.py", "slowfs.py"):  # built here: rows have no compiler
-        subprocess.run([sys.executable, TESTS / program], check=True)
+        subprocess.run([sys.executable, TESTS / "support" / program], check=True)
     for row in rows:
         python = interpreter(row.python)
         outcome = f"not run: no Python {row.python} on this machine"

@@ -22,7 +22,7 @@ import measure
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests/python"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests/python/support"))
 
 State = Mapping[str, Tensor]
 LEVELS = [None, "fast", "small"]

@@ -19,7 +19,7 @@ import measure
 import peers
 import report
 
-sys.path[:0] = [str(peers.ROOT / "tests/fakecuda/python"), str(peers.ROOT / "tests/python")]
+sys.path[:0] = [str(peers.ROOT / "tests/fakecuda/python"), str(peers.ROOT / "tests/python/support")]
 
 BUILD = peers.ROOT / "target/bench-models"
 RESULTS = peers.ROOT / "benches/results"

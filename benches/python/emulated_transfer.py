@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests/fakecuda/python"), str(ROOT / "tests/python")]
+sys.path[:0] = [str(ROOT / "tests/fakecuda/python"), str(ROOT / "tests/python/support")]
 
 import fakecuda  # noqa: E402
 import flashpack  # noqa: E402

@@ -64,7 +64,7 @@ def _folders(name: str) -> list[str]:
         return [str(Path(flashpack.__file__).parents[1])]
     if not peer.requirements:
         return []
-    sys.path.append(str(ROOT / "tests/python"))
+    sys.path.append(str(ROOT / "tests/python/support"))
     import beside
     import pytest
     import upstream

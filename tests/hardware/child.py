@@ -96,7 +96,7 @@ def main() -> None:
 
 def tests() -> list[Path]:
     """Where the engine's own programs are, and what they import."""
-    return [ROOT / "tests/python/cuda", ROOT / "tests/python", ROOT / "tests/fakecuda/python"]
+    return [ROOT / "tests/python/cuda", ROOT / "tests/python/support", ROOT / "tests/fakecuda/python"]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ for _name in [*os.environ]:
         del os.environ[_name]
 
 torch.set_num_threads(2)
-sys.path.insert(0, str(Path(__file__).parents[1] / "fakecuda" / "python"))
+sys.path[:0] = map(
+    str, (Path(__file__).parent / "support", Path(__file__).parents[1] / "fakecuda" / "python")
+)
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ MAY_FAIL = {
     "test_integration_api_guardrails.py::test_pipeline_component_loader_forwards_sharded_options": SOURCES,
     "test_regression.py::test_dtype_helpers_without_float8_e8m0fnu": "wants a private tuple of dtypes",
     "test_serialization.py::test_no_temp_files_left_after_failure": (
-        "breaks numpy within the release's writer; tests/python/crash_points.py and test_faults.py fail ours"
+        "breaks numpy within the release's writer; reliability/crash_points.py and test_faults.py fail ours"
     ),
 }
 

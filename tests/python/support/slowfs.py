@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CRATE = ROOT / "benches/slowfs"
 _TARGET = ROOT / "target/slowfs"
 _PROGRAM = _TARGET / "release/slowfs"

@@ -1,6 +1,6 @@
 """Readers without end while writers replace what they read.
 
-    python tests/python/torn_reads.py [--readers 32] [--seconds 20] [--library NAME]
+    python tests/python/reliability/torn_reads.py [--readers 32] [--seconds 20] [--library NAME]
 
 As many processes, and then as many threads of one process, load one file and a folder of files over and
 over, while a process replaces each of them with its next version. All elements of a version are its number,
@@ -14,6 +14,7 @@ import argparse
 import functools
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 import torch
 from libraries import NAMES, Library, State, in_processes_of, this_library
 

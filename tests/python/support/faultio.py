@@ -12,8 +12,8 @@ from pathlib import Path
 
 from processes import environment
 
-SOURCE = Path(__file__).parents[1] / "faultio" / "faults.c"
-_LIBRARY = Path(__file__).parents[2] / "target" / "faultio" / "libfaults.so"
+SOURCE = Path(__file__).parents[2] / "faultio" / "faults.c"
+_LIBRARY = Path(__file__).parents[3] / "target" / "faultio" / "libfaults.so"
 
 
 def library() -> Path:

@@ -289,7 +289,7 @@ def test_as_a_process(source: Path, launcher: str) -> None:
 
 
 def test_the_script_is_the_one_that_is_declared() -> None:
-    pyproject = Path(__file__).parents[2] / "pyproject.toml"
+    pyproject = Path(__file__).parents[3] / "pyproject.toml"
     assert 'flashpack = "flashpack.__main__:main"' in pyproject.read_text().splitlines()
 
 

@@ -1,6 +1,6 @@
 """What becomes of the hostile fixtures, each loaded in a process of its own.
 
-    python tests/python/hostile_files.py [--library NAME]
+    python tests/python/reliability/hostile_files.py [--library NAME]
 
 Refused: an exception that says the file is unsound (ValueError). Accepted: tensors came out of it. A load
 that has not ended after 10 seconds dies by SIGALRM. Without --library, of flashpack and of flashpack-0.4.5
@@ -13,12 +13,14 @@ import argparse
 import json
 import os
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 from libraries import NAMES, Library, in_processes_of, this_library
 
-HOSTILE = Path(__file__).parents[1] / "fixtures" / "hostile"
+HOSTILE = Path(__file__).parents[2] / "fixtures" / "hostile"
 SECONDS = 10
 
 

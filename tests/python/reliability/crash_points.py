@@ -1,6 +1,6 @@
 """Kills savers at random points and looks at what they leave.
 
-    python tests/python/crash_points.py [--kills 200] [--mib 32] [--library NAME [--shards]]
+    python tests/python/reliability/crash_points.py [--kills 200] [--mib 32] [--library NAME [--shards]]
 
 A child process replaces a file of one version by the other; SIGKILL comes at a random moment of its time.
 What is then at the destination must be the old bytes or the new ones. Afterwards one more save must remove
@@ -18,12 +18,14 @@ import os
 import random
 import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 import flashpack
 import torch
 from helpers import bits

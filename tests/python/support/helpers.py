@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 HOSTILE = FIXTURES / "hostile"
 
 MIB = 1 << 20

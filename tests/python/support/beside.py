@@ -62,7 +62,7 @@ def packages_of_node(name: str, requirement: str) -> Path:
 
 
 def _kept(name: str, requirements: Sequence[str], fill: Callable[[Path], None]) -> Path:
-    build = Path(__file__).parents[2] / "target"
+    build = Path(__file__).parents[3] / "target"
     wanted = f"{list(requirements)} {sys.version_info[:2]} {sys.platform}"
     folder = build / f"{name}-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
     if not folder.exists():

@@ -94,7 +94,7 @@ def test_verify_gives_the_bytes_it_checked(packed: str) -> None:
 
 
 def test_the_documented_schemas_are_those_registered() -> None:
-    page = Path(__file__).parents[2] / "docs" / "reference" / "operators.md"
+    page = Path(__file__).parents[3] / "docs" / "reference" / "operators.md"
     block = page.read_text().partition("```text\n")[2].partition("```")[0]
     documented = {" ".join(entry.split()) for entry in re.split(r"\n(?=\S)", block.strip())}
     schemas = [str(schema) for schema in torch._C._jit_get_all_schemas()]

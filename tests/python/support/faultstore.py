@@ -18,7 +18,7 @@ NOWHERE = {  # settings with which clients of stores find no settings, and ask n
     "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
     "HF_HUB_OFFLINE": "1",
 }
-PROGRAM = Path(__file__).resolve().parents[1] / "faultstore"
+PROGRAM = Path(__file__).resolve().parents[2] / "faultstore"
 
 
 @dataclass(frozen=True)

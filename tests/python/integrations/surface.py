@@ -1,7 +1,7 @@
 """The public names of a package's sources: `surface(folder)` reads them without importing anything.
 
-Run with the folder of an unpacked sdist of 0.4.5, `python tests/python/surface.py FOLDER` prints what
-`tests/fixtures/surface-0.4.5.txt` holds.
+Run with the folder of an unpacked sdist of 0.4.5, `python tests/python/integrations/surface.py FOLDER`
+prints what `tests/fixtures/surface-0.4.5.txt` holds.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import slowfs
 from helpers import flip_byte
 from processes import python, succeed
 
-BENCHES = Path(__file__).parents[2] / "benches/python"
+BENCHES = Path(__file__).parents[3] / "benches/python"
 MODEL, SCALE = "many", 0.01
 
 
