@@ -188,7 +188,7 @@ Outcome op_assign_all(const Tensor& model, const std::string& names, StableListH
                       std::optional<bool> eager, std::optional<bool> verify,
                       const std::optional<Tensor>& progress) {
   Handles targets = take_list(tensors);
-  const auto given = described(targets);
+  const auto given = described(targets, Elements::WhereTheyAre);
   const Device device = device_of(given);
   auto load = load_fitting(number_of(model), str_of(names), partly, options(eager, verify, device));
   if (!load->fits_all(slice_of(given))) {

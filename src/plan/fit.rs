@@ -11,6 +11,8 @@ pub struct Given<'a> {
     pub dtype: i32,
     /// Sizes of its dimensions.
     pub sizes: &'a [i64],
+    /// Elements from one index of a dimension to the next; as many as sizes, or none where nobody asks.
+    pub strides: &'a [i64],
     /// torch's numbers of the kind of device that it is on, and of the device among these.
     pub device: (i32, i32),
     /// Whether it is an ordinary strided tensor, with a storage of its own.
@@ -65,6 +67,19 @@ impl Given<'_> {
         } else {
             (place.is_given() && !self.is_contiguous).then_some(Misfit::Gaps)
         }
+    }
+
+    /// The memory from its first element to the end of the last, if each has `size` bytes.
+    #[must_use]
+    pub fn memory(&self, size: u64) -> Range<usize> {
+        if self.sizes.contains(&0) {
+            return self.address..self.address;
+        }
+        let reach =
+            |(size, stride): (&i64, &i64)| (size.unsigned_abs() - 1).saturating_mul(stride.unsigned_abs());
+        let last = self.sizes.iter().zip(self.strides).map(reach).fold(0, u64::saturating_add);
+        let bytes = last.saturating_add(1).saturating_mul(size);
+        self.address..self.address.saturating_add(usize::try_from(bytes).unwrap_or(usize::MAX))
     }
 }
 
@@ -134,7 +149,18 @@ mod tests {
 
     fn given(sizes: &[i64]) -> Given<'_> {
         let dtype = DType::Float32 as i32;
-        Given { dtype, sizes, device: CPU, is_dense: true, is_contiguous: true, address: 64 }
+        Given { dtype, sizes, strides: &[], device: CPU, is_dense: true, is_contiguous: true, address: 64 }
+    }
+
+    #[test]
+    fn memory_reaches_to_the_last_element() {
+        let memory = |sizes, strides| Given { strides, ..given(sizes) }.memory(4);
+        assert_eq!(memory(&[2, 3], &[3, 1]), 64..88);
+        assert_eq!(memory(&[2, 3], &[1, 2]), 64..88, "transposed");
+        assert_eq!(memory(&[2, 3], &[10, 1]), 64..64 + 4 * 13, "columns of a wider one");
+        assert_eq!(memory(&[5, 3], &[0, 1]), 64..76, "expanded");
+        assert_eq!((memory(&[], &[]), memory(&[4, 0], &[1, 1])), (64..68, 64..64));
+        assert_eq!(memory(&[i64::MAX, i64::MAX], &[i64::MAX, 1]).end, usize::MAX);
     }
 
     #[test]

@@ -104,12 +104,20 @@ def hooks_of(module: nn.Module) -> Iterator[Any]:
             waiting.extend(getattr(hook, "hooks", ()))
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Whether the tensor has elements that lie in memory as its strides say."""
+    if is_uninitialized(tensor) or has_own_dispatch(tensor):
+        return False
+    is_strided = tensor.layout is torch.strided and not tensor.is_nested
+    return is_strided and not tensor.is_meta and tensor.numel() > 0 and tensor.data_ptr() != 0
+
+
 def shown_memory(tensor: Tensor) -> Hashable:
     """Equal for tensors that show the same elements; of contiguous ones the shape does not matter.
 
-    Empty tensors, and those on the meta device, equal only themselves.
+    Tensors without elements, or without plain memory for them, equal only themselves.
     """
-    if tensor.numel() == 0 or tensor.is_meta:
+    if not has_memory(tensor):
         return id(tensor)
     layout = (tensor.numel(),) if tensor.is_contiguous() else (tensor.shape, tensor.stride())
     return (tensor.data_ptr(), tensor.dtype, tensor.is_conj(), tensor.is_neg(), layout)

@@ -22,6 +22,7 @@ from .._load.options import LoadOptions
 from .._load.storage import FlashTensorStorage, iterate_from_flash_tensor, read_blocks
 from .._ranks.group import world_size_of
 from .._ranks.load import SharedFile, load_together
+from .._ranks.packed import note_own_blocks
 from .commit import commit_to
 from .devices import Held, device_of, find_held, places_of
 from .dtensors import is_dtensor, load_local
@@ -29,7 +30,6 @@ from .fast_path import assign_fast
 from .in_place import fill
 from .match import IncompatibleKeys, Match, check_ties, dtypes_of, match_tensors
 from .own_way import loads_flat, own_roots, settle_groups, told_of
-from .packed import note_own_blocks
 from .records import hand_over, match_own_way
 from .slots import Slot, call_post_hooks, children_first, find_slots, find_tensors
 
@@ -66,14 +66,14 @@ def assign_from_file(
 ) -> IncompatibleKeys:
     """Give `model` the weights of a file, or of several, that `load_file` takes, by their names.
 
-    Live tensors keep their identity, requires_grad and optimizer references; parameters take the file's
-    dtype, unless `dtype` says otherwise. Meta tensors are materialized and stay tied. Parameters keep their
-    identity unless a weak reference or an autograd graph points at them; buffers are replaced. Nothing
-    changes unless everything fits.
+    Live tensors keep their identity, requires_grad and optimizer references, and share memory as before;
+    parameters take the file's dtype, unless `dtype` says otherwise. Meta tensors are materialized and stay
+    tied. Parameters keep their identity unless a weak reference or an autograd graph points at them; buffers
+    are replaced. Nothing changes unless everything fits.
 
     Returns the names that the file lacks and those that the model lacks, as `load_state_dict` does. Not
-    missing is what is ignored, or tied to a name that the file has; not unexpected is a non-persistent
-    buffer: it is filled.
+    missing is what is ignored, or tied to a name that the file has, if only by memory; not unexpected is a
+    non-persistent buffer: it is filled.
 
     `device`: default is the model's own, meta counting as cpu; each tensor of a model that lies on several
     devices, as accelerate's `dispatch_model` spreads it, stays on its own.

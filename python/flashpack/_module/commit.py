@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .._core import ops
-from .._core.tensors import bump_versions, is_uninitialized, rebuild, swapped
+from .._core.names import quoted
+from .._core.tensors import bump_versions, has_memory, is_uninitialized, rebuild, shown_memory, swapped
+from .aliases import is_injective, overlapping
 from .devices import Held, refresh_groups
 from .dtensors import is_dtensor, local_of
 from .dtensors import rebuild as rebuild_dtensor
@@ -21,7 +24,7 @@ from .slots import Slot, call_post_hooks, children_first
 @dataclass
 class _Changes:
     """`live[i]` is to take over `values[i]`'s storage; `replaced` maps an old tensor's id to its heir;
-    `filled` pairs memory that stays (of DTensors) with what goes into it."""
+    `filled` pairs memory that stays with what goes into it: of DTensors, and what others show in part."""
 
     live: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
@@ -33,18 +36,21 @@ def commit_to(
     model: nn.Module,
     match: Match,
     tensors: Mapping[str, Tensor],
-    slots: Iterable[Slot],
+    slots: Collection[Slot],
     held: Mapping[str, Held],
 ) -> None:
     """Put `tensors` in their paired places, and let the model's modules and hooks know.
 
     `slots` are all of the model's, so that ties follow along. Those of the names in `held` go where the
-    model's weights wait.
+    model's weights wait. Raises ValueError, with nothing changed, for a tensor that shares a part of its
+    memory with another one and cannot be filled in place.
     """
     # Clones and parameters made in inference mode could never be trained.
     with torch.inference_mode(False), torch.no_grad():
-        changes = _prepare({name: slot for name, slot in match.slots.items() if name not in held}, tensors)
-        for memory, value in changes.filled:
+        paired = {name: slot for name, slot in match.slots.items() if name not in held}
+        changes = _prepare(paired, tensors, slots)
+    for memory, value in changes.filled:
+        with torch.inference_mode(memory.is_inference()), torch.no_grad():
             memory.copy_(value)
     if changes.live:
         ops.set_data(changes.live, changes.values)
@@ -80,26 +86,61 @@ def _turned_into(old: Tensor, heir: Tensor) -> bool:
     )
 
 
-def _prepare(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor]) -> _Changes:
+def _prepare(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor], slots: Iterable[Slot]) -> _Changes:
     changes = _Changes()
     shared = _SharedRanges()
-    # One entry per tensor of the model: of the names of a tied one, the last wins.
-    targets = {id(slot.tensor): (slot, tensors[name]) for name, slot in paired.items()}
+    showing: dict[Hashable, dict[int, Slot]] = {}  # by memory, the tensors that show it, each once
+    for slot in slots:
+        showing.setdefault(shown_memory(slot.tensor), {})[id(slot.tensor)] = slot
+    first_of = {key: next(iter(tied.values())).tensor for key, tied in showing.items()}
+    clusters = overlapping({key: tensor for key, tensor in first_of.items() if has_memory(tensor)})
+    in_part = set(itertools.chain.from_iterable(clusters))
+    # Of the names of a tensor, or of several that show the same memory, the last wins.
+    targets = {shown_memory(slot.tensor): (slot, tensors[name]) for name, slot in paired.items()}
     for key, (slot, value) in targets.items():
         old = slot.tensor
         if is_dtensor(old):  # of which `value` is this rank's part
             if old.is_meta:
-                changes.replaced[key] = rebuild_dtensor(old, value)
+                changes.replaced[id(old)] = rebuild_dtensor(old, value)
             else:  # FSDP keeps views of the memory
                 changes.filled.append((local_of(old), value))
-        elif _can_set_data(old, value):
-            changes.live.append(old)
-            changes.values.append(shared.own(value))
-        elif slot.is_parameter:
-            changes.replaced[key] = shared.parameter(cast(nn.Parameter, old), value)
+        elif key in in_part:
+            changes.filled.append((old, _fillable(slot, value)))
         else:
-            changes.replaced[key] = shared.own(value)
+            _give(showing[key].values(), value, shared, changes)
     return changes
+
+
+def _give(slots: Collection[Slot], value: Tensor, shared: _SharedRanges, changes: _Changes) -> None:
+    """Note that the tensors of `slots`, which show one memory, are to show `value`."""
+    own: Tensor | None = None
+    for slot in slots:
+        old = slot.tensor
+        if slot.is_parameter and old.is_meta:
+            changes.replaced[id(old)] = shared.parameter(cast(nn.Parameter, old), value)
+            continue
+        own = shared.own(value) if own is None else own
+        shown = own.view(old.shape) if len(slots) > 1 else own
+        if _can_set_data(old, shown):
+            changes.live.append(old)
+            changes.values.append(shown)
+        else:
+            changes.replaced[id(old)] = (
+                rebuild(cast(nn.Parameter, old), shown) if slot.is_parameter else shown
+            )
+
+
+def _fillable(slot: Slot, value: Tensor) -> Tensor:
+    """`value`, which is copied to memory that other tensors show in part."""
+    old = slot.tensor
+    if not is_injective(old):
+        raise ValueError(f"{quoted(slot.name)} cannot be filled: its elements share memory with each other")
+    if (value.dtype, value.device) != (old.dtype, old.device):
+        raise ValueError(
+            f"{quoted(slot.name)} shares a part of its memory with another tensor of the model, so it cannot "
+            f'become {value.dtype} on {value.device}: load with dtype="model", and to {old.device}'
+        )
+    return value
 
 
 def _can_set_data(old: Tensor, value: Tensor) -> bool:
@@ -133,9 +174,9 @@ class _SharedRanges:
         return value
 
     def parameter(self, old: nn.Parameter, value: Tensor) -> nn.Parameter:
-        """`old` made anew around `value`, or the parameter already made from the same range."""
-        if not old.is_meta or value.numel() == 0:
-            return rebuild(old, self.own(value))
+        """`old`, on the meta device, made anew around `value`, or the one made from the same range before."""
+        if value.numel() == 0:
+            return rebuild(old, value)
         key = (value.data_ptr(), value.shape, value.dtype, type(old), old.requires_grad)
         if key not in self._parameters:
             self._parameters[key] = rebuild(old, self.own(value))

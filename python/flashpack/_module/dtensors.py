@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .._core.ops import Slice
 from .._files.opened import OpenModel
 from .._load.load import Reading, load_list
-from .packed import Blocks
+from .._ranks.packed import Blocks
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

@@ -21,10 +21,11 @@ from .._core.tensors import PLAIN_TYPES, bump_versions, is_on
 from .._files.opened import OpenModel
 from .._load.load import native_device, run_load, surely_maps
 from .._load.options import LoadOptions
+from .aliases import share_storage
 from .devices import is_grouped
 from .match import IncompatibleKeys
 from .own_way import load_plainly
-from .slots import call_post_hooks, find_tensors
+from .slots import Tensors, call_post_hooks, find_tensors
 
 _FAILED = Outcome(False, [], [])
 # Old files lack it, and a batch norm that finds it missing keeps its own.
@@ -50,31 +51,35 @@ def assign_fast(
     if not options.in_place:
         device = native_device(device)
     try:
-        listed, tensors, kinds, hooked = find_tensors(model)
+        found = find_tensors(model)
     except KeyError:  # a ScriptModule's __dict__ is not a module's
         return None
+    tensors = found.tensors
     # What the operators cannot see; that all are on one device, they do.
-    if not tensors or not is_on(tensors[0], device) or not load_plainly(kinds, hooked):
+    if not tensors or not is_on(tensors[0], device) or not load_plainly(model, found.kinds, found.hooked):
         return None
     # The records of one tied tensor are to be compared.
     if not set(map(type, tensors)).issubset(PLAIN_TYPES) or len(set(map(id, tensors))) < len(tensors):
         return None
     try:
-        incompatible = _load_common(model, weights, listed, tensors, options)
+        incompatible = _load_common(model, weights, found, options)
     except RuntimeError:
         if all(map(_is_plain, tensors)):
             raise
         return None  # torch itself refuses what an operator cannot take, before it runs
     if incompatible is not None:
-        call_post_hooks(hooked, incompatible)
+        call_post_hooks(found.hooked, incompatible)
     return incompatible
 
 
 def _load_common(
-    model: nn.Module, weights: OpenModel, listed: list[str], tensors: list[Tensor], options: LoadOptions
+    model: nn.Module, weights: OpenModel, found: Tensors, options: LoadOptions
 ) -> IncompatibleKeys | None:
     """Load what file and model have in common, if that is all, or the options let the rest be left over."""
     attempt = _fill if options.in_place else _replace
+    listed, tensors = found.names, found.tensors
+    if not options.in_place and share_storage(found.unsaved, tensors):
+        return None
     names = SEPARATOR.join(listed)
     if not is_utf8(names):
         return None
@@ -86,8 +91,10 @@ def _load_common(
         return None
     left = set(outcome.unknown)
     common = [place for place in range(len(listed)) if place not in left]
-    names = SEPARATOR.join(listed[place] for place in common)
-    outcome = attempt(weights, names, [tensors[place] for place in common], options, partly=True)
+    names, some = SEPARATOR.join(listed[place] for place in common), [tensors[place] for place in common]
+    if share_storage([tensors[place] for place in left], some):
+        return None
+    outcome = attempt(weights, names, some, options, partly=True)
     return IncompatibleKeys(missing, outcome.unnamed) if outcome.done else None
 
 

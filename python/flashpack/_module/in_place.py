@@ -15,6 +15,7 @@ from .._files.opened import OpenModel
 from .._load.cast import cast_parts, part_of
 from .._load.load import Reading, load_tensors, run_load
 from .._load.options import LoadOptions
+from .aliases import is_injective, overlapping
 from .dtensors import is_dtensor
 from .match import Match, check_ties, dtypes_of
 
@@ -68,10 +69,10 @@ def _targets(
         reason = _refusal(slot.tensor, dtypes[name], device)
         if reason is not None:
             raise ValueError(f"{shown}: in_place=True cannot fill {quoted(name)}: {reason}")
-    check_ties(shown, match.slots, mapped, options, shown_memory)
+    check_ties(shown, match.slots, mapped, options)
     last = {shown_memory(slot.tensor): name for name, slot in match.slots.items()}
     targets = {name: match.slots[name].tensor.detach() for name in last.values()}
-    if names := _overlapping(targets):
+    if names := next(overlapping(targets), None):
         raise ValueError(
             f"{shown}: in_place=True cannot fill {listed(names)}: they share memory in part, so that one "
             "would overwrite the other"
@@ -116,59 +117,11 @@ def _refusal(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> str | 
         return f'the record is {dtype}, but the model\'s tensor is {tensor.dtype} (dtype="model" casts)'
     if tensor.numel() and tensor.untyped_storage().nbytes() == 0:
         return "its storage was freed"
-    if not _is_injective(tensor):
+    if not is_injective(tensor):
         return "several of its elements share memory, as those of an expanded tensor do"
     return None
-
-
-def _is_injective(tensor: Tensor) -> bool:
-    """Whether each element has memory of its own."""
-    reach = 0
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride <= reach:
-                return False
-            reach += (size - 1) * stride
-    return True
 
 
 def _takes_bytes(tensor: Tensor) -> bool:
     """Whether the file's bytes can go into the tensor's memory as they are."""
     return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
-
-
-def _overlapping(targets: Mapping[str, Tensor]) -> list[str]:
-    """The names of tensors of which two have a byte in common; no two elements of one do."""
-    spans = sorted(
-        (tensor.data_ptr(), tensor.data_ptr() + _extent(tensor), name)
-        for name, tensor in targets.items()
-        if tensor.numel()
-    )
-    cluster: list[str] = []
-    start = end = 0
-    for first, last, name in [*spans, (1 << 64, 1 << 64, "")]:
-        if first >= end:
-            if len(cluster) > 1 and _collide([targets[each] for each in cluster], start, end):
-                return cluster
-            cluster, start = [], first
-        cluster.append(name)
-        end = max(end, last)
-    return []
-
-
-def _extent(tensor: Tensor) -> int:
-    """Bytes from the first element to the end of the last."""
-    steps = zip(tensor.stride(), tensor.shape, strict=True)
-    return (1 + sum(stride * (size - 1) for stride, size in steps)) * tensor.itemsize
-
-
-def _collide(tensors: list[Tensor], start: int, end: int) -> bool:
-    """Whether two of them have one of the bytes from `start` to `end` in common."""
-    taken = torch.zeros(end - start, dtype=torch.bool)
-    for tensor in tensors:
-        strides = [stride * tensor.itemsize for stride in tensor.stride()]
-        own = taken.as_strided((*tensor.shape, tensor.itemsize), (*strides, 1), tensor.data_ptr() - start)
-        if own.any():
-            return True
-        own.fill_(True)
-    return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,9 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from .._core.dtypes import is_castable
 from .._core.names import clipped, listed, naming_hint, quoted, warn
+from .._core.tensors import has_memory, shown_memory
 from .._load.options import LoadOptions
+from .aliases import is_injective, overlapping, overwritten
 from .dtensors import is_dtensor
 from .slots import Slot
 
@@ -54,31 +56,43 @@ def match_tensors(
 
 
 def check_ties(
-    path: str,
-    paired: Mapping[str, Slot],
-    tensors: Mapping[str, Tensor],
-    options: LoadOptions,
-    key: Callable[[Tensor], Hashable] = id,
+    path: str, paired: Mapping[str, Slot], tensors: Mapping[str, Tensor], options: LoadOptions
 ) -> None:
-    """Compare the records of names whose tensors in the model are one, as `key` tells.
+    """Compare the records of names whose tensors in the model are one, or show the same memory.
 
     Raises ValueError for two that are not the same, or warns if the options are lenient: the last one in the
     model's order is taken then, as by `load_state_dict`.
     """
     names_of: dict[Hashable, list[str]] = {}
     for name, slot in paired.items():
-        names_of.setdefault(key(slot.tensor), []).append(name)
-    for first, *others in names_of.values():
-        differing = [name for name in others if not is_same(tensors[first], tensors[name])]
-        if not differing:
-            continue
-        reason = (
-            f"the model has one tensor under the names {listed([first, *others])}, but the file has "
-            f"different values for {quoted(first)} and {listed(differing)}"
-        )
+        names_of.setdefault(shown_memory(slot.tensor), []).append(name)
+    for reason in (*_differing(names_of.values(), tensors), *_overwritten(paired, tensors)):
         if options.refuses_unknown_names:
             raise ValueError(f"Error while assigning from {clipped(path)}: {reason}")
         warn(f"{clipped(path)}: {reason}: the last one is taken")
+
+
+def _differing(groups: Iterable[Sequence[str]], tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """What is wrong with records of one tensor that are not the same."""
+    for first, *others in groups:
+        if differing := [name for name in others if not is_same(tensors[first], tensors[name])]:
+            yield (
+                f"the model has one tensor under the names {listed([first, *others])}, but the file has "
+                f"different values for {quoted(first)} and {listed(differing)}"
+            )
+
+
+def _overwritten(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """What is wrong with records of tensors that share a part of their memory, and are not the same there."""
+    live = {name: slot.tensor for name, slot in paired.items() if has_memory(slot.tensor)}
+    whole = {shown_memory(tensor): name for name, tensor in live.items()}
+    for names in overlapping({name: live[name] for name in whole.values()}):
+        cluster = {name: live[name] for name in names}
+        if all(map(is_injective, cluster.values())) and (lost := overwritten(cluster, tensors)):
+            yield (
+                f"the tensors {listed(names)} of the model share a part of their memory, but the file has "
+                f"different values there, which would overwrite some of {listed(lost)}"
+            )
 
 
 def is_same(one: Tensor, other: Tensor) -> bool:
@@ -133,11 +147,11 @@ def _misfit(slot: Slot, tensor: Tensor, options: LoadOptions) -> str | None:
 
 def _missing(paired: Mapping[str, Slot], slots: Mapping[str, Slot], options: LoadOptions) -> list[Slot]:
     """Slots without a record, in model order; non-persistent buffers are never expected in a file."""
-    held = {id(slot.tensor) for slot in paired.values()}
+    held = {shown_memory(slot.tensor) for slot in paired.values()}
     return [
         slot
         for name, slot in slots.items()
-        if id(slot.tensor) not in held and slot.persistent and not options.ignores(name)
+        if shown_memory(slot.tensor) not in held and slot.persistent and not options.ignores(name)
     ]
 
 

@@ -20,7 +20,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from .._core.names import keywords_of
 from .._core.tensors import PLAIN_TYPES, has_own_dispatch, is_uninitialized, rebuild
 from .match import IncompatibleKeys, is_same
-from .slots import Slot, find_slots
+from .slots import LOADERS, Slot, find_slots
 
 # Those of norms differ only for files of old releases.
 _TORCHS_OWN = (
@@ -32,9 +32,11 @@ _TORCHS_OWN = (
 _HARMLESS = ("LazyModuleMixin._lazy_load_hook", "FSDPParamGroup._register_state_dict_hooks")
 
 
-def load_plainly(kinds: Iterable[type], hooked: Iterable[nn.Module]) -> bool:
-    """Whether modules of these classes, some with hooks, take the records of their names as they are."""
-    return not any(map(_overrides, kinds)) and not any(module._load_state_dict_pre_hooks for module in hooked)
+def load_plainly(model: nn.Module, kinds: Iterable[type], hooked: Iterable[nn.Module]) -> bool:
+    """Whether the model's modules, of these classes and some with hooks, take the records as they are."""
+    if _loads_whole(model) or any(map(_overrides, kinds)):
+        return False
+    return not any(module._load_state_dict_pre_hooks or _has_own(module) for module in hooked)
 
 
 def settle_groups(model: nn.Module) -> None:
@@ -47,7 +49,7 @@ def settle_groups(model: nn.Module) -> None:
 
 def own_roots(model: nn.Module, records: Mapping[str, Tensor]) -> dict[str, nn.Module]:
     """The outermost modules that load in their own way, by the prefix of their names."""
-    if _overrides_whole(type(model)):
+    if _loads_whole(model):
         return {"": model}
     return dict(_roots_below(model, "", records))
 
@@ -161,7 +163,7 @@ def _rehearse_one(
 ) -> None:
     slots = find_slots(module)
     found.remember(module, slots.values())
-    whole = _overrides_whole(type(module))
+    whole = not prefix and _loads_whole(module)
     assigns = not whole or _takes(module, "assign")
     lent = _lend(slots.values(), whole)
     before = {key: _state_of(tensor) for key, tensor in lent.items()}
@@ -350,20 +352,27 @@ def _roots_below(
 
 def _loads_itself(module: nn.Module) -> bool:
     hooks = _pre_hooks(module)
-    return _overrides(type(module)) or not all(_name_of(hook).startswith(_HARMLESS) for hook in hooks)
+    overrides = _has_own(module) or _overrides(type(module))
+    return overrides or not all(_name_of(hook).startswith(_HARMLESS) for hook in hooks)
+
+
+def _has_own(module: nn.Module) -> bool:
+    """Whether the module itself, beside its class, has a method of loading."""
+    return not vars(module).keys().isdisjoint(LOADERS)
+
+
+def _loads_whole(model: nn.Module) -> bool:
+    """Whether the model has a `load_state_dict` of its own. torch calls those of no module within it."""
+    own = getattr(type(model), "load_state_dict", None)
+    return "load_state_dict" in vars(model) or own is not nn.Module.load_state_dict
 
 
 def _overrides(kind: type) -> bool:
     return (
         getattr(kind, "_load_from_state_dict", _TORCHS_OWN[0]) not in _TORCHS_OWN
         or getattr(kind, "set_extra_state", None) is not nn.Module.set_extra_state
-        or _overrides_whole(kind)
         or kind.__module__ == "torch.distributed.fsdp.fully_sharded_data_parallel"
     )
-
-
-def _overrides_whole(kind: type) -> bool:
-    return getattr(kind, "load_state_dict", None) is not nn.Module.load_state_dict
 
 
 def _is_flat(module: nn.Module) -> bool:

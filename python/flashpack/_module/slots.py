@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from .._core.tensors import has_own_dispatch, is_uninitialized
+from .._ranks.packed import Blocks, noted_blocks
 from .dtensors import holds_elements, is_dtensor
-from .packed import Blocks, noted_blocks
+
+# What load_state_dict of a model calls of each module, which may have its own, beside its class.
+LOADERS = ("_load_from_state_dict", "set_extra_state")
 
 
 class Slot(NamedTuple):
@@ -70,18 +73,19 @@ def find_slots(model: nn.Module) -> dict[str, Slot]:
 
 
 class Tensors(NamedTuple):
-    """What state dicts hold, and what tells whether the modules load in their own way: their classes, and
-    those that have hooks of load_state_dict, children first."""
+    """What state dicts hold, the buffers that they do not, and what tells whether the modules load in their
+    own way: their classes, and those with hooks or methods of loading of their own, children first."""
 
     names: list[str]
     tensors: list[Tensor]
+    unsaved: list[Tensor]
     kinds: set[type[nn.Module]]
     hooked: list[nn.Module]
 
 
 def find_tensors(model: nn.Module) -> Tensors:
     """Names and tensors of what the slots hold that state dicts hold, too, at a fifth of their time."""
-    found = Tensors([], [], set(), [])
+    found = Tensors([], [], [], set(), [])
     _add_tensors(model, "", found)
     return found
 
@@ -90,7 +94,7 @@ def _add_tensors(owner: nn.Module, prefix: str, found: Tensors) -> None:  # noqa
     # From a module's __dict__, as nn.Module's __getattr__ slows every other access down. Most hold nothing in
     # two of the three: to ask first is cheaper than to iterate over nothing.
     module = vars(owner)
-    names, tensors, kinds, hooked = found
+    names, tensors, unsaved, kinds, hooked = found
     kinds.add(type(owner))
     if parameters := module["_parameters"]:
         for attribute, parameter in parameters.items():
@@ -100,14 +104,22 @@ def _add_tensors(owner: nn.Module, prefix: str, found: Tensors) -> None:  # noqa
     if buffers := module["_buffers"]:
         skipped = module["_non_persistent_buffers_set"]
         for attribute, buffer in buffers.items():
-            if buffer is not None and attribute not in skipped:
+            if buffer is None:
+                continue
+            if attribute in skipped:
+                unsaved.append(buffer)
+            else:
                 names.append(prefix + attribute)
                 tensors.append(buffer)
     if modules := module["_modules"]:
         for name, child in modules.items():
             if child is not None:
                 _add_tensors(child, f"{prefix}{name}.", found)
-    if module["_load_state_dict_post_hooks"] or module["_load_state_dict_pre_hooks"]:
+    if (
+        module["_load_state_dict_post_hooks"]
+        or module["_load_state_dict_pre_hooks"]
+        or not module.keys().isdisjoint(LOADERS)
+    ):
         hooked.append(owner)
 
 

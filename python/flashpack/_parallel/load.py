@@ -15,9 +15,9 @@ from .._files.sources import ModelPath, model_path, resolved_path
 from .._load.load import as_device, described
 from .._module.assign import assign_from_file
 from .._module.dtensors import is_dtensor, load_local, local_of, with_local
-from .._module.packed import Blocks, Plan
 from .._module.slots import find_slots
 from .._ranks.group import portable
+from .._ranks.packed import Blocks, Plan
 from .plans import parallelize, rule_of, unmatched
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import nn
 
 from .._module.dtensors import is_dtensor
-from .._module.packed import Blocks, Plan, blocks_by, is_colwise, is_packed, matches, note_plan, plan_of
 from .._module.slots import Slot, find_slots
+from .._ranks.packed import Blocks, Plan, blocks_by, is_colwise, is_packed, matches, note_plan, plan_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

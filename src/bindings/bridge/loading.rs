@@ -142,8 +142,8 @@ impl Load {
         guarded(|| self.blocks.next().map(Box::new).ok_or_else(none))
     }
 
-    /// Whether the tensors whose names were given fit: all are told, and all that the file holds can take what it does.
-    /// If their memory is to be filled, it is provided then.
+    /// Whether the tensors whose names were given fit: all are told, all that the file holds can take what it does, and no
+    /// two share memory. If their memory is to be filled, it is provided then.
     pub(super) fn fits_all(&mut self, tensors: &[GivenTensor]) -> bool {
         let Some(plan) = self.prepared.as_ref().map(Prepared::plan) else {
             return false;
@@ -156,7 +156,11 @@ impl Load {
             let given = Given::from(&tensors[place]);
             view.same_as == number && given.misfit(view, device, plan.place).is_none()
         };
-        plan.views.iter().zip(&self.places).enumerate().all(fits)
+        let memory =
+            |(view, &place): (&plan::View, &usize)| Given::from(&tensors[place]).memory(view.dtype.size());
+        let pairs = || plan.views.iter().zip(&self.places);
+        pairs().enumerate().all(fits)
+            && !overlap(pairs().map(memory).collect())
             && self.place_in(|number| tensors[self.places[number]].address).is_some_and(|(memory, copied)| {
                 (self.memory, self.copied) = (memory, copied);
                 true
@@ -292,6 +296,7 @@ impl<'a> From<&GivenTensor<'a>> for Given<'a> {
         Self {
             dtype: tensor.dtype,
             sizes: tensor.sizes,
+            strides: tensor.strides,
             device: (tensor.device_type, tensor.device_index),
             is_dense: tensor.dense,
             is_contiguous: tensor.contiguous,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -73,6 +75,24 @@ class Stateful(nn.Linear):
         self.state = state
 
 
+class Doubles(nn.Linear):
+    def load_state_dict(self, state: Any, *args: Any, **options: Any) -> Any:
+        return super().load_state_dict({name: 2 * value for name, value in state.items()}, *args, **options)
+
+
+def own_methods(method: str) -> nn.Module:
+    """A model whose `method` is of an object, and not of its class."""
+    model = nn.Sequential(nn.Linear(3, 3))
+    owner = model if method == "load_state_dict" else model[0]
+
+    def doubled(self: nn.Module, state: Any, *args: Any, **options: Any) -> Any:
+        theirs = getattr(type(self), method)
+        return theirs(self, {name: 2 * value for name, value in state.items()}, *args, **options)
+
+    setattr(owner, method, MethodType(doubled, owner))
+    return model
+
+
 def observer(channels: int | None) -> nn.Module:
     module = nn.Sequential(PerChannelMinMaxObserver())
     if channels:
@@ -111,6 +131,17 @@ KINDS: dict[str, tuple[Callable[[], Any], Callable[[], dict[str, Tensor]]]] = {
         lambda: {f"module.{n}": t for n, t in nn.Linear(3, 3).state_dict().items()},
     ),
     "load_state_dict that copies": (lambda: Copies(3, 3), lambda: nn.Linear(3, 3).state_dict()),
+    "load_state_dict within, which torch passes by": (
+        lambda: nn.Sequential(Doubles(3, 3)),
+        lambda: nn.Sequential(nn.Linear(3, 3)).state_dict(),
+    ),
+    **{
+        f"an object's {method}": (
+            functools.partial(own_methods, method),
+            lambda: nn.Sequential(nn.Linear(3, 3)).state_dict(),
+        )
+        for method in ("load_state_dict", "_load_from_state_dict")
+    },
     "extra state": (lambda: Stateful(3, 3), lambda: nn.Linear(3, 3).state_dict()),
     "batch norm of old": (
         lambda: nn.Sequential(nn.BatchNorm1d(3)),

@@ -15,7 +15,7 @@ from diffusers import Flux2Transformer2DModel
 from diffusers.hooks import tensor_parallel as diffusers_parallel
 from flashpack._files.opened import OpenModel
 from flashpack._module.dtensors import load_local
-from flashpack._module.packed import noted_blocks
+from flashpack._ranks.packed import noted_blocks
 from helpers import MIB, assert_same, bytes_read
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
