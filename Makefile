@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CPP := $(shell find cpp tests benches examples -name '*.c' -o -name '*.cpp' -o -name '*.h' 2>/dev/null)
 NATIVE := Cargo.toml Cargo.lock build.rs setup.py $(shell find src cpp -type f)
-# The same headers and folders as the build uses, so that linting compiles no C++ of its own.
+# The same headers and folder as the build uses, so that linting compiles no C++ of its own.
 TORCH_DIR = $$($(BIN)/python -c 'import setup; print(setup.torch_dir())')
 # Wheels are for glibc 2.28 and this processor, or another that gcc and rustup have been given a target for.
 MACHINE ?= $(shell uname -m)
@@ -64,9 +64,9 @@ lint: $(VENV)/.tools ## check format, lints and types of Rust, C++ and Python
 	cargo fmt --check --manifest-path $(SLOWFS)
 	$(CLIPPY) -- -D warnings
 	$(CLIPPY) --manifest-path $(SLOWFS) --target-dir target/slowfs -- -D warnings
-	$(CLIPPY) --release --features capi --target-dir target/capi -- -D warnings
-	$(CLIPPY) --release --features remote --target-dir target/remote -- -D warnings
-	FLASHPACK_TORCH_DIR=$(TORCH_DIR) $(CLIPPY) --release --features torch --target-dir target/torch -- -D warnings
+	$(CLIPPY) --features capi -- -D warnings
+	$(CLIPPY) --features remote -- -D warnings
+	FLASHPACK_TORCH_DIR=$(TORCH_DIR) cargo clippy --quiet --release --features torch --target-dir target/torch -- -D warnings
 	$(RUSTDOC)
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/ruff check
