@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .._core.dtypes import dtype_name
+from .._core.names import filter_state_dict
 from .._core.paths import StrPath, is_url
 from .._files.opened import OpenModel
 from .._files.sources import shown_path
@@ -48,8 +49,8 @@ class LoadRequest:
     """A load of one model, as its caller asks for it.
 
     `source` is what the caller named; `folder` has the configuration, `path` the weights, which are `tensors`
-    if they were loaded before. `device` and `dtype`: None where the caller names none. `library`: arguments
-    that are for the model's library alone.
+    if they were loaded before, ignored ones aside. `device` and `dtype`: None where the caller names none.
+    `library`: arguments that are for the model's library alone.
     """
 
     source: str
@@ -92,7 +93,7 @@ class LoadRequest:
         own = {name: value for name, value in own.items() if value}
         if isinstance(source, Unpacked):
             name, path, folder = source.shown, source.shown, source.folder
-            tensors = source.parts[folder.name]
+            tensors = filter_state_dict(source.parts[folder.name], **options.ignore)
         else:
             folder, path = fetch_weights(source, hub, requested["subfolder"], requested["variant"], beside)
             name, tensors = shown_path(os.fspath(source)), None

@@ -202,6 +202,22 @@ def test_names_that_do_not_fit(ddpm: Any, path: Path) -> None:
         FlashPackDDPM.from_pretrained_flashpack(path)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_ignored_tensors_are_fresh_as_out_of_a_folder(dtype: Any, path: Path, tmp_path: Path) -> None:
+    name = "encoder.final_layer_norm.weight"
+    config = T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=20)
+    made = FlashPackReader(T5EncoderModel(config))
+    torch.nn.init.constant_(made.text_encoder.get_parameter(name), 7)
+    made.save_pretrained_flashpack(path)
+    made.save_pretrained_flashpack(tmp_path / "folder")
+    loaded, expected = (
+        FlashPackReader.from_pretrained_flashpack(source, dtype=dtype, ignore_names=[name])
+        for source in (path, tmp_path / "folder")
+    )
+    assert_same(states(loaded), states(expected))
+    assert (loaded.text_encoder.get_parameter(name) != 7).all()
+
+
 # Embedded files
 
 
