@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import transformers
@@ -54,6 +55,11 @@ def read_config(
         config, rest = config_class.from_pretrained(os.fspath(origin), return_unused_kwargs=True, **rest)
     config.name_or_path = request.source
     return config, rest
+
+
+def generation_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a load's `arguments` that transformers puts into the generation configuration, too."""
+    return {name: value for name, value in arguments.items() if name not in ("config", *_IMPLEMENTATIONS)}
 
 
 def is_quantized(config: Any) -> bool:

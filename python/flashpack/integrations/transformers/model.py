@@ -30,6 +30,7 @@ from ._config import (
     ADAPTER_WEIGHTS,
     FOR_TRANSFORMERS,
     GENERATION_CONFIG,
+    generation_settings,
     is_quantized,
     read_config,
     take_request,
@@ -57,8 +58,9 @@ def load_model(
     `dtype` (or `torch_dtype`), by default or if "auto" the file's own dtypes, else as transformers casts
     (which keeps some modules of some classes in float32, also of a file that is wholly in half precision);
     `device_map={"": device}`; `generation_config`; `output_loading_info=True` to get (model, info); the
-    options of `assign_from_file`; settings of the configuration such as `attn_implementation`; and what the
-    class itself takes, which `model_args` are for, too.
+    options of `assign_from_file`; settings of the configuration such as `attn_implementation`, or
+    `eos_token_id`, which that of generation gets, too; and what the class itself takes, which `model_args`
+    are for, too.
 
     An adapter in the same folder is applied, as by `from_pretrained`, if peft is installed.
 
@@ -73,7 +75,7 @@ def load_model(
     """
     request = take_request(cls, pretrained_model_name_or_path, device, kwargs)
     config, rest = read_config(cls.config_class, request, kwargs)
-    return load_from(cls, config, request, model_args, rest)
+    return load_from(cls, config, request, model_args, rest, generation_settings(kwargs))
 
 
 def load_from(
@@ -82,43 +84,49 @@ def load_from(
     request: LoadRequest,
     model_args: tuple[Any, ...],
     arguments: dict[str, Any],
+    settings: Mapping[str, Any],
 ) -> Any:
-    """`load_model` with everything found; `arguments` are those for the class alone."""
+    """`load_model` with everything found; `arguments` are those for the class alone, `settings` those that
+    the generation configuration gets."""
     names: dict[str, str | None] = {}
     frozen: list[str] = []
     if not (model_args or request.library.keys() & set(FOR_TRANSFORMERS) or is_quantized(config)):
         tensors = _map_tensors(request)
         empty = _build_empty(cls, config, tensors, arguments)
         if _fits(empty, tensors, request):
-            return _finished(*_load_directly(empty, request), request)
+            return _finished(*_load_directly(empty, request), request, settings)
         names = _model_names(empty, tensors)
         frozen = [name for name, each in empty.named_parameters() if not each.requires_grad]
     model, info = load_through_transformers(cls, config, request, model_args, arguments, names)
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
-    return _finished(model, info, request)
+    return _finished(model, info, request, settings)
 
 
-def _finished(model: PreTrainedModel, info: dict[str, Any], request: LoadRequest) -> Any:
+def _finished(
+    model: PreTrainedModel, info: dict[str, Any], request: LoadRequest, settings: Mapping[str, Any]
+) -> Any:
     """What the caller gets, with the generation configuration that is given or saved, and the adapter."""
     if model.can_generate():
         if "generation_config" in request.library:
             model.generation_config = copy.deepcopy(request.library["generation_config"])
-        elif (saved := _saved_generation(request.folder)) is not None:
+        elif (saved := _saved_generation(request.folder, settings)) is not None:
             model.generation_config = saved
     _apply_adapter(model, request.folder)
     return (model, info) if request.output_loading_info else model
 
 
-def _saved_generation(folder: Path) -> GenerationConfig | None:
-    """What the folder says of generation, if anything, found where transformers looks.
+def _saved_generation(folder: Path, settings: Mapping[str, Any]) -> GenerationConfig | None:
+    """What the folder says of generation, if anything, found where transformers looks, with the `settings`.
 
     Older models have it in config.json, of which configurations leave it out.
     """
     if (folder / GENERATION_CONFIG).is_file():
-        return GenerationConfig.from_pretrained(folder)
+        return GenerationConfig.from_pretrained(folder, **settings)
     if (folder / CONFIG).is_file():
-        return GenerationConfig.from_pretrained(folder, config_file_name=CONFIG, _from_model_config=True)
+        return GenerationConfig.from_pretrained(
+            folder, config_file_name=CONFIG, _from_model_config=True, **settings
+        )
     return None
 
 

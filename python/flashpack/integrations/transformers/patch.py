@@ -17,7 +17,7 @@ from ..._core.paths import StrPath
 from ..._load.load import Device
 from .._build import BUILDING
 from .._request import add_switch
-from ._config import architectures_in, read_config, take_request
+from ._config import architectures_in, generation_settings, read_config, take_request
 from ._save import save_model
 from .model import load_from, load_model
 
@@ -44,7 +44,7 @@ def load_auto(
     config.architectures = architectures_in(config) or None
     cls, config = _choose(auto_class, config, request.folder, code)
     config.name_or_path = request.source
-    return load_from(cls, config, request, model_args, rest)
+    return load_from(cls, config, request, model_args, rest, generation_settings(rest))
 
 
 def _choose(
