@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import flashpack
 import peft
 import pytest
 import torch
+import transformers.trainer
 from flashpack.commands import convert_to_flashpack
 from flashpack.integrations.transformers import AutoModelForSequenceClassification
 from flashpack.integrations.transformers.trainer import FlashPackTrainerMixin, _pack
@@ -139,3 +141,66 @@ def test_models_that_are_not_of_transformers(tmp_path: Path) -> None:
     trainer(FlashPackTrainer, model, tmp_path).train()
     trainer(FlashPackTrainer, resumed, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert_same(resumed.state_dict(), model.state_dict())
+
+
+class HubClient:
+    """Stands for the Hub's client: knows what it would upload, and where to."""
+
+    def __init__(self) -> None:
+        self.uploads: list[tuple[str, dict[str, bytes]]] = []
+
+    def upload_folder(self, folder_path: str, path_in_repo: str = "", **_: Any) -> Job:
+        files = {file.name: file.read_bytes() for file in Path(folder_path).iterdir() if file.is_file()}
+        self.uploads.append((path_in_repo, files))
+        return Job()
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: SimpleNamespace(repo_id="me/it")
+
+
+class Job:
+    """An upload that takes a while, until `finished`."""
+
+    finished = True
+
+    def done(self) -> bool:
+        return self.finished
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> HubClient:
+    made = HubClient()
+    monkeypatch.setattr(transformers.trainer, "hf_api", lambda: made)
+    return made
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints", "end"])
+@pytest.mark.parametrize(("build", "weights"), [(bert, "model"), (adapter, "adapter_model")])
+def test_pushes_of_checkpoints_upload_the_weights(
+    build: Any, weights: str, strategy: str, client: HubClient, tmp_path: Path
+) -> None:
+    uploads = {}
+    for kind in (Trainer, FlashPackTrainer):
+        folder = tmp_path / kind.__name__
+        options = {"push_to_hub": True, "hub_strategy": strategy}
+        trainer(kind, build(), folder, **options).train()
+        uploads[kind], client.uploads = client.uploads, []
+    packed = {f"{weights}.safetensors": f"{weights}.flashpack"}
+    expected = [(place, {packed.get(name, name) for name in files}) for place, files in uploads[Trainer]]
+    assert [(place, {*files}) for place, files in uploads[FlashPackTrainer]] == expected
+    steps = [2, 2, 4, 4] if strategy in ("checkpoint", "all_checkpoints") else [2, 4]
+    for step, (_, files) in zip(steps, uploads[FlashPackTrainer], strict=strategy != "end"):
+        name = f"{weights}.flashpack"
+        assert files[name] == (tmp_path / f"FlashPackTrainer/checkpoint-{step}" / name).read_bytes()
+
+
+def test_what_is_being_uploaded_does_not_change(
+    client: HubClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Job, "finished", False)
+    monkeypatch.setattr(Trainer, "_finish_current_push", lambda _: None)
+    trainer(FlashPackTrainer, bert(), tmp_path, push_to_hub=True).train()
+    ((_, files),) = client.uploads
+    first, last = (tmp_path / f"checkpoint-{step}/model.flashpack" for step in (2, 4))
+    assert (tmp_path / "model.flashpack").read_bytes() == files["model.flashpack"] == first.read_bytes()
+    assert first.read_bytes() != last.read_bytes()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..._convert.convert import convert_to_flashpack
-from ..._files.folder import weights_name
+from ..._files.folder import copy_companions, weights_name
 from ..._files.sources import files_of
 from ..._module.assign import assign_from_file
 from .._weights import find_weights, has_weights
@@ -33,13 +33,30 @@ class FlashPackTrainerMixin(_Base):
 
     The weights of checkpoints, and of `save_model`, become `model.flashpack`, those of adapters
     `adapter_model.flashpack`. `train(resume_from_checkpoint=...)` and `load_best_model_at_end` read these,
-    and safetensors where there are such. Optimizer, scheduler and random states are saved as ever.
+    and safetensors where there are such. Pushes of checkpoints upload the packed weights, too. Optimizer,
+    scheduler and random states are saved as ever.
     """
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             _pack(Path(output_dir or self.args.output_dir or "."))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._can_push():  # what is being uploaded is not to change
+            checkpoint = Path(checkpoint_folder)
+            packed = [Path(name) for name in (weights_name(), WEIGHTS) if (checkpoint / name).is_file()]
+            copy_companions(checkpoint, packed, Path(self.args.output_dir or "."))
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _can_push(self) -> bool:
+        """Whether the Trainer pushes a checkpoint now."""
+        from transformers.trainer_utils import HubStrategy
+
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return False
+        earlier = self.push_in_progress
+        return self.args.hub_always_push or earlier is None or earlier.is_done()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
