@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ def build_and_load(
     build: Callable[[FileDtypes], M],
     request: LoadRequest,
     mend: Callable[[M, dict[str, Tensor]], None] | None = None,
+    expendable: Collection[str] = (),
 ) -> tuple[M, dict[str, Any]]:
     """A model by `build`, in eval mode, with its weights; its parameters never have other memory.
 
@@ -46,11 +48,12 @@ def build_and_load(
     is left to the caller: each library has rules of its own for what it casts. Buffers that are not
     persistent keep what the module computes, as in both libraries: a file's are unexpected, not refused.
     So do, if `request.library` has `ignore_mismatched_sizes`, tensors that the file has in other shapes.
+    What the model has no place for is left out without a word where a pattern of `expendable` is in its name.
 
     Returns the model and what both libraries return for `output_loading_info=True`. Raises what
     `assign_from_file` raises, and ValueError for tensors that are left without data.
     """
-    options, tensors = request.options, request.tensors
+    tensors = request.tensors
     held = described(request.weights.footer, {}) if tensors is None else tensors
     dtypes = {name: tensor.dtype for name, tensor in held.items()}
     with BUILDING, parameters_on_meta():
@@ -59,11 +62,7 @@ def build_and_load(
         tensors = request.load() if tensors is None else dict(tensors)
         mend(model, tensors)
         held = tensors
-    computed = not_persistent(model).intersection(held)
-    unexpected = sorted(name for name in computed if not options.ignores(name))
-    mismatched = _mismatched(model, held, options) if request.library.get("ignore_mismatched_sizes") else []
-    left_out = (*unexpected, *(name for name, _, _ in mismatched))
-    options = replace(options, ignore_names=(*options.ignore_names, *left_out))
+    options, unexpected, mismatched = _leaving_out(model, held, request, expendable)
     model = _made_ready(model, lambda: build(dtypes), held, options)
     if tensors is None:
         match = assign(model, request.weights, options)
@@ -81,6 +80,27 @@ def build_and_load(
 def not_persistent(model: nn.Module) -> set[str]:
     """The names of the buffers that state dicts leave out, as the module computes them."""
     return {name for name, slot in find_slots(model).items() if not slot.persistent}
+
+
+def _leaving_out(
+    model: nn.Module, held: Mapping[str, Tensor], request: LoadRequest, expendable: Collection[str]
+) -> tuple[LoadOptions, list[str], list[tuple[str, torch.Size, torch.Size]]]:
+    """Options that leave out of a load what `build_and_load` does; the names of it that are reported as
+    unexpected, and what is as mismatched."""
+    options = request.options
+    forgiven = _forgiven(model, held, expendable)
+    options = replace(options, ignore_names=(*options.ignore_names, *forgiven))
+    computed = not_persistent(model).intersection(held)
+    unexpected = sorted(name for name in computed if not options.ignores(name))
+    mismatched = _mismatched(model, held, options) if request.library.get("ignore_mismatched_sizes") else []
+    names = (*options.ignore_names, *unexpected, *(name for name, _, _ in mismatched))
+    return replace(options, ignore_names=names), unexpected, mismatched
+
+
+def _forgiven(model: nn.Module, held: Iterable[str], expendable: Collection[str]) -> list[str]:
+    slots = find_slots(model)
+    unplaced = [name for name in held if name not in slots or not slots[name].persistent]
+    return [name for name in unplaced if any(re.search(pattern, name) for pattern in expendable)]
 
 
 def _mismatched(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_diffusers
 import tiny_pipelines
 import torch
 from diffusers import (
@@ -245,6 +246,23 @@ def test_buffers_that_are_not_persistent_are_not_loaded(
         assert_same(dict(loaded.named_buffers()), dict(expected.named_buffers()))
         assert info["unexpected_keys"] == wanted["unexpected_keys"] == ([] if ignored else ["table"])
         assert_same(load_model(Rotary, tmp_path, dtype=dtype).state_dict(), model.to(dtype).state_dict())
+
+
+@pytest.mark.parametrize("strict", [None, True, False])
+def test_names_that_the_class_does_not_expect_are_left_out(strict: bool | None, tmp_path: Path) -> None:
+    """As of a norm that is in the files of Wan's models."""
+    model = tiny_diffusers.build("WanTransformer3DModel:image")
+    state = model.state_dict() | {"blocks.0.attn2.norm_added_q.weight": torch.ones(24)}
+    save_model(model, tmp_path, state_dict=state)
+    model.save_pretrained(tmp_path)
+    save_safetensors(state, tmp_path / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    expected, wanted = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    loaded, info = load_model(type(model), tmp_path, strict=strict, output_loading_info=True)
+    assert_same(loaded.state_dict(), expected.state_dict())
+    assert info == wanted
+    save_model(model, tmp_path, state_dict=state | {"blocks.0.other": torch.ones(3)})
+    with pytest.raises(ValueError, match=r"Could not assign 1 names: \['blocks.0.other'\]"):
+        load_model(type(model), tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])

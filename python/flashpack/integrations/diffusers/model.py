@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -137,13 +136,10 @@ def load_model(
     if "quantization_config" in request.library or config.get("quantization_config") is not None:
         return _load_quantized(cls, request, kwargs)
     build = _builder(cls, config, request.dtype, kwargs)
-    model, info = build_and_load(build, request, mend=_mend_names)
+    expendable = getattr(cls, "_keys_to_ignore_on_load_unexpected", None) or ()
+    model, info = build_and_load(build, request, _mend_names, expendable)
     mismatched = [name for name, _, _ in info["mismatched_keys"]]
     _cast(model, request.dtype, [*info["missing_keys"], *mismatched])
-    ignored = getattr(cls, "_keys_to_ignore_on_load_unexpected", None) or ()
-    info["unexpected_keys"] = [
-        name for name in info["unexpected_keys"] if not any(re.search(pattern, name) for pattern in ignored)
-    ]
     model.register_to_config(_name_or_path=request.source)
     return (model, info) if request.output_loading_info else model
 
