@@ -25,8 +25,8 @@ from ._weights import fetch_weights
 REQUEST_NAMES = ("device_map", "dtype", "output_loading_info", "subfolder", "torch_dtype", "variant")
 # Meant for other formats or for choosing a class, and taken so that calls need not be rewritten.
 _WITHOUT_MEANING = (
-    *("low_cpu_mem_usage", "offload_state_dict", "trust_remote_code"),
-    *("use_flashpack", "use_safetensors", "weights_only"),
+    *("disable_mmap", "low_cpu_mem_usage", "max_memory", "offload_buffers", "offload_folder"),
+    *("offload_state_dict", "trust_remote_code", "use_flashpack", "use_safetensors", "weights_only"),
 )
 _STRICTNESS = ("strict", "strict_params", "strict_buffers")
 
@@ -160,6 +160,21 @@ def _dtype(given: Any) -> torch.dtype:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f'dtype must be a floating torch.dtype, its name, or "auto", not {given!r}')
     return dtype
+
+
+def asked(arguments: Mapping[str, Any]) -> set[str]:
+    """The names of those that ask for something: None and False do not."""
+    return {name for name, value in arguments.items() if value is not None and value is not False}
+
+
+def refuse_arguments(arguments: dict[str, Any], instead: Mapping[str, str]) -> None:
+    """Remove the arguments that `instead` names.
+
+    Raises ValueError that says what to do instead if one of them asks for something.
+    """
+    taken = {name: arguments.pop(name) for name in instead if name in arguments}
+    for name in sorted(asked(taken)):
+        raise ValueError(f"{name}={taken[name]!r} is not for a load of FlashPack files: {instead[name]}")
 
 
 def take_load_options(arguments: dict[str, Any]) -> dict[str, Any]:

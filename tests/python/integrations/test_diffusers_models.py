@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -338,6 +340,23 @@ def test_arguments_that_make_no_sense(
 def test_other_arguments_override_the_config(saved: Path) -> None:
     loaded = FlashPackUNet.from_pretrained_flashpack(saved, sample_size=64, low_cpu_mem_usage=True)
     assert loaded.config.sample_size == 64
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_arguments_of_diffusers_that_mean_nothing_here(saved: Path) -> None:
+    source = inspect.getsource(ModelMixin.from_pretrained)
+    taken = re.findall(r'kwargs\.pop\(\s*"(\w+)"', source)
+    assert {"disable_mmap", "max_memory", "parallel_config"} < {*taken}
+    expected = load_model(UNet2DModel, saved).state_dict()
+    for name in taken:
+        assert_same(load_model(UNet2DModel, saved, **{name: None}).state_dict(), expected)
+    given = {"disable_mmap": True, "max_memory": {"cpu": "1GB"}, "offload_folder": "away"}
+    assert_same(load_model(UNet2DModel, saved, **given).state_dict(), expected)
+
+
+def test_a_load_makes_no_model_of_several_ranks(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"^parallel_config=.*: enable_parallelism"):
+        load_model(UNet2DModel, saved, parallel_config={"ring_degree": 2})
 
 
 def test_class_attributes_are_defaults(saved: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -334,6 +336,18 @@ def test_a_damaged_component_is_named(component: str, packed: Path) -> None:
     flip_byte(weights, place_of(weights, name)[0])
     with pytest.raises(ChecksumError, match=str(weights)):
         FlashPackStableDiffusion.from_pretrained_flashpack(packed, verify=True)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("saved_as", ["folder", "one.flashpack"])
+def test_arguments_of_diffusers_that_ask_for_nothing(saved_as: str, tmp_path: Path) -> None:
+    made = tiny_pipelines.ddpm()
+    FlashPackDiffusionPipeline.save_pretrained_flashpack(made, tmp_path / saved_as)
+    taken = re.findall(r'kwargs\.pop\(\s*"(\w+)"', inspect.getsource(DiffusionPipeline.from_pretrained))
+    assert {"quantization_config", "disable_mmap"} < {*taken}
+    arguments = {**dict.fromkeys(taken), "mirror": None, "output_loading_info": False}
+    loaded = FlashPackDiffusionPipeline.from_pretrained_flashpack(tmp_path / saved_as, **arguments)
+    assert_same(states(loaded), states(made))
 
 
 def test_quantization_while_loading_is_refused(packed: Path) -> None:

@@ -156,6 +156,24 @@ def test_an_adapter_beside_a_model_is_applied(
         assert trained == {name: each.requires_grad for name, each in expected.named_parameters()}
 
 
+@pytest.mark.parametrize("arguments", [{"adapter_name": "own"}, {"adapter_kwargs": {"revision": "main"}}])
+def test_an_adapter_beside_a_model_is_named(arguments: dict[str, Any], beside: Path) -> None:
+    flashpack.commands.convert_to_flashpack(beside)
+    expected = BertModel.from_pretrained(beside, **arguments)
+    for loaded in (
+        load_model(BertModel, beside, **arguments),
+        AutoModel.from_pretrained_flashpack(beside, **arguments),
+    ):
+        assert loaded.active_adapters() == expected.active_adapters()
+        assert_same(loaded.state_dict(), expected.state_dict())
+
+
+def test_an_adapter_elsewhere_is_refused(beside: Path) -> None:
+    flashpack.commands.convert_to_flashpack(beside)
+    with pytest.raises(ValueError, match=r"adapter_kwargs=\{'subfolder': 'other'\}: .*load_adapter"):
+        load_model(BertModel, beside, adapter_kwargs={"subfolder": "other"})
+
+
 def test_an_adapter_beside_a_model_needs_peft(beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flashpack.commands.convert_to_flashpack(beside)
     monkeypatch.setattr("flashpack.integrations.transformers.model.is_peft_available", lambda: False)

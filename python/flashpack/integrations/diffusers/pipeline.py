@@ -21,7 +21,7 @@ from ..._files.sources import pinned, shown_path
 from ..._hub.client import HubOptions
 from ..._load.options import OPTION_NAMES
 from .._build import BUILDING
-from .._request import Unpacked, one_device, one_dtype, take_load_options
+from .._request import Unpacked, asked, one_device, one_dtype, take_load_options
 from .._saving import SaveOptions, refuse_adapters
 from ._classes import class_hints, component_class, members_of, pipeline_class, unwrapped
 from ._folder import (
@@ -199,7 +199,8 @@ def load_pipeline(
 def _class_of(cls: Any, arguments: dict[str, Any], index: Index) -> Any:
     """The pipeline's class.
 
-    Warns of `arguments` that neither its initialiser nor diffusers takes, and removes them.
+    Removes `arguments` that neither its initialiser nor diffusers takes, and warns of those that ask for
+    something.
     """
     if cls in (DiffusionPipeline, FlashPackDiffusionPipeline):
         custom = arguments.get("custom_pipeline") is not None
@@ -208,7 +209,9 @@ def _class_of(cls: Any, arguments: dict[str, Any], index: Index) -> Any:
     if cls is DiffusionPipeline or takes_any:
         return cls
     unknown = arguments.keys() - named - _LIBRARY_ARGUMENTS
-    warn_of_unused(unknown, named | _LIBRARY_ARGUMENTS | OPTION_NAMES | keywords_of(load_pipeline)[0])
+    warn_of_unused(
+        unknown & asked(arguments), named | _LIBRARY_ARGUMENTS | OPTION_NAMES | keywords_of(load_pipeline)[0]
+    )
     for name in unknown:
         del arguments[name]
     return cls

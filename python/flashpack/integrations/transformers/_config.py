@@ -13,12 +13,26 @@ from transformers import PretrainedConfig
 from ..._core.paths import StrPath
 from ..._files.folder import ADAPTER_CONFIG, CONFIG, require_config
 from ..._load.load import Device
-from .._request import LoadRequest, Unpacked
+from .._request import LoadRequest, Unpacked, refuse_arguments
 
 GENERATION_CONFIG = "generation_config.json"
 ADAPTER_WEIGHTS = "adapter_model.*"
 # Arguments of what transformers' own loader must do, as it changes how names, shapes or modules are treated.
-FOR_TRANSFORMERS = ("ignore_mismatched_sizes", "key_mapping", "quantization_config")
+FOR_TRANSFORMERS = (
+    *("allow_all_kernels", "fusion_config", "ignore_mismatched_sizes", "kernel_config", "key_mapping"),
+    *("quantization_config", "use_kernels"),
+)
+# What transformers takes and drops, and what is for its downloads alone.
+_WITHOUT_MEANING = (
+    *("_commit_hash", "_fast_init", "_from_auto", "_from_pipeline", "from_flax", "from_tf", "mirror"),
+    "tqdm_class",
+)
+_SHARDED = "flashpack.load_sharded gives each rank its part of a model"
+_INSTEAD = {
+    "gguf_file": "from_pretrained reads GGUF",
+    "state_dict": "from_pretrained(None, config=..., state_dict=...) loads one",
+    **dict.fromkeys(("device_mesh", "distributed_config", "tp_plan", "tp_size"), _SHARDED),
+}
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
 _PREFIX = "FlashPack"  # of the classes that 0.4.5 derived from others
 
@@ -26,9 +40,20 @@ _PREFIX = "FlashPack"  # of the classes that 0.4.5 derived from others
 def take_request(
     model_class: type[Any], source: StrPath | Unpacked, device: Device | None, arguments: dict[str, Any]
 ) -> LoadRequest:
-    """`LoadRequest.take` for a transformers model."""
+    """`LoadRequest.take` for a transformers model.
+
+    Raises ValueError for arguments that no load of FlashPack files can follow, too.
+    """
+    refuse_arguments(arguments, _INSTEAD)
+    for name in _WITHOUT_MEANING:
+        arguments.pop(name, None)
+    if (arguments.get("adapter_kwargs") or {}).get("subfolder"):
+        raise ValueError(
+            f"adapter_kwargs={arguments['adapter_kwargs']!r}: only the adapter beside a model is applied; "
+            "load that of another folder by flashpack.integrations.peft.load_adapter"
+        )
     beside = (CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS, "*.py")
-    library = (*FOR_TRANSFORMERS, "generation_config")
+    library = (*FOR_TRANSFORMERS, "adapter_kwargs", "adapter_name", "generation_config")
     return LoadRequest.take(model_class, source, device, arguments, beside, library)
 
 
@@ -66,6 +91,12 @@ def is_quantized(config: Any) -> bool:
     """Whether the configuration, or that of its text model, says how the weights are quantised."""
     text_config = config.get_text_config()
     return any(getattr(each, "quantization_config", None) for each in (config, text_config))
+
+
+def is_for_transformers(config: Any, request: LoadRequest) -> bool:
+    """Whether the configuration or the request asks for what transformers' own loader must do."""
+    fused = getattr(config, "fusion_config", None)
+    return bool(fused or request.library.keys() & set(FOR_TRANSFORMERS) or is_quantized(config))
 
 
 def architecture_of(cls: type[Any]) -> str:

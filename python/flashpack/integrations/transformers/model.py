@@ -28,10 +28,9 @@ from .._request import LoadRequest, Unpacked
 from ..peft import WEIGHTS, plain_adapter
 from ._config import (
     ADAPTER_WEIGHTS,
-    FOR_TRANSFORMERS,
     GENERATION_CONFIG,
     generation_settings,
-    is_quantized,
+    is_for_transformers,
     read_config,
     take_request,
 )
@@ -62,7 +61,8 @@ def load_model(
     `eos_token_id`, which that of generation gets, too; and what the class itself takes, which `model_args`
     are for, too.
 
-    An adapter in the same folder is applied, as by `from_pretrained`, if peft is installed.
+    An adapter in the same folder is applied, as by `from_pretrained`, if peft is installed, and named
+    `adapter_name`. `fusion_config`, `use_kernels` and `kernel_config` have their meaning, too.
 
     A file with just the model's names is loaded straight to the device. With others (of a head over the model
     or of its base, legacy names, unmerged experts, a quantised model) the tensors go through
@@ -90,7 +90,7 @@ def load_from(
     the generation configuration gets."""
     names: dict[str, str | None] = {}
     frozen: list[str] = []
-    if not (model_args or request.library.keys() & set(FOR_TRANSFORMERS) or is_quantized(config)):
+    if not (model_args or is_for_transformers(config, request)):
         tensors = _map_tensors(request)
         empty = _build_empty(cls, config, tensors, arguments)
         if _fits(empty, tensors, request):
@@ -112,7 +112,7 @@ def _finished(
             model.generation_config = copy.deepcopy(request.library["generation_config"])
         elif (saved := _saved_generation(request.folder, settings)) is not None:
             model.generation_config = saved
-    _apply_adapter(model, request.folder)
+    _apply_adapter(model, request)
     return (model, info) if request.output_loading_info else model
 
 
@@ -130,8 +130,9 @@ def _saved_generation(folder: Path, settings: Mapping[str, Any]) -> GenerationCo
     return None
 
 
-def _apply_adapter(model: PreTrainedModel, folder: Path) -> None:
+def _apply_adapter(model: PreTrainedModel, request: LoadRequest) -> None:
     """Load the adapter that lies beside the model, if one does, as `from_pretrained` does."""
+    folder, how = request.folder, request.library.get("adapter_kwargs", {})
     if not (folder / ADAPTER_CONFIG).is_file() or not any(folder.glob(ADAPTER_WEIGHTS)):
         return
     if not is_peft_available():
@@ -139,7 +140,7 @@ def _apply_adapter(model: PreTrainedModel, folder: Path) -> None:
         return
     packed = (folder / WEIGHTS).is_file()
     with BUILDING, plain_adapter(folder) if packed else nullcontext(os.fspath(folder)) as plain:
-        model.load_adapter(plain)
+        model.load_adapter(plain, request.library.get("adapter_name"), adapter_kwargs=how)
 
 
 def _map_tensors(request: LoadRequest) -> Mapping[str, Tensor]:
