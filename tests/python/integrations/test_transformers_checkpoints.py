@@ -16,6 +16,7 @@ from flashpack.integrations.transformers import load_model, save_model
 from helpers import assert_same, read_footer
 from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file as save_safetensors
+from tiny_architectures import config_of
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
@@ -28,6 +29,7 @@ from transformers import (
     MixtralConfig,
     MixtralForCausalLM,
     PreTrainedModel,
+    Qwen3VLMoeForConditionalGeneration,
     T5Config,
     T5EncoderModel,
 )
@@ -195,6 +197,25 @@ def test_experts_that_transformers_merges(tmp_path: Path) -> None:
     assert_same(loaded.state_dict(), model.state_dict())
     save_model(model, tmp_path / "saved")
     assert_same(load_model(MixtralForCausalLM, tmp_path / "saved").state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_experts_that_are_stored_transposed(dtype: torch.dtype | None, tmp_path: Path) -> None:
+    """Under the model's own names, as on the Hub."""
+    config = config_of("qwen3_vl_moe")
+    config.text_config.moe_intermediate_size = 12  # no square, which would tell nothing
+    model = Qwen3VLMoeForConditionalGeneration(config)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    stored = load_safetensors(file)
+    experts = {
+        name: each.transpose(1, 2).contiguous() for name, each in stored.items() if ".experts." in name
+    }
+    save_safetensors(stored | experts, file, {"format": "pt"})
+    convert_to_flashpack(tmp_path)
+    expected = type(model).from_pretrained(tmp_path, dtype=dtype)
+    assert_same(expected.state_dict(), model.to(dtype).state_dict())
+    assert_same(load_model(type(model), tmp_path, dtype=dtype).state_dict(), expected.state_dict())
 
 
 def test_converted_to_another_dtype(tmp_path: Path) -> None:

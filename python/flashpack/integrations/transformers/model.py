@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -230,12 +230,27 @@ def _fits(model: PreTrainedModel, tensors: Mapping[str, Tensor], request: LoadRe
         name not in slots or _is_other_kind(slots[name], tensor, request) for name, tensor in tensors.items()
     ):
         return False
+    if _converts(model, [name for name, each in tensors.items() if not slots[name].takes_shape(each.shape)]):
+        return False
     ranges: dict[int, tuple[object, ...]] = {}
     for name, tensor in tensors.items():
         if ranges.setdefault(id(slots[name].tensor), weight_of(tensor)) != weight_of(tensor):
             return False  # tied in the model, though two tensors in the file
     lacks = any(slot.is_parameter and id(slot.tensor) not in ranges for slot in slots.values())
     return not lacks and not _needs_cast(model, tensors, request.dtype)
+
+
+def _converts(model: PreTrainedModel, names: Collection[str]) -> bool:
+    """Whether transformers converts any of these, which the file has in other shapes than the model.
+
+    So it does with experts that are stored transposed.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    mapping = get_model_conversion_mapping(model, add_legacy=False) if names else []
+    converters = [each for each in mapping if isinstance(each, WeightConverter)]
+    return any(each.rename_source_key(name)[1] is not None for each in converters for name in names)
 
 
 def _is_other_kind(slot: Slot, tensor: Tensor, request: LoadRequest) -> bool:
