@@ -158,7 +158,7 @@ patch_transformers_auto_model()
 patch_transformers_auto_model()
 from transformers import AutoModelForMaskedLM
 assert vars(AutoModel.__mro__[-2])["from_pretrained"].__func__.__wrapped__ is untouched.__func__
-assert transformers.PreTrainedModel.from_pretrained == loads
+assert transformers.PreTrainedModel.from_pretrained.__func__.__wrapped__ is loads.__func__
 assert transformers.PreTrainedModel.save_pretrained is saves
 model = AutoModel.from_pretrained(sys.argv[1])
 assert type(model) is transformers.BertModel
@@ -175,12 +175,19 @@ for auto, expected in classes.items():
     switched = auto.from_pretrained(sys.argv[2], use_flashpack=True, strict=False)
     assert type(switched) is expected
     assert switched.get_input_embeddings().weight.equal(model.embeddings.word_embeddings.weight)
-try:
-    AutoModel.from_pretrained(sys.argv[2], use_flashpack=False)
-except OSError as error:
-    assert "model.safetensors" in str(error)
-else:
-    raise AssertionError("transformers alone has loaded a FlashPack file")
+for dtype in (None, "float16"):  # straight to the model, and through transformers' own loader
+    options = {"output_loading_info": True, "use_flashpack": True, "flashpack_kwargs": {"verify": True}}
+    direct, info = transformers.BertModel.from_pretrained(sys.argv[2], dtype=dtype, **options)
+    weight = model.embeddings.word_embeddings.weight.to(direct.dtype)
+    assert type(direct) is transformers.BertModel and info["missing_keys"] == []
+    assert direct.embeddings.word_embeddings.weight.equal(weight)
+for cls in (AutoModel, transformers.BertModel):
+    try:
+        cls.from_pretrained(sys.argv[2], use_flashpack=False)
+    except OSError as error:
+        assert "model.safetensors" in str(error)
+    else:
+        raise AssertionError("transformers alone has loaded a FlashPack file")
 print("fine")
 """
 

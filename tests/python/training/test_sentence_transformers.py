@@ -13,30 +13,40 @@ from sentence_transformers.sentence_transformer.modules import Dense, Pooling, T
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 TEXTS = ["the cat sleeps", "a train leaves"]
 WORDS = ["[PAD]", "[UNK]", *sorted({word for text in TEXTS for word in text.split()})]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+# The library loads the one by an automatic class, the other by its own.
+MODELS = {
+    "bert": lambda: BertModel(
+        BertConfig(
+            vocab_size=len(WORDS),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=24,
+        )
+    ),
+    "t5": lambda: T5EncoderModel(
+        T5Config(vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As the library saves a model of three modules."""
     made = tmp_path_factory.mktemp("sentences")
     tokenizer = Tokenizer(WordLevel({word: place for place, word in enumerate(WORDS)}, "[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
-        made / "bert"
+        made / "model"
     )
-    config = BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=24,
-    )
-    BertModel(config).save_pretrained(made / "bert")
-    modules = [Transformer(str(made / "bert")), Pooling(16), Dense(16, 5)]
+    MODELS[request.param]().save_pretrained(made / "model")
+    modules = [Transformer(str(made / "model")), Pooling(16), Dense(16, 5)]
     SentenceTransformer(modules=modules, device="cpu").save(str(made / "plain"))
     convert_to_flashpack(made / "plain", f"{made / 'packed'}/")
     return made

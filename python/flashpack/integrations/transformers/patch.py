@@ -77,7 +77,7 @@ def auto_class_named(name: str) -> Any:
 def patch_transformers_auto_model() -> None:
     """Give transformers' auto classes `from_pretrained_flashpack`, and its models that and the save.
 
-    `from_pretrained` of auto classes takes `use_flashpack=True` for the same. Ordinary loads and saves go on
+    `from_pretrained` of all of them takes `use_flashpack=True` for the same. Ordinary loads and saves go on
     as ever. Calling it again does nothing.
     """
     base: Any = transformers.AutoModel.__mro__[-2]  # what all of the auto classes derive from
@@ -87,6 +87,7 @@ def patch_transformers_auto_model() -> None:
     models.save_pretrained_flashpack = save_model
     for cls in _family(base):
         add_switch(cls, load_auto)
+    add_switch(models, load_model)
 
 
 patch_auto_factory = patch_transformers_auto_model  # 0.4.5's name
