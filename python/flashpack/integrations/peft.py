@@ -32,6 +32,7 @@ def save_adapter(
     folder: StrPath,
     adapter_name: str = "default",
     *,
+    is_main_process: bool = True,
     checksum: str | None = None,
     compress: str | None = None,
     **options: Any,
@@ -39,13 +40,17 @@ def save_adapter(
     """Write one adapter of `model` to a folder, which is made unless it exists.
 
     `checksum` and `compress` as in `pack_to_file`; `options` are those of PEFT's `save_pretrained`. The names
-    in the file have no adapter's name in them, so that it loads under any.
+    in the file have no adapter's name in them, so that it loads under any. Processes other than the main one
+    write nothing, and take part in what PEFT gathers.
 
     Raises ValueError for an adapter that the model does not have, and what the two libraries raise.
     """
-    target = folder_to_save(folder)
+    target = folder_to_save(folder) if is_main_process else None
     with TemporaryDirectory(prefix="flashpack-") as scratch:
-        model.save_pretrained(scratch, selected_adapters=[adapter_name], **options)
+        selected = [adapter_name]
+        model.save_pretrained(scratch, selected_adapters=selected, is_main_process=is_main_process, **options)
+        if target is None:
+            return
         plain = Path(scratch) if adapter_name == "default" else Path(scratch, adapter_name)
         if not (plain / ADAPTER_CONFIG).is_file():  # a model without adapters is saved whole
             raise ValueError(f"{type(model).__name__} has no adapter {adapter_name!r}")

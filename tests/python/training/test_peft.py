@@ -115,6 +115,15 @@ def test_a_model_without_adapters_is_not_saved_as_one(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
+def test_other_processes_than_the_main_one_write_nothing(tmp_path: Path) -> None:
+    model = adapted(CONFIGS["lora"])
+    model.save_pretrained(tmp_path / "theirs", is_main_process=False)
+    save_adapter(model, tmp_path / "ours", is_main_process=False)
+    assert not any(file.is_file() for file in tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="nobody"):
+        save_adapter(model, tmp_path / "ours", "nobody", is_main_process=False)
+
+
 def test_a_folder_without_an_adapter(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"adapter_model\.flashpack"):
         load_adapter(bert(), tmp_path)
