@@ -27,6 +27,8 @@ __all__ = ["disk_offload", "load_checkpoint_and_dispatch", "load_checkpoint_in_m
 M = TypeVar("M", bound=nn.Module)
 
 _OFFLOADED = ("cpu", "disk")
+# What accelerate's functions take for folders and copies that are not made here, and for one reader of many.
+_WITHOUT_MEANING = ("broadcast_from_rank0", "full_state_dict", "offload_folder", "offload_state_dict")
 
 
 def disk_offload(
@@ -55,7 +57,7 @@ def disk_offload(
 def load_checkpoint_and_dispatch(
     model: M,
     path: StrPath,
-    device_map: str | Mapping[str, Device] = "auto",
+    device_map: str | Mapping[str, Device] | None = "auto",
     *,
     max_memory: dict[int | str, int | str] | None = None,
     no_split_module_classes: list[str] | None = None,
@@ -64,14 +66,19 @@ def load_checkpoint_and_dispatch(
     """Spread `model` over devices by `device_map`, as accelerate's function of this name does.
 
     Modules on devices are loaded there directly; those on "cpu" and "disk" stay in the file, mapped. The
-    model may be on the meta device. `options` are those of `assign_from_file` (`verify=True` verifies what
-    stays in the file, too), and `offload_buffers`, `skip_keys`, `preload_module_classes` and `force_hooks` of
-    accelerate's function.
+    model may be on the meta device. Without a map (None) this is `load_checkpoint_in_model`. `options` are
+    those of `assign_from_file` (`verify=True` verifies what stays in the file, too), and `offload_buffers`,
+    `skip_keys`, `preload_module_classes` and `force_hooks` of accelerate's function, whose others have no
+    effect.
 
     Raises ValueError for a map that does not cover the model and for a URL, and what `assign_from_file`
     raises.
     """
     hooks = _taken(options, ("offload_buffers", "skip_keys", "preload_module_classes", "force_hooks"))
+    if device_map is None:
+        load_checkpoint_in_model(model, path, **options)
+        return model
+    options = _meant(options)
     weights = OpenModel(text_path(path))
     chosen = _map(model, weights, options)
     if isinstance(device_map, str):
@@ -87,8 +94,11 @@ def load_checkpoint_in_model(
     """Load into `model`, on the devices of the map but without hooks, as accelerate's function of this name.
 
     Without a map each tensor stays on its device; those on the meta device go to the CPU. What the map says
-    is on "cpu" or "disk" is mapped. `options` are those of `assign_from_file`, and what it raises is raised.
+    is on "cpu" or "disk" is mapped. `options` are those of `assign_from_file`, and what it raises is raised;
+    those of accelerate's function for other folders and processes have no effect.
     """
+    options = _meant(options)
+    options.pop("offload_buffers", None)
     if device_map is None:
         assign_from_file(model, path, **options)
         return
@@ -106,6 +116,14 @@ def _spread(
     devices = {name: _place_of(name, places) for name in find_slots(model)}
     assign_to(model, weights, devices, replace(options, device="cpu", eager=False))
     return places
+
+
+def _meant(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The `options` without those that mean nothing here, and without a dtype that is None."""
+    asks = {name: value for name, value in options.items() if name not in _WITHOUT_MEANING}
+    if asks.get("dtype", "") is None:
+        del asks["dtype"]
+    return asks
 
 
 def _taken(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

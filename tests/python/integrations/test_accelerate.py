@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from flashpack.integrations.accelerate import (
     load_checkpoint_in_model,
 )
 from helpers import MIB, assert_same, flip_byte
+from safetensors.torch import save_file as save_safetensors
 from torch import Tensor, nn
 
 WIDTH = 1024
@@ -100,6 +102,45 @@ def test_accelerates_own_device_map_of_one_device(tower: Tower, path: Path) -> N
     flashpack.assign_from_file(model, path, device="cpu")
     model = accelerate.dispatch_model(model, {"": "cpu"})
     assert_same(model.state_dict(), tower.state_dict())
+
+
+DISPATCH = (load_checkpoint_and_dispatch, accelerate.load_checkpoint_and_dispatch)
+IN_MODEL = (load_checkpoint_in_model, accelerate.load_checkpoint_in_model)
+SPREAD = {"0": "cpu", "1": "disk"}
+
+
+@pytest.mark.parametrize(
+    ("functions", "device_map"),
+    [
+        (DISPATCH, None),
+        (DISPATCH, {"": "cpu"}),
+        (DISPATCH, SPREAD),
+        (IN_MODEL, None),
+        (IN_MODEL, {"": "cpu"}),
+    ],
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"offload_buffers": True},
+        {"offload_state_dict": True},
+        {"dtype": None, "strict": True},
+        {"broadcast_from_rank0": False, "full_state_dict": True},
+    ],
+    ids=" ".join,
+)
+def test_arguments_of_accelerates_functions(
+    options: dict[str, Any], functions: Any, device_map: Any, path: Path, tmp_path: Path
+) -> None:
+    source, safetensors = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), tmp_path / "model.safetensors"
+    flashpack.pack_to_file(source, path)
+    save_safetensors(source.state_dict(), safetensors, {"format": "pt"})
+    for load, file in zip(functions, (path, safetensors), strict=True):
+        with nullcontext() if device_map is None else accelerate.init_empty_weights():
+            model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        result = load(model, str(file), device_map, offload_folder=str(tmp_path / "away"), **options)
+        assert (result is model) is (functions is DISPATCH)
+        assert torch.equal(model(torch.ones(2, 3)), source(torch.ones(2, 3)))
 
 
 class Scaled(nn.Linear):
