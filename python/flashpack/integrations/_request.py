@@ -167,16 +167,6 @@ def asked(arguments: Mapping[str, Any]) -> set[str]:
     return {name for name, value in arguments.items() if value is not None and value is not False}
 
 
-def refuse_arguments(arguments: dict[str, Any], instead: Mapping[str, str]) -> None:
-    """Remove the arguments that `instead` names.
-
-    Raises ValueError that says what to do instead if one of them asks for something.
-    """
-    taken = {name: arguments.pop(name) for name in instead if name in arguments}
-    for name in sorted(asked(taken)):
-        raise ValueError(f"{name}={taken[name]!r} is not for a load of FlashPack files: {instead[name]}")
-
-
 def take_load_options(arguments: dict[str, Any]) -> dict[str, Any]:
     """Remove the options of `assign_from_file` from `arguments`, and return them."""
     return {name: arguments.pop(name) for name in [*arguments] if name in OPTION_NAMES}

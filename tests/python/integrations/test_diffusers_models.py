@@ -354,11 +354,6 @@ def test_arguments_of_diffusers_that_mean_nothing_here(saved: Path) -> None:
     assert_same(load_model(UNet2DModel, saved, **given).state_dict(), expected)
 
 
-def test_a_load_makes_no_model_of_several_ranks(saved: Path) -> None:
-    with pytest.raises(ValueError, match=r"^parallel_config=.*: enable_parallelism"):
-        load_model(UNet2DModel, saved, parallel_config={"ring_degree": 2})
-
-
 def test_class_attributes_are_defaults(saved: Path) -> None:
     class Forgetful(FlashPackUNet):
         flashpack_ignore_prefixes = ["conv_out."]  # noqa: RUF012

@@ -25,7 +25,7 @@ from ..._module.slots import find_slots
 from ..._save.pack import pack_to_file, whole_state_dict
 from ...mixin import FlashPackMixin
 from .._build import BUILDING, FileDtypes, as_safetensors, build_and_load
-from .._request import REQUEST_NAMES, LoadRequest, Unpacked, asked, refuse_arguments
+from .._request import REQUEST_NAMES, LoadRequest, Unpacked, asked
 from .._saving import SaveOptions, folder_to_save, refuse_adapters, written_weights
 from .._weights import find_weights, weights_patterns
 from ._classes import (
@@ -135,7 +135,6 @@ def load_model(
     config = cls.load_config(request.folder)
     if "quantization_config" in request.library or config.get("quantization_config") is not None:
         return _load_quantized(cls, request, kwargs)
-    refuse_arguments(kwargs, {"parallel_config": "enable_parallelism of the model takes it afterwards"})
     build = _builder(cls, config, request.dtype, kwargs)
     expendable = getattr(cls, "_keys_to_ignore_on_load_unexpected", None) or ()
     model, info = build_and_load(build, request, _mend_names, expendable)

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from ..._core.paths import StrPath
 from ..._files.folder import ADAPTER_CONFIG, CONFIG, require_config
 from ..._load.load import Device
-from .._request import LoadRequest, Unpacked, refuse_arguments
+from .._request import LoadRequest, Unpacked, asked
 
 GENERATION_CONFIG = "generation_config.json"
 ADAPTER_WEIGHTS = "adapter_model.*"
@@ -44,17 +44,22 @@ def take_request(
 
     Raises ValueError for arguments that no load of FlashPack files can follow, too.
     """
-    refuse_arguments(arguments, _INSTEAD)
-    for name in _WITHOUT_MEANING:
+    _refuse(arguments)
+    for name in (*_WITHOUT_MEANING, *_INSTEAD):
         arguments.pop(name, None)
+    beside = (CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS, "*.py")
+    library = (*FOR_TRANSFORMERS, "adapter_kwargs", "adapter_name", "generation_config")
+    return LoadRequest.take(model_class, source, device, arguments, beside, library)
+
+
+def _refuse(arguments: Mapping[str, Any]) -> None:
+    for name in sorted(asked(arguments) & _INSTEAD.keys()):
+        raise ValueError(f"{name}={arguments[name]!r} is not for a load of FlashPack files: {_INSTEAD[name]}")
     if (arguments.get("adapter_kwargs") or {}).get("subfolder"):
         raise ValueError(
             f"adapter_kwargs={arguments['adapter_kwargs']!r}: only the adapter beside a model is applied; "
             "load that of another folder by flashpack.integrations.peft.load_adapter"
         )
-    beside = (CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS, "*.py")
-    library = (*FOR_TRANSFORMERS, "adapter_kwargs", "adapter_name", "generation_config")
-    return LoadRequest.take(model_class, source, device, arguments, beside, library)
 
 
 def read_config(
