@@ -209,7 +209,7 @@ clean: ## remove what was built (and keep the tools in $(VENV))
 	rm -rf target dist python/*.egg-info python/flashpack/_lib/*.so $(VENV)/.built
 
 $(TOOLS)/cargo-%:
-	cargo install --quiet --locked --root target/tools --version $(lastword $(subst -, ,$*)) cargo-$(firstword $(subst -, ,$*))
+	cargo install --quiet --locked --debug --root target/tools --version $(lastword $(subst -, ,$*)) cargo-$(firstword $(subst -, ,$*))
 	mv $(TOOLS)/cargo-$(firstword $(subst -, ,$*)) $@ && ln -sf $(@F) $(TOOLS)/cargo-$(firstword $(subst -, ,$*))
 
 $(VENV)/.tools: pyproject.toml

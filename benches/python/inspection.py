@@ -26,7 +26,7 @@ import flashpack
 import limits
 import safetensors.torch
 import torch
-from measure import make_hot
+from measure import make_hot, ready_memory
 
 _FIRST_SCREEN, _ALL = "head -n 50", "cat"  # pagers
 _NAMES = "import safetensors, sys; len(safetensors.safe_open(sys.argv[1], 'numpy').keys())"
@@ -42,12 +42,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        for title, contenders in (
-            (f"ls of {arguments.tensors} tensors", listings(Path(folder), arguments.tensors)),
-            (f"diff of two files of {arguments.mb} MB", comparisons(Path(folder), arguments.mb)),
+        size = arguments.mb * 10**6
+        for title, contenders, memory in (
+            (f"ls of {arguments.tensors} tensors", listings(Path(folder), arguments.tensors), 0),
+            (f"diff of two files of {arguments.mb} MB", comparisons(Path(folder), size), 2 * size),
         ):
             print(f"{title}; {arguments.rounds} rounds")
-            for name, times in measure(contenders, arguments.rounds).items():
+            for name, times in measure(contenders, arguments.rounds, memory).items():
                 median, fastest, slowest = statistics.median(times), min(times), max(times)
                 print(f"  {name:36} median {median:.3f} s ({fastest:.3f}-{slowest:.3f})")
 
@@ -70,9 +71,9 @@ def listings(folder: Path, count: int) -> Contenders:
     }
 
 
-def comparisons(folder: Path, megabytes: int) -> Contenders:
-    """`diff` of two files that differ in all values, and of one with its copy."""
-    tensors, elements = 20, megabytes * 10**6 // 2 // 20
+def comparisons(folder: Path, size: int) -> Contenders:
+    """`diff` of two files of `size` bytes that differ in all values, and of one with its copy."""
+    tensors, elements = 20, size // 2 // 20
     paths = {name: folder / f"{name}.flashpack" for name in ("one", "same", "other")}
     for name, factor in (("one", 1), ("same", 1), ("other", 2)):
         generator = torch.Generator().manual_seed(7)
@@ -149,10 +150,13 @@ def read_both(one: Path, other: Path) -> None:
             os.close(file)
 
 
-def measure(contenders: Contenders, rounds: int) -> dict[str, list[float]]:
+def measure(contenders: Contenders, rounds: int, memory: int) -> dict[str, list[float]]:
+    """Seconds of every round; before each run, `memory` bytes are made ready."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
+            if memory:
+                ready_memory(memory)
             started = time.perf_counter()
             contender()
             seconds[name].append(time.perf_counter() - started)
