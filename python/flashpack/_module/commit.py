@@ -95,9 +95,8 @@ def _prepare(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor], slots: I
     first_of = {key: next(iter(tied.values())).tensor for key, tied in showing.items()}
     clusters = overlapping({key: tensor for key, tensor in first_of.items() if has_memory(tensor)})
     in_part = set(itertools.chain.from_iterable(clusters))
-    # Of the names of a tensor, or of several that show the same memory, the last wins.
-    targets = {shown_memory(slot.tensor): (slot, tensors[name]) for name, slot in paired.items()}
-    for key, (slot, value) in targets.items():
+    for key, name in _last_names(paired).items():
+        slot, value = paired[name], tensors[name]
         old = slot.tensor
         if is_dtensor(old):  # of which `value` is this rank's part
             if old.is_meta:
@@ -109,6 +108,16 @@ def _prepare(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor], slots: I
         else:
             _give(showing[key].values(), value, shared, changes)
     return changes
+
+
+def _last_names(paired: Mapping[str, Slot]) -> dict[Hashable, str]:
+    """The last name of each memory, which wins, in the order of these names."""
+    names: dict[Hashable, str] = {}
+    for name, slot in paired.items():
+        key = shown_memory(slot.tensor)
+        names.pop(key, None)
+        names[key] = name
+    return names
 
 
 def _give(slots: Collection[Slot], value: Tensor, shared: _SharedRanges, changes: _Changes) -> None:

@@ -86,12 +86,12 @@ def _overwritten(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor]) -> I
     """What is wrong with records of tensors that share a part of their memory, and are not the same there."""
     live = {name: slot.tensor for name, slot in paired.items() if has_memory(slot.tensor)}
     whole = {shown_memory(tensor): name for name, tensor in live.items()}
-    for names in overlapping({name: live[name] for name in whole.values()}):
-        cluster = {name: live[name] for name in names}
+    for names in map(set, overlapping({name: live[name] for name in whole.values()})):
+        cluster = {name: tensor for name, tensor in live.items() if name in names}
         if all(map(is_injective, cluster.values())) and (lost := overwritten(cluster, tensors)):
             yield (
-                f"the tensors {listed(names)} of the model share a part of their memory, but the file has "
-                f"different values there, which would overwrite some of {listed(lost)}"
+                f"the tensors {listed([*cluster])} of the model share a part of their memory, but the file "
+                f"has different values there, which would overwrite some of {listed(lost)}"
             )
 
 

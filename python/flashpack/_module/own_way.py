@@ -214,6 +214,7 @@ def _take_back(slots: Mapping[str, Slot]) -> dict[str, Tensor]:
         now = (slot.module._parameters if slot.is_parameter else slot.module._buffers).get(slot.attribute)
         if now is not None:
             held[name] = now
+    for slot in slots.values():  # not before: a module may have several names
         slot.put(slot.tensor)
     return held
 

@@ -160,6 +160,21 @@ def test_records_that_differ_where_memory_is_shared_in_part(
     assert_the_same_by_every_write(model, expected)
 
 
+def test_the_last_name_of_a_memory_is_written_last(tmp_path: Path) -> None:
+    def share(model: Model) -> None:
+        part(model)
+        model.third = nn.Parameter(model.embed.data)
+
+    state = {name: torch.rand_like(tensor) for name, tensor in Model(share).state_dict().items()}
+    flashpack.save_file(state, tmp_path / "m.flashpack")
+    model, expected = Model(share), Model(share)
+    expected.load_state_dict(state)
+    with pytest.warns(UserWarning, match="the last one is taken"):
+        assign_from_file(model, tmp_path / "m.flashpack", strict=False)
+    assert torch.equal(model.embed, state["third"])
+    assert_the_same_by_every_write(model, expected)
+
+
 @pytest.mark.parametrize("share", WHOLE)
 def test_one_memory_takes_the_dtype_of_the_file(share: Callable[[Model], None], tmp_path: Path) -> None:
     state = {name: tensor.bfloat16() for name, tensor in Model(share).state_dict().items()}
