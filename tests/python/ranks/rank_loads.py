@@ -127,6 +127,10 @@ def build(path: str) -> int:
     return model.layer.in_features
 
 
+# Errors outlive their loads, as those that a notebook shows do; no other rank is to wait for that.
+KEPT: list[Exception] = []
+
+
 def fails(path: str, how: str, sharded: bool) -> dict[str, Any]:
     """The error that this rank got, and after how many seconds.
 
@@ -145,6 +149,7 @@ def fails(path: str, how: str, sharded: bool) -> dict[str, Any]:
     try:
         flashpack.read_flashpack_file_distributed(path, "cpu", sharded=sharded)
     except Exception as error:  # noqa: BLE001 (whatever it is, the test looks at it)
+        KEPT.append(error)
         if how == "stopped":
             os.kill(next(filter(None, pids)), signal.SIGKILL)
         return {"type": type(error).__name__, "text": str(error), "seconds": time.monotonic() - began}
