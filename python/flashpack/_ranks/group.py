@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -87,23 +89,30 @@ class Ranks:
     """All ranks, for one load. Every method is called by all of them, in the same order.
 
     Messages go over a gloo group of their own, which ends with the load: when a rank is lost or gives up, its
-    connections close, and whoever waits for it gets an error at once. A rank that only stands still is waited
-    for as long as in the user's own group.
+    connections close, and whoever waits for it gets an error at once. Broadcasts have another one, as a rank
+    cannot leave a group while some are under way, which may wait for a rank that waits for this one. A rank
+    that only stands still is waited for as long as in the user's own group.
     """
 
     def __init__(self, path: str) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         self._path = path
-        self._group: Any = dist.new_group(backend="gloo", timeout=_timeout())
+        self._messages: Any = dist.new_group(backend="gloo", timeout=_timeout())
+        self._data: Any = dist.new_group(backend="gloo", timeout=_timeout())
 
     def __enter__(self) -> Ranks:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        group, self._group = self._group, None
-        with suppress(RuntimeError, ValueError):
-            dist.destroy_process_group(group)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for group in (self._messages, self._data):
+            with suppress(RuntimeError, ValueError):
+                dist.destroy_process_group(group)
+        data = [self._data]
+        del group, self._messages, self._data
+        if kind is not None:
+            # The last reference to a group is its end, which may take until its last broadcast times out.
+            threading.Thread(target=data.clear, name="flashpack-leaves-group", daemon=True).start()
 
     def gather(self, work: Callable[[], T]) -> list[T]:
         """What `work` returns on each rank. Raises on all of them what it raises on one."""
@@ -129,7 +138,7 @@ class Ranks:
         """Begin to send `data` of rank `src` to all others."""
         # For CUDA tensors the user's own group, if that is of a better kind: gloo copies through the host.
         own = data.is_cpu or dist.get_backend() == "gloo"
-        work = dist.broadcast(data, src, group=self._group if own else None, async_op=True)
+        work = dist.broadcast(data, src, group=self._data if own else None, async_op=True)
         assert work is not None  # every rank is in the group
         return work
 
@@ -143,12 +152,13 @@ class Ranks:
     def _exchange(self, mine: Any) -> list[Any]:
         outcomes: list[Any] = [None] * self.size
         try:
-            dist.all_gather_object(outcomes, mine, group=self._group)
+            dist.all_gather_object(outcomes, mine, group=self._messages)
         except RuntimeError as error:
             raise self._lost(error) from error
         return outcomes
 
     def _lost(self, error: RuntimeError) -> RuntimeError:
+        traceback.clear_frames(error.__traceback__)  # those of torch hold the group for as long as the error
         return RuntimeError(f"{self._path}: another rank was lost while the file was loaded: {error}")
 
 

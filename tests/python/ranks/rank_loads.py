@@ -156,6 +156,23 @@ def fails(path: str, how: str, sharded: bool) -> dict[str, Any]:
     return {"type": "none"}
 
 
+def gives_up(path: str) -> dict[str, Any]:
+    """The error of each rank, and after how many seconds, when the first gives up while it waits for data."""
+    began = time.monotonic()
+    try:
+        with Ranks(path) as ranks:
+            if ranks.rank == 0:
+                ranks.broadcast(torch.zeros(1 << 20, dtype=torch.uint8), 1)  # which that rank never sends
+                raise ValueError("gives up")
+            ranks.agree(lambda: None)
+    except (RuntimeError, ValueError) as error:
+        KEPT.append(error)
+        seconds = time.monotonic() - began
+        dist.barrier()  # as an end of a process closes its connections
+        return {"type": type(error).__name__, "text": str(error), "seconds": seconds}
+    return {"type": "none"}
+
+
 def load_while_replaced(path: str, sharded: bool) -> None:
     """Load what was there when the load began, although another file takes its place on one rank's turn."""
     if dist.get_rank() == 0:
@@ -200,7 +217,7 @@ def memory_in_use() -> int:
 
 def stands_still(path: str) -> dict[str, Any]:
     """`fails` in a group whose user does not want to wait for long."""
-    start_again(path, timeout=timedelta(seconds=5))
+    start_again(path, timeout=timedelta(seconds=12))
     return fails(path, "stopped", sharded=True)
 
 

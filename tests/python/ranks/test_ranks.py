@@ -150,6 +150,13 @@ def test_a_rank_that_is_killed_leaves_none_waiting(sharded: bool, packed: Path) 
         assert result["seconds"] < ranks.GROUP_SECONDS / 2, "long before the group's own timeout"
 
 
+def test_a_rank_that_gives_up_while_it_waits_for_data_leaves_none_waiting(copies: Path) -> None:
+    first, *others = ranks.run(loads.gives_up, 3, str(copies))
+    assert (first["type"], first["text"]) == ("ValueError", "gives up")
+    assert all("another rank was lost" in result["text"] for result in others), others
+    assert all(result["seconds"] < ranks.GROUP_SECONDS / 2 for result in (first, *others)), (first, others)
+
+
 def test_a_rank_that_stands_still_is_waited_for_as_long_as_the_user_says(copies: Path) -> None:
     results = ranks.run(loads.stands_still, 4, str(copies), **SHARD_BYTES)
     assert results.pop() == ranks.LOST
