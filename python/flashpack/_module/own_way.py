@@ -363,7 +363,7 @@ def _has_own(module: nn.Module) -> bool:
 
 
 def _loads_whole(model: nn.Module) -> bool:
-    """Whether the model has a `load_state_dict` of its own. torch calls those of no module within it."""
+    """Whether the model overrides `load_state_dict`. torch does not call that of a submodule."""
     own = getattr(type(model), "load_state_dict", None)
     return "load_state_dict" in vars(model) or own is not nn.Module.load_state_dict
 

@@ -89,9 +89,9 @@ class Ranks:
     """All ranks, for one load. Every method is called by all of them, in the same order.
 
     Messages go over a gloo group of their own, which ends with the load: when a rank is lost or gives up, its
-    connections close, and whoever waits for it gets an error at once. Broadcasts have another one, as a rank
-    cannot leave a group while some are under way, which may wait for a rank that waits for this one. A rank
-    that only stands still is waited for as long as in the user's own group.
+    connections close, and whoever waits for it gets an error at once. Broadcasts use a second group: a rank
+    cannot leave a group before its pending broadcasts end, and these may need a rank that waits for a message
+    of this one. A rank that only stands still is waited for as long as in the user's own group.
     """
 
     def __init__(self, path: str) -> None:
@@ -111,7 +111,7 @@ class Ranks:
         data = [self._data]
         del group, self._messages, self._data
         if kind is not None:
-            # The last reference to a group is its end, which may take until its last broadcast times out.
+            # Dropping the last reference blocks until the pending broadcasts fail or time out.
             threading.Thread(target=data.clear, name="flashpack-leaves-group", daemon=True).start()
 
     def gather(self, work: Callable[[], T]) -> list[T]:
@@ -158,7 +158,7 @@ class Ranks:
         return outcomes
 
     def _lost(self, error: RuntimeError) -> RuntimeError:
-        traceback.clear_frames(error.__traceback__)  # those of torch hold the group for as long as the error
+        traceback.clear_frames(error.__traceback__)  # torch's frames keep the group alive with the error
         return RuntimeError(f"{self._path}: another rank was lost while the file was loaded: {error}")
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from random_modules import Builder
 from torch import Tensor, nn
 
-# On a machine of any speed. The same modules each time: if the records of one memory differ, and a module of
-# several names holds it, another record than torch's may be the last.
+# On a machine of any speed. Derandomized: where tied records differ and their module has several names,
+# another record than torch's may win.
 PROPERTY = settings(
     deadline=None, max_examples=300, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
