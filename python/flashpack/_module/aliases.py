@@ -15,7 +15,7 @@ Key = TypeVar("Key")
 
 
 def overlapping(tensors: Mapping[Key, Tensor]) -> Iterator[list[Key]]:
-    """The keys of tensors that lie across one another, of which some two have a byte in common."""
+    """Yields the keys of each group of tensors whose memory overlaps."""
     spans = [
         (tensor.data_ptr(), tensor.data_ptr() + _extent(tensor), key)
         for key, tensor in tensors.items()
@@ -35,7 +35,7 @@ def overlapping(tensors: Mapping[Key, Tensor]) -> Iterator[list[Key]]:
 
 
 def overwritten(tensors: Mapping[Key, Tensor], values: Mapping[Key, Tensor]) -> list[Key]:
-    """The keys of tensors, of one cluster, that would not show their values once all are written in turn."""
+    """The keys of the tensors in one overlapping group that lose values when all are written in order."""
     start = min(map(Tensor.data_ptr, tensors.values()))
     end = max(tensor.data_ptr() + _extent(tensor) for tensor in tensors.values())
     memory = torch.empty(end - start, dtype=torch.uint8)
@@ -47,7 +47,7 @@ def overwritten(tensors: Mapping[Key, Tensor], values: Mapping[Key, Tensor]) -> 
 
 
 def share_storage(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Whether a tensor of `some` has its memory from a storage that one of the `others` lies in, too."""
+    """Whether a tensor in `some` and one in `others` lie in the same storage."""
     storages = [tensor.untyped_storage() for tensor in some if has_memory(tensor)]
     starts = sorted(map(Tensor.data_ptr, others)) if storages else []
     for storage in storages:

@@ -171,7 +171,7 @@ class _Load:
         if self.options.in_place:
             call_post_hooks(children_first(self.model), match.incompatible)
             return match
-        commit_to(self.model, match, tensors, self.slots.values(), self.held)
+        commit_to(self.model, self.weights.shown, match, tensors, self.slots.values(), self.held)
         _retain(self.model, retained, self.weights.footer)
         if not self.options.silent:
             _report(match, tensors, self.weights)
@@ -288,7 +288,7 @@ def _assign_together(model: nn.Module, path: ModelPath, device: torch.device, op
                 raise ValueError(f"{shown}: the ranks load different tensors from it, or to different dtypes")
             tensors = load_cast(file.load, file.footer, dtypes, options.shown)
         ranks.agree(lambda: check_ties(shown, match.slots, tensors, options))
-        ranks.agree(lambda: commit_to(model, match, tensors, slots.values(), held))
+        ranks.agree(lambda: commit_to(model, shown, match, tensors, slots.values(), held))
     _retain(model, retained, file.footer)
     if not options.silent and ranks.rank == 0:
         _report(match, tensors, file)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._core import ops
-from .._core.names import quoted
+from .._core.names import clipped, quoted
 from .._core.tensors import bump_versions, has_memory, is_uninitialized, rebuild, shown_memory, swapped
 from .aliases import is_injective, overlapping
 from .devices import Held, refresh_groups
@@ -34,12 +34,13 @@ class _Changes:
 
 def commit_to(
     model: nn.Module,
+    path: str,
     match: Match,
     tensors: Mapping[str, Tensor],
     slots: Collection[Slot],
     held: Mapping[str, Held],
 ) -> None:
-    """Put `tensors` in their paired places, and let the model's modules and hooks know.
+    """Put `tensors`, loaded from `path`, in their paired places, and call the model's hooks.
 
     `slots` are all of the model's, so that ties follow along. Those of the names in `held` go where the
     model's weights wait. Raises ValueError, with nothing changed, for a tensor that shares a part of its
@@ -48,7 +49,7 @@ def commit_to(
     # Clones and parameters made in inference mode could never be trained.
     with torch.inference_mode(False), torch.no_grad():
         paired = {name: slot for name, slot in match.slots.items() if name not in held}
-        changes = _prepare(paired, tensors, slots)
+        changes = _prepare(path, paired, tensors, slots)
     for memory, value in changes.filled:
         with torch.inference_mode(memory.is_inference()), torch.no_grad():
             memory.copy_(value)
@@ -86,7 +87,9 @@ def _turned_into(old: Tensor, heir: Tensor) -> bool:
     )
 
 
-def _prepare(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor], slots: Iterable[Slot]) -> _Changes:
+def _prepare(
+    path: str, paired: Mapping[str, Slot], tensors: Mapping[str, Tensor], slots: Iterable[Slot]
+) -> _Changes:
     changes = _Changes()
     shared = _SharedRanges()
     showing: dict[Hashable, dict[int, Slot]] = {}  # by memory, the tensors that show it, each once
@@ -104,7 +107,7 @@ def _prepare(paired: Mapping[str, Slot], tensors: Mapping[str, Tensor], slots: I
             else:  # FSDP keeps views of the memory
                 changes.filled.append((local_of(old), value))
         elif key in in_part:
-            changes.filled.append((old, _fillable(slot, value)))
+            changes.filled.append((old, _fillable(path, slot, value)))
         else:
             _give(showing[key].values(), value, shared, changes)
     return changes
@@ -139,15 +142,18 @@ def _give(slots: Collection[Slot], value: Tensor, shared: _SharedRanges, changes
             )
 
 
-def _fillable(slot: Slot, value: Tensor) -> Tensor:
-    """`value`, which is copied to memory that other tensors show in part."""
-    old = slot.tensor
+def _fillable(path: str, slot: Slot, value: Tensor) -> Tensor:
+    """`value`, which is copied into memory that other tensors share in part."""
+    old, what = slot.tensor, f"Error while assigning from {clipped(path)}: record {quoted(slot.name)}"
     if not is_injective(old):
-        raise ValueError(f"{quoted(slot.name)} cannot be filled: its elements share memory with each other")
+        raise ValueError(
+            f"{what} cannot be assigned: elements of the model's tensor share memory; clone the tensor first"
+        )
     if (value.dtype, value.device) != (old.dtype, old.device):
         raise ValueError(
-            f"{quoted(slot.name)} shares a part of its memory with another tensor of the model, so it cannot "
-            f'become {value.dtype} on {value.device}: load with dtype="model", and to {old.device}'
+            f"{what} is {value.dtype} on {value.device}, but the model's tensor, which shares a part of its "
+            f"memory with another one, is {old.dtype} on {old.device}: load with "
+            f'dtype="model" to {old.device}'
         )
     return value
 

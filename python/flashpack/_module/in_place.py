@@ -69,7 +69,6 @@ def _targets(
         reason = _refusal(slot.tensor, dtypes[name], device)
         if reason is not None:
             raise ValueError(f"{shown}: in_place=True cannot fill {quoted(name)}: {reason}")
-    check_ties(shown, match.slots, mapped, options)
     last = {shown_memory(slot.tensor): name for name, slot in match.slots.items()}
     targets = {name: match.slots[name].tensor.detach() for name in last.values()}
     if names := next(overlapping(targets), None):
@@ -77,6 +76,7 @@ def _targets(
             f"{shown}: in_place=True cannot fill {listed(names)}: they share memory in part, so that one "
             "would overwrite the other"
         )
+    check_ties(shown, match.slots, mapped, options)
     return targets
 
 

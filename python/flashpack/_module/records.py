@@ -31,7 +31,7 @@ def assign_records(
         match = match_tensors(wanted, slots, options, path)
         check_ties(path, match.slots, wanted, options)
         tensors = cast(wanted, dtypes_of(match.slots, wanted, options))
-    commit_to(model, match, tensors, slots.values(), {})
+    commit_to(model, path, match, tensors, slots.values(), {})
     return match
 
 

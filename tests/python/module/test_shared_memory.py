@@ -199,7 +199,7 @@ def test_a_part_of_a_memory_cannot_change_its_dtype(share: Callable[[Model], Non
     before = {name: tensor.clone() for name, tensor in every_tensor(model).items()}
     with pytest.raises(
         ValueError,
-        match=r"'embed' shares a part of its memory .* become torch.bfloat16 on cpu",
+        match=r"m\.flashpack.*'embed' is torch.bfloat16 on cpu, .* shares a part",
     ):
         assign_from_file(model, tmp_path / "m.flashpack")
     assert all(torch.equal(tensor, before[name]) for name, tensor in every_tensor(model).items())
@@ -207,6 +207,23 @@ def test_a_part_of_a_memory_cannot_change_its_dtype(share: Callable[[Model], Non
     expected.load_state_dict(state)
     assign_from_file(model, tmp_path / "m.flashpack", dtype="model")
     assert_the_same_by_every_write(model, expected)
+
+
+def test_an_expanded_part_of_a_memory_is_refused_as_by_torch(tmp_path: Path) -> None:
+    def share(model: Model) -> None:
+        model.register_buffer("cache", model.embed.data[0].expand(5, 4))
+
+    state = {name: tensor.clone() for name, tensor in Model(share).state_dict().items()}
+    flashpack.save_file(state, tmp_path / "m.flashpack")
+    with pytest.raises(RuntimeError, match="single memory location"):
+        Model(share).load_state_dict(state)
+    model = Model(share)
+    before = {name: tensor.clone() for name, tensor in every_tensor(model).items()}
+    with pytest.raises(
+        ValueError, match=r"m\.flashpack.*'cache' cannot be assigned: .* clone the tensor first"
+    ):
+        assign_from_file(model, tmp_path / "m.flashpack")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in every_tensor(model).items())
 
 
 def test_tensors_beside_each_other_in_one_storage_get_memory_of_their_own(tmp_path: Path) -> None:
